@@ -1,0 +1,19 @@
+"""Curvature: Lanczos, both ends of the spectrum, density, trace, and the verdict on convexity."""
+
+from convexlab.curvature.density import SpectralDensity, spectral_density
+from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
+from convexlab.curvature.lanczos import Lanczos
+from convexlab.curvature.trace import TraceEstimate, trace
+from convexlab.curvature.verdict import Verdict, convexity_verdict
+
+__all__ = [
+    "ExtremeEigenvalues",
+    "Lanczos",
+    "SpectralDensity",
+    "TraceEstimate",
+    "Verdict",
+    "convexity_verdict",
+    "extreme_eigenvalues",
+    "spectral_density",
+    "trace",
+]

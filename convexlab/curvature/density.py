@@ -1,0 +1,105 @@
+"""Spectral density by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, doi 10.1137/16M1104974, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.errors import MisuseError
+from convexlab.operators import MatrixVectorProduct
+
+__all__ = ["SpectralDensity", "density_of", "spectral_density"]
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A discrete estimate of the density of eigenvalues, from several random probes."""
+
+    nodes: Tensor
+    """(probes, steps) Ritz values, float64, on the CPU."""
+    weights: Tensor
+    """(probes, steps) squares of the first components of T's eigenvectors, over the number of probes; sum 1."""
+    size: int
+    """n, the number of eigenvalues."""
+    zero_width: float
+    """Half the width of the interval around 0 in which rounding leaves the sign of an eigenvalue open."""
+
+    @property
+    def negative_mass(self) -> float:
+        """Estimated fraction of the eigenvalues below -``zero_width``."""
+        return float(self.weights[self.nodes < -self.zero_width].sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `negative_mass` over the probes; NaN with a single one."""
+        masses = (self.weights * (self.nodes < -self.zero_width)).sum(dim=1) * len(self.nodes)
+        return standard_error(masses)
+
+    def moment(self, power: int) -> tuple[float, float]:
+        """Return the estimate of trace(A^power) and its standard error over the probes (NaN with a single one)."""
+        moments = self.size * len(self.nodes) * (self.weights * self.nodes**power).sum(dim=1)
+        return float(moments.mean()), standard_error(moments)
+
+    def density(self, grid: Tensor, width: float | None = None) -> Tensor:
+        """Return the density at ``grid`` (m,), every node widened to a Gaussian.
+
+        Args:
+            grid: points on the eigenvalue axis.
+            width: the Gaussian's standard deviation; None is 1/100 of the nodes' range.
+        """
+        if width is None:
+            width = float(self.nodes.max() - self.nodes.min()) / 100 or 1.0
+        if not width > 0:
+            raise MisuseError(f"expected a positive width, got {width!r}.")
+        points = grid.to(device="cpu", dtype=torch.float64)
+        scaled = (points[:, None] - self.nodes.reshape(1, -1)) / width
+        bells = torch.exp(-0.5 * scaled**2) / (width * math.sqrt(2 * math.pi))
+        return bells @ self.weights.reshape(-1)
+
+
+def spectral_density(
+    operator: MatrixVectorProduct, *, probes: int = 8, steps: int = 64, seed: int = 0
+) -> SpectralDensity:
+    """Estimate the spectral density of a symmetric operator by ``probes`` Krylov runs of ``steps`` products each.
+
+    Raises:
+        MisuseError: fewer than one probe or step.
+    """
+    if probes < 1 or steps < 1:
+        raise MisuseError(f"expected at least one probe and one step, got probes={probes!r} and steps={steps!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    processes = []
+    for _ in range(probes):
+        process = Lanczos(operator, random_unit_vector(operator, generator), steps)
+        process.extend(steps)
+        processes.append(process)
+    return density_of(processes)
+
+
+def density_of(processes: Sequence[Lanczos]) -> SpectralDensity:
+    """Return the density seen by Krylov runs from independent random starts, each of any number of steps."""
+    longest = max(process.steps for process in processes)
+    nodes = torch.zeros((len(processes), longest), dtype=torch.float64)
+    weights = torch.zeros_like(nodes)
+    for row, process in enumerate(processes):
+        values, vectors = process.ritz()
+        nodes[row, : process.steps] = torch.from_numpy(values)
+        # A shorter run is filled with nodes of no weight, inside the range.
+        nodes[row, process.steps :] = float(values[0])
+        weights[row, : process.steps] = torch.from_numpy(vectors[0] ** 2) / len(processes)
+    operator = processes[0].operator
+    size = operator.shape[0]
+    rounding = math.sqrt(size) * torch.finfo(operator.dtype).eps * float(nodes.abs().max())
+    return SpectralDensity(nodes=nodes, weights=weights, size=size, zero_width=rounding)
+
+
+def standard_error(samples: Tensor) -> float:
+    """Return the standard error of the mean of independent samples (m,); NaN for fewer than two."""
+    if len(samples) < 2:
+        return math.nan
+    return float(samples.std() / math.sqrt(len(samples)))

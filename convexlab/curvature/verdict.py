@@ -1,0 +1,190 @@
+"""What a Krylov run allows to be said about convexity: three outcomes, never "convex"."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convexlab.curvature.extremes import (
+    Ends,
+    ExtremeEigenvalues,
+    check_confidence,
+    ends_of,
+    extremes_of,
+    fresh_products,
+    steps_for_gap,
+)
+from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.operators import MatrixVectorProduct
+
+__all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
+
+Kind = Literal["non-convex", "no-negative-curvature", "unresolved"]
+
+# An asymmetry |uᵀHv - vᵀHu| is one draw of a difference of two rounding errors; the largest of three draws is
+# exceeded four times over by a normal error of the same variance less than once in 10,000.
+_SAFETY = 4.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome at one point, with what it rests on."""
+
+    kind: Kind
+    curvature: float
+    """vᵀHv of the unit vector v found with the least, recomputed by a fresh product."""
+    witness: Tensor | None
+    """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check it again."""
+    lower_bound: float
+    """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""
+    largest: float
+    """Largest Ritz value, the scale of ``floor``."""
+    rounding_floor: float
+    """Estimated error of a curvature in this precision; no sign is stated within it."""
+    floor: float
+    """Resolution asked for, relative to ``largest``."""
+    confidence: float
+    steps: int
+    """Dimension of the Krylov space."""
+    extremes: ExtremeEigenvalues
+    """Both ends, from the same Krylov run."""
+
+    def summary(self) -> str:
+        """Return one sentence."""
+        chance = f"{100 * self.confidence:.6g} %"
+        if self.kind == "non-convex":
+            return (
+                f"Non-convex here: a direction of curvature {self.curvature:.3g} was found (rounding error below "
+                f"{self.rounding_floor:.1g}; largest curvature {self.largest:.3g})."
+            )
+        if self.kind == "no-negative-curvature":
+            return (
+                f"No negative curvature below {self.lower_bound:.2g} with confidence {chance} over the random start "
+                f"({abs(self.lower_bound) / self.scale:.1g} of the largest curvature, {self.largest:.3g})."
+            )
+        return (
+            f"Unresolved: no direction of negative curvature was found in {self.steps} steps, but curvature down to "
+            f"{self.lower_bound:.2g} cannot be ruled out with confidence {chance} (largest {self.largest:.3g}, "
+            f"rounding error below {self.rounding_floor:.1g})."
+        )
+
+    @property
+    def scale(self) -> float:
+        """The largest absolute Ritz value; 1 for a zero Hessian."""
+        return max(abs(self.extremes.smallest), abs(self.extremes.largest)) or 1.0
+
+
+def convexity_verdict(
+    objective: Objective,
+    *,
+    floor: float = 1e-3,
+    confidence: float = 0.999,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Say what can be said about the convexity of the loss at the model's present parameters.
+
+    Args:
+        objective: the loss.
+        floor: negative curvature smaller than this fraction of the largest is not searched for.
+        confidence: of the lower bound, over the random start.
+        max_steps: products at most; None is what ``floor`` and ``confidence`` need. Fewer are made when negative
+            curvature shows earlier.
+        seed: of the random start.
+
+    Raises:
+        MisuseError: a floor or confidence out of range.
+    """
+    operator = objective.hessian()
+    steps = steps_to_resolve(operator.shape[0], floor, confidence)
+    steps = steps if max_steps is None else min(steps, max_steps)
+    process = Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
+    return judge(process, floor=floor, confidence=confidence)
+
+
+def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
+    """Return the steps after which a bound resolves ``floor``, relative to the largest curvature.
+
+    Raises:
+        MisuseError: a floor or confidence out of range.
+    """
+    if not 0 < floor < 1:
+        raise MisuseError(f"expected a floor between 0 and 1, got {floor!r}.")
+    check_confidence(confidence)
+    return steps_for_gap(size, floor / (1 + 2 * floor), confidence)
+
+
+def judge(process: Lanczos, *, floor: float, confidence: float, least_steps: int = 1) -> Verdict:
+    """Extend a Krylov run until it allows a verdict, and return that.
+
+    Args:
+        process: from a start uniform on the sphere; its ``max_steps`` is the limit.
+        floor: see `convexity_verdict`.
+        confidence: see `convexity_verdict`.
+        least_steps: steps to take even if the verdict is clear before.
+    """
+    begin = time.perf_counter()
+    verdict = None
+    for steps in _stages(max(1, least_steps), process.max_steps):
+        process.extend(steps - process.steps)
+        values, _ = process.ritz()
+        # Only a negative Ritz value or the last stage is worth the products of a full assessment.
+        if values[0] < 0 or process.exhausted:
+            verdict = _assess(process, floor=floor, confidence=confidence, begin=begin)
+            if verdict.kind != "unresolved" or process.exhausted:
+                break
+    assert verdict is not None  # noqa: S101 - the last stage exhausts the process
+    return verdict
+
+
+def _stages(least: int, most: int) -> Iterator[int]:
+    """Yield numbers of steps at which to look, growing by half, up to ``most``."""
+    steps = min(max(least, 10), most)
+    while steps < most:
+        yield steps
+        steps = min(steps + max(1, steps // 2), most)
+    yield most
+
+
+def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) -> Verdict:
+    ends = ends_of(process)
+    extremes = extremes_of(process, ends, tolerance=floor, confidence=confidence, begin=begin)
+    curvature, rounding = _curvature_and_rounding(process.operator, ends)
+    lower = min(extremes.smallest_lower_bound, curvature) - rounding
+    scale = max(abs(extremes.smallest), abs(extremes.largest))
+    kind: Kind = "unresolved"
+    if curvature + rounding < 0:
+        kind = "non-convex"
+    elif lower >= -floor * scale:
+        kind = "no-negative-curvature"
+    return Verdict(
+        kind=kind,
+        curvature=curvature,
+        witness=extremes.smallest_vector if kind == "non-convex" else None,
+        lower_bound=lower,
+        largest=extremes.largest,
+        rounding_floor=rounding,
+        floor=floor,
+        confidence=confidence,
+        steps=process.steps,
+        extremes=extremes,
+    )
+
+
+def _curvature_and_rounding(operator: MatrixVectorProduct, ends: Ends) -> tuple[float, float]:
+    """Return vᵀHv at the small end and an estimate of its error from the asymmetry of three products."""
+    random = random_unit_vector(operator, torch.Generator().manual_seed(1))[None]
+    vectors = torch.cat([ends.vectors, random])
+    products = torch.cat([ends.products, fresh_products(operator, random)])
+    quotients = (vectors @ products.T).cpu()
+    asymmetry = float((quotients - quotients.T).abs().max())
+    scale = max(abs(value) for value in ends.values)
+    # Rounding the vector itself to the operator's precision moves vᵀHv by at most about ε times the scale.
+    return float(quotients[0, 0]), _SAFETY * max(asymmetry, torch.finfo(operator.dtype).eps * scale)

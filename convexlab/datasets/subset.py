@@ -1,0 +1,54 @@
+"""A smaller training set in which the classes keep their shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convexlab.errors import MisuseError
+
+__all__ = ["stratified_indices"]
+
+
+def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = "labels") -> Tensor:
+    """Draw ``size`` examples so that each class keeps its share to within one example.
+
+    A class of n_c among n examples is due q_c = size n_c / n; it gets floor(q_c), and the examples still missing go one
+    each to the classes with the largest remainder q_c - floor(q_c) (Hamilton's method), except that classes that would
+    otherwise be absent come first. Ties and the examples of a class are drawn from ``seed``.
+
+    Args:
+        labels: (n,) int64, not negative.
+        size: how many, from 1 to n; below the number of classes some classes are absent.
+        seed: which draw.
+        name: what the error calls the data.
+
+    Returns:
+        (size,) int64 indices, ascending: the examples stay in their order.
+
+    Raises:
+        MisuseError: ``size`` is below 1 or above n.
+    """
+    if not 1 <= size <= len(labels):
+        raise MisuseError(f"train_size of {name} must be from 1 to {len(labels)} (all its examples), got {size}.")
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(labels).tolist()
+    quotas = _quotas(counts, size, torch.randperm(len(counts), generator=generator).tolist())
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = torch.split(shuffled[labels[shuffled].argsort(stable=True)], counts)
+    chosen = torch.cat([members[:quota] for members, quota in zip(by_class, quotas, strict=True)])
+    return chosen.sort().values
+
+
+def _quotas(counts: list[int], size: int, order: list[int]) -> list[int]:
+    """Apportion ``size`` to the classes; ``order`` breaks ties. Whole numbers throughout, so nothing is rounded."""
+    total = sum(counts)
+    quotas = [count * size // total for count in counts]
+    remainders = [count * size % total for count in counts]
+
+    def last_served(label: int) -> tuple[bool, bool, int, int]:
+        return remainders[label] == 0, quotas[label] > 0, -remainders[label], order[label]
+
+    for label in sorted(range(len(counts)), key=last_served)[: size - sum(quotas)]:
+        quotas[label] += 1
+    return quotas

@@ -1,0 +1,28 @@
+"""The two ways in which a call can go wrong, and their exit statuses on the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConvexLabError", "FailureError", "MisuseError", "unknown_name"]
+
+
+class ConvexLabError(Exception):
+    """Base of every error that ConvexLab raises on purpose; its text is meant for the reader."""
+
+
+class MisuseError(ConvexLabError, ValueError):
+    """The request cannot be carried out as given: raised before any work (exit status 2)."""
+
+
+class FailureError(ConvexLabError, RuntimeError):
+    """The request was sound but could not be finished, such as a loss that became NaN (exit status 1)."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> MisuseError:
+    """Return the error for a name that is not in a registry, with the nearest known name suggested."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return MisuseError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,164 @@
+"""Objects by name from the reader's own code: ``package.module:attribute`` and ``file.py:attribute``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from convexlab.errors import ConvexLabError, FailureError, MisuseError
+
+__all__ = ["call_accepted", "is_spec", "load_object"]
+
+
+def is_spec(name: str) -> bool:
+    """Return whether ``name`` is meant for `load_object`: it has a colon, which no registered name has."""
+    return ":" in name
+
+
+def load_object(spec: str) -> Any:
+    """Import the callable that ``spec`` names.
+
+    A module is looked for in the current folder first, as ``python -m`` does. A file is run once a process, as an
+    imported module is, and may import its neighbours. Both run the reader's code: name only code that you trust.
+
+    Args:
+        spec: ``package.module:attribute`` or ``path/to/file.py:attribute``; the attribute may be dotted.
+
+    Raises:
+        MisuseError: not of this form, no such file, module or attribute, an import that fails, or not callable.
+    """
+    source, _, attribute = spec.rpartition(":")
+    if not source or not attribute:
+        raise MisuseError(f"expected 'package.module:factory' or 'file.py:factory', got {spec!r}.")
+    module = _load_file(Path(source), spec) if source.endswith(".py") else _load_module(source, spec)
+    found = _attribute(module, attribute, spec)
+    if not callable(found):
+        raise MisuseError(
+            f"{spec!r} is not callable: expected a function or class, got {type(found).__name__}. "
+            "Name a function that returns the object."
+        )
+    return found
+
+
+def call_accepted(factory: Callable[..., Any], spec: str, **available: object) -> Any:
+    """Call ``factory`` with those of ``available`` that its signature names, and return what it returns.
+
+    ``**kwargs`` names nothing, so it receives nothing: many factories pass it on to a call that knows other names.
+
+    Args:
+        factory: the callable.
+        spec: what it was asked for by, for the error message.
+        **available: the keyword arguments on offer.
+
+    Raises:
+        MisuseError: the factory requires an argument that is not on offer.
+        FailureError: the factory itself raised an error, which is the cause of this one.
+    """
+    named = {parameter.name: parameter for parameter in _parameters(factory)}
+    accepted = {name: value for name, value in available.items() if name in named and _takes_keyword(named[name])}
+    missing = [name for name, parameter in named.items() if name not in accepted and _is_required(parameter)]
+    if missing:
+        raise MisuseError(
+            f"{spec!r} requires {', '.join(missing)}: expected a callable that needs at most the keyword arguments "
+            f"{', '.join(available)}. Give the others defaults."
+        )
+    try:
+        return factory(**accepted)
+    except ConvexLabError:
+        raise
+    except Exception as error:
+        raise FailureError(f"{spec!r} raised {type(error).__name__}: {error}") from error
+
+
+def _load_module(name: str, spec: str) -> ModuleType:
+    with _import_errors(spec), _first_on_path(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # A module that exists may itself import one that does not; that is another fault, with another remedy.
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise MisuseError(
+                f"no module {error.name!r} for {spec!r}. Install it, start in the folder that holds it, "
+                "or give a file: path/to/file.py:factory."
+            ) from error
+
+
+def _load_file(path: Path, spec: str) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise MisuseError(f"no file {str(path)!r} for {spec!r}. Check the path; it is taken from the current folder.")
+    # Registered, because dataclasses and pickle look their module up; the checksum keeps equal file names apart.
+    name = f"_convexlab_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # for the type checker: an ending .py always has a loader
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        with _import_errors(spec), _first_on_path(path.parent):
+            found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # as a failed import does, so that the next attempt runs the file again
+        raise
+    return module
+
+
+def _attribute(module: ModuleType, dotted: str, spec: str) -> Any:
+    found: Any = module
+    for name in dotted.split("."):
+        if not hasattr(found, name):
+            defined = sorted(public for public in vars(found) if not public.startswith("_"))
+            shown = ", ".join(defined[:12]) or "nothing"
+            raise MisuseError(f"no {name!r} for {spec!r}. Defined there: {shown}{', ...' if defined[12:] else ''}.")
+        found = getattr(found, name)
+    return found
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # some callables written in C tell no signature
+        return []
+
+
+def _takes_keyword(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not variadic
+
+
+@contextlib.contextmanager
+def _import_errors(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except MisuseError:
+        raise
+    except Exception as error:
+        raise MisuseError(
+            f"importing {spec!r} failed: {type(error).__name__}: {error}. Mend that code first."
+        ) from error
+
+
+@contextlib.contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the imported code may have removed it
+            sys.path.remove(entry)

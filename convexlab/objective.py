@@ -1,0 +1,434 @@
+"""The loss of a model on a data set as one function of one flat vector.
+
+Everything above sees ``value``, ``gradient`` and ``hvp`` of a flat vector; batches, micro-batches, devices and dtypes
+stop here. The loss is the mean over the whole data set however it is cut into batches: weighted by the number of
+examples, summed in float64. Evaluation is in eval mode and from a fixed random seed, so that it is a function; the
+model's parameters, buffers, modes, gradients and the random state are left as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from convexlab.cost import Cost
+from convexlab.errors import MisuseError
+from convexlab.operators import SymmetricOperator
+from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
+from convexlab.products import GaussNewtonOperator, HessianOperator, Parts, saved_bytes
+
+__all__ = ["BatchLoss", "Objective"]
+
+BatchLoss = Callable[[Any, Any], Tensor]
+"""``fn(model, batch)``: the scalar mean loss of one batch."""
+
+# Larger micro-batches fall out of the processor's cache; see benchmarks/README.md for the measurement.
+_CPU_MICRO_BATCH = 128
+# A gradient graph that can be differentiated again holds about this many times what one backward pass needs.
+_SECOND_ORDER_FACTOR = 3
+# Examples in the trial from which the memory of a micro-batch is extrapolated.
+_TRIAL_EXAMPLES = 8
+
+
+class _Bound(nn.Module):
+    """Lets `functional_call` swap the tensors of ``model`` while ``fn`` uses it as an ordinary module."""
+
+    def __init__(self, model: nn.Module, fn: BatchLoss) -> None:
+        super().__init__()
+        self.model = model
+        self._fn = fn
+
+    def forward(self, batch: Any) -> Any:
+        return self._fn(self.model, batch)
+
+
+class Objective:
+    """The mean loss of ``model`` over ``data`` as a function of the selected parameters θ, a flat vector (n,).
+
+    Args:
+        model: evaluated in eval mode.
+        data: re-iterable of (input, target) batches of tensors.
+        criterion: maps (output, target) to a scalar, the mean over the examples of the batch.
+        params: names, glob patterns or parameters; None selects all that require a gradient.
+        micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU and within
+            ``memory_budget``, if given, everywhere.
+        memory_budget: bytes that the graphs of a product may take; None is half of what is free.
+        device: where to evaluate; None is where the model is.
+        dtype: in which to evaluate, whatever the model's own; None is the model's own.
+
+    Raises:
+        MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        criterion: Callable[[Any, Any], Tensor],
+        *,
+        params: Iterable[str | nn.Parameter] | str | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
+        memory_budget: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """See the class."""
+        reduction = getattr(criterion, "reduction", "mean")
+        if reduction not in {"mean", "batchmean"}:
+            raise MisuseError(
+                f"expected a criterion that returns the mean over a batch, got reduction={reduction!r}. "
+                "Use reduction='mean', or Objective.from_batch_loss with a weight."
+            )
+        self._criterion: Callable[[Any, Any], Tensor] | None = criterion
+        self._prepare(
+            model,
+            data,
+            lambda module, batch: criterion(module(batch[0]), batch[1]),
+            weight=None,
+            params=params,
+            micro_batch=micro_batch,
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_batch_loss(
+        cls,
+        model: nn.Module,
+        data: Iterable[Any],
+        fn: BatchLoss,
+        weight: Callable[[Any], float] | None = None,
+        *,
+        params: Iterable[str | nn.Parameter] | str | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
+        memory_budget: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Objective:
+        """Return the objective of any loss, such as a physics-informed network's.
+
+        Args:
+            model: see the class.
+            data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
+            fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
+            weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
+                tensor.
+            params: see the class.
+            micro_batch: see the class; ``"auto"`` leaves batches whole here, for a loss need not be a mean over
+                rows. A number says that it is.
+            memory_budget: see the class.
+            device: see the class.
+            dtype: see the class.
+        """
+        self = cls.__new__(cls)
+        self._criterion = None
+        self._prepare(
+            model,
+            data,
+            fn,
+            weight=weight,
+            params=params,
+            micro_batch=None if micro_batch == "auto" else micro_batch,
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+        )
+        return self
+
+    def _prepare(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        fn: BatchLoss,
+        *,
+        weight: Callable[[Any], float] | None,
+        params: Iterable[str | nn.Parameter] | str | None,
+        micro_batch: int | Literal["auto"] | None,
+        memory_budget: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if iter(data) is data:
+            raise MisuseError(
+                "data can be iterated only once (it is an iterator or a generator): expected a list of batches or a "
+                "DataLoader. Wrap it in list(...)."
+            )
+        if micro_batch not in {"auto", None} and (not isinstance(micro_batch, int) or micro_batch < 1):
+            raise MisuseError(f"expected micro_batch to be 'auto' or a whole number from 1, got {micro_batch!r}.")
+        self._model = model
+        self._data = data
+        self._weight = weight
+        self._parameters = select_parameters(model, params)
+        first = next(iter(self._parameters.values()))
+        self.device = torch.device(device) if device is not None else first.device
+        self.dtype = dtype if dtype is not None else first.dtype
+        self._bound = _Bound(model, fn)
+        self._outputs = _Bound(model, lambda module, batch: module(batch[0]))
+        self._micro_batch = micro_batch
+        self.memory_budget = memory_budget
+        self.cost = Cost()
+
+    # What callers ask for.
+
+    @property
+    def size(self) -> int:
+        """The number n of selected parameters."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The selected parameters, in the order of the flat vector."""
+        return tuple(self._parameters)
+
+    def value(self) -> float:
+        """Return the loss, the mean over the whole data set."""
+        with self._charge(values=1), self._evaluating():
+            leaves = self.leaves(requires_grad=False)
+            total, weights = self._zero(), 0.0
+            for batch, weight in self.parts():
+                total.add_(self.batch_loss(leaves, batch).detach(), alpha=weight)
+                weights += weight
+            return float(total / weights)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient (n,)."""
+        return self.value_and_gradient()[1]
+
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """Return the loss and its gradient (n,)."""
+        with self._charge(gradients=1), self._evaluating():
+            leaves = self.leaves()
+            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
+            for batch, weight in self.parts():
+                loss = self.batch_loss(leaves, batch)
+                parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                total.add_(loss.detach(), alpha=weight)
+                gradient.add_(flatten(parts), alpha=weight)
+                weights += weight
+            return float(total / weights), (gradient / weights).to(self.dtype)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Return H v for v of shape (n,) or (n, k), H the Hessian at the model's present parameters.
+
+        For many products at one point, `hessian` is cheaper.
+        """
+        return HessianOperator(self, keep_graphs=False) @ v
+
+    def hessian(self) -> SymmetricOperator:
+        """Return the Hessian at the model's present parameters; it does not follow later changes of them."""
+        return HessianOperator(self)
+
+    def ggn(self) -> SymmetricOperator:
+        """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
+
+        Raises:
+            MisuseError: the objective was made by `from_batch_loss`, which does not tell the output from the loss.
+        """
+        if self._criterion is None:
+            raise MisuseError(
+                "the Gauss-Newton matrix needs the model's output and the criterion apart, which from_batch_loss does "
+                "not tell. Build Objective(model, data, criterion)."
+            )
+        return GaussNewtonOperator(self)
+
+    def flat_parameters(self) -> Tensor:
+        """Return a copy of the selected parameters as a vector (n,)."""
+        return flatten(parameter.detach() for parameter in self._parameters.values()).to(
+            device=self.device, dtype=self.dtype, copy=True
+        )
+
+    @contextlib.contextmanager
+    def at(self, theta: Tensor) -> Iterator[Objective]:
+        """Within the block, the model has the parameters ``theta`` (n,); afterwards its own again.
+
+        Raises:
+            MisuseError: ``theta`` has another shape.
+        """
+        if theta.shape != (self.size,):
+            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
+        parameters = list(self._parameters.values())
+        saved = [parameter.detach().clone() for parameter in parameters]
+        try:
+            _copy(unflatten(theta, parameters), parameters)
+            yield self
+        finally:
+            _copy(saved, parameters)
+
+    def closure(self, *, backward: bool = True) -> Tensor:
+        """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""
+        dtype = accumulation_dtype(self.device)
+        if not backward:
+            return torch.tensor(self.value(), dtype=dtype)
+        value, gradient = self.value_and_gradient()
+        parameters = list(self._parameters.values())
+        for parameter, part in zip(parameters, unflatten(gradient, parameters), strict=True):
+            parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype)
+        return torch.tensor(value, dtype=dtype)
+
+    # What the operators ask for.
+
+    def leaves(self, *, requires_grad: bool = True) -> list[Tensor]:
+        """Return the selected parameters as leaves of a new graph, in this device and dtype; storage may be shared."""
+        return [self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()]
+
+    def batch_loss(self, leaves: list[Tensor], batch: Any) -> Tensor:
+        """Return the scalar mean loss of one micro-batch at ``leaves``."""
+        loss = functional_call(self._bound, self._state(leaves), (batch,))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise MisuseError(f"expected the loss of a batch to be a scalar tensor (the mean), got {got}.")
+        return loss.reshape(())
+
+    def batch_output(self, leaves: list[Tensor], batch: Any) -> Tensor:
+        """Return the model's output for one micro-batch at ``leaves``."""
+        output: Tensor = functional_call(self._outputs, self._state(leaves), (batch,))
+        return output
+
+    def criterion(self, output: Tensor, batch: Any) -> Tensor:
+        """Return the scalar mean loss of one micro-batch, given the model's output."""
+        assert self._criterion is not None  # noqa: S101 - `ggn` is the only way here
+        return self._criterion(output, batch[1])
+
+    def parts(self) -> Parts:
+        """Yield (micro-batch, weight), on this device and in this dtype.
+
+        Raises:
+            MisuseError: the data are empty, or their total weight is not positive.
+        """
+        total = 0.0
+        for batch in self._data:
+            for part in self._split(batch):
+                moved = tree_map(self._move, part)
+                weight = float(self._weight(part)) if self._weight is not None else float(_rows(part))
+                total += weight
+                yield moved, weight
+        if not total > 0:
+            raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
+
+    def spend(self, cost: Cost) -> None:
+        """Add to `cost`."""
+        self.cost += cost
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, gradients enabled, a fixed random seed; all restored afterwards."""
+        with self._evaluating():
+            yield
+
+    # Details.
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self._model.modules()]
+        with _fixed_random_state(self.device), torch.enable_grad():
+            try:
+                self._model.eval()
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    @contextlib.contextmanager
+    def _charge(self, **counts: float) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.spend(Cost(seconds=time.perf_counter() - start, **counts))
+
+    def _zero(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)
+
+    def _state(self, leaves: list[Tensor]) -> dict[str, Tensor]:
+        # Unselected parameters are cast too; buffers are copied, so that a layer that updates one changes the copy.
+        state = {f"model.{name}": self._cast(parameter) for name, parameter in self._model.named_parameters()}
+        state |= {f"model.{name}": self._cast(buffer).clone() for name, buffer in self._model.named_buffers()}
+        return state | {f"model.{name}": leaf for name, leaf in zip(self._parameters, leaves, strict=True)}
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return self._move(tensor.detach())
+
+    def _move(self, item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item
+        # Whole-number tensors (labels, indices) keep their dtype.
+        dtype = self.dtype if item.is_floating_point() else item.dtype
+        return item.to(device=self.device, dtype=dtype, non_blocking=True)
+
+    def _split(self, batch: Any) -> Iterator[Any]:
+        size = self._micro_batch_size(batch)
+        rows = _common_rows(batch)
+        if size is None or rows is None or rows <= size:
+            yield batch
+            return
+        for start in range(0, rows, size):
+            yield tree_map(lambda item, start=start: item[start : start + size], batch)
+
+    def _micro_batch_size(self, batch: Any) -> int | None:
+        if self._micro_batch == "auto":
+            self._micro_batch = self._automatic_micro_batch(batch)
+        return self._micro_batch
+
+    def _automatic_micro_batch(self, batch: Any) -> int | None:
+        size = _CPU_MICRO_BATCH if self.device.type == "cpu" else None
+        rows = _common_rows(batch)
+        if self.memory_budget is None or rows is None:
+            return size
+        trial_rows = min(rows, _TRIAL_EXAMPLES)
+        trial = tree_map(lambda item: self._move(item[:trial_rows]), batch)
+        leaves = self.leaves()
+        needed = saved_bytes(lambda: self.batch_loss(leaves, trial), without=leaves)
+        fits = int(self.memory_budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
+        return max(1, fits if size is None else min(fits, size))
+
+
+def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for source, parameter in zip(sources, parameters, strict=True):
+            parameter.copy_(source)
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+
+
+def _rows(batch: Any) -> int:
+    tensors = _tensors(batch)
+    if not tensors:
+        raise MisuseError("cannot count the examples of a batch without tensors. Pass weight=, a function of the batch.")
+    return len(tensors[0])
+
+
+def _common_rows(batch: Any) -> int | None:
+    """Return the length that every leaf of the batch shares, or None: then it cannot be split."""
+    tensors = _tensors(batch)
+    lengths = {len(tensor) for tensor in tensors}
+    return lengths.pop() if len(lengths) == 1 and len(tensors) == len(tree_leaves(batch)) else None
+
+
+@contextlib.contextmanager
+def _fixed_random_state(device: torch.device) -> Iterator[None]:
+    """Draw from seed 0 within the block; afterwards the generators of the CPU and of ``device`` go on as before."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[_index(device)])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(0)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

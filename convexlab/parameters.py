@@ -1,0 +1,78 @@
+"""A model's selected parameters as one flat vector, and inner products that do not lose digits."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convexlab.errors import MisuseError, unknown_name
+
+__all__ = ["accumulation_dtype", "dot", "flatten", "norm", "select_parameters", "unflatten"]
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype in which sums are kept: float64, but float32 on ``mps``, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Return uᵀv of two flat vectors, accumulated in float64, as a 0-dimensional tensor on their device."""
+    dtype = accumulation_dtype(u.device)
+    return torch.dot(u.to(dtype), v.to(dtype))
+
+
+def norm(u: Tensor) -> Tensor:
+    """Return ‖u‖ of a flat vector, accumulated in float64, as a 0-dimensional tensor on its device."""
+    return torch.linalg.vector_norm(u, dtype=accumulation_dtype(u.device))
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Return one vector (n,) of all entries, tensor after tensor."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of ``flat`` (n,) in the shapes of ``like``; the inverse of `flatten`."""
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def select_parameters(
+    model: nn.Module, params: Iterable[str | nn.Parameter] | str | None = None
+) -> dict[str, nn.Parameter]:
+    """Return the selected parameters by name, in the model's order; a tied parameter counts once.
+
+    Args:
+        model: the module.
+        params: names, glob patterns (``"encoder.*.query"``) or parameters; None selects all that require a gradient.
+
+    Raises:
+        MisuseError: a name or pattern that matches nothing, a parameter of another model, or an empty selection.
+    """
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = {name for name, parameter in named.items() if parameter.requires_grad}
+    else:
+        requests = [params] if isinstance(params, str) else list(params)
+        chosen = {name for request in requests for name in _matches(named, request)}
+    if not chosen:
+        raise MisuseError(
+            "no parameter is selected: expected at least one that requires a gradient. "
+            "Call requires_grad_() on some, or name them through `params`."
+        )
+    return {name: parameter for name, parameter in named.items() if name in chosen}
+
+
+def _matches(named: dict[str, nn.Parameter], request: str | nn.Parameter) -> list[str]:
+    if isinstance(request, str):
+        found = fnmatch.filter(named, request)
+        if not found:
+            raise unknown_name("parameter", request, named)
+        return found
+    found = [name for name, parameter in named.items() if parameter is request]
+    if not found:
+        raise MisuseError("a parameter in `params` does not belong to the model. Pass parameters of this model.")
+    return found

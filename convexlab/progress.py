@@ -1,0 +1,28 @@
+"""How long work tells a listener where it stands; the listener decides whether and how to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Listener", "Progress", "silent"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a task under way."""
+
+    task: str
+    """What is being done, such as ``"two-phase"``."""
+    done: float
+    total: float
+    """In the unit of ``done``; what the unit is does not matter to a listener."""
+    note: str = ""
+    """A few words on the present state, such as the loss."""
+
+
+Listener = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Show nothing."""

@@ -1,0 +1,238 @@
+"""Drawing: one look for all charts, readable axes, and inline SVG with a text alternative.
+
+Figures are matplotlib's `Figure`, never pyplot's: nothing global changes. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import seaborn as sns  # type: ignore[import-untyped]
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
+
+from convexlab.reporting.numbers import power_of_ten
+
+__all__ = ["INK", "MUTED", "PALETTE", "Chart", "chart", "draw", "label", "scale_asinh", "scale_linear", "scale_log", "spans_far"]
+
+PALETTE: dict[str, str] = dict(
+    zip(
+        "blue orange green vermilion purple brown pink grey yellow sky".split(),
+        sns.color_palette("colorblind").as_hex(),
+        strict=True,
+    )
+)
+INK = "#1d2430"
+MUTED = "#5d6675"
+# Narrow on purpose: at 390 pixels the text of a wide figure would shrink below what can be read.
+WIDTH, HEIGHT = 4.7, 3.6
+# More than a factor of 20 on one axis squeezes most of a linear one into a corner.
+FAR = 20.0
+
+Which = Literal["x", "y"]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure for the page."""
+
+    key: str
+    """Unique on the page; a valid HTML id."""
+    title: str
+    caption: str
+    """What to see; stands below the figure."""
+    description: str
+    """The numbers in words, for those who do not see it."""
+    svg: Markup
+
+
+def _look() -> dict[str, Any]:
+    look = {**sns.axes_style("ticks"), **sns.plotting_context("paper")}
+    return look | {
+        "axes.edgecolor": "#aab1bd",
+        "axes.grid": True,
+        "axes.labelcolor": INK,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.unicode_minus": True,
+        "font.family": ["DejaVu Sans"],
+        "font.size": 9.5,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 9.0,
+        "ytick.labelsize": 9.0,
+        "legend.fontsize": 9.0,
+        "legend.handlelength": 1.8,
+        "legend.frameon": False,
+        "grid.color": "#e9ecf1",
+        "grid.linewidth": 0.7,
+        "lines.linewidth": 1.8,
+        "text.color": INK,
+        # Names come from users: a "$" in one is a dollar sign.
+        "text.parse_math": False,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "convexlab",
+        "path.simplify": True,
+        "hatch.linewidth": 0.6,
+    }
+
+
+@contextlib.contextmanager
+def draw(rows: int = 1, height: float = HEIGHT) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Give a figure and its axes, one above the other with a common x axis, in the report's look."""
+    # Restores the settings afterwards; seaborn's own set_theme would not.
+    with mpl.rc_context(_look()):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+        yield figure, [axis for row in axes for axis in row]
+
+
+def label(text: str, longest: int = 36) -> str:
+    """Return a user's name fit for a figure: printable, and not longer than ``longest``."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def spans_far(values: Iterable[float] | Floats) -> bool:
+    """Tell whether values are all positive and cover so much that an axis should be logarithmic."""
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return bool(array.size and array.min() > 0 and array.max() > FAR * array.min())
+
+
+def _plain(value: float) -> str:
+    """A tick: as few digits as it has."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}".replace("-", "−")
+    mantissa, exponent = f"{value:e}".split("e")
+    factor = f"{float(mantissa):g}".replace("-", "−")
+    return f"{factor}×{power_of_ten(int(exponent))}"
+
+
+def _decade(value: float) -> str:
+    """A tick that is zero or a power of ten, with its sign."""
+    if value == 0:
+        return "0"
+    return ("−" if value < 0 else "") + power_of_ten(round(math.log10(abs(value))))
+
+
+def _form(ticks: Sequence[float]) -> Callable[[float], str]:
+    """Write all decades of an axis alike: plainly where none is far from 1."""
+    return _plain if all(tick == 0 or 0.01 <= abs(tick) <= 1000 for tick in ticks) else _decade
+
+
+def _thin(ticks: Sequence[float], most: int) -> list[float]:
+    return list(ticks[:: math.ceil(len(ticks) / most)]) if ticks else []
+
+
+def _axis(axes: Axes, which: Which) -> Axis:
+    return axes.xaxis if which == "x" else axes.yaxis
+
+
+def _set_scale(axes: Axes, which: Which, scale: str, **options: Any) -> None:
+    (axes.set_xscale if which == "x" else axes.set_yscale)(scale, **options)
+    # Margins are shares of the drawn axis: limits that were set for a linear one no longer fit.
+    axes.autoscale_view()
+
+
+def _set_ticks(axis: Axis, locator: Locator, form: Callable[[float], str]) -> None:
+    axis.set_major_locator(locator)
+    # Ours throughout: matplotlib's own formatters write mathematical markup, which is off here.
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def scale_linear(axes: Axes, which: Which) -> None:
+    """Give an axis a few round ticks."""
+    _set_ticks(_axis(axes, which), MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]), _plain)
+
+
+def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
+    """Make an axis logarithmic; its ticks are decades, or 1, 2, 5 where fewer than two decades are in view."""
+    _set_scale(axes, which, "log")
+    low, high = _axis(axes, which).get_view_interval()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = [10.0**power for power in powers if low <= 10.0**power <= high]
+    if len(decades) >= 2:
+        decades = _thin(decades, most)
+        _set_ticks(_axis(axes, which), FixedLocator(decades), _form(decades))
+        return
+    steps = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    _set_ticks(_axis(axes, which), FixedLocator([step for step in steps if low <= step <= high]), _plain)
+
+
+def scale_asinh(axes: Axes, which: Which, linear_width: float, most: int = 4) -> None:
+    """Make an axis linear within ±``linear_width`` and logarithmic beyond, on both sides of zero."""
+    _set_scale(axes, which, "asinh", linear_width=linear_width)
+    low, high = _axis(axes, which).get_view_interval()
+    first, last = math.ceil(math.log10(linear_width)), math.floor(math.log10(max(-low, high, linear_width)))
+    # The sparse end of a side is the one near zero, where decades crowd together.
+    decades = _thin([10.0**power for power in range(last, first - 1, -1)], most)
+    ticks = [-tick for tick in decades if -tick >= low] + [0.0] + [tick for tick in decades if tick <= high]
+    _set_ticks(_axis(axes, which), FixedLocator(sorted(ticks)), _form(ticks))
+
+
+def chart(figure: Figure, *, key: str, title: str, caption: str, description: str) -> Chart:
+    """Return a finished figure as inline SVG of fluid width, with title and description for assistive technology."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # The browser sets the text and has the glyphs; only the measuring font lacks some of a user's names.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    _simplify(root, key)
+    root.attrib.update({"role": "img", "aria-labelledby": f"{key}-title {key}-description", "class": "chart"})
+    root.attrib.update({"stroke-linejoin": "round", "stroke-linecap": "butt"})
+    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ElementTree.Element(tag, id=f"{key}-{'title' if tag == 'title' else 'description'}")
+        element.text = text
+        root.insert(position, element)
+    svg = Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - serialised from a parsed tree
+    return Chart(key, title, caption, description, svg)
+
+
+_REFERENCE = re.compile(r'(?:url\(|href=")#([\w-]+)')
+
+
+def _simplify(root: ElementTree.Element, key: str) -> None:
+    """Fit matplotlib's document into a page: no namespaces, no metadata, no global style, ids of its own."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}metadata") or child.tag.endswith("}style"):
+                parent.remove(child)
+    referenced = set(_REFERENCE.findall(ElementTree.tostring(root, encoding="unicode")))
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name in list(element.attrib):
+            value = element.attrib.pop(name)
+            name = name.rpartition("}")[2]
+            if name == "id":
+                if value in referenced:
+                    element.set("id", f"{key}-{value}")
+            elif name == "href":
+                element.set(name, f"#{key}-{value.removeprefix('#')}")
+            elif "url(#" in value:
+                element.set(name, value.replace("url(#", f"url(#{key}-"))
+            elif name in {"d", "x", "y", "transform", "points"}:
+                # A hundredth of a point is below any screen's pixel, and a third of the page's size.
+                element.set(name, re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", value))
+            else:
+                element.set(name, value)
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)

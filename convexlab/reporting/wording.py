@@ -1,0 +1,279 @@
+"""The sentences of a report: what was reached, when it switched, and what may be said about convexity."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexlab.reporting.digest import TWO_PHASE, Digest, Outcome, ProbedCheckpoint
+from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+
+__all__ = [
+    "Comparison",
+    "algorithm_name",
+    "compare",
+    "headline",
+    "joint_headline",
+    "place",
+    "switch_sentence",
+    "verdict_name",
+    "verdict_sentence",
+]
+
+# Losses closer than this are called equal: below what another seed or another machine changes.
+_SAME_WITHIN = 0.01
+# Costs within one epoch equivalent count as equal; they are sums of thirds, hence a hair more for rounding.
+_SLACK = 1.0 + 1e-6
+
+_ALGORITHMS = {"adam-constant": "Adam, constant rate", "adam-cosine": "Adam, cosine rate"}
+_VERDICTS = {
+    "non-convex": "non-convex",
+    "no-negative-curvature": "no negative curvature found",
+    "unresolved": "unresolved",
+}
+
+
+def verdict_name(verdict: str) -> str:
+    """Return a verdict in words."""
+    return _VERDICTS.get(verdict, verdict or "not judged")
+
+
+def algorithm_name(run: str, digest: Digest) -> str:
+    """Return the name of a training run for a table or a legend."""
+    if run != TWO_PHASE:
+        return _ALGORITHMS.get(run, run)
+    if digest.switch is not None and digest.switch.epoch is None:
+        return "Two-phase: Adam (never switched)"
+    return f"Two-phase: Adam, then {digest.phase_two}"
+
+
+def place(checkpoint: ProbedCheckpoint) -> str:
+    """Return where a checkpoint lies in training."""
+    return checkpoint.name if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The two-phase run against the better of its Adam baselines."""
+
+    baseline: str
+    """The `run` of the better baseline."""
+    two_phase_loss: float
+    baseline_loss: float
+    costs: tuple[float, float]
+    """Gradient equivalents of the whole runs, two-phase and baseline; NaN when unknown."""
+
+    @property
+    def ratio(self) -> float:
+        """Two-phase over baseline; NaN when either is not positive."""
+        if min(self.two_phase_loss, self.baseline_loss) <= 0:
+            return math.nan
+        return self.two_phase_loss / self.baseline_loss
+
+    @property
+    def word(self) -> str:
+        """`better`, `worse` or `equal`, by training loss."""
+        if abs(self.two_phase_loss - self.baseline_loss) <= _SAME_WITHIN * abs(self.baseline_loss):
+            return "equal"
+        return "better" if self.two_phase_loss < self.baseline_loss else "worse"
+
+    @property
+    def factor(self) -> str:
+        """How many times the larger loss is the smaller one, or nothing when that means nothing."""
+        if math.isnan(self.ratio) or self.word == "equal":
+            return ""
+        return number(max(self.ratio, 1 / self.ratio))
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether the costs allow the word: a lower loss at a higher cost is no win."""
+        ours, theirs = self.costs
+        ours_cheap, theirs_cheap = ours <= theirs + _SLACK, theirs <= ours + _SLACK
+        return bool({"better": ours_cheap, "worse": theirs_cheap, "equal": ours_cheap and theirs_cheap}[self.word])
+
+    @property
+    def fairness(self) -> str:
+        """Whether both cost the same, in a word or two."""
+        ours, theirs = self.costs
+        if math.isnan(ours) or math.isnan(theirs):
+            return "unknown"
+        return "yes" if abs(ours - theirs) <= _SLACK else f"no: {count(ours)} against {count(theirs)}"
+
+    @property
+    def cost_clause(self) -> str:
+        """At what cost the losses were reached."""
+        ours, theirs = self.costs
+        if math.isnan(ours) or math.isnan(theirs):
+            return "at a cost that was not recorded"
+        if abs(ours - theirs) <= _SLACK:
+            return f"at equal cost ({count(ours)} gradient equivalents)"
+        level = "lower" if ours < theirs else "higher"
+        return f"at {level} cost ({count(ours)} against {count(theirs)} gradient equivalents)"
+
+
+def compare(digest: Digest) -> Comparison | None:
+    """Return the comparison with the better Adam baseline, or None without both losses."""
+    best, ours = digest.better_baseline, digest.two_phase
+    if best is None or best[1].train_loss is None or ours is None or ours.train_loss is None:
+        return None
+    name, theirs = best
+    costs = (_total_cost(digest, TWO_PHASE, ours), _total_cost(digest, name, theirs))
+    return Comparison(name, ours.train_loss, theirs.train_loss, costs)
+
+
+def _total_cost(digest: Digest, run: str, outcome: Outcome) -> float:
+    """The whole run's cost: the outcome's own may be that of its best epoch."""
+    curve = digest.curves.get(run)
+    if curve is not None and np.isfinite(curve.cost).any():
+        return float(np.nanmax(curve.cost))
+    return math.nan if outcome.cost is None else outcome.cost
+
+
+def headline(digest: Digest) -> list[str]:
+    """Return the sentences that answer the page's question, the result first."""
+    if digest.is_probe:
+        return [_probe_sentence(digest), _last_verdict(digest)]
+    return [part for part in (_outcome_sentence(digest), switch_sentence(digest), _last_verdict(digest)) if part]
+
+
+def _outcome_sentence(digest: Digest) -> str:
+    comparison = compare(digest)
+    if comparison is not None:
+        return _comparison_sentence(comparison)
+    if digest.two_phase is not None and digest.two_phase.train_loss is not None:
+        return (
+            f"Two-phase training reached a training loss of {number(digest.two_phase.train_loss)}. "
+            "No Adam baseline was run, so this says nothing about better or worse."
+        )
+    curve = digest.curve
+    if curve is None or not np.isfinite(curve.loss).any():
+        return "No epoch is recorded yet."
+    last = np.flatnonzero(np.isfinite(curve.loss))[-1]
+    state = "ended at" if digest.finished else "stands at"
+    return f"After epoch {count(curve.epoch[last])} training {state} a training loss of {number(curve.loss[last])}."
+
+
+def _comparison_sentence(comparison: Comparison) -> str:
+    rate = _ALGORITHMS.get(comparison.baseline, comparison.baseline)
+    losses = f"training loss {number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
+    factor = f", a factor of {comparison.factor}" if comparison.factor else ""
+    facts = f"the better Adam baseline ({rate}): {losses}{factor}, {comparison.cost_clause}"
+    if not comparison.is_conclusive:
+        return f"Two-phase training cannot be compared fairly with {facts}."
+    word = "level with" if comparison.word == "equal" else f"{comparison.word} than"
+    return f"Two-phase training ended {word} {facts}."
+
+
+def switch_sentence(digest: Digest) -> str:
+    """Return when training left Adam."""
+    switch = digest.switch
+    if switch is None:
+        return "" if digest.finished or digest.is_probe else "It has not switched from Adam yet."
+    if switch.epoch is None:
+        return "It never switched, so the whole run is Adam."
+    at = [
+        f"{what} {number(value)}"
+        for what, value in (("training loss", switch.train_loss), ("gradient norm", switch.gradient_norm))
+        if value is not None
+    ]
+    return (
+        f"It switched from Adam to {digest.phase_two} after epoch {count(switch.epoch)}"
+        f"{' at ' + ' and '.join(at) if at else ''}."
+    )
+
+
+def _last_verdict(digest: Digest) -> str:
+    if not digest.probe:
+        return ""
+    last = digest.probe[-1]
+    return f"At the last checkpoint probed ({place(last)}): {verdict_sentence(last)}."
+
+
+def _probe_sentence(digest: Digest) -> str:
+    if not digest.probe:
+        return "No checkpoint is probed yet."
+    counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in digest.probe)
+    total = len(digest.probe)
+    told = ", ".join(f"{found} {name}" for name, found in counts.most_common())
+    return f"Verdicts over {total} checkpoint{'s' if total > 1 else ''}: {told}."
+
+
+def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
+    """Return the verdict with its bounds, as a clause without a full stop."""
+    told = {
+        "non-convex": _non_convex,
+        "no-negative-curvature": _no_negative_curvature,
+        "unresolved": _unresolved,
+    }.get(checkpoint.verdict)
+    clause = told(checkpoint) if told else verdict_name(checkpoint.verdict)
+    return clause + _sample(checkpoint)
+
+
+def _non_convex(checkpoint: ProbedCheckpoint) -> str:
+    if checkpoint.smallest is None:
+        return "non-convex"
+    return f"non-convex, with curvature {signed(checkpoint.smallest, checkpoint.rounding_floor)} along a direction found"
+
+
+def _no_negative_curvature(checkpoint: ProbedCheckpoint) -> str:
+    below = ""
+    if checkpoint.floor is not None and checkpoint.largest is not None:
+        threshold = max(checkpoint.floor * abs(checkpoint.largest), checkpoint.rounding_floor)
+        below = f" below {number(-threshold)} ({number(checkpoint.floor, 1)} of the largest eigenvalue)"
+    return f"no negative curvature{below}{_confidence(checkpoint)}"
+
+
+def _unresolved(checkpoint: ProbedCheckpoint) -> str:
+    parts = []
+    if checkpoint.smallest is not None:
+        parts.append(f"the smallest eigenvalue found is {signed(checkpoint.smallest, checkpoint.rounding_floor)}")
+    if checkpoint.smallest_lower_bound is not None:
+        bound = lower_bound(checkpoint.smallest_lower_bound, checkpoint.rounding_floor)
+        parts.append(f"none is below {bound}{_confidence(checkpoint)}")
+    return "unresolved" + (": " + ", ".join(parts) if parts else "")
+
+
+def _confidence(checkpoint: ProbedCheckpoint) -> str:
+    if checkpoint.confidence is None:
+        return ""
+    return f", with confidence {percent(checkpoint.confidence)} over the random start"
+
+
+def _sample(checkpoint: ProbedCheckpoint) -> str:
+    examples, size = checkpoint.examples, checkpoint.train_size
+    if examples is None or size is None or examples >= size:
+        return ""
+    return f" (loss of {count(examples)} of the {count(size)} training examples)"
+
+
+def joint_headline(digests: Sequence[Digest]) -> list[str]:
+    """Return the sentences that answer for several runs together."""
+    comparisons = [comparison for comparison in map(compare, digests) if comparison is not None]
+    sentences = [f"{len(digests)} runs side by side."]
+    if comparisons:
+        words = Counter(comparison.word if comparison.is_conclusive else "" for comparison in comparisons)
+        unfair = f" and not comparable in cost in {words['']}" if words[""] else ""
+        sentences.append(
+            f"Against the better Adam baseline, two-phase training ended better in {words['better']}, level in "
+            f"{words['equal']}, worse in {words['worse']}{unfair} of {len(comparisons)}{_range(comparisons)}."
+        )
+    ends = Counter(verdict_name(digest.probe[-1].verdict) for digest in digests if digest.probe)
+    if ends:
+        told = ", ".join(f"{found} {name}" for name, found in ends.most_common())
+        sentences.append(f"Verdicts at the last checkpoint probed: {told}.")
+    return sentences
+
+
+def _range(comparisons: Sequence[Comparison]) -> str:
+    ratios = [comparison.ratio for comparison in comparisons if not math.isnan(comparison.ratio)]
+    if not ratios:
+        return ""
+    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+    return (
+        f"; its training loss is {number(mean)} times theirs in the geometric mean "
+        f"(from {number(min(ratios))} to {number(max(ratios))})"
+    )

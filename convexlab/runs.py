@@ -1,0 +1,249 @@
+"""The run directory on disk: one reader and one writer of every file in it.
+
+Layout (fixed)::
+
+    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl
+    RUN/checkpoints/epoch-00000.safetensors ...
+
+Every file appears whole or not at all: written beside, flushed to disk, renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from convexlab.errors import MisuseError
+
+__all__ = [
+    "Checkpoint",
+    "Run",
+    "read_checkpoint",
+    "write_atomically",
+    "write_checkpoint",
+    "write_json",
+    "write_json_lines",
+]
+
+Row = dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` either keeps its old content or has all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp is private to the user; a result is as readable as any other file.
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+
+
+def _strict(value: Any) -> Any:
+    """Replace what JSON has no word for: a NaN or an infinity becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object, atomically."""
+    write_atomically(path, (json.dumps(_strict(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    lines = (json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
+    write_atomically(path, "".join(lines).encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors of a model, and what the file says of itself."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, atomically."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors_bytes(content, metadata=dict(metadata)))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that nobody vouches for: safetensors, or a PyTorch file of tensors only.
+
+    Raises:
+        MisuseError: no such file, a damaged one, or one that holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise MisuseError(f"no checkpoint {str(path)!r}: expected a .safetensors, .pt or .pth file.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Checkpoint(path, tensors, dict(file.metadata() or {}))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MisuseError(
+            f"cannot read checkpoint {str(path)!r}: it is damaged or not a safetensors file ({error}). "
+            "Save or copy it again."
+        ) from error
+
+
+def _read_torch(path: Path) -> Checkpoint:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises almost anything on a damaged file
+        raise MisuseError(
+            f"cannot read checkpoint {str(path)!r}: expected a file of tensors that torch.load reads with "
+            f"weights_only=True ({type(error).__name__}). Save model.state_dict() again, best as safetensors."
+        ) from error
+    if isinstance(content, Mapping):
+        for wrapper in ("state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(wrapper), Mapping):
+                content = content[wrapper]
+                break
+    named = isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    )
+    if not named:
+        raise MisuseError(f"checkpoint {str(path)!r} does not hold a state dict: expected a mapping of names to tensors.")
+    return Checkpoint(path, dict(content), {})
+
+
+class Run:
+    """A run directory; every property reads the disk afresh.
+
+    A run over several seeds is a directory of such directories: ``members`` lists them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the directory; nothing is read yet."""
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Return the run at ``path``.
+
+        Raises:
+            MisuseError: there is no run directory.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise MisuseError(
+                f"{str(run.path)!r} is not a run directory: expected it to hold config.json, "
+                "as written by `convexlab train two-phase`."
+            )
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """Where the settings are."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the loss and the gradient norm of every epoch are."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_path(self) -> Path:
+        """Where the result is."""
+        return self.path / "summary.json"
+
+    @property
+    def probe_path(self) -> Path:
+        """Where the curvature of every probed checkpoint is."""
+        return self.path / "probe.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the page for people is."""
+        return self.path / "report.html"
+
+    @property
+    def config(self) -> Row:
+        """The settings."""
+        return _read_object(self.config_path)
+
+    @property
+    def summary(self) -> Row | None:
+        """The result, or None while the run is not finished."""
+        return _read_object(self.summary_path) if self.summary_path.is_file() else None
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One row an epoch and run, in the order of writing."""
+        return list(_read_lines(self.metrics_path))
+
+    @property
+    def probe(self) -> list[Row]:
+        """One row a probed checkpoint."""
+        return list(_read_lines(self.probe_path))
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The two-phase run's checkpoints, by epoch."""
+        return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"))
+
+    def checkpoint_path(self, epoch: int) -> Path:
+        """Where the checkpoint after ``epoch`` epochs is, or would be."""
+        return self.path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+
+    @property
+    def members(self) -> list[Run]:
+        """The single-seed runs: itself, or its sub-directories when it spans several seeds."""
+        members = [Run(path.parent) for path in sorted(self.path.glob("seed-*/config.json"))]
+        return members or [self]
+
+
+def _read_object(path: Path) -> Row:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MisuseError(f"cannot read {str(path)!r}: expected one JSON object ({error}).") from error
+    if not isinstance(value, dict):
+        raise MisuseError(f"cannot read {str(path)!r}: expected one JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise MisuseError(f"cannot read {str(path)!r}: line {number} is not JSON ({error}).") from error

@@ -1,0 +1,92 @@
+"""The settings of a two-phase run: the command line's options, their defaults and their limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from convexlab.detection import DEFAULT_DETECTOR, detector_names
+from convexlab.environment import resolve_dtype
+from convexlab.errors import MisuseError, unknown_name
+from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two_names
+
+__all__ = ["TwoPhaseConfig"]
+
+
+@dataclass(frozen=True)
+class TwoPhaseConfig:
+    """Everything that decides a run's numbers.
+
+    Raises:
+        MisuseError: a value out of range or an unknown name.
+    """
+
+    model: str = "vit-mlp"
+    dataset: str = "digits"
+    loss: str = "mse"
+    epochs: int = 40
+    """Budget in epoch equivalents, for the two-phase run and each baseline."""
+    detector: str = DEFAULT_DETECTOR
+    switch_epoch: int | None = None
+    """Adam epochs before the switch; None leaves the decision to the detector."""
+    phase_two: str = DEFAULT_PHASE_TWO
+    batch_size: int = 512
+    """Adam's; the paper's choice."""
+    lr: float = 1e-3
+    """Adam's learning rate; the paper does not state its own."""
+    train_size: int | None = None
+    """Training examples used; None is all."""
+    seed: int = 0
+    """Of the initial weights, the order of examples and the subset."""
+    seeds: int = 1
+    """Runs, from ``seed`` upwards."""
+    probe_every: int | None = None
+    """Epochs between two probed checkpoints; None probes the start, the switch and the end, 0 nothing."""
+    no_baseline: bool = False
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seeds"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("switch_epoch", "train_size"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        if self.probe_every is not None:
+            _at_least("probe_every", self.probe_every, 0)
+        if not 0 < self.lr < float("inf"):
+            raise MisuseError(f"expected lr to be a positive number, got {self.lr!r}.")
+        if self.detector not in detector_names():
+            raise unknown_name("detector", self.detector, detector_names())
+        if self.phase_two not in phase_two_names():
+            raise unknown_name("phase two", self.phase_two, phase_two_names())
+        if self.switch_epoch is not None and self.switch_epoch >= self.epochs:
+            raise MisuseError(
+                f"switch_epoch {self.switch_epoch} leaves nothing of the budget of {self.epochs} epochs for phase "
+                "two. Choose a smaller switch_epoch or more epochs."
+            )
+        resolve_dtype(self.dtype)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> TwoPhaseConfig:
+        """Return the configuration with these options, the rest at their defaults.
+
+        Raises:
+            MisuseError: an unknown option, or see the class.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in options:
+            if name not in known:
+                raise unknown_name("option", name, known)
+        return cls(**options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as they are stored in ``config.json``."""
+        return dataclasses.asdict(self)
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MisuseError(f"expected {name} to be a whole number from {least}, got {value!r}.")

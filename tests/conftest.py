@@ -1,0 +1,45 @@
+"""What every test relies on: one thread, no window, and the package that is meant to be tested."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before NumPy and torch are imported; what the tests start inherits it. One thread: the tests' matrices are small, and
+# sums come out the same on every machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+if os.environ.get("CONVEXLAB_DATA"):
+    # It may be relative to the repository, and tests change the directory.
+    os.environ["CONVEXLAB_DATA"] = str(Path(os.environ["CONVEXLAB_DATA"]).absolute())
+
+import pytest
+import torch
+
+import convexlab
+
+torch.set_num_threads(1)
+
+SOURCE = Path(convexlab.__file__).parent
+
+
+def pytest_report_header() -> str:
+    return f"convexlab: {SOURCE}, torch {torch.__version__}"
+
+
+def pytest_configure() -> None:
+    if "TOX_ENV_NAME" in os.environ and not SOURCE.is_relative_to(sys.prefix):
+        raise pytest.UsageError(f"tox tests the installed wheel, but convexlab was imported from {SOURCE}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {}
+    if not torch.accelerator.is_available():
+        missing["gpu"] = "no accelerator on this machine"
+    if not os.environ.get("CONVEXLAB_DATA"):
+        missing["data"] = "CONVEXLAB_DATA is not set: it names the folder with the data sets"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
