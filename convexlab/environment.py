@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
+
 from typing import Any
 
 import torch
 
+from convexlab._version import __version__
 from convexlab.errors import MisuseError, unknown_name
 
 __all__ = ["describe_environment", "resolve_device", "resolve_dtype"]
@@ -52,7 +53,7 @@ def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "convexlab": metadata.version("convexlab"),
+        "convexlab": __version__,
         "platform": platform.platform(),
         "processor": _processor(device),
         "device": str(device),

@@ -268,10 +268,14 @@ class Objective:
         if not backward:
             return torch.tensor(self.value(), dtype=dtype)
         value, gradient = self.value_and_gradient()
+        self.assign_gradient(gradient)
+        return torch.tensor(value, dtype=dtype)
+
+    def assign_gradient(self, gradient: Tensor) -> None:
+        """Set the ``grad`` of the selected parameters from a flat gradient (n,)."""
         parameters = list(self._parameters.values())
         for parameter, part in zip(parameters, unflatten(gradient, parameters), strict=True):
             parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype)
-        return torch.tensor(value, dtype=dtype)
 
     # What the operators ask for.
 

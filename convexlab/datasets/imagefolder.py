@@ -43,9 +43,9 @@ def read_imagefolder(path: str, image_size: int) -> Source:
     return Source(
         f"imagefolder:{path}",
         _images(train, image_size),
-        torch.tensor(train.targets),
+        torch.tensor(train.targets, device="cpu"),
         _images(test, image_size),
-        torch.tensor(test.targets),
+        torch.tensor(test.targets, device="cpu"),
     )
 
 
@@ -62,7 +62,7 @@ def _open(path: str, split: str) -> ImageFolder:
 
 
 def _images(folder: ImageFolder, image_size: int) -> Tensor:
-    images = torch.empty(len(folder), 3, image_size, image_size)
+    images = torch.empty(len(folder), 3, image_size, image_size, dtype=torch.float32, device="cpu")
     for row, (file, _) in enumerate(folder.samples):
         try:
             pixels = np.array(folder.loader(file))

@@ -60,11 +60,11 @@ def channel_statistics(images: Tensor, image_size: int) -> tuple[Tensor, Tensor]
     """Return mean and population standard deviation of every channel, (C,) float64, of the images once resized.
 
     The squared deviations of the chunks are merged as in Chan, Golub & LeVeque 1983 (doi
-    10.1080/00031305.1983.10483115): a mean far from zero costs no digits. A channel that is constant gets the
-    deviation 1.
+    10.1080/00031305.1983.10483115): a mean far from zero costs no digits. A channel that is constant
+    up to rounding gets the deviation 1.
     """
     count = 0
-    mean = torch.zeros(images.shape[1], dtype=torch.float64)
+    mean = images.new_zeros(images.shape[1], dtype=torch.float64)
     squares, largest = torch.zeros_like(mean), torch.zeros_like(mean)
     for chunk in _resized(images, image_size):
         values = chunk.transpose(0, 1).flatten(1)
@@ -75,19 +75,24 @@ def channel_statistics(images: Tensor, image_size: int) -> tuple[Tensor, Tensor]
         largest = torch.maximum(largest, values.abs().amax(1))
         count = total
     deviation = (squares / count).sqrt()
-    # float32 stores a value x with an error of up to eps/2 |x|: a spread within eps |x| is nothing but that.
-    constant = deviation <= torch.finfo(torch.float32).eps * largest
-    return mean, torch.where(constant, 1.0, deviation)
+    return mean, torch.where(deviation <= _rounding(images.dtype) * largest, 1.0, deviation)
 
 
 def standardise(images: Tensor, mean: Tensor, deviation: Tensor, image_size: int) -> Tensor:
     """Return (resized image - mean) / deviation as float32 (N, C, S, S); mean and deviation are (C,) float64."""
-    result = torch.empty(len(images), images.shape[1], image_size, image_size)
+    result = images.new_empty(len(images), images.shape[1], image_size, image_size, dtype=torch.float32)
     start = 0
     for chunk in _resized(images, image_size):
         result[start : start + len(chunk)] = (chunk - mean[:, None, None]) / deviation[:, None, None]
         start += len(chunk)
     return result
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """Return the spread, relative to the largest value, that rounding alone can give to a constant channel."""
+    # Resizing sums at most height + width float64 products a pixel: 4096 eps (2**-40) covers images of that size.
+    # Values that came as floating point were rounded to their own type before, by up to eps/2.
+    return max(2.0**-40, torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
 
 
 def _resized(images: Tensor, image_size: int) -> Iterator[Tensor]:

@@ -31,10 +31,10 @@ def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = 
     """
     if not 1 <= size <= len(labels):
         raise MisuseError(f"train_size of {name} must be from 1 to {len(labels)} (all its examples), got {size}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     counts = torch.bincount(labels).tolist()
-    quotas = _quotas(counts, size, torch.randperm(len(counts), generator=generator).tolist())
-    shuffled = torch.randperm(len(labels), generator=generator)
+    quotas = _quotas(counts, size, torch.randperm(len(counts), generator=generator, device="cpu").tolist())
+    shuffled = torch.randperm(len(labels), generator=generator, device="cpu")
     by_class = torch.split(shuffled[labels[shuffled].argsort(stable=True)], counts)
     chosen = torch.cat([members[:quota] for members, quota in zip(by_class, quotas, strict=True)])
     return chosen.sort().values

@@ -1,6 +1,7 @@
 """Detectors: when to hand over from Adam to the second phase."""
 
 from convexlab.detection.base import Detector
+from convexlab.detection.fixed import FixedEpoch
 from convexlab.detection.peak import Algorithm1, GradientNormPeak
 from convexlab.errors import unknown_name
 
@@ -8,6 +9,7 @@ __all__ = [
     "DEFAULT_DETECTOR",
     "Algorithm1",
     "Detector",
+    "FixedEpoch",
     "GradientNormPeak",
     "build_detector",
     "detector_names",

@@ -14,6 +14,9 @@ class Detector(ABC):
     Only ratios of losses and of norms may decide, so that a rescaled loss gives the same decision.
     """
 
+    cost = 1.0
+    """Gradient equivalents an epoch for what it is told: the norm of the whole training set's gradient."""
+
     def __init__(self) -> None:
         """Start with nothing seen."""
         self.epoch = 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from statistics import median
+
 from convexlab.detection.base import Detector
 from convexlab.errors import MisuseError
 
@@ -32,48 +36,56 @@ class Algorithm1(Detector):
 
 
 class GradientNormPeak(Detector):
-    """Algorithm 1 behind the initial transient: the norm must rise from its trough before a fall counts.
+    """Algorithm 1 behind the initial transient and the noise: the norm must rise from its trough before a fall counts.
 
-    The rule follows the shape that the hypothesis predicts, rise then fall. It keeps the smallest norm seen (the
-    trough) and the largest since; once the largest is at least ``rise`` times the trough, a norm of at most
-    ``factor`` times the largest for ``patience`` epochs in a row is the switch. A norm that only falls, as from a
-    random head, never fires: there was no peak.
+    Between mini-batch steps the full gradient's norm jumps by a factor of two and more, so the rule is applied to its
+    median over the last ``window`` epochs. It follows the shape that the hypothesis predicts, rise then fall: once
+    the median has grown from its smallest value (the trough) by the factor ``rise``, a median of at most ``factor``
+    times the largest since then, for ``patience`` epochs in a row, is the switch. A norm that only falls, as at first
+    from a random head, is no peak.
 
     Args:
         factor: the paper's ``gnfact``.
         rise: how much the norm must have grown from its trough.
-        patience: consecutive epochs that the fall must last; mini-batch noise makes single ones.
+        window: epochs in the median.
+        patience: consecutive epochs that the fall must last.
+
+    Raises:
+        MisuseError: a setting out of range.
     """
 
-    def __init__(self, factor: float = 0.9, *, rise: float = 1.25, patience: int = 2) -> None:
-        """See the class."""
+    def __init__(self, factor: float = 0.9, *, rise: float = 1.25, window: int = 5, patience: int = 2) -> None:
         super().__init__()
         self.factor = _fraction("factor", factor)
         if not rise > 1:
             raise MisuseError(f"expected rise to be above 1, got {rise!r}.")
-        if patience < 1:
-            raise MisuseError(f"expected patience of at least 1 epoch, got {patience!r}.")
+        for name, value in (("window", window), ("patience", patience)):
+            if value < 1:
+                raise MisuseError(f"expected {name} of at least 1 epoch, got {value!r}.")
         self.rise = rise
         self.patience = patience
-        self._trough = float("inf")
-        self._peak = 0.0
+        self._recent: deque[float] = deque(maxlen=window)
+        self._trough = math.inf
+        self._peak: float | None = None
         self._fallen = 0
 
     def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
-        if gradient_norm < self._trough:
-            self._trough, self._peak, self._fallen = gradient_norm, gradient_norm, 0
-        self._peak = max(self._peak, gradient_norm)
-        if self._peak < self.rise * self._trough:
-            return False, (
-                f"the gradient norm has not risen by a factor of {self.rise:g} from its trough, {self._trough:.3g}"
-            )
-        self._fallen = self._fallen + 1 if gradient_norm <= self.factor * self._peak else 0
+        self._recent.append(gradient_norm)
+        norm = median(self._recent)
+        if self._peak is None:
+            self._trough = min(self._trough, norm)
+            if norm < self.rise * self._trough:
+                return False, (
+                    f"the gradient norm has not risen by a factor of {self.rise:g} from its trough, {self._trough:.3g}"
+                )
+            self._peak = norm
+        self._peak = max(self._peak, norm)
+        self._fallen = self._fallen + 1 if norm <= self.factor * self._peak else 0
         fired = self._fallen >= self.patience
-        course = (
-            f"the gradient norm rose from {self._trough:.3g} to a peak of {self._peak:.3g} and "
-            f"{'fell' if fired else 'has not fallen'} to {self.factor:g} of it for {self.patience} epochs in a row"
-        )
-        return fired, course if not fired else f"{course}, to {gradient_norm:.3g}"
+        rose = f"the gradient norm rose from a trough of {self._trough:.3g} to a peak of {self._peak:.3g}"
+        if not fired:
+            return False, f"{rose} and has not stayed below {self.factor:g} of it"
+        return True, f"{rose} and fell to {norm:.3g}, below {self.factor:g} of it (medians of {len(self._recent)} epochs)"
 
 
 def _fraction(name: str, value: float) -> float:

@@ -134,5 +134,3 @@ def _real(loss: Any) -> float:
         return float(loss)
     except (TypeError, ValueError):
         raise MisuseError(f"the closure must return the loss, got {loss!r}.") from None
-
-

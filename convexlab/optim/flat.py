@@ -68,8 +68,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     A subclass proposes directions (`_directions`), each with what to remember if it is taken.
 
     * The closure is torch's: zero the gradients, forward, backward, return the loss. If it takes a keyword
-      ``backward``, searches by values call ``closure(backward=False)``. It runs with gradients enabled either way, since
-      a loss may need them (physics-informed networks); asked for the value alone, it is free to disable them.
+      ``backward``, searches by values call ``closure(backward=False)``. It runs with gradients enabled either way,
+      since a loss may need them (physics-informed networks); asked for the value alone, it is free to disable them.
     * Within a step the closure must be one function: no dropout, no change of batch. Where it is one function over all
       steps (``reuse=True``), a gradient evaluated at the accepted step opens the next step, so that nothing is paid for
       twice. The weights must still be those, bit for bit: they are compared with a copy, so that no way of changing

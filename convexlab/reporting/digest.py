@@ -1,188 +1,18 @@
-"""What a page needs of a run, read once from its directory and checked: any number may be missing."""
+"""What a page needs of a run, read once from its directory."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from convexlab.reporting.records import Curve, Outcome, ProbedCheckpoint, Row, Switch, mapping_of, number_of, text_of
 from convexlab.runs import Run
 
-__all__ = ["TWO_PHASE", "Curve", "Digest", "Outcome", "ProbedCheckpoint", "Switch", "read_digest"]
+__all__ = ["TWO_PHASE", "Digest", "read_digest"]
 
 TWO_PHASE = "two-phase"
-Floats = npt.NDArray[np.float64]
-Row = Mapping[str, Any]
-
-
-def _number(row: Row, key: str) -> float | None:
-    """Return a finite number, or None for a missing, null or other value."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _text(row: Row, key: str) -> str:
-    value = row.get(key)
-    return "" if value is None else str(value)
-
-
-def _mapping(row: Row, key: str) -> dict[str, Any]:
-    value = row.get(key)
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One training run of `metrics.jsonl` by columns, each (rows,), NaN where nothing was recorded."""
-
-    phases: tuple[str, ...]
-    epoch: Floats
-    cost: Floats
-    """Gradient equivalents spent so far."""
-    seconds: Floats
-    loss: Floats
-    norm: Floats
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Row]) -> Curve:
-        """Transpose rows of `metrics.jsonl`."""
-        rows = list(rows)
-        keys = ("epoch", "gradient_equivalents", "seconds", "train_loss", "gradient_norm")
-        columns = (np.array([_nan(_number(row, key)) for row in rows]) for key in keys)
-        return cls(tuple(_text(row, "phase") for row in rows), *columns)
-
-    def segments(self) -> Iterator[tuple[str, slice]]:
-        """Yield each phase and its rows, the last row before it included so that the drawn line is unbroken."""
-        begin = 0
-        for phase, group in itertools.groupby(self.phases):
-            end = begin + len(list(group))
-            if phase != "start":
-                yield phase, slice(max(begin - 1, 0), end)
-            begin = end
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one algorithm reached, at its best epoch."""
-
-    train_loss: float | None
-    train_accuracy: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
-    cost: float | None
-    """Gradient equivalents."""
-    seconds: float | None
-    epoch: float | None
-    cost_breakdown: dict[str, float | None]
-    """Gradient equivalents by what they were spent on."""
-
-    @classmethod
-    def from_row(cls, row: Row) -> Outcome:
-        """Read `two_phase` or one of `baselines` of `summary.json`."""
-        parts = _mapping(row, "cost_breakdown")
-        return cls(
-            train_loss=_number(row, "train_loss"),
-            train_accuracy=_number(row, "train_accuracy"),
-            validation_loss=_number(row, "validation_loss"),
-            validation_accuracy=_number(row, "validation_accuracy"),
-            cost=_number(row, "gradient_equivalents"),
-            seconds=_number(row, "seconds"),
-            epoch=_number(row, "epoch"),
-            cost_breakdown={str(key): _number(parts, key) for key in parts},
-        )
-
-
-@dataclass(frozen=True)
-class Switch:
-    """When the run left Adam, and why; `epoch` is None when it never did."""
-
-    epoch: float | None
-    detector: str
-    train_loss: float | None
-    gradient_norm: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class ProbedCheckpoint:
-    """The curvature of the training loss at one checkpoint: a row of `probe.jsonl`."""
-
-    name: str
-    epoch: float | None
-    phase: str
-    train_loss: float | None
-    gradient_norm: float | None
-    gradient_curvature: float | None
-    """gᵀHg / gᵀg."""
-    smallest: float | None
-    smallest_lower_bound: float | None
-    """Holds with `confidence` over the random start."""
-    smallest_residual: float | None
-    largest: float | None
-    largest_residual: float | None
-    negative_mass: float | None
-    negative_mass_standard_error: float | None
-    trace: float | None
-    trace_standard_error: float | None
-    verdict: str
-    """`non-convex`, `no-negative-curvature`, `unresolved`, or empty."""
-    verdict_summary: str
-    rounding_floor: float
-    """An eigenvalue no larger than this has no sign; 0 when it was not estimated."""
-    confidence: float | None
-    floor: float | None
-    """Relative to the largest eigenvalue."""
-    steps: float | None
-    cost: float | None
-    """Gradient equivalents."""
-    seconds: float | None
-    examples: float | None
-    train_size: float | None
-    nodes: Floats
-    """(k,) spectral density, stochastic Lanczos quadrature; empty when not computed."""
-    weights: Floats
-    """(k,) sum to 1."""
-
-    @classmethod
-    def from_row(cls, row: Row) -> ProbedCheckpoint:
-        """Read one row of `probe.jsonl`."""
-        plain = (
-            "epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound smallest_residual "
-            "largest largest_residual negative_mass negative_mass_standard_error trace trace_standard_error "
-            "confidence floor steps seconds examples train_size"
-        )
-        nodes, weights = _density(_mapping(row, "density"))
-        numbers: dict[str, Any] = {key: _number(row, key) for key in plain.split()}
-        return cls(
-            name=_text(row, "checkpoint"),
-            phase=_text(row, "phase"),
-            verdict=_text(row, "verdict"),
-            verdict_summary=_text(row, "verdict_summary"),
-            rounding_floor=abs(_number(row, "rounding_floor") or 0.0),
-            cost=_number(row, "gradient_equivalents"),
-            nodes=nodes,
-            weights=weights,
-            **numbers,
-        )
-
-
-def _density(row: Row) -> tuple[Floats, Floats]:
-    nodes, weights = (np.array(row.get(key) or [], dtype=np.float64).ravel() for key in ("nodes", "weights"))
-    count = min(nodes.size, weights.size)
-    nodes, weights = nodes[:count], weights[:count]
-    usable = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)
-    return nodes[usable], weights[usable]
 
 
 @dataclass(frozen=True)
@@ -239,31 +69,31 @@ def read_digest(run: Run, label: str) -> Digest:
     """
     config, summary = run.config, run.summary
     result = summary or {}
-    model, dataset = _mapping(result, "model"), _mapping(result, "dataset")
+    model, dataset = mapping_of(result, "model"), mapping_of(result, "dataset")
     curves = _curves(run.metrics)
-    phase_two = _text(result, "phase_two") or _text(config, "phase_two")
-    two_phase = _mapping(result, "two_phase")
+    phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
+    two_phase = mapping_of(result, "two_phase")
     return Digest(
         label=label,
         config=config,
         finished=summary is not None,
         is_probe=config.get("kind") == "probe",
-        model=_text(model, "name") or _text(config, "model") or "model",
-        parameters=_number(model, "parameters"),
-        overdetermination=_number(model, "overdetermination"),
-        dataset=_text(dataset, "name") or _text(config, "dataset") or "data",
-        train_size=_number(dataset, "train_size") or _number(config, "train_size"),
-        seed=_text(result, "seed") or _text(config, "seed"),
-        budget=_number(result, "budget") or _number(config, "epochs"),
-        phase_two=phase_two or "phase two",
+        model=text_of(model, "name") or text_of(config, "model") or "model",
+        parameters=number_of(model, "parameters"),
+        overdetermination=number_of(model, "overdetermination"),
+        dataset=text_of(dataset, "name") or text_of(config, "dataset") or "data",
+        train_size=number_of(dataset, "train_size") or number_of(config, "train_size"),
+        seed=text_of(result, "seed") or text_of(config, "seed"),
+        budget=number_of(result, "budget") or number_of(config, "epochs"),
+        phase_two=phase_two,
         switch=_switch(result, curves.get(TWO_PHASE)),
         two_phase=Outcome.from_row(two_phase) if two_phase else None,
         baselines={
             str(name): Outcome.from_row(row)
-            for name, row in _mapping(result, "baselines").items()
+            for name, row in mapping_of(result, "baselines").items()
             if isinstance(row, Mapping)
         },
-        environment=_mapping(result, "environment"),
+        environment=mapping_of(result, "environment"),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, run.probe), key=_by_epoch)),
     )
@@ -277,21 +107,26 @@ def _by_epoch(checkpoint: ProbedCheckpoint) -> float:
 def _curves(rows: Iterable[Row]) -> dict[str, Curve]:
     by_run: dict[str, list[Row]] = {}
     for row in rows:
-        by_run.setdefault(_text(row, "run"), []).append(row)
+        by_run.setdefault(text_of(row, "run"), []).append(row)
     return {name: Curve.from_rows(group) for name, group in by_run.items()}
 
 
 def _switch(summary: Row, curve: Curve | None) -> Switch | None:
-    row = _mapping(summary, "switch")
+    row = mapping_of(summary, "switch")
     if row:
         return Switch(
-            epoch=_number(row, "epoch"),
-            detector=_text(row, "detector"),
-            train_loss=_number(row, "train_loss"),
-            gradient_norm=_number(row, "gradient_norm"),
-            reason=_text(row, "reason"),
+            epoch=number_of(row, "epoch"),
+            detector=text_of(row, "detector"),
+            train_loss=number_of(row, "train_loss"),
+            gradient_norm=number_of(row, "gradient_norm"),
+            reason=text_of(row, "reason"),
         )
     return _switch_of_curve(curve) if curve else None
+
+
+def _phase_two(curve: Curve | None) -> str:
+    later = (phase for phase in (curve.phases if curve else ()) if phase not in ("start", "adam"))
+    return next(later, "phase two")
 
 
 def _switch_of_curve(curve: Curve) -> Switch | None:

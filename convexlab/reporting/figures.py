@@ -1,25 +1,19 @@
-"""Drawing: one look for all charts, readable axes, and inline SVG with a text alternative.
+"""Drawing: one look for all charts, and axes that can be read.
 
-Figures are matplotlib's `Figure`, never pyplot's: nothing global changes. The same data give the same bytes.
+Figures are matplotlib's `Figure`, never pyplot's: nothing global changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import re
-import warnings
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import seaborn as sns  # type: ignore[import-untyped]
-from markupsafe import Markup
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -27,11 +21,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator,
 
 from convexlab.reporting.numbers import power_of_ten
 
-__all__ = ["INK", "MUTED", "PALETTE", "Chart", "chart", "draw", "label", "scale_asinh", "scale_linear", "scale_log", "spans_far"]
+__all__ = [
+    "INK",
+    "MUTED",
+    "PALETTE",
+    "draw",
+    "label",
+    "legend",
+    "scale_asinh",
+    "scale_linear",
+    "scale_log",
+    "spans_far",
+]
 
 PALETTE: dict[str, str] = dict(
     zip(
-        "blue orange green vermilion purple brown pink grey yellow sky".split(),
+        ("blue", "orange", "green", "vermilion", "purple", "brown", "pink", "grey", "yellow", "sky"),
         sns.color_palette("colorblind").as_hex(),
         strict=True,
     )
@@ -47,21 +52,7 @@ Which = Literal["x", "y"]
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A figure for the page."""
-
-    key: str
-    """Unique on the page; a valid HTML id."""
-    title: str
-    caption: str
-    """What to see; stands below the figure."""
-    description: str
-    """The numbers in words, for those who do not see it."""
-    svg: Markup
-
-
-def _look() -> dict[str, Any]:
+def _look() -> Any:  # matplotlib's stubs want a type that names every setting
     look = {**sns.axes_style("ticks"), **sns.plotting_context("paper")}
     return look | {
         "axes.edgecolor": "#aab1bd",
@@ -109,6 +100,11 @@ def label(text: str, longest: int = 36) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def legend(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides no data."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, columnspacing=1.2)
+
+
 def spans_far(values: Iterable[float] | Floats) -> bool:
     """Tell whether values are all positive and cover so much that an axis should be logarithmic."""
     array = np.asarray(values, dtype=np.float64)
@@ -119,7 +115,7 @@ def spans_far(values: Iterable[float] | Floats) -> bool:
 def _plain(value: float) -> str:
     """A tick: as few digits as it has."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:g}".replace("-", "−")
+        return f"{value:,g}".replace("-", "−")
     mantissa, exponent = f"{value:e}".split("e")
     factor = f"{float(mantissa):g}".replace("-", "−")
     return f"{factor}×{power_of_ten(int(exponent))}"
@@ -173,7 +169,7 @@ def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
         decades = _thin(decades, most)
         _set_ticks(_axis(axes, which), FixedLocator(decades), _form(decades))
         return
-    steps = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    steps = (step * 10.0**power for power in powers for step in (1, 2, 5))
     _set_ticks(_axis(axes, which), FixedLocator([step for step in steps if low <= step <= high]), _plain)
 
 
@@ -186,53 +182,3 @@ def scale_asinh(axes: Axes, which: Which, linear_width: float, most: int = 4) ->
     decades = _thin([10.0**power for power in range(last, first - 1, -1)], most)
     ticks = [-tick for tick in decades if -tick >= low] + [0.0] + [tick for tick in decades if tick <= high]
     _set_ticks(_axis(axes, which), FixedLocator(sorted(ticks)), _form(ticks))
-
-
-def chart(figure: Figure, *, key: str, title: str, caption: str, description: str) -> Chart:
-    """Return a finished figure as inline SVG of fluid width, with title and description for assistive technology."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        # The browser sets the text and has the glyphs; only the measuring font lacks some of a user's names.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(file.getvalue())
-    _simplify(root, key)
-    root.attrib.update({"role": "img", "aria-labelledby": f"{key}-title {key}-description", "class": "chart"})
-    root.attrib.update({"stroke-linejoin": "round", "stroke-linecap": "butt"})
-    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag, id=f"{key}-{'title' if tag == 'title' else 'description'}")
-        element.text = text
-        root.insert(position, element)
-    svg = Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - serialised from a parsed tree
-    return Chart(key, title, caption, description, svg)
-
-
-_REFERENCE = re.compile(r'(?:url\(|href=")#([\w-]+)')
-
-
-def _simplify(root: ElementTree.Element, key: str) -> None:
-    """Fit matplotlib's document into a page: no namespaces, no metadata, no global style, ids of its own."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith("}metadata") or child.tag.endswith("}style"):
-                parent.remove(child)
-    referenced = set(_REFERENCE.findall(ElementTree.tostring(root, encoding="unicode")))
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        for name in list(element.attrib):
-            value = element.attrib.pop(name)
-            name = name.rpartition("}")[2]
-            if name == "id":
-                if value in referenced:
-                    element.set("id", f"{key}-{value}")
-            elif name == "href":
-                element.set(name, f"#{key}-{value.removeprefix('#')}")
-            elif "url(#" in value:
-                element.set(name, value.replace("url(#", f"url(#{key}-"))
-            elif name in {"d", "x", "y", "transform", "points"}:
-                # A hundredth of a point is below any screen's pixel, and a third of the page's size.
-                element.set(name, re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", value))
-            else:
-                element.set(name, value)
-    for name in ("width", "height"):
-        root.attrib.pop(name, None)

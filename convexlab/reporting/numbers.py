@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["accuracy", "count", "number", "percent", "plus_minus", "signed", "lower_bound", "power_of_ten"]
+__all__ = ["accuracy", "count", "lower_bound", "number", "percent", "plus_minus", "power_of_ten", "signed"]
 
 MISSING = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -11,11 +11,14 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.curvature_figures import density_chart, eigenvalue_chart, mass_chart
+from convexlab.reporting.comparison import Comparison, compare
+from convexlab.reporting.comparison_figure import comparison_chart
+from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
+from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.figures import Chart
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.signals import Signal, signals
+from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import (
     Table,
     comparison_table,
@@ -25,9 +28,8 @@ from convexlab.reporting.tables import (
     results_table,
     settings_tables,
 )
-from convexlab.reporting.training_figures import comparison_chart, cost_charts, norm_chart
+from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.reporting.wording import (
-    compare,
     headline,
     joint_headline,
     place,
@@ -124,17 +126,21 @@ class Section:
     cost: Table | None
 
 
-def _section(digest: Digest, anchor: str) -> Section:
+# With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
+MANY = 8
+
+
+def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
     return Section(
         anchor=anchor,
         digest=digest,
         headline=headline(digest),
         tiles=_tiles(digest),
         norm=norm_chart(digest, f"{anchor}-norm"),
-        costs=cost_charts(digest, anchor),
+        costs=cost_charts(digest, anchor)[: 1 if compact else None],
         eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),
-        mass=mass_chart(digest, f"{anchor}-mass"),
-        density=density_chart(digest, f"{anchor}-density"),
+        mass=None if compact else mass_chart(digest, f"{anchor}-mass"),
+        density=None if compact else density_chart(digest, f"{anchor}-density"),
         signals=signals(digest),
         results=results_table(digest),
         verdicts=[
@@ -152,8 +158,8 @@ def _tiles(digest: Digest) -> list[Tile]:
     if ours is not None:
         note = f"better Adam: {number(comparison.baseline_loss)}" if comparison else "no baseline"
         tiles.append(Tile("Training loss, two-phase", number(ours.train_loss), note))
-    if comparison is not None and comparison.factor:
-        tiles.append(Tile("Against the better Adam", f"{comparison.factor}× {comparison.word}", comparison.cost_clause))
+    if comparison is not None:
+        tiles.append(Tile("Against the better Adam", _against(comparison), comparison.cost_clause))
     if switch is not None:
         when = "never" if switch.epoch is None else f"epoch {count(switch.epoch)}"
         tiles.append(Tile("Switch", when, switch.detector))
@@ -161,6 +167,12 @@ def _tiles(digest: Digest) -> list[Tile]:
         last = digest.probe[-1]
         tiles.append(Tile("Last verdict", verdict_name(last.verdict), place(last)))
     return tiles
+
+
+def _against(comparison: Comparison) -> str:
+    if not comparison.is_conclusive:
+        return "not comparable"
+    return f"{comparison.factor}× {comparison.word}" if comparison.factor else comparison.word
 
 
 def _title(digests: Sequence[Digest]) -> str:
@@ -180,14 +192,15 @@ def render(digests: Sequence[Digest]) -> str:
     )
     environment.filters |= {"number": number, "count": count}
     anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
-    several = len(digests) > 1
+    several, compact = len(digests) > 1, len(digests) > MANY
     return environment.get_template("report.html.j2").render(
         title=_title(digests),
         several=several,
         headline=joint_headline(digests) if several else headline(digests[0]),
         comparison=comparison_table(digests, anchors) if several else None,
         comparison_chart=comparison_chart(digests, "comparison") if several else None,
-        sections=[_section(digest, anchor) for digest, anchor in zip(digests, anchors, strict=True)],
+        compact=compact,
+        sections=[_section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)],
         settings=settings_tables(digests),
         environment=environment_table(digests),
     )

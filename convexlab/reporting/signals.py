@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.digest import Curve, Digest, ProbedCheckpoint
+from convexlab.reporting.digest import Digest
 from convexlab.reporting.numbers import count, number, signed
+from convexlab.reporting.records import Curve, ProbedCheckpoint
 from convexlab.reporting.wording import place
 
 __all__ = ["Peak", "Signal", "later_peak", "signals"]

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convexlab.reporting.digest import TWO_PHASE, Digest, Outcome
+from convexlab.reporting.comparison import compare
+from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import MISSING, accuracy, count, lower_bound, number, plus_minus, signed
-from convexlab.reporting.wording import algorithm_name, compare, place, verdict_name
+from convexlab.reporting.records import Outcome
+from convexlab.reporting.wording import algorithm_name, place, verdict_name
 
 __all__ = [
     "Cell",
@@ -55,6 +57,10 @@ def _table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequenc
     body = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     kept = [i for i in range(len(heads)) if i == 0 or any(row[i].text not in ("", MISSING) for row in body)]
     return Table(caption, tuple(heads[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in body))
+
+
+def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
+    return cells
 
 
 def _outcomes(digest: Digest) -> dict[str, Outcome]:
@@ -105,8 +111,14 @@ def results_table(digest: Digest) -> Table | None:
 def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table:
     """Return one line a run, each a link to its section."""
     rows = [_comparison_row(digest, anchor) for digest, anchor in zip(digests, anchors, strict=True)]
+    # The page's title names what all runs share.
+    for column in (1, 2):
+        if len({str(row[column]) for row in rows}) == 1:
+            for row in rows:
+                row[column] = ""
     return _table(
-        "The runs side by side; ratio is two-phase over the better Adam baseline, below 1 two-phase is lower.",
+        "The runs side by side. Ratio: two-phase loss over that of the better Adam; "
+        "bold where two-phase is better at no more cost.",
         [
             Column("Run", False),
             Column("Model", False),
@@ -202,7 +214,7 @@ def cost_table(digest: Digest) -> Table | None:
     if not parts:
         return None
     rows = [
-        (
+        _row(
             Cell(algorithm_name(run, digest)),
             *(count(outcome.cost_breakdown.get(part)) for part in parts),
             count(outcome.cost),
@@ -224,6 +236,8 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value)
 
 
@@ -235,7 +249,7 @@ def settings_tables(digests: Sequence[Digest]) -> list[Table]:
     tables = [_pairs("Settings" if len(digests) == 1 else "Settings that all runs share", shared)] if shared else []
     differing = [key for key in keys if key not in shared]
     if differing:
-        rows = [(Cell(digest.label), *(values[key][i] for key in differing)) for i, digest in enumerate(digests)]
+        rows = [_row(Cell(digest.label), *(values[key][i] for key in differing)) for i, digest in enumerate(digests)]
         columns = [Column("Run", False), *(Column(key, False) for key in differing)]
         tables.append(_table("Settings that differ", columns, rows))
     return tables

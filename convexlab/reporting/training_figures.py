@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from convexlab.reporting.digest import TWO_PHASE, Curve, Digest
+from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.figures import (
     INK,
     MUTED,
     PALETTE,
-    Chart,
-    chart,
     draw,
     label,
+    legend,
     scale_linear,
     scale_log,
     spans_far,
 )
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.wording import algorithm_name, compare
+from convexlab.reporting.records import Curve
+from convexlab.reporting.svg import Chart, chart
+from convexlab.reporting.wording import algorithm_name
 
-__all__ = ["comparison_chart", "cost_charts", "norm_chart"]
+__all__ = ["cost_charts", "norm_chart"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,16 +51,17 @@ _BASELINES = (
 
 
 def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:
+    usable = np.isfinite(x) & np.isfinite(y)
     axes.plot(
-        x,
-        y,
+        x[usable],
+        y[usable],
         color=stroke.color,
         linestyle=stroke.line,
         linewidth=stroke.width,
         marker=stroke.marker or None,
         markersize=4.5,
-        # About a dozen markers, whatever the number of epochs.
-        markevery=max(1, x.size // 12),
+        # As a share of the figure's diagonal: evenly spaced to the eye, whatever the number of epochs.
+        markevery=0.06,
         label=label(name),
     )
 
@@ -72,10 +74,6 @@ def _plot_phases(axes: Axes, curve: Curve, x: Floats, y: Floats, phase_two: str)
         # A name given twice would stand twice in the legend.
         _plot(axes, x[rows], y[rows], _ADAM if is_adam else _PHASE_TWO, "_" if name in named else name)
         named.add(name)
-
-
-def _legend(axes: Axes, columns: int = 2) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.1, columnspacing=1.2)
 
 
 def norm_chart(digest: Digest, key: str) -> Chart | None:
@@ -95,7 +93,7 @@ def norm_chart(digest: Digest, key: str) -> Chart | None:
         (scale_log if spans_far(curve.norm) else scale_linear)(axes, "y")
         axes.set_xlabel("training loss   (training runs from right to left)")
         axes.set_ylabel("gradient norm")
-        _legend(axes)
+        legend(axes)
         return chart(
             figure,
             key=key,
@@ -206,13 +204,12 @@ def _cost_chart(digest: Digest, axis: _CostAxis, key: str) -> Chart | None:
             _mark_switch_line(axes, _switch_position(digest, axis.of(digest.curve)))
         scale_linear(axes, "x")
         losses = np.concatenate([curve.loss for curve in drawn])
+        # Far is not asked for here: on this figure the eye compares ratios.
         (scale_log if np.nanmin(losses) > 0 else scale_linear)(axes, "y")
         axes.set_xlabel(axis.axis)
         axes.set_ylabel("training loss")
-        _legend(axes)
-        return chart(
-            figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(digest, axis)
-        )
+        legend(axes)
+        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(digest, axis))
 
 
 def _switch_position(digest: Digest, x: Floats) -> float | None:
@@ -249,34 +246,3 @@ def _describe_cost(digest: Digest, axis: _CostAxis) -> str:
                 f"after {count(axis.of(curve)[last])} {axis.unit}."
             )
     return " ".join(parts)
-
-
-def comparison_chart(digests: Sequence[Digest], key: str) -> Chart | None:
-    """Return each run's two-phase loss beside that of its better Adam baseline; None without any such pair."""
-    rows = [(digest, comparison) for digest in digests if (comparison := compare(digest)) is not None]
-    if not rows:
-        return None
-    with draw(height=1.2 + 0.32 * len(rows)) as (figure, (axes,)):
-        places = np.arange(len(rows), dtype=np.float64)[::-1]
-        ours = np.array([comparison.two_phase_loss for _, comparison in rows])
-        theirs = np.array([comparison.baseline_loss for _, comparison in rows])
-        axes.hlines(places, np.minimum(ours, theirs), np.maximum(ours, theirs), color="#c3c9d3", linewidth=2.5, zorder=1)
-        axes.plot(theirs, places, "s", color="#6f7785", markersize=6, label="better Adam baseline")
-        axes.plot(ours, places, "^", color=PALETTE["vermilion"], markersize=8, label="two-phase")
-        axes.set_yticks(places, [label(digest.label, 28) for digest, _ in rows])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.grid(False, axis="y")
-        (scale_log if min(ours.min(), theirs.min()) > 0 else scale_linear)(axes, "x")
-        axes.set_xlabel("training loss at the best epoch")
-        _legend(axes)
-        return chart(
-            figure,
-            key=key,
-            title="Two-phase against the better Adam",
-            caption="Left is better. Costs of each pair are in the table.",
-            description=" ".join(
-                f"{digest.label}: two-phase {number(comparison.two_phase_loss)}, "
-                f"Adam {number(comparison.baseline_loss)}."
-                for digest, comparison in rows
-            ),
-        )

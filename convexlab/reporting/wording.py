@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.digest import TWO_PHASE, Digest, Outcome, ProbedCheckpoint
+from convexlab.reporting.comparison import Comparison, compare
+from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+from convexlab.reporting.records import ProbedCheckpoint
 
 __all__ = [
-    "Comparison",
     "algorithm_name",
-    "compare",
     "headline",
     "joint_headline",
     "place",
@@ -24,17 +23,15 @@ __all__ = [
     "verdict_sentence",
 ]
 
-# Losses closer than this are called equal: below what another seed or another machine changes.
-_SAME_WITHIN = 0.01
-# Costs within one epoch equivalent count as equal; they are sums of thirds, hence a hair more for rounding.
-_SLACK = 1.0 + 1e-6
-
 _ALGORITHMS = {"adam-constant": "Adam, constant rate", "adam-cosine": "Adam, cosine rate"}
 _VERDICTS = {
     "non-convex": "non-convex",
     "no-negative-curvature": "no negative curvature found",
     "unresolved": "unresolved",
 }
+
+_JOINT_WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
+_ALWAYS_TOLD = ("better", "worse")
 
 
 def verdict_name(verdict: str) -> str:
@@ -47,90 +44,13 @@ def algorithm_name(run: str, digest: Digest) -> str:
     if run != TWO_PHASE:
         return _ALGORITHMS.get(run, run)
     if digest.switch is not None and digest.switch.epoch is None:
-        return "Two-phase: Adam (never switched)"
-    return f"Two-phase: Adam, then {digest.phase_two}"
+        return "Two-phase, never switched"
+    return f"Adam + {digest.phase_two}"
 
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
     return checkpoint.name if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The two-phase run against the better of its Adam baselines."""
-
-    baseline: str
-    """The `run` of the better baseline."""
-    two_phase_loss: float
-    baseline_loss: float
-    costs: tuple[float, float]
-    """Gradient equivalents of the whole runs, two-phase and baseline; NaN when unknown."""
-
-    @property
-    def ratio(self) -> float:
-        """Two-phase over baseline; NaN when either is not positive."""
-        if min(self.two_phase_loss, self.baseline_loss) <= 0:
-            return math.nan
-        return self.two_phase_loss / self.baseline_loss
-
-    @property
-    def word(self) -> str:
-        """`better`, `worse` or `equal`, by training loss."""
-        if abs(self.two_phase_loss - self.baseline_loss) <= _SAME_WITHIN * abs(self.baseline_loss):
-            return "equal"
-        return "better" if self.two_phase_loss < self.baseline_loss else "worse"
-
-    @property
-    def factor(self) -> str:
-        """How many times the larger loss is the smaller one, or nothing when that means nothing."""
-        if math.isnan(self.ratio) or self.word == "equal":
-            return ""
-        return number(max(self.ratio, 1 / self.ratio))
-
-    @property
-    def is_conclusive(self) -> bool:
-        """Whether the costs allow the word: a lower loss at a higher cost is no win."""
-        ours, theirs = self.costs
-        ours_cheap, theirs_cheap = ours <= theirs + _SLACK, theirs <= ours + _SLACK
-        return bool({"better": ours_cheap, "worse": theirs_cheap, "equal": ours_cheap and theirs_cheap}[self.word])
-
-    @property
-    def fairness(self) -> str:
-        """Whether both cost the same, in a word or two."""
-        ours, theirs = self.costs
-        if math.isnan(ours) or math.isnan(theirs):
-            return "unknown"
-        return "yes" if abs(ours - theirs) <= _SLACK else f"no: {count(ours)} against {count(theirs)}"
-
-    @property
-    def cost_clause(self) -> str:
-        """At what cost the losses were reached."""
-        ours, theirs = self.costs
-        if math.isnan(ours) or math.isnan(theirs):
-            return "at a cost that was not recorded"
-        if abs(ours - theirs) <= _SLACK:
-            return f"at equal cost ({count(ours)} gradient equivalents)"
-        level = "lower" if ours < theirs else "higher"
-        return f"at {level} cost ({count(ours)} against {count(theirs)} gradient equivalents)"
-
-
-def compare(digest: Digest) -> Comparison | None:
-    """Return the comparison with the better Adam baseline, or None without both losses."""
-    best, ours = digest.better_baseline, digest.two_phase
-    if best is None or best[1].train_loss is None or ours is None or ours.train_loss is None:
-        return None
-    name, theirs = best
-    costs = (_total_cost(digest, TWO_PHASE, ours), _total_cost(digest, name, theirs))
-    return Comparison(name, ours.train_loss, theirs.train_loss, costs)
-
-
-def _total_cost(digest: Digest, run: str, outcome: Outcome) -> float:
-    """The whole run's cost: the outcome's own may be that of its best epoch."""
-    curve = digest.curves.get(run)
-    if curve is not None and np.isfinite(curve.cost).any():
-        return float(np.nanmax(curve.cost))
-    return math.nan if outcome.cost is None else outcome.cost
 
 
 def headline(digest: Digest) -> list[str]:
@@ -198,8 +118,10 @@ def _probe_sentence(digest: Digest) -> str:
         return "No checkpoint is probed yet."
     counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in digest.probe)
     total = len(digest.probe)
-    told = ", ".join(f"{found} {name}" for name, found in counts.most_common())
-    return f"Verdicts over {total} checkpoint{'s' if total > 1 else ''}: {told}."
+    if total == 1:
+        return f"The one checkpoint: {next(iter(counts))}."
+    told = ", ".join(f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common())
+    return f"Verdicts over {total} checkpoints: {told}."
 
 
 def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
@@ -216,7 +138,9 @@ def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
 def _non_convex(checkpoint: ProbedCheckpoint) -> str:
     if checkpoint.smallest is None:
         return "non-convex"
-    return f"non-convex, with curvature {signed(checkpoint.smallest, checkpoint.rounding_floor)} along a direction found"
+    return (
+        f"non-convex, with curvature {signed(checkpoint.smallest, checkpoint.rounding_floor)} along a direction found"
+    )
 
 
 def _no_negative_curvature(checkpoint: ProbedCheckpoint) -> str:
@@ -252,20 +176,20 @@ def _sample(checkpoint: ProbedCheckpoint) -> str:
 
 def joint_headline(digests: Sequence[Digest]) -> list[str]:
     """Return the sentences that answer for several runs together."""
+    sentences = []
     comparisons = [comparison for comparison in map(compare, digests) if comparison is not None]
-    sentences = [f"{len(digests)} runs side by side."]
     if comparisons:
         words = Counter(comparison.word if comparison.is_conclusive else "" for comparison in comparisons)
-        unfair = f" and not comparable in cost in {words['']}" if words[""] else ""
+        told = [f"{word} in {words[key]}" for key, word in _JOINT_WORDS.items() if words[key] or key in _ALWAYS_TOLD]
         sentences.append(
-            f"Against the better Adam baseline, two-phase training ended better in {words['better']}, level in "
-            f"{words['equal']}, worse in {words['worse']}{unfair} of {len(comparisons)}{_range(comparisons)}."
+            f"Against the better Adam baseline of each run, two-phase training ended {', '.join(told)} "
+            f"of {len(comparisons)}{_range(comparisons)}."
         )
     ends = Counter(verdict_name(digest.probe[-1].verdict) for digest in digests if digest.probe)
     if ends:
-        told = ", ".join(f"{found} {name}" for name, found in ends.most_common())
-        sentences.append(f"Verdicts at the last checkpoint probed: {told}.")
-    return sentences
+        told = [f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in ends.most_common()]
+        sentences.append(f"Verdicts at the last checkpoint probed: {', '.join(told)}.")
+    return sentences or ["No run has anything to compare yet."]
 
 
 def _range(comparisons: Sequence[Comparison]) -> str:

@@ -31,8 +31,8 @@ class TwoPhaseConfig:
     switch_epoch: int | None = None
     """Adam epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = DEFAULT_PHASE_TWO
-    batch_size: int = 512
-    """Adam's; the paper's choice."""
+    batch_size: int | None = None
+    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16."""
     lr: float = 1e-3
     """Adam's learning rate; the paper does not state its own."""
     train_size: int | None = None
@@ -48,9 +48,9 @@ class TwoPhaseConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "seeds"):
+        for name in ("epochs", "seeds"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("switch_epoch", "train_size"):
+        for name in ("batch_size", "switch_epoch", "train_size"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)

@@ -87,6 +87,17 @@ def test_seed_chooses_the_subset_and_nothing_else() -> None:
     assert torch.bincount(first.y_train).tolist() == [10] * 10
 
 
+def test_defaults_of_torch_do_not_matter() -> None:
+    expected = load_dataset("digits", train_size=50)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # stands for any other device: nothing made on it could be read back
+            found = load_dataset("digits", train_size=50)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.x_train, expected.x_train)
+
+
 def test_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()

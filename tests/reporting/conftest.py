@@ -76,9 +76,7 @@ def _outcome(loss: float, epoch: int, breakdown: dict[str, float]) -> dict[str, 
     }
 
 
-def _summary(
-    epochs: int, switch: int | None, final: float, seed: int, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(epochs: int, switch: int | None, final: float, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     at = next(row for row in rows if row["run"] == "two-phase" and row["epoch"] == (switch or 0))
     moved = {"adam": BUDGET, "detector": 0.0, "cg-golden": 0.0}
     if switch is not None:
@@ -149,8 +147,8 @@ def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -
                 "trace": 90.0 - 30 * share,
                 "trace_standard_error": 2.5,
                 "verdict": verdict,
-                "verdict_summary": f"Made up ({verdict}): curvature {smallest:.3g} along the direction found, checked by a fresh "
-                "product; no eigenvalue lower by more than 0.01 of the range, with confidence 99.9 %.",
+                "verdict_summary": f"Made up ({verdict}): curvature {smallest:.3g} along the direction found, checked "
+                "by a fresh product; none lower by more than 0.01 of the range, with confidence 99.9 %.",
                 "rounding_floor": 3e-7,
                 "confidence": 0.999,
                 "floor": 1e-3,
@@ -198,7 +196,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             )
         if probed:
             places = sorted({*range(0, epochs + 1, max(epochs // 8, 1)), epochs, switch or 0})
-            _write_lines(path / "probe.jsonl", [row | changes.get("probe", {}) for row in _probe(places, switch, random)])
+            _write_lines(
+                path / "probe.jsonl", [row | changes.get("probe", {}) for row in _probe(places, switch, random)]
+            )
         return Run(path)
 
     return make

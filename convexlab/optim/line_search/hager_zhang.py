@@ -135,7 +135,7 @@ class _Search:
             if c.value == math.inf:
                 barrier = c.step
                 step = a.step + RETREAT * (barrier - a.step)
-                _check_progress(self.line, a, c)
+                self.check_credible(a, c)
             elif c.value > self.limit:
                 return self.cut(self.line.start, c)  # B2.
             else:
@@ -155,12 +155,18 @@ class _Search:
 
     def cut(self, a: Trial, b: Trial) -> tuple[Trial, Trial]:
         while True:
-            _check_progress(self.line, a, b)
+            self.check_credible(a, b)
             share = RETREAT if b.value == math.inf else self.rule.theta
             d = self.trial((1.0 - share) * a.step + share * b.step)
             if d.slope >= 0.0:
                 return a, d  # U3a.
             a, b = (d, b) if d.value <= self.limit else (a, d)  # U3b, U3c.
+
+    def check_credible(self, a: Trial, b: Trial) -> None:
+        """Stop where the loss is too high at b but not at a, so near by that φ'(0) predicts no visible change."""
+        _check_progress(self.line, a, b)
+        if -self.line.start.slope * (b.step - a.step) <= self.line.resolution * abs(self.line.start.value):
+            raise SearchStopped("the loss rises at once where its slope says that it falls")
 
     def double_secant(self, a: Trial, b: Trial) -> tuple[Trial, Trial]:
         c = _secant(a, b)  # S1.

@@ -36,12 +36,12 @@ class StrongWolfe(LineSearch):
         """Refuse settings that make no sense.
 
         Raises:
-            MisuseError: not 0 < c₁ < c₂ < 1. Only c₁ < c₂ makes sure that a step exists.
+            MisuseError: not 0 < c₁ ≤ c₂ < 1, which makes sure that such a step exists.
         """
         super().__post_init__()
-        if not 0.0 < self.decrease < self.curvature < 1.0:
+        if not 0.0 < self.decrease <= self.curvature < 1.0:
             raise MisuseError(
-                "strong Wolfe needs 0 < decrease < curvature < 1, "
+                "strong Wolfe needs 0 < decrease <= curvature < 1, "
                 f"got decrease={self.decrease!r} and curvature={self.curvature!r}."
             )
 
@@ -79,8 +79,9 @@ class StrongWolfe(LineSearch):
 
 
 def _check_progress(line: Line, step: float, low: float, high: float) -> None:
-    if not low < step < high or high - low <= line.resolution * high:
-        raise SearchStopped("rounding leaves no step to try between the ends of the bracket")
+    width, (_, value, slope) = high - low, line.start
+    if not low < step < high or width <= line.resolution * high or -slope * width <= line.resolution * abs(value):
+        raise SearchStopped("the loss no longer changes by more than its rounding within the bracket")
 
 
 def _tilt(trial: Trial, slope: float) -> Trial:

@@ -1,0 +1,338 @@
+"""Curvature along a row of checkpoints: those of a run, or any others with a model, a data set and a loss."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convexlab.curvature.density import density_of
+from convexlab.curvature.extremes import check_confidence
+from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.parameters import dot, norm
+from convexlab.problem import Problem, build_problem
+from convexlab.progress import Listener, Progress, silent
+from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
+
+__all__ = ["Probe", "probe", "probe_point"]
+
+# Negative curvature below this fraction of the largest is not searched for.
+_FLOOR = 1e-3
+# Least steps of the first Krylov run: on half-trained networks fewer saw no negative curvature where there was some.
+_LEAST_STEPS = 40
+# Nodes with less weight than this are not seen in any picture.
+_NEGLIGIBLE_WEIGHT = 1e-12
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The curvature of a row of checkpoints."""
+
+    run: Run
+    """Where the rows are stored."""
+    rows: list[Row]
+    """One a checkpoint, by epoch; the fields of ``probe.jsonl``."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a checkpoint is to be evaluated with."""
+
+    model: str
+    dataset: str
+    loss: str
+    train_size: int | None
+    seed: int
+    dtype: str
+
+
+def probe(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    loss: str | None = None,
+    train_size: int | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    confidence: float = 0.999,
+    max_steps: int | None = None,
+    density_probes: int = 3,
+    density_steps: int = 32,
+    checkpoints: Sequence[Path] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Listener = silent,
+) -> Probe:
+    """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
+
+    Args:
+        paths: run directories, checkpoint files, or a mix.
+        model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
+            ``train_size``, ``seed`` and ``dtype``.
+        dataset: see ``model``.
+        loss: see ``model``.
+        train_size: see ``model``.
+        seed: of the training subset; see ``model``. The Krylov runs start from a fixed seed of their own.
+        dtype: see ``model``.
+        device: where to compute.
+        confidence: of the bounds, over the random start.
+        max_steps: products of the first Krylov run at most; None is what a verdict needs.
+        density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
+        density_steps: products of each of these but the first.
+        checkpoints: of a run directory's checkpoints, only these.
+        out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
+        resume: keep the rows that ``out`` has already.
+        progress: told where the work stands.
+
+    Raises:
+        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
+    """
+    check_confidence(confidence)
+    if density_probes < 1 or density_steps < 1:
+        raise MisuseError(
+            f"expected at least one density probe and step, got {density_probes!r} and {density_steps!r}."
+        )
+    files = _files(paths, checkpoints)
+    overrides = {"model": model, "dataset": dataset, "loss": loss, "train_size": train_size, "seed": seed, "dtype": dtype}
+    loaded = [read_checkpoint(path) for path in files]
+    settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
+    target = _target(paths, out, settings[0], resume)
+    rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
+    problems: dict[_Setting, Problem] = {}
+    for checkpoint, setting in zip(loaded, settings, strict=True):
+        if setting not in problems:
+            problems[setting] = _build(setting, device)
+        load_weights(problems[setting].model, checkpoint)
+    for done, (checkpoint, setting) in enumerate(zip(loaded, settings, strict=True)):
+        name = checkpoint.path.name
+        progress(Progress("probe", done, len(loaded), name))
+        if name in rows:
+            continue
+        problem = problems[setting]
+        load_weights(problem.model, checkpoint)
+        row, verdict = probe_point(
+            problem.objective,
+            confidence=confidence,
+            max_steps=max_steps,
+            density_probes=density_probes,
+            density_steps=density_steps,
+        )
+        identity = {"checkpoint": name, "epoch": _epoch(checkpoint, done), "phase": checkpoint.metadata.get("phase")}
+        size = problem.dataset.train_size
+        witness = _save_witness(target, checkpoint, problem.objective, verdict)
+        rows[name] = identity | row | {"witness": witness, "examples": size, "train_size": size}
+        write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
+    progress(Progress("probe", len(loaded), len(loaded)))
+    return Probe(target, [rows[path.name] for path in files])
+
+
+def probe_point(
+    objective: Objective,
+    *,
+    floor: float = _FLOOR,
+    confidence: float = 0.999,
+    max_steps: int | None = None,
+    density_probes: int = 3,
+    density_steps: int = 32,
+    seed: int = 0,
+) -> tuple[Row, Verdict | None]:
+    """Measure loss, gradient and curvature at the model's present parameters.
+
+    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
+
+    Returns:
+        The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss is not finite.
+    """
+    before = objective.cost
+    value, gradient = objective.value_and_gradient()
+    gradient_norm = float(norm(gradient))
+    row: Row = {"train_loss": value, "gradient_norm": gradient_norm}
+    if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+        return row | _nothing(f"The loss is {value} here: nothing can be said about curvature."), None
+    operator = objective.hessian()
+    generator = torch.Generator().manual_seed(seed)
+    steps = steps_to_resolve(operator.shape[0], floor, confidence)
+    first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, max_steps or steps))
+    verdict = judge(first, floor=floor, confidence=confidence, least_steps=_LEAST_STEPS)
+    others = [
+        Lanczos(operator, random_unit_vector(operator, generator), density_steps) for _ in range(density_probes - 1)
+    ]
+    for process in others:
+        process.extend(density_steps)
+    density = density_of([first, *others])
+    trace, trace_error = density.moment(1)
+    seen = density.weights > _NEGLIGIBLE_WEIGHT
+    spent_on_rayleigh = operator.matvec(gradient)
+    ends = verdict.extremes
+    cost = objective.cost - before
+    return row | {
+        "gradient_curvature": float(dot(gradient, spent_on_rayleigh)) / gradient_norm**2 if gradient_norm else None,
+        "smallest": ends.smallest,
+        "smallest_lower_bound": ends.smallest_lower_bound,
+        "smallest_residual": ends.smallest_residual,
+        "largest": ends.largest,
+        "largest_residual": ends.largest_residual,
+        "negative_mass": density.negative_mass,
+        "negative_mass_standard_error": density.standard_error,
+        "trace": trace,
+        "trace_standard_error": trace_error,
+        "verdict": verdict.kind,
+        "verdict_summary": verdict.summary(),
+        "rounding_floor": verdict.rounding_floor,
+        "confidence": confidence,
+        "floor": floor,
+        "steps": verdict.steps,
+        "gradient_equivalents": cost.gradient_equivalents,
+        "seconds": cost.seconds,
+        "density": {"nodes": density.nodes[seen].tolist(), "weights": density.weights[seen].tolist()},
+    }, verdict
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into the model.
+
+    Raises:
+        MisuseError: names or shapes differ; the model is left as it was.
+    """
+    state = model.state_dict()
+    missing = sorted(state.keys() - checkpoint.tensors.keys())
+    extra = sorted(checkpoint.tensors.keys() - state.keys())
+    shapes = [
+        f"{name} is {tuple(checkpoint.tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
+    ]
+    problems = (
+        [f"missing {_few(missing)}"] * bool(missing)
+        + [f"not in the model {_few(extra)}"] * bool(extra)
+        + shapes[:2] * bool(shapes)
+    )
+    if problems:
+        raise MisuseError(
+            f"checkpoint {str(checkpoint.path)!r} is of another architecture: {'; '.join(problems)}. "
+            "Name the model that it was made from by --model, and the data set that decides its input and output."
+        )
+    model.load_state_dict(checkpoint.tensors)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _nothing(reason: str) -> Row:
+    names = (
+        "gradient_curvature smallest smallest_lower_bound smallest_residual largest largest_residual negative_mass "
+        "negative_mass_standard_error trace trace_standard_error rounding_floor confidence floor density"
+    )
+    return dict.fromkeys(names.split()) | {
+        "verdict": "unresolved",
+        "verdict_summary": reason,
+        "steps": 0,
+        "gradient_equivalents": 1.0,
+        "seconds": 0.0,
+    }
+
+
+def _files(paths: Sequence[str | os.PathLike[str]], wanted: Sequence[Path] | None) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files.extend(_of_run(path, wanted) if path.is_dir() else [path])
+    if not files:
+        raise MisuseError("nothing to probe: name a run directory or checkpoint files.")
+    return files
+
+
+def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
+    run = Run.open(path)
+    if run.members != [run] and any(member.path != run.path for member in run.members):
+        members = ", ".join(str(member.path) for member in run.members)
+        raise MisuseError(f"{str(path)!r} holds the runs of several seeds. Probe one of them: {members}.")
+    files = run.checkpoints
+    if not files:
+        raise MisuseError(f"run {str(path)!r} has no checkpoints yet.")
+    return [file for file in files if wanted is None or file in wanted]
+
+
+def _setting(checkpoint: Checkpoint, overrides: dict[str, Any]) -> _Setting:
+    stored: dict[str, Any] = {key: checkpoint.metadata[key] for key in overrides if key in checkpoint.metadata}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
+        # The subset was taken of another data set.
+        stored = {key: value for key, value in stored.items() if key not in {"train_size", "seed"}}
+    merged = stored | given
+    for name in ("model", "dataset", "loss"):
+        if name not in merged:
+            raise MisuseError(
+                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}."
+            )
+    try:
+        train_size = None if merged.get("train_size") is None else int(merged["train_size"])
+        seed = int(merged.get("seed", 0))
+    except ValueError as error:
+        raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
+    dtype = merged.get("dtype", "float32")
+    return _Setting(merged["model"], merged["dataset"], merged["loss"], train_size, seed, dtype)
+
+
+def _build(setting: _Setting, device: str) -> Problem:
+    return build_problem(
+        setting.model,
+        setting.dataset,
+        setting.loss,
+        train_size=setting.train_size,
+        seed=setting.seed,
+        dtype=setting.dtype,
+        device=device,
+    )
+
+
+def _target(
+    paths: Sequence[str | os.PathLike[str]], out: str | Path | None, setting: _Setting, resume: bool
+) -> Run:
+    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
+    single = Path(paths[0]) if len(paths) == 1 else None
+    if out is None and single is not None and single.is_dir():
+        return Run(single)
+    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.model.rpartition(':')[2]}")
+    if run.probe_path.exists() and not resume:
+        raise MisuseError(
+            f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume."
+        )
+    if not run.config_path.exists():
+        described = {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
+        write_json(run.config_path, described)
+    return run
+
+
+def _epoch(checkpoint: Checkpoint, position: int) -> int:
+    """Return the epoch that the checkpoint names, in its metadata or in its file name, or its place in the row."""
+    for text in (checkpoint.metadata.get("epoch", ""), checkpoint.path.stem.rpartition("-")[2]):
+        if text.isdecimal():
+            return int(text)
+    return position
+
+
+def _save_witness(target: Run, checkpoint: Checkpoint, objective: Objective, verdict: Verdict | None) -> str | None:
+    """Store the direction of negative curvature, so that anyone can check it; return its path in the run."""
+    if verdict is None or verdict.witness is None:
+        return None
+    path = target.path / "witnesses" / f"{checkpoint.path.stem}.safetensors"
+    described = {
+        "curvature": repr(verdict.curvature),
+        "rounding_floor": repr(verdict.rounding_floor),
+        "parameters": ",".join(objective.parameter_names),
+    }
+    write_checkpoint(path, {"witness": verdict.witness}, described)
+    return str(path.relative_to(target.path))

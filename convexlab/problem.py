@@ -1,0 +1,127 @@
+"""A model, a data set and a loss by name, put together: what is trained and what is probed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convexlab.architectures import build_model
+from convexlab.datasets import Dataset, load_dataset
+from convexlab.environment import resolve_device, resolve_dtype
+from convexlab.errors import MisuseError
+from convexlab.losses import Loss, accuracy, build_loss
+from convexlab.objective import Objective
+
+__all__ = ["Performance", "Problem", "build_problem"]
+
+# Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Performance:
+    """Loss and accuracy on both splits."""
+
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model on its device with the data and the loss that it is judged by."""
+
+    model: nn.Module
+    dataset: Dataset
+    loss: Loss
+    x: Tensor
+    """(N, C, H, W), the training images on the model's device and in its dtype."""
+    y: Tensor
+    """(N,)."""
+    objective: Objective
+    """The training loss."""
+
+    @property
+    def overdetermination(self) -> float:
+        """Q = K M / P of equation 7: training examples × outputs / parameters."""
+        return self.dataset.train_size * self.dataset.classes / self.objective.size
+
+    def performance(self) -> Performance:
+        """Evaluate the model as it is now."""
+        train = self._loss_and_accuracy(((self.x, self.y),))
+        validation = self._loss_and_accuracy(self.dataset.batches("test", _BATCH))
+        return Performance(*train, *validation)
+
+    def _loss_and_accuracy(self, batches: object) -> tuple[float, float]:
+        reference = self.x
+        loss = accuracy_sum = torch.zeros((), dtype=torch.float64)
+        examples = 0
+        self.model.eval()
+        with torch.no_grad():
+            for images, labels in self._on_device(batches, reference):
+                output = self.model(images)
+                loss = loss + self.loss(output, labels).double().cpu() * len(labels)
+                accuracy_sum = accuracy_sum + accuracy(output, labels).double().cpu() * len(labels)
+                examples += len(labels)
+        return float(loss) / examples, float(accuracy_sum) / examples
+
+    @staticmethod
+    def _on_device(batches: object, reference: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:  # type: ignore[attr-defined]
+            for start in range(0, len(labels), _BATCH):
+                rows = slice(start, start + _BATCH)
+                yield images[rows].to(reference), labels[rows].to(reference.device)
+
+
+def build_problem(
+    model: str,
+    dataset: str,
+    loss: str,
+    *,
+    train_size: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Problem:
+    """Load the data, build the model with fresh weights drawn from ``seed``, and move both to the device.
+
+    Raises:
+        MisuseError: an unknown name, data that cannot be had, a model that does not fit the data.
+    """
+    place, precision = resolve_device(device), resolve_dtype(dtype)
+    data = load_dataset(dataset, train_size=train_size, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        network = build_model(model, channels=data.channels, classes=data.classes, image_size=data.image_size)
+    network = network.to(device=place, dtype=precision)
+    criterion = build_loss(loss, classes=data.classes)
+    x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
+    _check_fit(model, network, criterion, x[:2], y[:2])
+    return Problem(network, data, criterion, x, y, Objective(network, _Batches(x, y), criterion))
+
+
+class _Batches:
+    """Re-iterable batches of tensors that are on the device already."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x, self._y = x, y
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self._x.split(_BATCH), self._y.split(_BATCH), strict=True)
+
+
+def _check_fit(name: str, network: nn.Module, criterion: Loss, x: Tensor, y: Tensor) -> None:
+    """Find out now, not after a minute, that a model does not take these images or this loss not its output."""
+    try:
+        with torch.no_grad():
+            criterion(network(x), y)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MisuseError(
+            f"model {name!r} does not fit the data: it fails on images of shape {tuple(x.shape[1:])} ({reason}). "
+            "Choose another model or data set; `convexlab models` lists those there are."
+        ) from error

@@ -1,0 +1,184 @@
+"""The rows of a run's files as typed values: any number may be missing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Curve", "Outcome", "ProbedCheckpoint", "Row", "Switch", "mapping_of", "number_of", "text_of"]
+
+Floats = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+def number_of(row: Row, key: str) -> float | None:
+    """Return a finite number, or None for a missing, null or other value."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def text_of(row: Row, key: str) -> str:
+    """Return a value as text, empty for a missing or null one."""
+    value = row.get(key)
+    return "" if value is None else str(value)
+
+
+def mapping_of(row: Row, key: str) -> dict[str, Any]:
+    """Return a nested object, empty for a missing or other value."""
+    value = row.get(key)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training run of `metrics.jsonl` by columns, each (rows,), NaN where nothing was recorded."""
+
+    phases: tuple[str, ...]
+    epoch: Floats
+    cost: Floats
+    """Gradient equivalents spent so far."""
+    seconds: Floats
+    loss: Floats
+    norm: Floats
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Row]) -> Curve:
+        """Transpose rows of `metrics.jsonl`."""
+        rows = list(rows)
+        keys = ("epoch", "gradient_equivalents", "seconds", "train_loss", "gradient_norm")
+        columns = (np.array([_nan(number_of(row, key)) for row in rows]) for key in keys)
+        return cls(tuple(text_of(row, "phase") for row in rows), *columns)
+
+    def segments(self) -> Iterator[tuple[str, slice]]:
+        """Yield each phase and its rows, the last row before it included so that the drawn line is unbroken."""
+        begin = 0
+        for phase, group in itertools.groupby(self.phases):
+            end = begin + len(list(group))
+            if phase != "start":
+                yield phase, slice(max(begin - 1, 0), end)
+            begin = end
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one algorithm reached, at its best epoch."""
+
+    train_loss: float | None
+    train_accuracy: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    cost: float | None
+    """Gradient equivalents."""
+    seconds: float | None
+    epoch: float | None
+    cost_breakdown: dict[str, float | None]
+    """Gradient equivalents by what they were spent on."""
+
+    @classmethod
+    def from_row(cls, row: Row) -> Outcome:
+        """Read `two_phase` or one of `baselines` of `summary.json`."""
+        parts = mapping_of(row, "cost_breakdown")
+        return cls(
+            train_loss=number_of(row, "train_loss"),
+            train_accuracy=number_of(row, "train_accuracy"),
+            validation_loss=number_of(row, "validation_loss"),
+            validation_accuracy=number_of(row, "validation_accuracy"),
+            cost=number_of(row, "gradient_equivalents"),
+            seconds=number_of(row, "seconds"),
+            epoch=number_of(row, "epoch"),
+            cost_breakdown={str(key): number_of(parts, key) for key in parts},
+        )
+
+
+@dataclass(frozen=True)
+class Switch:
+    """When the run left Adam, and why; `epoch` is None when it never did."""
+
+    epoch: float | None
+    detector: str
+    train_loss: float | None
+    gradient_norm: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProbedCheckpoint:
+    """The curvature of the training loss at one checkpoint: a row of `probe.jsonl`."""
+
+    name: str
+    epoch: float | None
+    phase: str
+    train_loss: float | None
+    gradient_norm: float | None
+    gradient_curvature: float | None
+    """gᵀHg / gᵀg."""
+    smallest: float | None
+    smallest_lower_bound: float | None
+    """Holds with `confidence` over the random start."""
+    smallest_residual: float | None
+    largest: float | None
+    largest_residual: float | None
+    negative_mass: float | None
+    negative_mass_standard_error: float | None
+    trace: float | None
+    trace_standard_error: float | None
+    verdict: str
+    """`non-convex`, `no-negative-curvature`, `unresolved`, or empty."""
+    verdict_summary: str
+    rounding_floor: float
+    """An eigenvalue no larger than this has no sign; 0 when it was not estimated."""
+    confidence: float | None
+    floor: float | None
+    """Relative to the largest eigenvalue."""
+    steps: float | None
+    cost: float | None
+    """Gradient equivalents."""
+    seconds: float | None
+    examples: float | None
+    train_size: float | None
+    nodes: Floats
+    """(k,) spectral density, stochastic Lanczos quadrature; empty when not computed."""
+    weights: Floats
+    """(k,) sum to 1."""
+
+    @classmethod
+    def from_row(cls, row: Row) -> ProbedCheckpoint:
+        """Read one row of `probe.jsonl`."""
+        plain = (
+            "epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound smallest_residual "
+            "largest largest_residual negative_mass negative_mass_standard_error trace trace_standard_error "
+            "confidence floor steps seconds examples train_size"
+        )
+        nodes, weights = _density(mapping_of(row, "density"))
+        numbers: dict[str, Any] = {key: number_of(row, key) for key in plain.split()}
+        return cls(
+            name=text_of(row, "checkpoint"),
+            phase=text_of(row, "phase"),
+            verdict=text_of(row, "verdict"),
+            verdict_summary=text_of(row, "verdict_summary"),
+            rounding_floor=abs(number_of(row, "rounding_floor") or 0.0),
+            cost=number_of(row, "gradient_equivalents"),
+            nodes=nodes,
+            weights=weights,
+            **numbers,
+        )
+
+
+def _density(row: Row) -> tuple[Floats, Floats]:
+    nodes, weights = (np.array(row.get(key) or [], dtype=np.float64).ravel() for key in ("nodes", "weights"))
+    count = min(nodes.size, weights.size)
+    nodes, weights = nodes[:count], weights[:count]
+    usable = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)
+    return nodes[usable], weights[usable]

@@ -1,0 +1,71 @@
+"""What a run under way leaves on disk after every epoch, and how it is taken up again."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convexlab.errors import FailureError
+from convexlab.runs import Row, Run, write_atomically, write_json_lines
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Rows of ``metrics.jsonl`` and, while the run is not finished, a state a trajectory under ``RUN/state``."""
+
+    def __init__(self, run: Run) -> None:
+        """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again."""
+        self.run = run
+        self._folder = run.path / "state"
+        self._rows = run.metrics
+
+    def rows(self, name: str) -> list[Row]:
+        """Return the rows of one trajectory."""
+        return [row for row in self._rows if row["run"] == name]
+
+    def append(self, *rows: Row) -> None:
+        """Add rows and write them all."""
+        self._rows.extend(rows)
+        write_json_lines(self.run.metrics_path, self._rows)
+
+    def forget_after(self, name: str, epoch: int) -> None:
+        """Drop the rows of one trajectory beyond ``epoch``."""
+        self._rows = [row for row in self._rows if row["run"] != name or row["epoch"] <= epoch]
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Store a state: numbers, strings and tensors, in dicts and lists."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomically(self._path(name), buffer.getvalue())
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """Return a stored state, or None.
+
+        Raises:
+            FailureError: the file is damaged.
+        """
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise FailureError(
+                f"cannot resume from {str(path)!r}: the file is damaged. Delete the folder {str(self._folder)!r} to "
+                "train again from the start."
+            ) from error
+        return state
+
+    def close(self) -> None:
+        """Remove the states: the run is finished."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.pt"

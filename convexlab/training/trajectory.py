@@ -1,0 +1,198 @@
+"""One training trajectory: weights, optimisers, what was spent, and the best point so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.errors import FailureError
+from convexlab.optim.flat import FlatOptimizer
+from convexlab.parameters import norm
+from convexlab.problem import Problem
+from convexlab.runs import Row
+from convexlab.training.journal import Journal
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory:
+    """The state of one run ("two-phase" or a baseline), saved after every epoch.
+
+    What an algorithm uses is charged in gradient equivalents under a purpose ("adam", "detector", a second phase's
+    name). Measuring loss and gradient norm for the record alone is not.
+    """
+
+    def __init__(self, name: str, problem: Problem, journal: Journal, *, lr: float, batch_size: int, seed: int) -> None:
+        """Begin at the problem's present weights."""
+        self.name = name
+        self.problem = problem
+        self.journal = journal
+        self.adam = torch.optim.Adam(problem.model.parameters(), lr=lr)
+        self.second: FlatOptimizer | None = None
+        self.epoch = 0
+        self.phase = "start"
+        self.costs: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.train_loss = math.nan
+        self.gradient_norm = math.nan
+        self.notes: dict[str, Any] = {}
+        self._gradient: Tensor | None = None
+        self._batch_size = batch_size
+        self._order = torch.Generator().manual_seed(seed)
+        self._best_loss = math.inf
+        self._best_epoch = 0
+        self._best = problem.objective.flat_parameters()
+
+    @property
+    def cost(self) -> float:
+        """Gradient equivalents charged so far."""
+        return sum(self.costs.values())
+
+    def charge(self, purpose: str, gradient_equivalents: float) -> None:
+        """Add to what was spent."""
+        self.costs[purpose] = self.costs.get(purpose, 0.0) + gradient_equivalents
+
+    @contextmanager
+    def timed(self, purpose: str) -> Iterator[None]:
+        """Add the block's wall-clock time to a purpose."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - begin
+
+    def adam_epoch(self, learning_rate: Callable[[float], float] | None = None) -> None:
+        """Take one epoch of Adam steps over the shuffled training set.
+
+        Args:
+            learning_rate: maps the epochs done, a fraction within an epoch, to the rate; None keeps it.
+        """
+        problem, size = self.problem, self._batch_size
+        problem.model.train()
+        order = torch.randperm(len(problem.y), generator=self._order).to(problem.y.device)
+        with self.timed("adam"):
+            for step, rows in enumerate(order.split(size)):
+                if learning_rate is not None:
+                    self.adam.param_groups[0]["lr"] = learning_rate(self.epoch + step * size / len(order))
+                self.adam.zero_grad()
+                problem.loss(problem.model(problem.x[rows]), problem.y[rows]).backward()
+                self.adam.step()
+        self.charge("adam", 1.0)
+        self.epoch += 1
+        self.phase = "adam"
+
+    def second_step(self, phase: str, *, search_cost: float, budget: float) -> str | None:
+        """Take one step of the second phase's optimiser within ``budget`` gradient equivalents.
+
+        Returns:
+            None, or why the step failed.
+        """
+        assert self.second is not None  # noqa: S101 - set at the switch
+        self.second.param_groups[0]["max_evaluations"] = max(1, int((budget - 1.0) / search_cost + 1e-9))
+        with self.timed(phase):
+            self.second.step(self._closure(phase))
+        self.epoch += 1
+        self.phase = phase
+        report = self.second.report
+        return None if report is None else report.failed
+
+    def measure(self) -> None:
+        """Evaluate the loss and its gradient over the whole training set.
+
+        Raises:
+            FailureError: one of them is not finite.
+        """
+        self.train_loss, self._gradient = self.problem.objective.value_and_gradient()
+        self.gradient_norm = float(norm(self._gradient))
+        if self.train_loss < self._best_loss:
+            self._best_loss, self._best_epoch = self.train_loss, self.epoch
+            self._best = self.problem.objective.flat_parameters()
+        if not (math.isfinite(self.train_loss) and math.isfinite(self.gradient_norm)):
+            raise FailureError(
+                f"the training loss became {self.train_loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
+            )
+
+    def row(self, name: str | None = None, purposes: tuple[str, ...] | None = None) -> Row:
+        """Return this epoch's line of ``metrics.jsonl``, under another name and for some purposes if asked."""
+        costs = self.costs if purposes is None else {key: self.costs.get(key, 0.0) for key in purposes}
+        seconds = self.seconds if purposes is None else {key: self.seconds.get(key, 0.0) for key in purposes}
+        return {
+            "run": name or self.name,
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "gradient_equivalents": sum(costs.values()),
+            "seconds": sum(seconds.values()),
+            "train_loss": self.train_loss,
+            "gradient_norm": self.gradient_norm,
+        }
+
+    def summary(self) -> Row:
+        """Return the performance at the epoch of the lowest training loss, with all that was spent."""
+        with self.problem.objective.at(self._best):
+            performance = asdict(self.problem.performance())
+        return performance | {
+            "gradient_equivalents": self.cost,
+            "seconds": sum(self.seconds.values()),
+            "epoch": self._best_epoch,
+            "cost_breakdown": dict(self.costs),
+        }
+
+    def save(self, name: str | None = None) -> None:
+        """Store the whole state, so that training can go on from here."""
+        second = None if self.second is None else self.second.state_dict()
+        self.journal.save(
+            name or self.name,
+            {
+                "epoch": self.epoch,
+                "phase": self.phase,
+                "costs": self.costs,
+                "seconds": self.seconds,
+                "notes": self.notes,
+                "measured": [self.train_loss, self.gradient_norm],
+                "best": [self._best_loss, self._best_epoch, self._best],
+                "weights": self.problem.objective.flat_parameters(),
+                "adam": self.adam.state_dict(),
+                "second": second,
+                "order": self._order.get_state(),
+            },
+        )
+
+    def restore(self, state: dict[str, Any], second: Callable[[], FlatOptimizer]) -> None:
+        """Take up a stored state; ``second`` builds the second phase's optimiser if the state has one."""
+        self.epoch, self.phase = state["epoch"], state["phase"]
+        self.costs, self.seconds, self.notes = dict(state["costs"]), dict(state["seconds"]), dict(state["notes"])
+        self.train_loss, self.gradient_norm = state["measured"]
+        self._best_loss, self._best_epoch, self._best = state["best"]
+        weights = state["weights"]
+        self._best = self._best.to(self.problem.x.device)
+        torch.nn.utils.vector_to_parameters(
+            weights.to(self.problem.x.device), self.problem.model.parameters()
+        )
+        self.adam.load_state_dict(state["adam"])
+        if state["second"] is not None:
+            self.second = second()
+            self.second.load_state_dict(state["second"])
+        self._order.set_state(state["order"])
+
+    def _closure(self, phase: str) -> Callable[..., Tensor]:
+        """Return the objective's closure with every evaluation charged.
+
+        The gradient at the step's start was measured for the record already: it is charged, not computed again.
+        """
+        objective = self.problem.objective
+
+        def closure(*, backward: bool = True) -> Tensor:
+            self.charge(phase, 1.0 if backward else 1 / 3)
+            if not backward or self._gradient is None:
+                self._gradient = None
+                return objective.closure(backward=backward)
+            gradient, self._gradient = self._gradient, None
+            objective.assign_gradient(gradient)
+            return torch.tensor(self.train_loss, dtype=torch.float64)
+
+        return closure

@@ -1,0 +1,374 @@
+"""Two-phase training: Adam until the switch, then a second-order method, beside Adam alone at equal cost."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from convexlab.detection import Detector, FixedEpoch, build_detector
+from convexlab.environment import describe_environment
+from convexlab.errors import FailureError, MisuseError
+from convexlab.optim.flat import FlatOptimizer
+from convexlab.probing import probe
+from convexlab.problem import Problem, build_problem
+from convexlab.progress import Listener, Progress, silent
+from convexlab.runs import Row, Run, write_checkpoint, write_json
+from convexlab.training.config import TwoPhaseConfig
+from convexlab.training.journal import Journal
+from convexlab.training.phase_two import PhaseTwo, phase_two
+from convexlab.training.trajectory import Trajectory
+
+__all__ = ["train_two_phase"]
+
+# Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
+_CHECKPOINTS = 6
+# Failed steps in a row after which the second phase is given up for Adam, the paper's "safe resort".
+_PATIENCE = 2
+# The smallest default batch.
+_LEAST_BATCH = 16
+# Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
+_PROBE_STEPS = 20
+
+
+def train_two_phase(
+    *, out: str | Path | None = None, resume: bool = False, progress: Listener = silent, **options: Any
+) -> Run:
+    """Train in two phases, and with Adam alone at equal cost, from the same start; what `convexlab train` calls.
+
+    Args:
+        out: the run directory; None makes a new one under ``runs/``.
+        resume: go on with the run in ``out``, under the settings stored there.
+        progress: told where the work stands.
+        **options: the fields of `TwoPhaseConfig`, which are the command line's options.
+
+    Returns:
+        The run directory; with several seeds, the directory that holds one a seed.
+
+    Raises:
+        MisuseError: bad options, or a directory that is taken, before any work.
+        FailureError: the loss became infinite or NaN; what was done is kept.
+    """
+    run, config = _open(out, resume, options)
+    if config.seeds == 1:
+        return _train(run, config, progress)
+    for seed in range(config.seed, config.seed + config.seeds):
+        member = Run(run.path / f"seed-{seed}")
+        if resume and member.summary is not None:
+            continue
+        single = dataclasses.replace(config, seed=seed, seeds=1)
+        _train(member, single, lambda step, seed=seed: progress(dataclasses.replace(step, task=f"seed {seed}: {step.task}")))
+    write_json(run.summary_path, _over_seeds(run, config))
+    return run
+
+
+def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tuple[Run, TwoPhaseConfig]:
+    if not resume:
+        config = TwoPhaseConfig.of(options)
+        path = Path(out) if out is not None else _fresh_directory(config)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise MisuseError(
+                f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
+            )
+        return Run(path), config
+    if out is None:
+        raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
+    run = Run.open(out)
+    stored = run.config
+    for name, value in options.items():
+        if stored.get(name) != value:
+            raise MisuseError(
+                f"{str(run.path)!r} was begun with {name}={stored.get(name)!r}, not {value!r}. Leave the option out to "
+                "resume it, or begin another run."
+            )
+    return run, TwoPhaseConfig.of(stored)
+
+
+def _fresh_directory(config: TwoPhaseConfig) -> Path:
+    dataset = config.dataset.partition(":")[0] if ":" in config.dataset else config.dataset
+    model = config.model.rpartition(":")[2]
+    return Path("runs") / f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _train(run: Run, config: TwoPhaseConfig, progress: Listener) -> Run:
+    if run.summary is None:
+        problem = build_problem(
+            config.model,
+            config.dataset,
+            config.loss,
+            train_size=config.train_size,
+            seed=config.seed,
+            dtype=config.dtype,
+            device=config.device,
+        )
+        # Only now is it known that there is something to train.
+        if not run.config_path.exists():
+            write_json(run.config_path, config.as_dict())
+        _TwoPhaseTraining(run, config, problem, progress).train()
+    if config.probe_every != 0:
+        probe(
+            [run.path],
+            checkpoints=_to_probe(run, config),
+            max_steps=_PROBE_STEPS,
+            density_probes=1,
+            resume=True,
+            progress=progress,
+        )
+    return run
+
+
+def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
+    """Return the start, the switch and the end, or every ``probe_every``-th epoch as well."""
+    summary = run.summary or {}
+    stored = run.checkpoints
+    wanted = {stored[0], stored[-1]}
+    epochs = {(summary.get("switch") or {}).get("epoch")}
+    if config.probe_every:
+        epochs |= set(range(0, 10**6, config.probe_every)) if len(stored) > 2 else set()
+    return [path for path in stored if path in wanted or int(path.stem.rpartition("-")[2]) in epochs]
+
+
+class _TwoPhaseTraining:
+    """The trajectories of one seed, in the order in which they can share work."""
+
+    def __init__(self, run: Run, config: TwoPhaseConfig, problem: Problem, progress: Listener) -> None:
+        self.run = run
+        self.config = config
+        self.problem = problem
+        self.progress = progress
+        self.journal = Journal(run)
+        self.phase: PhaseTwo = phase_two(config.phase_two)
+        self.initial = copy.deepcopy(problem.model.state_dict())
+        self.batch_size = config.batch_size or _default_batch_size(problem)
+
+    def train(self) -> None:
+        """Train whatever is not done yet, and write the summary."""
+        two_phase = self.two_phase()
+        result = two_phase.summary()
+        baselines: dict[str, Row] = {}
+        if not self.config.no_baseline:
+            # Rounded up, in the baselines' favour: Adam is paid in whole epochs.
+            epochs = math.ceil(two_phase.cost - 1e-9)
+            baselines = {
+                "adam-constant": self.adam_constant(epochs).summary(),
+                "adam-cosine": self.adam_cosine(epochs).summary(),
+            }
+        write_json(self.run.summary_path, self._summary(two_phase.notes, result, baselines))
+        self.journal.close()
+
+    def two_phase(self) -> Trajectory:
+        """Adam until the detector fires, then the second phase; Adam again if that fails."""
+        trajectory = self._begin("two-phase")
+        detector = self._detector()
+        for row in self.journal.rows("two-phase"):
+            if row["phase"] == "adam" and not detector.fired:
+                detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"])
+        if "switch" not in trajectory.notes:
+            self._adam_until_switch(trajectory, detector)
+        if trajectory.notes["switch"]["epoch"] is not None:
+            self._second_phase(trajectory)
+        self._checkpoint(trajectory)
+        return trajectory
+
+    def adam_constant(self, epochs: int) -> Trajectory:
+        """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
+        trajectory = self._begin("adam-constant", shared="switch")
+        while trajectory.epoch < epochs:
+            trajectory.adam_epoch()
+            if not self._record_baseline(trajectory, epochs):
+                break
+        return trajectory
+
+    def adam_cosine(self, epochs: int) -> Trajectory:
+        """Adam with a rate that falls as a half cosine to zero over the whole budget."""
+        trajectory = self._begin("adam-cosine")
+        while trajectory.epoch < epochs:
+            trajectory.adam_epoch(lambda done: self.config.lr * 0.5 * (1 + math.cos(math.pi * done / epochs)))
+            if not self._record_baseline(trajectory, epochs):
+                break
+        return trajectory
+
+    def _begin(self, name: str, shared: str | None = None) -> Trajectory:
+        """Return a trajectory where it was left off, or at the shared state, or at the common start."""
+        config = self.config
+        self.problem.model.load_state_dict(self.initial)
+        trajectory = Trajectory(
+            name, self.problem, self.journal, lr=config.lr, batch_size=self.batch_size, seed=config.seed
+        )
+        state = self.journal.load(name) or (self.journal.load(shared) if shared else None)
+        if state is not None:
+            trajectory.restore(state, self._build_second)
+            self.journal.forget_after(name, trajectory.epoch)
+            return trajectory
+        self.journal.forget_after(name, -1)
+        trajectory.measure()
+        self._record(trajectory)
+        if name == "two-phase":
+            self._checkpoint(trajectory)
+        return trajectory
+
+    def _adam_until_switch(self, trajectory: Trajectory, detector: Detector) -> None:
+        budget = self.config.epochs
+        while not detector.fired and trajectory.cost + 1 + detector.cost <= budget:
+            trajectory.adam_epoch()
+            with trajectory.timed("detector" if detector.cost else "record"):
+                trajectory.measure()
+            if detector.cost:
+                trajectory.charge("detector", detector.cost)
+            detector.update(loss=trajectory.train_loss, gradient_norm=trajectory.gradient_norm)
+            self._record(trajectory, watching=detector.reason)
+        trajectory.notes["switch"] = {
+            "epoch": trajectory.epoch if detector.fired else None,
+            "detector": self._detector_name(),
+            "train_loss": trajectory.train_loss,
+            "gradient_norm": trajectory.gradient_norm,
+            "reason": detector.reason
+            if detector.fired
+            else f"no switch within the budget of {budget} epoch equivalents: {detector.reason}",
+        }
+        self._save_shared(trajectory)
+        self._checkpoint(trajectory)
+        trajectory.save()
+
+    def _save_shared(self, trajectory: Trajectory) -> None:
+        """Store the end of the Adam phase as the constant-rate baseline will find it: without the detector's cost."""
+        if self.config.no_baseline:
+            return
+        costs, seconds, notes = trajectory.costs, trajectory.seconds, trajectory.notes
+        trajectory.costs = {"adam": costs.get("adam", 0.0)}
+        trajectory.seconds = {"adam": seconds.get("adam", 0.0)}
+        trajectory.notes = {}
+        trajectory.save("switch")
+        trajectory.costs, trajectory.seconds, trajectory.notes = costs, seconds, notes
+
+    def _second_phase(self, trajectory: Trajectory) -> None:
+        name, budget = self.config.phase_two, self.config.epochs
+        if trajectory.second is None:
+            trajectory.second = self._build_second()
+        while "safe_resort" not in trajectory.notes:
+            left = budget - trajectory.cost
+            if left < 1 + self.phase.search_cost:
+                return
+            failed = trajectory.second_step(name, search_cost=self.phase.search_cost, budget=left)
+            trajectory.measure()
+            failures = trajectory.notes.get("failures", 0) + 1 if failed else 0
+            trajectory.notes["failures"] = failures
+            # A search that the budget cut short has not failed for good.
+            if failures >= _PATIENCE:
+                trajectory.notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": failed}
+            self._record(trajectory)
+        while trajectory.cost + 1 <= budget:
+            trajectory.adam_epoch()
+            trajectory.measure()
+            self._record(trajectory)
+
+    def _build_second(self) -> FlatOptimizer:
+        return self.phase.build(self.problem.model.parameters())
+
+    def _detector(self) -> Detector:
+        switch_epoch = self.config.switch_epoch
+        return FixedEpoch(switch_epoch) if switch_epoch is not None else build_detector(self.config.detector)
+
+    def _detector_name(self) -> str:
+        return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector
+
+    def _record(self, trajectory: Trajectory, watching: str = "") -> None:
+        rows = [trajectory.row()]
+        shared = trajectory.name == "two-phase" and trajectory.phase in {"start", "adam"} and not trajectory.notes
+        if shared and not self.config.no_baseline:
+            rows.append(trajectory.row("adam-constant", purposes=("adam",)))
+        self.journal.append(*rows)
+        trajectory.save()
+        if trajectory.name == "two-phase" and trajectory.epoch % self._checkpoint_every() == 0:
+            self._checkpoint(trajectory)
+        note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
+        self.progress(Progress(trajectory.name, trajectory.cost, float(self.config.epochs), note))
+
+    def _record_baseline(self, trajectory: Trajectory, epochs: int) -> bool:
+        """Measure and record one epoch of a baseline; return False if it diverged: its best epoch stands."""
+        try:
+            trajectory.measure()
+        except FailureError:
+            trajectory.notes["diverged"] = trajectory.epoch
+            return False
+        self.journal.append(trajectory.row())
+        trajectory.save()
+        note = f"epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
+        self.progress(Progress(trajectory.name, trajectory.epoch, epochs, note))
+        return True
+
+    def _checkpoint_every(self) -> int:
+        return self.config.probe_every or max(1, self.config.epochs // _CHECKPOINTS)
+
+    def _checkpoint(self, trajectory: Trajectory) -> None:
+        config, data = self.config, self.problem.dataset
+        described = {
+            "format": "convexlab",
+            "model": config.model,
+            "dataset": config.dataset,
+            "loss": config.loss,
+            "train_size": config.train_size,
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "channels": data.channels,
+            "classes": data.classes,
+            "image_size": data.image_size,
+            "epoch": trajectory.epoch,
+            "phase": trajectory.phase,
+        }
+        metadata = {key: str(value) for key, value in described.items() if value is not None}
+        write_checkpoint(self.run.checkpoint_path(trajectory.epoch), self.problem.model.state_dict(), metadata)
+
+    def _summary(self, notes: dict[str, Any], two_phase: Row, baselines: dict[str, Row]) -> Row:
+        config, data = self.config, self.problem.dataset
+        return {
+            "schema": 1,
+            "model": {
+                "name": config.model,
+                "parameters": self.problem.objective.size,
+                "overdetermination": self.problem.overdetermination,
+            },
+            "dataset": {
+                "name": config.dataset,
+                "train_size": data.train_size,
+                "validation_size": data.validation_size,
+                "classes": data.classes,
+            },
+            "loss": config.loss,
+            "budget": config.epochs,
+            "batch_size": self.batch_size,
+            "switch": notes["switch"],
+            "safe_resort": notes.get("safe_resort"),
+            "phase_two": config.phase_two,
+            "two_phase": two_phase,
+            "baselines": baselines,
+            "seed": config.seed,
+            "environment": describe_environment(self.problem.x.device, config.dtype),
+        }
+
+
+def _default_batch_size(problem: Problem) -> int:
+    """Return the paper's batch, or less of a small training set.
+
+    The paper's 512 makes a hundred steps an epoch of its 50,000 examples. With 1,400 it would make three, and an
+    epoch, the unit in which gradient norms are compared, would be hardly any training.
+    """
+    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 20))
+
+
+def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
+    members = [member.summary or {} for member in run.members]
+    return {
+        "schema": 1,
+        "seeds": [member["seed"] for member in members],
+        "model": members[0]["model"],
+        "dataset": members[0]["dataset"],
+        "loss": config.loss,
+        "runs": [member.path.name for member in run.members],
+        "two_phase": [member["two_phase"] for member in members],
+        "baselines": [member["baselines"] for member in members],
+    }

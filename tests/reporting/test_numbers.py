@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plus_minus, signed
+
+_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+
+
+def read_back(text: str) -> float:
+    """The number that a reader takes from the page."""
+    mantissa, _, power = text.partition("×10")
+    exponent = int(power.translate(_DIGITS)) if power else 0
+    return float(mantissa.translate(_DIGITS).replace(",", "")) * 10.0**exponent
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (math.nan, "–"),
+        (math.inf, "–"),
+        (0.0, "0"),
+        (1.404e-4, "1.40×10⁻⁴"),
+        (-0.1333, "−0.133"),
+        (0.00123, "0.00123"),
+        (0.000999, "9.99×10⁻⁴"),
+        # Rounds up across the border of a notation.
+        (0.0009999, "0.00100"),
+        (999.9, "1,000"),
+        (1.0, "1.00"),
+        (12345.0, "12,345"),
+        (1.5e9, "1.50×10⁹"),
+    ],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.floats(min_value=1e-30, max_value=1e30), st.sampled_from([-1.0, 1.0]))
+def test_a_reader_gets_the_number_back(size: float, sign: float) -> None:
+    # Three significant digits: off by at most half of the last, which is 0.5 % of the smallest mantissa, 1.00.
+    assert read_back(number(sign * size)) == pytest.approx(sign * size, rel=0.005 * (1 + 1e-9))
+
+
+@given(st.floats(min_value=-1, max_value=1), st.floats(min_value=1e-12, max_value=1))
+def test_no_sign_inside_the_rounding_floor(value: float, floor: float) -> None:
+    text = signed(value, floor)
+    if abs(value) <= floor:
+        assert text == f"0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(floor, 2)}"
+    else:
+        assert math.copysign(1, read_back(text)) == math.copysign(1, value)
+
+
+@given(st.floats(min_value=-1, max_value=1), st.floats(min_value=1e-12, max_value=1))
+def test_a_lower_bound_is_no_sharper_than_rounding(value: float, floor: float) -> None:
+    printed = read_back(lower_bound(value, floor))
+    # In print two digits of the floor are off by at most 5 %, three of a bound beyond it by 0.5 %.
+    expected, rounding = (-floor, 0.05) if abs(value) <= floor else (value, 0.005)
+    assert printed == pytest.approx(expected, rel=rounding * (1 + 1e-9))
+
+
+def test_plus_minus() -> None:
+    space = "\N{NO-BREAK SPACE}"
+    assert plus_minus(None, 1.0) == "–"
+    assert plus_minus(3.0, None) == "3.00"
+    assert plus_minus(3.0, 0.012) == f"3.00{space}±{space}0.012"
+    assert plus_minus(-1e-8, 2e-4, 1e-7) == f"0{space}±{space}2.0×10⁻⁴"
+
+
+def test_counts_shares_and_accuracies() -> None:
+    assert [count(value) for value in (None, 40.0, 13.333, 1437, 119.99999999)] == ["–", "40", "13.3", "1,437", "120"]
+    assert percent(0.999) == "99.9\N{NO-BREAK SPACE}%"
+    assert [accuracy(None), accuracy(1.0), accuracy(0.99449)] == ["–", "1.000", "0.994"]

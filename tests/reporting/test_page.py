@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convexlab.errors import MisuseError
+from convexlab.reporting import write_report
+from convexlab.runs import Run
+
+MakeRun = Callable[..., Run]
+# HTML's elements without a closing tag.
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements with attributes in order, and its visible text; refuses unbalanced tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._text: list[str] = []
+        self._open: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "title", "desc"):
+            self._text.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self._text).replace("\N{NO-BREAK SPACE}", " ").split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(*runs: Run) -> Page:
+    return Page(write_report(list(runs)))
+
+
+def test_page_is_a_complete_document_on_its_own(make_run: MakeRun) -> None:
+    page = page_of(make_run())
+    assert page.source.startswith("<!DOCTYPE html>")
+    assert page.all("html")[0]["lang"] == "en"
+    assert page.source.count("<title>") == 1
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    # Nothing on it can ask for anything: no script, no address, no file.
+    assert not {"script", "img", "iframe", "object", "embed", "audio", "video"} & {tag for tag, _ in page.elements}
+    assert "http:" not in page.source.lower()
+    assert "https:" not in page.source.lower()
+    assert "@import" not in page.source
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+    assert all(str(anchor["href"]).startswith("#") for anchor in page.all("a"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ids_are_unique_and_every_reference_has_its_target(make_run: MakeRun, several: bool) -> None:
+    page = page_of(*[make_run(name, seed=seed) for seed, name in enumerate("ab"[: 1 + several])])
+    ids = [str(attributes["id"]) for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = set(re.findall(r"url\(#([^)]+)\)", page.source))
+    for tag, attributes in page.elements:
+        wanted |= {str(attributes["href"])[1:]} if tag in ("a", "use") else set()
+        wanted |= set(str(attributes.get("aria-labelledby") or "").split())
+    assert wanted
+    assert wanted <= set(ids)
+
+
+def test_tables_and_charts_are_accessible(make_run: MakeRun) -> None:
+    page = page_of(make_run())
+    tables, charts = page.all("table"), page.all("svg")
+    assert len(tables) == page.source.count("<caption>") == 5
+    assert {heading["scope"] for heading in page.all("th")} == {"row", "col"}
+    assert len(charts) == 7
+    for figure in charts:
+        assert figure["role"] == "img"
+    descriptions = re.findall(r"<desc[^>]*>([^<]*)</desc>", page.source)
+    assert len(descriptions) == len(charts)
+    assert all(re.search(r"\d", description) for description in descriptions)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_headings_descend_one_level_at_a_time(make_run: MakeRun, several: bool) -> None:
+    page = page_of(*[make_run(name) for name in "ab"[: 1 + several]])
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_parts_come_in_order(make_run: MakeRun) -> None:
+    text = page_of(make_run()).text
+    parts = [
+        "Two-phase training ended better than the better Adam baseline",
+        "It switched from Adam to cg-golden after epoch 40",
+        "At the last checkpoint probed (epoch 100): no negative curvature below",
+        "The switch, and why",
+        "Decided by gradient-norm-peak: The smoothed gradient norm fell to 0.89 of its peak",
+        "Gradient norm over loss",
+        "Loss over cost",
+        "Loss over the paper's axis",
+        "Loss over time",
+        "Both ends of the spectrum",
+        "Negative spectral mass",
+        "Spectral density",
+        "Peak of the gradient norm",
+        "Results on digits",
+        "Verdicts",
+        "Curvature at each checkpoint",
+        "Where the cost went",
+        "Settings and environment",
+        "What the numbers mean, and what they do not",
+    ]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_the_results_table_has_the_papers_columns_and_the_costs(make_run: MakeRun) -> None:
+    text = page_of(make_run()).text
+    head = "Model variant Algorithm Train loss Train acc. Val. loss Val. acc. Q Gradient equivalents Best epoch Seconds"
+    assert head.replace(" ", "") in text.replace(" ", "")
+    row = "vit-mlp Adam + cg-golden 1.40×10⁻⁴ 0.999 0.00610 0.964 0.0933 120 100 48.0"
+    assert row.replace(" ", "") in text.replace(" ", "")
+
+
+def test_the_cost_breakdown_is_shown(make_run: MakeRun) -> None:
+    text = page_of(make_run(switch=30)).text.replace(" ", "")
+    # 30 epochs of Adam, a third of each for the detector, the rest of 120 for phase two.
+    assert "Adam+cg-golden301080120" in text
+
+
+def test_an_unfinished_run_says_so_and_how_to_go_on(make_run: MakeRun) -> None:
+    text = page_of(make_run(finished=False, probed=False)).text
+    assert "This run is not finished" in text
+    assert "--resume" in text
+    assert "convexlab probe RUN" in text
+    assert "not finished" not in page_of(make_run("done")).text
+
+
+def test_a_run_that_has_only_begun_has_a_page(make_run: MakeRun) -> None:
+    run = make_run(finished=False, probed=False)
+    run.metrics_path.unlink()
+    assert "No epoch is recorded yet." in page_of(run).text
+
+
+def test_a_probe_alone_has_a_page(make_probe: MakeRun) -> None:
+    page = page_of(make_probe(count=3))
+    assert "Verdicts over 3 checkpoints: 2 × non-convex, 1 × no negative curvature found." in page.text
+    assert "not finished" not in page.text
+    assert len(page.all("svg")) == 3
+
+
+def test_several_runs_are_compared_first(make_run: MakeRun, make_probe: MakeRun) -> None:
+    page = page_of(make_run("a"), make_run("b", seed=1, final=9e-4), make_probe("c"))
+    text = page.text
+    assert text.index("The runs compared") < text.index("a: vit-mlp on digits") < text.index("b: vit-mlp on digits")
+    assert text.index("b: vit-mlp on digits") < text.index("c: vit-mlp on digits")
+    assert "two-phase training ended better in 1, worse in 1 of 2" in text
+    assert "Settings that differ" in text
+    assert [link["href"] for link in page.all("a")][:3] == ["#run-1", "#run-2", "#run-3"]
+
+
+def _seeds(make_run: MakeRun, count: int) -> Run:
+    members = [make_run(f"many/seed-{seed}", seed=seed) for seed in range(count)]
+    parent = members[0].path.parent
+    (parent / "config.json").write_text(json.dumps({"seeds": list(range(count))}))
+    (parent / "summary.json").write_text(json.dumps({"schema": 1, "seeds": list(range(count))}))
+    return Run(parent)
+
+
+def test_a_run_over_several_seeds_stands_for_its_members(make_run: MakeRun) -> None:
+    parent = _seeds(make_run, 2)
+    path = write_report([parent])
+    assert path == parent.report_path
+    assert "seed-1: vit-mlp on digits" in Page(path).text
+    # Its members named one by one are the same page.
+    before = path.read_bytes()
+    assert write_report(parent.members).resolve() == path.resolve()
+    assert path.read_bytes() == before
+
+
+def test_one_seed_of_several_keeps_the_page_of_all(make_run: MakeRun) -> None:
+    member = _seeds(make_run, 2).members[1]
+    assert write_report([member]) == member.report_path
+
+
+def test_the_page_goes_where_it_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    assert write_report([make_run()], out) == out
+    assert out.is_file()
+
+
+def test_a_run_given_twice_is_shown_once(make_run: MakeRun) -> None:
+    run = make_run()
+    assert write_report([run]).read_bytes() == write_report([run, Run(run.path / ".." / run.path.name)]).read_bytes()
+
+
+def test_runs_of_one_name_are_told_apart(make_run: MakeRun) -> None:
+    text = page_of(make_run("x/run"), make_run("y/run")).text
+    assert "x/run: vit-mlp" in text
+    assert "y/run: vit-mlp" in text
+
+
+def test_misuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="expected at least one run directory"):
+        write_report([])
+    with pytest.raises(MisuseError, match="is not a run directory"):
+        write_report([Run(tmp_path)])
+
+
+def test_a_failed_report_leaves_the_old_one_whole(make_run: MakeRun) -> None:
+    run = make_run()
+    before = write_report([run]).read_bytes()
+    run.probe_path.write_text("{")
+    listing = sorted(run.path.iterdir())
+    with pytest.raises(MisuseError):
+        write_report([run])
+    assert run.report_path.read_bytes() == before
+    assert sorted(run.path.iterdir()) == listing
+
+
+HOSTILE = "</title><script>alert('x')</script>\"'&$a$ 数据"
+
+
+def test_everything_is_escaped(make_run: MakeRun) -> None:
+    summary = {
+        "model": {"name": HOSTILE, "parameters": 10, "overdetermination": 2.0},
+        "dataset": {"name": HOSTILE, "train_size": 10, "classes": 10},
+        "switch": {"epoch": 40, "detector": HOSTILE, "train_loss": 0.1, "gradient_norm": 0.1, "reason": HOSTILE},
+        "phase_two": HOSTILE,
+        "environment": {HOSTILE: HOSTILE},
+    }
+    probe = {"verdict": HOSTILE, "verdict_summary": HOSTILE, "checkpoint": HOSTILE, "phase": HOSTILE, "epoch": None}
+    run = make_run("run & <b>", config={HOSTILE: HOSTILE}, summary=summary, probe=probe)
+    page = page_of(run)
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert page.text.count(HOSTILE) >= 8
+
+
+def test_what_utf8_cannot_hold_is_replaced(make_run: MakeRun) -> None:
+    assert "broken ?" in page_of(make_run(config={"note": "broken \udcff"})).text
+
+
+NUMBERS = [
+    "epoch",
+    "train_loss",
+    "gradient_norm",
+    "gradient_curvature",
+    "smallest",
+    "smallest_lower_bound",
+    "smallest_residual",
+    "largest",
+    "largest_residual",
+    "negative_mass",
+    "negative_mass_standard_error",
+    "trace",
+    "trace_standard_error",
+    "rounding_floor",
+    "confidence",
+    "floor",
+    "steps",
+    "gradient_equivalents",
+    "seconds",
+    "examples",
+    "train_size",
+    "density",
+    "verdict",
+    "verdict_summary",
+]
+
+
+@pytest.mark.parametrize("missing", [NUMBERS[:1], NUMBERS[1:13], NUMBERS[13:], NUMBERS])
+def test_any_number_of_a_probe_may_be_null(make_probe: MakeRun, missing: list[str]) -> None:
+    text = page_of(make_probe(**dict.fromkeys(missing))).text
+    assert "None" not in text
+    assert "nan" not in text.split()
+
+
+def _blank(value: Any) -> Any:
+    """The same objects without a single number or word in them."""
+    return {key: _blank(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+
+def test_any_value_of_a_summary_may_be_null(make_run: MakeRun) -> None:
+    run = make_run(probed=False)
+    assert run.summary is not None
+    run.summary_path.write_text(json.dumps(_blank(run.summary)))
+    text = page_of(run).text
+    assert "None" not in text
+    assert "nan" not in text.split()
+
+
+def test_no_sign_is_printed_inside_the_rounding_floor(make_probe: MakeRun) -> None:
+    inside = {"smallest": -2.345e-8, "gradient_curvature": -3.456e-8, "smallest_lower_bound": -4.567e-8}
+    page = page_of(make_probe(rounding_floor=1e-7, verdict_summary="", verdict="unresolved", **inside))
+    for digits in ("2.34", "2.35", "3.46", "4.57"):
+        assert f"{digits}×10⁻⁸" not in page.source
+    assert "0 ± 1.0×10⁻⁷" in page.text
+
+
+def test_convex_is_never_claimed(make_run: MakeRun) -> None:
+    """The word stands only where the paper's claim is reported, or negated."""
+    text = page_of(make_run(probe={"verdict": "no-negative-curvature"})).text
+    found = re.findall(r"[^.;:]*(?<!non-)\bconvex\b[^.;:]*", text)
+    assert all("claim" in text[max(0, text.index(part) - 60) :][:60] or "part" in part for part in found)
+    assert len(found) == 2
+
+
+def test_pages_stay_small(make_run: MakeRun) -> None:
+    """The limit is 2 MB; eight runs of a thousand epochs may stand on a page in full, hence an eighth for one."""
+    assert write_report([make_run(epochs=1000, switch=300)]).stat().st_size < 2e6 / 8
+
+
+def test_many_runs_show_their_main_charts(make_run: MakeRun) -> None:
+    runs = [make_run(f"run-{index}", epochs=20, switch=8) for index in range(9)]
+    page = page_of(*runs)
+    assert "With this many runs each shows its main charts only" in page.text
+    assert len(page.all("svg")) == 1 + 3 * 9
+    # Forty runs would fit.
+    assert len(page.source.encode()) < 2e6 * 9 / 40

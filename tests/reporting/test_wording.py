@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from convexlab.reporting.comparison import compare
+from convexlab.reporting.digest import Digest, read_digest
+from convexlab.reporting.records import ProbedCheckpoint
+from convexlab.reporting.wording import headline, joint_headline, verdict_sentence
+from convexlab.runs import Run
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def digest(make_run: MakeRun) -> Digest:
+    return read_digest(make_run(), "run")
+
+
+def _with_losses(digest: Digest, ours: float, theirs: float) -> Digest:
+    assert digest.two_phase is not None
+    baseline = digest.baselines["adam-cosine"]
+    return dataclasses.replace(
+        digest,
+        two_phase=dataclasses.replace(digest.two_phase, train_loss=ours),
+        baselines={"adam-cosine": dataclasses.replace(baseline, train_loss=theirs)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (
+            1e-4,
+            2.5e-4,
+            "ended better than the better Adam baseline (Adam, cosine rate): training loss 1.00×10⁻⁴ "
+            "against 2.50×10⁻⁴, a factor of 2.50, at equal cost (120 gradient equivalents).",
+        ),
+        (
+            3e-4,
+            2e-4,
+            "ended worse than the better Adam baseline (Adam, cosine rate): training loss 3.00×10⁻⁴ "
+            "against 2.00×10⁻⁴, a factor of 1.50, at equal cost (120 gradient equivalents).",
+        ),
+        (
+            2.01e-4,
+            2e-4,
+            "ended level with the better Adam baseline (Adam, cosine rate): training loss 2.01×10⁻⁴ "
+            "against 2.00×10⁻⁴, at equal cost (120 gradient equivalents).",
+        ),
+        # No ratio to a loss of zero.
+        (
+            0.0,
+            2e-4,
+            "ended better than the better Adam baseline (Adam, cosine rate): training loss 0 "
+            "against 2.00×10⁻⁴, at equal cost (120 gradient equivalents).",
+        ),
+    ],
+)
+def test_headline_says_better_or_worse_with_numbers(digest: Digest, ours: float, theirs: float, told: str) -> None:
+    assert headline(_with_losses(digest, ours, theirs))[0] == f"Two-phase training {told}"
+
+
+def test_the_better_of_the_two_baselines_counts(digest: Digest) -> None:
+    comparison = compare(digest)
+    assert comparison is not None
+    assert (comparison.baseline, comparison.baseline_loss) == ("adam-cosine", 2.3e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "cost", "conclusive"),
+    [
+        (1e-4, 120.0, True),
+        (1e-4, 120.9, True),
+        (1e-4, 122.0, False),
+        (1e-4, 90.0, True),
+        (9e-4, 122.0, True),
+        (9e-4, 90.0, False),
+        (2.3e-4, 90.0, False),
+        (1e-4, float("nan"), False),
+    ],
+)
+def test_a_lower_loss_at_a_higher_cost_is_no_win(digest: Digest, ours: float, cost: float, conclusive: bool) -> None:
+    comparison = compare(_with_losses(digest, ours, 2.3e-4))
+    assert comparison is not None
+    changed = dataclasses.replace(comparison, costs=(cost, 120.0))
+    assert changed.is_conclusive is conclusive
+
+
+def test_an_unequal_cost_is_told(make_run: MakeRun) -> None:
+    """Without a switch the run of the fixture spends 4/3 an epoch for 100 epochs: 133.3 against 120."""
+    first = headline(read_digest(make_run(switch=None), "run"))[0]
+    assert first.startswith("Two-phase training cannot be compared fairly")
+    assert "at higher cost (133.3 against 120 gradient equivalents)" in first
+
+
+def test_switch_is_told(make_run: MakeRun) -> None:
+    digest = read_digest(make_run("a", switch=40), "a")
+    assert digest.curve is not None
+    assert headline(digest)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
+    assert headline(read_digest(make_run("b", switch=None), "b"))[1] == "It never switched, so the whole run is Adam."
+
+
+def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
+    first = headline(read_digest(make_run(baselines=False), "run"))[0]
+    assert first == (
+        "Two-phase training reached a training loss of 1.40×10⁻⁴. "
+        "No Adam baseline was run, so this says nothing about better or worse."
+    )
+
+
+def test_an_unfinished_run_tells_where_it_stands(make_run: MakeRun) -> None:
+    digest = read_digest(make_run(finished=False, probed=False, switch=None), "run")
+    assert re.fullmatch(r"After epoch 100 training stands at a training loss of \S+\.", headline(digest)[0])
+    assert headline(digest)[1] == "It has not switched from Adam yet."
+    switched = read_digest(make_run("other", finished=False), "other")
+    assert headline(switched)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
+
+
+ROW: dict[str, Any] = {
+    "checkpoint": "epoch-00040.safetensors",
+    "epoch": 40,
+    "smallest": -0.13333,
+    "smallest_lower_bound": -0.25,
+    "largest": 5.0,
+    "rounding_floor": 1e-6,
+    "confidence": 0.999,
+    "floor": 1e-3,
+    "examples": 1437,
+    "train_size": 1437,
+}
+CONFIDENCE = "with confidence 99.9\N{NO-BREAK SPACE}% over the random start"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"verdict": "non-convex"}, "non-convex, with curvature −0.133 along a direction found"),
+        ({"verdict": "non-convex", "smallest": None}, "non-convex"),
+        (
+            {"verdict": "no-negative-curvature"},
+            f"no negative curvature below −0.00500 (0.001 of the largest eigenvalue), {CONFIDENCE}",
+        ),
+        ({"verdict": "no-negative-curvature", "floor": None, "confidence": None}, "no negative curvature"),
+        (
+            {"verdict": "unresolved"},
+            f"unresolved: the smallest eigenvalue found is −0.133, none is below −0.250, {CONFIDENCE}",
+        ),
+        (
+            {"verdict": "unresolved", "smallest": -5e-7, "smallest_lower_bound": -6e-7, "confidence": None},
+            "unresolved: the smallest eigenvalue found is 0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.0×10⁻⁶, "
+            "none is below −1.0×10⁻⁶",
+        ),
+        (
+            {"verdict": "non-convex", "examples": 512},
+            "non-convex, with curvature −0.133 along a direction found (loss of 512 of the 1,437 training examples)",
+        ),
+        ({}, "not judged"),
+    ],
+)
+def test_verdict_sentence(changes: dict[str, Any], sentence: str) -> None:
+    assert verdict_sentence(ProbedCheckpoint.from_row(ROW | changes)) == sentence
+
+
+@pytest.mark.parametrize("verdict", ["non-convex", "no-negative-curvature", "unresolved", ""])
+def test_nothing_is_called_convex(verdict: str, make_probe: MakeRun) -> None:
+    for sentence in headline(read_digest(make_probe(verdict=verdict), "probe")):
+        assert not re.search(r"(?<!non-)\bconvex", sentence)
+
+
+def test_several_runs_are_summed_up(make_run: MakeRun) -> None:
+    digests = [
+        _with_losses(read_digest(make_run(name), name), ours, 1e-4)
+        for name, ours in (("a", 0.25e-4), ("b", 0.5e-4), ("c", 1e-4), ("d", 8e-4))
+    ]
+    # Geometric mean of 1/4, 1/2, 1 and 8 is 1.
+    assert joint_headline(digests)[0] == (
+        "Against the better Adam baseline of each run, two-phase training ended better in 2, level in 1, worse in 1 "
+        "of 4; its training loss is 1.00 times theirs in the geometric mean (from 0.250 to 8.00)."
+    )
