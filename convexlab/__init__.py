@@ -2,6 +2,9 @@
 
 from convexlab._version import __version__
 
+# Networks and data by name
+from convexlab.architectures import build_model
+
 # The loss as one function of one flat vector
 from convexlab.cost import Cost
 
@@ -16,6 +19,7 @@ from convexlab.curvature import (
     spectral_density,
     trace,
 )
+from convexlab.datasets import Dataset, load_dataset
 
 # When to hand over, and to what
 from convexlab.detection import Algorithm1, Detector, FixedEpoch, GradientNormPeak
@@ -25,11 +29,15 @@ from convexlab.errors import ConvexLabError, FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import SymmetricOperator
 from convexlab.optim import NonlinearCG
+from convexlab.probing import Probe, probe
+from convexlab.runs import Run
+from convexlab.training import TwoPhaseConfig, train_two_phase
 
 __all__ = [
     "Algorithm1",
     "ConvexLabError",
     "Cost",
+    "Dataset",
     "Detector",
     "ExtremeEigenvalues",
     "FailureError",
@@ -38,13 +46,20 @@ __all__ = [
     "MisuseError",
     "NonlinearCG",
     "Objective",
+    "Probe",
+    "Run",
     "SpectralDensity",
     "SymmetricOperator",
     "TraceEstimate",
+    "TwoPhaseConfig",
     "Verdict",
     "__version__",
+    "build_model",
     "convexity_verdict",
     "extreme_eigenvalues",
+    "load_dataset",
+    "probe",
     "spectral_density",
     "trace",
+    "train_two_phase",
 ]

@@ -298,7 +298,7 @@ class Objective:
 
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
-        assert self._criterion is not None  # noqa: S101 - `ggn` is the only way here
+        assert self._criterion is not None
         return self._criterion(output, batch[1])
 
     def parts(self) -> Parts:
@@ -356,7 +356,8 @@ class Objective:
         return state | {f"model.{name}": leaf for name, leaf in zip(self._parameters, leaves, strict=True)}
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return self._move(tensor.detach())
+        moved: Tensor = self._move(tensor.detach())
+        return moved
 
     def _move(self, item: Any) -> Any:
         if not isinstance(item, Tensor):
@@ -405,7 +406,9 @@ def _tensors(batch: Any) -> list[Tensor]:
 def _rows(batch: Any) -> int:
     tensors = _tensors(batch)
     if not tensors:
-        raise MisuseError("cannot count the examples of a batch without tensors. Pass weight=, a function of the batch.")
+        raise MisuseError(
+            "cannot count the examples of a batch without tensors. Pass weight=, a function of the batch."
+        )
     return len(tensors[0])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from convexlab.errors import MisuseError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from scipy.sparse.linalg import LinearOperator
 
 __all__ = ["MatrixVectorProduct", "SymmetricOperator"]
@@ -68,11 +69,11 @@ class SymmetricOperator(ABC):
 
     def to_scipy(self) -> LinearOperator:
         """Return the operator for SciPy, in its own dtype, on the CPU."""
-        from scipy.sparse.linalg import LinearOperator  # noqa: PLC0415 - SciPy is slow to import
+        from scipy.sparse.linalg import LinearOperator
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
 
-        def multiply(v):  # type: ignore[no-untyped-def]
+        def multiply(v: NDArray[Any]) -> NDArray[Any]:
             return (self @ torch.as_tensor(v, dtype=self.dtype, device=self.device)).cpu().numpy()
 
         return LinearOperator(self.shape, matvec=lambda v: multiply(v.reshape(-1)), matmat=multiply, dtype=dtype)

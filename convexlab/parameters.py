@@ -26,7 +26,8 @@ def dot(u: Tensor, v: Tensor) -> Tensor:
 
 def norm(u: Tensor) -> Tensor:
     """Return ‖u‖ of a flat vector, accumulated in float64, as a 0-dimensional tensor on its device."""
-    return torch.linalg.vector_norm(u, dtype=accumulation_dtype(u.device))
+    length: Tensor = torch.linalg.vector_norm(u, dtype=accumulation_dtype(u.device))
+    return length
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

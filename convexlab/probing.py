@@ -104,7 +104,14 @@ def probe(
             f"expected at least one density probe and step, got {density_probes!r} and {density_steps!r}."
         )
     files = _files(paths, checkpoints)
-    overrides = {"model": model, "dataset": dataset, "loss": loss, "train_size": train_size, "seed": seed, "dtype": dtype}
+    overrides = {
+        "model": model,
+        "dataset": dataset,
+        "loss": loss,
+        "train_size": train_size,
+        "seed": seed,
+        "dtype": dtype,
+    }
     loaded = [read_checkpoint(path) for path in files]
     settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
     target = _target(paths, out, settings[0], resume)
@@ -298,18 +305,14 @@ def _build(setting: _Setting, device: str) -> Problem:
     )
 
 
-def _target(
-    paths: Sequence[str | os.PathLike[str]], out: str | Path | None, setting: _Setting, resume: bool
-) -> Run:
+def _target(paths: Sequence[str | os.PathLike[str]], out: str | Path | None, setting: _Setting, resume: bool) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
     single = Path(paths[0]) if len(paths) == 1 else None
     if out is None and single is not None and single.is_dir():
         return Run(single)
     run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.model.rpartition(':')[2]}")
     if run.probe_path.exists() and not resume:
-        raise MisuseError(
-            f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume."
-        )
+        raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
     if not run.config_path.exists():
         described = {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
         write_json(run.config_path, described)

@@ -95,7 +95,8 @@ def build_problem(
     place, precision = resolve_device(device), resolve_dtype(dtype)
     data = load_dataset(dataset, train_size=train_size, seed=seed)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        # Not torch.manual_seed: that would seed the accelerators too, which nothing would restore.
+        torch.default_generator.manual_seed(seed)
         network = build_model(model, channels=data.channels, classes=data.classes, image_size=data.image_size)
     network = network.to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)

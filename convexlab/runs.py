@@ -10,7 +10,6 @@ Every file appears whole or not at all: written beside, flushed to disk, renamed
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -42,18 +41,18 @@ Row = dict[str, Any]
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` either keeps its old content or has all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp is private to the user; a result is as readable as any other file.
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        beside.chmod(0o644)
+        beside.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -122,7 +121,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 def _read_torch(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch.load raises almost anything on a damaged file
+    except Exception as error:
         raise MisuseError(
             f"cannot read checkpoint {str(path)!r}: expected a file of tensors that torch.load reads with "
             f"weights_only=True ({type(error).__name__}). Save model.state_dict() again, best as safetensors."
@@ -136,7 +135,9 @@ def _read_torch(path: Path) -> Checkpoint:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     )
     if not named:
-        raise MisuseError(f"checkpoint {str(path)!r} does not hold a state dict: expected a mapping of names to tensors.")
+        raise MisuseError(
+            f"checkpoint {str(path)!r} does not hold a state dict: expected a mapping of names to tensors."
+        )
     return Checkpoint(path, dict(content), {})
 
 

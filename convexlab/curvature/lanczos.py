@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convexlab.errors import FailureError
 from convexlab.operators import MatrixVectorProduct
-from convexlab.parameters import accumulation_dtype
+from convexlab.parameters import accumulation_dtype, norm
 
 __all__ = ["Lanczos", "random_unit_vector"]
 
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 def random_unit_vector(operator: MatrixVectorProduct, generator: torch.Generator) -> Tensor:
     """Return a vector (n,) distributed uniformly on the unit sphere; the same on every device for the same seed."""
     vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
-    return (vector / vector.norm()).to(device=operator.device, dtype=accumulation_dtype(operator.device))
+    return (vector / norm(vector)).to(device=operator.device, dtype=accumulation_dtype(operator.device))
 
 
 class Lanczos:
@@ -84,8 +84,9 @@ class Lanczos:
     def ritz_vectors(self, coefficients: Array) -> Tensor:
         """Return unit vectors (n, m) for columns of coefficients (k, m) in the basis."""
         basis = self._basis[: self._steps]
-        vectors = basis.T @ torch.as_tensor(coefficients, dtype=basis.dtype, device=basis.device)
-        return vectors / torch.linalg.vector_norm(vectors, dim=0)
+        vectors: Tensor = basis.T @ torch.as_tensor(coefficients, dtype=basis.dtype, device=basis.device)
+        lengths: Tensor = torch.linalg.vector_norm(vectors, dim=0)
+        return vectors / lengths
 
     def _step(self, step: int) -> None:
         basis = self._basis[: step + 1]

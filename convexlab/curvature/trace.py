@@ -27,9 +27,7 @@ class TraceEstimate:
     """Products made."""
 
 
-def trace(
-    operator: MatrixVectorProduct, *, method: str = "hutch++", samples: int = 48, seed: int = 0
-) -> TraceEstimate:
+def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: int = 48, seed: int = 0) -> TraceEstimate:
     """Estimate the trace of a symmetric operator.
 
     Args:

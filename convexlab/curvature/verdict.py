@@ -140,7 +140,7 @@ def judge(process: Lanczos, *, floor: float, confidence: float, least_steps: int
             verdict = _assess(process, floor=floor, confidence=confidence, begin=begin)
             if verdict.kind != "unresolved" or process.exhausted:
                 break
-    assert verdict is not None  # noqa: S101 - the last stage exhausts the process
+    assert verdict is not None
     return verdict
 
 

@@ -85,7 +85,10 @@ class GradientNormPeak(Detector):
         rose = f"the gradient norm rose from a trough of {self._trough:.3g} to a peak of {self._peak:.3g}"
         if not fired:
             return False, f"{rose} and has not stayed below {self.factor:g} of it"
-        return True, f"{rose} and fell to {norm:.3g}, below {self.factor:g} of it (medians of {len(self._recent)} epochs)"
+        return (
+            True,
+            f"{rose} and fell to {norm:.3g}, below {self.factor:g} of it (medians of {len(self._recent)} epochs)",
+        )
 
 
 def _fraction(name: str, value: float) -> float:

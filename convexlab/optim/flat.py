@@ -15,6 +15,7 @@ from torch import Tensor
 from convexlab.errors import MisuseError
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
+from convexlab.optim.line_search.interface import RETREAT
 from convexlab.parameters import accumulation_dtype, flatten, unflatten
 
 __all__ = ["Direction", "FlatOptimizer", "StepReport"]
@@ -106,6 +107,10 @@ class FlatOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"max_evaluations": max_evaluations})
         self._limit()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own keeps only state and groups; a copy needs the settings too.
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the one group of parameters.
 
@@ -194,7 +199,11 @@ class FlatOptimizer(torch.optim.Optimizer):
                 self._accept(ray, direction, result)
                 return _report(start, call, slope, result.step_size, restarted=restarted)
             failures.append(result.failed)
-        return self._give_up(call, weights, start, slope, restarted, "; then ".join(failures))
+        report = self._give_up(call, weights, start, slope, restarted, "; then ".join(failures))
+        if limit is not None and call.evaluations - spent >= limit:
+            # The limit, not the loss, ended the search. Starting afresh with the same trials would end it again.
+            self._memory["first_step"] = RETREAT * ray.last[0]
+        return report
 
     def _search(
         self, ray: Ray, weights: Tensor, start: Evaluation, direction: Direction, limit: int | None
@@ -206,7 +215,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         elif direction.previous is not None:
             initial = self.line_search.next_step(line, *direction.previous)
         else:
-            initial = _first_step(weights, start, direction)
+            initial = self._memory.get("first_step") or _first_step(weights, start, direction)
         return self.line_search(line, initial)
 
     def _accept(self, ray: Ray, direction: Direction, result: SearchResult) -> None:
@@ -232,7 +241,7 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def _keep(self, weights: Tensor, evaluation: Evaluation | None) -> None:
         memory = self._memory
-        for key in ("kept_loss", "kept_gradient", "kept_squared_norm", "restarted"):
+        for key in ("kept_loss", "kept_gradient", "kept_squared_norm", "restarted", "first_step"):
             memory.pop(key, None)
         memory["weights"] = weights
         if evaluation is not None:

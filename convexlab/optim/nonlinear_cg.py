@@ -68,10 +68,10 @@ class NonlinearCG(FlatOptimizer):
                 "preconditioner must be None or a function of a flat gradient, "
                 f"got {type(preconditioner).__name__}. For a diagonal p pass lambda g: p * g."
             )
+        beta_formula(beta)  # Raises here rather than at the second step.
         self.beta = beta
         self.powell = powell
         self.preconditioner = preconditioner
-        self._beta_formula = beta_formula(beta)
         super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
 
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
@@ -127,7 +127,7 @@ class NonlinearCG(FlatOptimizer):
             return "the slope did not rise along the last direction (dᵀy ≤ 0)"
         if self.powell is not None and abs(p.new_g_z - p.y_new_z) >= self.powell * p.new_g_z:
             return "successive gradients are far from orthogonal (Powell's test)"
-        beta = self._beta_formula(p)
+        beta = beta_formula(self.beta)(p)
         if beta == 0.0 or not math.isfinite(beta):
             return f"{self.beta} gave β = {beta:g}"
         if not beta * p.d_new_g < p.new_g_z:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from convexlab.reporting.page import write_report
+from convexlab.reporting.page import summary_lines, write_report
 
-__all__ = ["write_report"]
+__all__ = ["summary_lines", "write_report"]

@@ -129,12 +129,14 @@ def mass_chart(digest: Digest, key: str) -> Chart | None:
         return None
     x, by_epoch = _positions(probe)
     mass = np.array([checkpoint.negative_mass for checkpoint in probe], dtype=np.float64)
-    error = np.array([checkpoint.negative_mass_standard_error or 0.0 for checkpoint in probe])
+    known = [math.nan if c.negative_mass_standard_error is None else c.negative_mass_standard_error for c in probe]
+    error = np.array(known, dtype=np.float64)
+    top = float(np.max(mass + np.nan_to_num(error)))
     with draw() as (figure, (axes,)):
         axes.errorbar(x, mass, yerr=error, fmt="o-", color=PALETTE["blue"], markersize=4.5, capsize=2.5, elinewidth=1)
         _mark_switch(axes, digest, by_epoch)
         _epoch_axis(axes, by_epoch)
-        axes.set_ylim(bottom=min(0.0, float((mass - error).min())))
+        axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share of the spectrum below zero")
         return chart(

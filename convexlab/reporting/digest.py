@@ -38,6 +38,8 @@ class Digest:
     phase_two: str
     switch: Switch | None
     """None when neither the summary nor the curve shows one."""
+    safe_resort: Switch | None
+    """When phase two gave up and training went back to Adam, and why."""
     two_phase: Outcome | None
     baselines: dict[str, Outcome]
     environment: dict[str, Any]
@@ -72,7 +74,7 @@ def read_digest(run: Run, label: str) -> Digest:
     model, dataset = mapping_of(result, "model"), mapping_of(result, "dataset")
     curves = _curves(run.metrics)
     phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
-    two_phase = mapping_of(result, "two_phase")
+    two_phase, resort = mapping_of(result, "two_phase"), mapping_of(result, "safe_resort")
     return Digest(
         label=label,
         config=config,
@@ -87,6 +89,7 @@ def read_digest(run: Run, label: str) -> Digest:
         budget=number_of(result, "budget") or number_of(config, "epochs"),
         phase_two=phase_two,
         switch=_switch(result, curves.get(TWO_PHASE)),
+        safe_resort=Switch.from_row(resort) if resort else None,
         two_phase=Outcome.from_row(two_phase) if two_phase else None,
         baselines={
             str(name): Outcome.from_row(row)
@@ -114,13 +117,7 @@ def _curves(rows: Iterable[Row]) -> dict[str, Curve]:
 def _switch(summary: Row, curve: Curve | None) -> Switch | None:
     row = mapping_of(summary, "switch")
     if row:
-        return Switch(
-            epoch=number_of(row, "epoch"),
-            detector=text_of(row, "detector"),
-            train_loss=number_of(row, "train_loss"),
-            gradient_norm=number_of(row, "gradient_norm"),
-            reason=text_of(row, "reason"),
-        )
+        return Switch.from_row(row)
     return _switch_of_curve(curve) if curve else None
 
 

@@ -156,11 +156,11 @@ def _set_ticks(axis: Axis, locator: Locator, form: Callable[[float], str]) -> No
 
 def scale_linear(axes: Axes, which: Which) -> None:
     """Give an axis a few round ticks."""
-    _set_ticks(_axis(axes, which), MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]), _plain)
+    _set_ticks(_axis(axes, which), MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]), _plain)
 
 
 def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
-    """Make an axis logarithmic; its ticks are decades, or 1, 2, 5 where fewer than two decades are in view."""
+    """Make an axis logarithmic; its ticks are decades, or rounder digits where fewer than two are in view."""
     _set_scale(axes, which, "log")
     low, high = _axis(axes, which).get_view_interval()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -169,8 +169,13 @@ def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
         decades = _thin(decades, most)
         _set_ticks(_axis(axes, which), FixedLocator(decades), _form(decades))
         return
-    steps = (step * 10.0**power for power in powers for step in (1, 2, 5))
-    _set_ticks(_axis(axes, which), FixedLocator([step for step in steps if low <= step <= high]), _plain)
+    for digits in ((1, 2, 5), range(1, 10)):
+        steps = [step * 10.0**power for power in powers for step in digits if low <= step * 10.0**power <= high]
+        if len(steps) >= 3:
+            _set_ticks(_axis(axes, which), FixedLocator(_thin(steps, most)), _plain)
+            return
+    # So narrow that it is as good as linear.
+    scale_linear(axes, which)
 
 
 def scale_asinh(axes: Axes, which: Which, linear_width: float, most: int = 4) -> None:

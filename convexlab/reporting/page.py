@@ -38,7 +38,7 @@ from convexlab.reporting.wording import (
 )
 from convexlab.runs import Run, write_atomically
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "summary_lines", "write_report"]
 
 
 def write_report(runs: Sequence[Run], out: Path | None = None) -> Path:
@@ -54,14 +54,31 @@ def write_report(runs: Sequence[Run], out: Path | None = None) -> Path:
     Raises:
         MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read.
     """
-    if not runs:
-        raise MisuseError("no run to report: expected at least one run directory.")
-    members = _members(runs)
-    page = render([read_digest(run, label) for run, label in zip(members, _labels(members), strict=True)])
+    page = render(_digests(runs))
     path = _default_path(runs) if out is None else Path(out)
     # A file name may hold what UTF-8 cannot, such as a lone surrogate.
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
+
+
+def summary_lines(runs: Sequence[Run]) -> list[str]:
+    """Return the sentences on top of the page that `write_report` writes, for a terminal.
+
+    Raises:
+        MisuseError: as `write_report` does.
+    """
+    return _top(_digests(runs))
+
+
+def _top(digests: Sequence[Digest]) -> list[str]:
+    return headline(digests[0]) if len(digests) == 1 else joint_headline(digests)
+
+
+def _digests(runs: Sequence[Run]) -> list[Digest]:
+    if not runs:
+        raise MisuseError("no run to report: expected at least one run directory.")
+    members = _members(runs)
+    return [read_digest(run, label) for run, label in zip(members, _labels(members), strict=True)]
 
 
 def _members(runs: Sequence[Run]) -> list[Run]:
@@ -73,9 +90,9 @@ def _members(runs: Sequence[Run]) -> list[Run]:
 def _default_path(runs: Sequence[Run]) -> Path:
     first = runs[0]
     parent = Run(first.path.resolve().parent)
-    siblings = {member.path.resolve() for member in parent.members} if parent.config_path.is_file() else set()
-    together = bool(siblings) and siblings <= {run.path.resolve() for run in runs}
-    return parent.report_path if together else first.report_path
+    siblings = {member.path.resolve() for member in parent.members}
+    given = {run.path.resolve() for run in runs}
+    return parent.report_path if first.path.resolve() in siblings <= given else first.report_path
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -181,6 +198,10 @@ def _title(digests: Sequence[Digest]) -> str:
     return subject if len(digests) == 1 or len(subjects) > 1 else f"{subject}, {len(digests)} runs"
 
 
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def render(digests: Sequence[Digest]) -> str:
     """Return the page as HTML; everything that came from a run is escaped."""
     environment = Environment(
@@ -190,13 +211,13 @@ def render(digests: Sequence[Digest]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "count": count}
+    environment.filters |= {"number": number, "count": count, "sentence": _sentence}
     anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
     several, compact = len(digests) > 1, len(digests) > MANY
     return environment.get_template("report.html.j2").render(
         title=_title(digests),
         several=several,
-        headline=joint_headline(digests) if several else headline(digests[0]),
+        headline=_top(digests),
         comparison=comparison_table(digests, anchors) if several else None,
         comparison_chart=comparison_chart(digests, "comparison") if several else None,
         compact=compact,

@@ -111,6 +111,18 @@ class Switch:
     train_loss: float | None
     gradient_norm: float | None
     reason: str
+    """A sentence."""
+
+    @classmethod
+    def from_row(cls, row: Row) -> Switch:
+        """Read `switch` of `summary.json`."""
+        return cls(
+            epoch=number_of(row, "epoch"),
+            detector=text_of(row, "detector"),
+            train_loss=number_of(row, "train_loss"),
+            gradient_norm=number_of(row, "gradient_norm"),
+            reason=text_of(row, "reason"),
+        )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ def _simplify(root: ElementTree.Element, key: str) -> None:
                 element.set(name, f"#{key}-{value.removeprefix('#')}")
             elif "url(#" in value:
                 element.set(name, value.replace("url(#", f"url(#{key}-"))
+            elif name == "transform" and value.startswith("rotate(-0 "):
+                continue
+            elif name == "style" and element.tag == "text":
+                # The page sets one typeface for all charts.
+                element.set(name, re.sub(r"font-family: [^;]*; ", "", value))
             elif name in {"d", "x", "y", "transform"}:
                 element.set(name, _LONG_NUMBER.sub(_shorten, " ".join(value.split())))
             else:

@@ -100,10 +100,13 @@ def switch_sentence(digest: Digest) -> str:
         for what, value in (("training loss", switch.train_loss), ("gradient norm", switch.gradient_norm))
         if value is not None
     ]
-    return (
+    told = (
         f"It switched from Adam to {digest.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}."
     )
+    if digest.safe_resort is None:
+        return told
+    return f"{told} After epoch {count(digest.safe_resort.epoch)} phase two gave up, and training went back to Adam."
 
 
 def _last_verdict(digest: Digest) -> str:

@@ -2,6 +2,6 @@
 
 from convexlab.training.config import TwoPhaseConfig
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two_names
-from convexlab.training.two_phase import train_two_phase
+from convexlab.training.two_phase import default_directory, train_two_phase
 
-__all__ = ["DEFAULT_PHASE_TWO", "TwoPhaseConfig", "phase_two_names", "train_two_phase"]
+__all__ = ["DEFAULT_PHASE_TWO", "TwoPhaseConfig", "default_directory", "phase_two_names", "train_two_phase"]

@@ -92,7 +92,7 @@ class Trajectory:
         Returns:
             None, or why the step failed.
         """
-        assert self.second is not None  # noqa: S101 - set at the switch
+        assert self.second is not None
         self.second.param_groups[0]["max_evaluations"] = max(1, int((budget - 1.0) / search_cost + 1e-9))
         with self.timed(phase):
             self.second.step(self._closure(phase))
@@ -170,9 +170,7 @@ class Trajectory:
         self._best_loss, self._best_epoch, self._best = state["best"]
         weights = state["weights"]
         self._best = self._best.to(self.problem.x.device)
-        torch.nn.utils.vector_to_parameters(
-            weights.to(self.problem.x.device), self.problem.model.parameters()
-        )
+        torch.nn.utils.vector_to_parameters(weights.to(self.problem.x.device), self.problem.model.parameters())
         self.adam.load_state_dict(state["adam"])
         if state["second"] is not None:
             self.second = second()

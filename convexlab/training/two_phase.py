@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from convexlab.training.journal import Journal
 from convexlab.training.phase_two import PhaseTwo, phase_two
 from convexlab.training.trajectory import Trajectory
 
-__all__ = ["train_two_phase"]
+__all__ = ["default_directory", "train_two_phase"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
@@ -61,7 +60,11 @@ def train_two_phase(
         if resume and member.summary is not None:
             continue
         single = dataclasses.replace(config, seed=seed, seeds=1)
-        _train(member, single, lambda step, seed=seed: progress(dataclasses.replace(step, task=f"seed {seed}: {step.task}")))
+        _train(
+            member,
+            single,
+            lambda step, seed=seed: progress(dataclasses.replace(step, task=f"seed {seed}: {step.task}")),
+        )
     write_json(run.summary_path, _over_seeds(run, config))
     return run
 
@@ -69,7 +72,7 @@ def train_two_phase(
 def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tuple[Run, TwoPhaseConfig]:
     if not resume:
         config = TwoPhaseConfig.of(options)
-        path = Path(out) if out is not None else _fresh_directory(config)
+        path = Path(out) if out is not None else default_directory(config)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise MisuseError(
                 f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
@@ -88,7 +91,8 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
     return run, TwoPhaseConfig.of(stored)
 
 
-def _fresh_directory(config: TwoPhaseConfig) -> Path:
+def default_directory(config: TwoPhaseConfig) -> Path:
+    """Return a run directory named after data set, model and the present time."""
     dataset = config.dataset.partition(":")[0] if ":" in config.dataset else config.dataset
     model = config.model.rpartition(":")[2]
     return Path("runs") / f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -357,7 +361,7 @@ def _default_batch_size(problem: Problem) -> int:
     The paper's 512 makes a hundred steps an epoch of its 50,000 examples. With 1,400 it would make three, and an
     epoch, the unit in which gradient norms are compared, would be hardly any training.
     """
-    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 20))
+    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 40))
 
 
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:

@@ -1,4 +1,4 @@
-"""Functions of one step with their derivatives, to search along: those of Moré and Thuente (1994), section 5, and more."""
+"""Functions of one step with their derivatives, to search along: Moré and Thuente (1994), section 5, and more."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def _quintic(beta: float = 0.004) -> Function:
 
 def _wiggly(beta: float = 0.01, waves: float = 39.0) -> Function:
     def base(a: float) -> float:
-        return 1.0 - a if a <= 1.0 - beta else a - 1.0 if a >= 1.0 + beta else (a - 1.0) ** 2 / (2.0 * beta) + beta / 2.0
+        return (
+            1.0 - a if a <= 1.0 - beta else a - 1.0 if a >= 1.0 + beta else (a - 1.0) ** 2 / (2.0 * beta) + beta / 2.0
+        )
 
     def base_slope(a: float) -> float:
         return -1.0 if a <= 1.0 - beta else 1.0 if a >= 1.0 + beta else (a - 1.0) / beta
@@ -61,9 +63,7 @@ def _yanai(name: str, beta_1: float, beta_2: float) -> Function:
     return Function(
         name,
         lambda a: g_1 * math.sqrt((1.0 - a) ** 2 + beta_2**2) + g_2 * math.sqrt(a**2 + beta_1**2),
-        lambda a: (
-            g_1 * (a - 1.0) / math.sqrt((1.0 - a) ** 2 + beta_2**2) + g_2 * a / math.sqrt(a**2 + beta_1**2)
-        ),
+        lambda a: g_1 * (a - 1.0) / math.sqrt((1.0 - a) ** 2 + beta_2**2) + g_2 * a / math.sqrt(a**2 + beta_1**2),
     )
 
 

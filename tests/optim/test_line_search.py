@@ -30,7 +30,9 @@ def test_names() -> None:
     assert set(line_search_names()) == {"golden-section", "brent", "strong-wolfe", "hager-zhang"}
 
 
-@pytest.mark.parametrize(("name", "kind"), list(zip(line_search_names(), (GoldenSection, Brent, StrongWolfe, HagerZhang), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "kind"), list(zip(line_search_names(), (GoldenSection, Brent, StrongWolfe, HagerZhang), strict=True))
+)
 def test_build_by_name(name: str, kind: type[LineSearch]) -> None:
     assert build_line_search(name) == kind()
 
@@ -67,7 +69,9 @@ def test_settings_out_of_range(kind: type[LineSearch], settings: dict[str, float
         kind(**settings)
 
 
-@pytest.mark.parametrize(("value", "slope"), [(math.nan, -1.0), (math.inf, -1.0), (0.0, 0.0), (0.0, 1.0), (0.0, math.nan)])
+@pytest.mark.parametrize(
+    ("value", "slope"), [(math.nan, -1.0), (math.inf, -1.0), (0.0, 0.0), (0.0, 1.0), (0.0, math.nan)]
+)
 def test_line_refuses_a_direction_that_does_not_descend(value: float, slope: float) -> None:
     with pytest.raises(MisuseError, match="direction of descent"):
         Line(lambda step, needs_slope: (step, None), value, slope)
@@ -82,7 +86,9 @@ def test_initial_step_must_be_positive(search: LineSearch, step: float) -> None:
 
 @every_search
 @every_step
-@pytest.mark.parametrize("function", [*MORE_THUENTE, BARRIER, DOWNHILL, UPHILL, NOWHERE], ids=lambda function: function.name)
+@pytest.mark.parametrize(
+    "function", [*MORE_THUENTE, BARRIER, DOWNHILL, UPHILL, NOWHERE], ids=lambda function: function.name
+)
 def test_counts_are_the_calls_made(search: LineSearch, function: Function, step: float) -> None:
     calls = {True: 0, False: 0}
 
@@ -187,3 +193,13 @@ def test_an_infinite_slope_is_a_step_too_long(search: LineSearch) -> None:
     result = search(function.line(), 100.0)
     assert result.failed is None
     assert result.step_size < 2.0
+
+
+@every_search
+def test_a_wall_is_not_crept_up_to(search: LineSearch) -> None:
+    # The loss falls up to the wall: there is no minimum, and a tenth of the step is not worth many evaluations.
+    function = Function("wall", lambda a: -a if a < 1.0 else math.nan, lambda a: -1.0)
+    result = search(function.line(), 0.3)
+    assert result.failed is None
+    assert 0.9 <= result.step_size < 1.0
+    assert result.values + result.gradients <= 20

@@ -29,7 +29,11 @@ def _recorded(function: Function) -> tuple[Line, list[float]]:
 
 
 @pytest.mark.parametrize("initial_step", STEPS)
-@pytest.mark.parametrize(("function", "constants"), list(zip(MORE_THUENTE, CONSTANTS, strict=True)), ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    ("function", "constants"),
+    list(zip(MORE_THUENTE, CONSTANTS, strict=True)),
+    ids=lambda value: getattr(value, "name", ""),
+)
 def test_strong_wolfe_makes_the_trials_of_minpack(
     function: Function, constants: tuple[float, float], initial_step: float
 ) -> None:
@@ -75,7 +79,7 @@ def _is_hager_zhang(search: HagerZhang, function: Function, result: SearchResult
     return end_slope >= search.sigma * slope and (wolfe or flat)
 
 
-@pytest.mark.parametrize("initial_step", (1e-8, *STEPS, 1e8))
+@pytest.mark.parametrize("initial_step", [1e-8, *STEPS, 1e8])
 @pytest.mark.parametrize("function", [*MORE_THUENTE, CUBIC, BARRIER], ids=lambda function: function.name)
 @pytest.mark.parametrize("strictness", [0.9, 0.3, 1e-3])
 def test_conditions_hold_at_the_result(function: Function, initial_step: float, strictness: float) -> None:
@@ -163,8 +167,8 @@ def test_hager_zhang_finds_minima_that_float32_values_hide(floor: float) -> None
 
 @pytest.mark.parametrize("seed", range(20))
 def test_hager_zhang_is_not_misled_by_noise(seed: int) -> None:
-    # Noise of a unit in the last place may pass for the decrease of T1, but the slope's bound holds in any case, and the
-    # true loss falls (α < 2).
+    # Noise of a unit in the last place may pass for the decrease of T1, but the slope's bound holds in any case, and
+    # the true loss falls (α < 2).
     function = _hidden_in_float32(1.0, noise=2.0**-24, seed=seed)
     result = HagerZhang(delta=0.45, sigma=0.45)(function.line(resolution=2.0**-23), 0.01)
     assert result.converged

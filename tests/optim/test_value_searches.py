@@ -140,7 +140,7 @@ def test_tolerance_is_no_finer_than_values_resolve(kind: type[LineSearch]) -> No
 def test_golden_section_costs_what_the_ratio_says() -> None:
     # From a bracket of relative width w, ln(2 tolerance / w) / ln(0.618) divisions, rounded up, one value each.
     line = power(1.0, 2.0).line()
-    a, b, c = bracket(line, 1.0 / 3.0)
+    a, _, c = bracket(line, 1.0 / 3.0)
     bracketing = line.values
     for tolerance in (1e-1, 1e-2, 1e-4):
         result = GoldenSection(tolerance=tolerance)(power(1.0, 2.0).line(), 1.0 / 3.0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convexlab.reporting import write_report
 from convexlab.runs import Run
 
 BUDGET = 120.0
@@ -26,14 +27,21 @@ ENVIRONMENT = {
 }
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+Row = dict[str, Any]
+
+
+def _write(path: Path, value: Row) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _metrics(epochs: int, switch: int | None, final: float, random: np.random.Generator) -> list[dict[str, Any]]:
+def _metrics(epochs: int, switch: int | None, final: float, random: np.random.Generator) -> list[Row]:
     """A loss that falls by decades; a norm that falls from a random head, peaks in mid-training, and falls again."""
 
-    def row(run: str, phase: str, epoch: int, cost: float, loss: float, norm: float) -> dict[str, Any]:
+    def row(run: str, phase: str, epoch: int, cost: float, loss: float, norm: float) -> Row:
         numbers = {"epoch": epoch, "gradient_equivalents": cost, "seconds": 0.4 * cost, "train_loss": loss}
         return {"run": run, "phase": phase, **numbers, "gradient_norm": norm}
 
@@ -62,7 +70,7 @@ def _metrics(epochs: int, switch: int | None, final: float, random: np.random.Ge
     return rows
 
 
-def _outcome(loss: float, epoch: int, breakdown: dict[str, float]) -> dict[str, Any]:
+def _outcome(loss: float, epoch: int, breakdown: dict[str, float]) -> Row:
     cost = sum(breakdown.values())
     return {
         "train_loss": loss,
@@ -76,7 +84,7 @@ def _outcome(loss: float, epoch: int, breakdown: dict[str, float]) -> dict[str, 
     }
 
 
-def _summary(epochs: int, switch: int | None, final: float, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(epochs: int, switch: int | None, final: float, seed: int, rows: list[Row]) -> Row:
     at = next(row for row in rows if row["run"] == "two-phase" and row["epoch"] == (switch or 0))
     moved = {"adam": BUDGET, "detector": 0.0, "cg-golden": 0.0}
     if switch is not None:
@@ -107,7 +115,7 @@ def _summary(epochs: int, switch: int | None, final: float, seed: int, rows: lis
     }
 
 
-def _density(smallest: float, largest: float, negative_mass: float, random: np.random.Generator) -> dict[str, Any]:
+def _density(smallest: float, largest: float, negative_mass: float, random: np.random.Generator) -> Row:
     """Most weight near zero, a negative side, and a few outliers that hold hardly any."""
     bulk = largest * 10.0 ** random.uniform(-6, -2, 300)
     below = smallest * random.uniform(0, 1, 60) ** 3
@@ -122,7 +130,7 @@ def _density(smallest: float, largest: float, negative_mass: float, random: np.r
     return {"nodes": np.concatenate([bulk, below, outliers]).tolist(), "weights": (weights / weights.sum()).tolist()}
 
 
-def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -> list[dict[str, Any]]:
+def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -> list[Row]:
     rows = []
     for epoch in epochs:
         share = epoch / max(epochs[-1], 1)
@@ -163,58 +171,66 @@ def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -
     return rows
 
 
-MakeRun = Callable[..., Run]
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Return a maker of run directories; what it is told to leave out is left out."""
-
-    def make(
-        name: str = "run",
-        *,
-        epochs: int = 100,
-        switch: int | None = 40,
-        final: float = 1.4e-4,
-        seed: int = 0,
-        finished: bool = True,
-        baselines: bool = True,
-        probed: bool = True,
-        **changes: Any,
-    ) -> Run:
-        path = tmp_path / name
-        path.mkdir(parents=True, exist_ok=True)
-        random = np.random.default_rng(seed)
-        config = {"model": "vit-mlp", "dataset": "digits", "loss": "mse", "epochs": BUDGET, "seed": seed, "lr": 1e-3}
-        (path / "config.json").write_text(json.dumps(config | changes.pop("config", {})), encoding="utf-8")
-        rows = _metrics(epochs, switch, final, random)
+def build_run(
+    path: Path,
+    *,
+    epochs: int = 100,
+    switch: int | None = 40,
+    final: float = 1.4e-4,
+    seed: int = 0,
+    finished: bool = True,
+    baselines: bool = True,
+    trained: bool = True,
+    probed: bool = True,
+    config: Row | None = None,
+    summary: Row | None = None,
+    probe: Row | None = None,
+) -> Run:
+    """Write a run; `config`, `summary` and `probe` (every row) overwrite what it would hold."""
+    path.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    settings = {"model": "vit-mlp", "dataset": "digits", "loss": "mse", "epochs": BUDGET, "seed": seed, "lr": 1e-3}
+    _write(path / "config.json", settings | (config or {}))
+    rows = _metrics(epochs, switch, final, random)
+    if trained:
         _write_lines(path / "metrics.jsonl", [row for row in rows if baselines or row["run"] == "two-phase"])
-        if finished:
-            summary = _summary(epochs, switch, final, seed, rows) | changes.pop("summary", {})
-            (path / "summary.json").write_text(
-                json.dumps(summary if baselines else summary | {"baselines": {}}), encoding="utf-8"
-            )
-        if probed:
-            places = sorted({*range(0, epochs + 1, max(epochs // 8, 1)), epochs, switch or 0})
-            _write_lines(
-                path / "probe.jsonl", [row | changes.get("probe", {}) for row in _probe(places, switch, random)]
-            )
-        return Run(path)
+    if finished:
+        result = _summary(epochs, switch, final, seed, rows)
+        _write(path / "summary.json", result | ({} if baselines else {"baselines": {}}) | (summary or {}))
+    if probed:
+        places = sorted({*range(0, epochs + 1, max(epochs // 8, 1)), epochs, switch or 0})
+        _write_lines(path / "probe.jsonl", [row | (probe or {}) for row in _probe(places, switch, random)])
+    return Run(path)
 
-    return make
+
+def build_probe(path: Path, count: int = 3, **changes: Any) -> Run:
+    """Write a probe of bare checkpoints, without training; `changes` overwrite every row."""
+    path.mkdir(parents=True)
+    _write(path / "config.json", {"kind": "probe", "model": "vit-mlp", "dataset": "digits", "loss": "mse"})
+    rows = _probe([50 * index for index in range(count)], None, np.random.default_rng(0))
+    _write_lines(path / "probe.jsonl", [row | changes for row in rows])
+    return Run(path)
 
 
 @pytest.fixture
-def make_probe(tmp_path: Path) -> MakeRun:
-    """Return a maker of probes of bare checkpoints, without training; ``changes`` overwrite every row."""
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    return lambda name="run", **options: build_run(tmp_path / name, **options)
 
-    def make(name: str = "probe", count: int = 3, **changes: Any) -> Run:
-        path = tmp_path / name
-        path.mkdir(parents=True)
-        config = {"kind": "probe", "model": "vit-mlp", "dataset": "digits", "loss": "mse"}
-        (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        rows = _probe([50 * index for index in range(count)], None, np.random.default_rng(0))
-        _write_lines(path / "probe.jsonl", [row | changes for row in rows])
-        return Run(path)
 
-    return make
+@pytest.fixture
+def make_probe(tmp_path: Path) -> Callable[..., Run]:
+    return lambda name="probe", **options: build_probe(tmp_path / name, **options)
+
+
+@pytest.fixture
+def make_bare(tmp_path: Path) -> Callable[..., Run]:
+    """Runs with nothing to draw, where the figures do not matter."""
+    return lambda name="run", **options: build_run(tmp_path / name, trained=False, probed=False, **options)
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished, probed run with its report; to be read only."""
+    run = build_run(tmp_path_factory.mktemp("full") / "run")
+    write_report([run])
+    return run

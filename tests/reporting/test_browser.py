@@ -20,6 +20,8 @@ import pytest
 from convexlab.reporting import write_report
 from convexlab.runs import Run
 
+pytestmark = pytest.mark.browser
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
@@ -137,37 +139,50 @@ def _find() -> str:
     return found
 
 
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_without_a_browser_ci_fails_and_others_skip(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="none of chromium, chromium-browser, google-chrome is on the PATH"):
+        _find()
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with contextlib.closing(Browser(_find(), tmp_path_factory.mktemp("profile"))) as running:
         yield running
 
 
-def _pages(make_run: Callable[..., Run], make_probe: Callable[..., Run]) -> dict[str, list[Run]]:
-    return {
-        "one run": [make_run("one")],
-        "several": [make_run("long-name-without-any-break-" + 40 * "x"), make_run("b", seed=1), make_probe("c")],
-        "unfinished": [make_run("unfinished", finished=False, probed=False)],
-        "long settings": [make_run("settings", config={"data": "npz:/" + 200 * "y"})],
-    }
+MakeRun = Callable[..., Run]
+_MESSAGES = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
 
 
-@pytest.mark.parametrize("page", ["one run", "several", "unfinished", "long settings"])
-def test_page_fits_and_is_silent(
-    browser: Browser, make_run: Callable[..., Run], make_probe: Callable[..., Run], tmp_path: Path, page: str
-) -> None:
-    path = write_report(_pages(make_run, make_probe)[page], tmp_path / "page.html")
+def _assert_fits_and_is_silent(browser: Browser, path: Path) -> None:
     for width in (1280, 390):
         browser.visit(path, width)
+        # A phone widens its window to what does not fit, so the scroll width alone would prove nothing.
         assert browser.evaluate("innerWidth") == width
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        messages = [e["params"] for e in browser.events if e["method"] in _MESSAGES]
-        assert not messages
+        assert [event["params"] for event in browser.events if event["method"] in _MESSAGES] == []
         requests = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
         assert [url for url in requests if not url.startswith("data:")] == [path.resolve().as_uri()]
 
 
-_MESSAGES = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
+def test_page_of_one_run(browser: Browser, full_run: Run) -> None:
+    _assert_fits_and_is_silent(browser, full_run.report_path)
+
+
+def test_page_of_several_runs_with_unruly_names(browser: Browser, make_run: MakeRun, make_probe: MakeRun) -> None:
+    config = {"data": "npz:/" + 200 * "y", 60 * "k": 1}
+    run = make_run("long-name-without-any-break-" + 60 * "x", epochs=20, switch=8, config=config)
+    _assert_fits_and_is_silent(browser, write_report([run, make_probe(count=2)]))
+
+
+def test_page_of_one_run_with_unruly_settings(browser: Browser, make_bare: MakeRun) -> None:
+    config = {"data": "npz:/" + 200 * "y", 60 * "k": 1, "model": 90 * "m"}
+    _assert_fits_and_is_silent(browser, write_report([make_bare(finished=False, config=config)]))
 
 
 def test_a_page_that_asks_and_complains_would_be_caught(browser: Browser, tmp_path: Path) -> None:
@@ -186,11 +201,9 @@ def test_a_page_that_asks_and_complains_would_be_caught(browser: Browser, tmp_pa
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_charts_are_read_on_a_light_ground_in_both_schemes(
-    browser: Browser, make_run: Callable[..., Run], dark: bool
-) -> None:
+def test_charts_are_read_on_a_light_ground_in_both_schemes(browser: Browser, full_run: Run, dark: bool) -> None:
     """Chart text is dark: WCAG asks for a contrast of 4.5 against what it stands on, and so for the page's own text."""
-    browser.visit(write_report([make_run()]), 1280, dark=dark)
+    browser.visit(full_run.report_path, 1280, dark=dark)
     assert browser.evaluate(_CONTRAST % "'.card text', '.card'") >= 4.5
     assert browser.evaluate(_CONTRAST % "'figcaption', 'body'") >= 4.5
 
@@ -209,10 +222,8 @@ _CONTRAST = """((texts, ground) => {
 })(%s)"""
 
 
-def test_every_chart_has_a_name_and_a_description_for_assistive_technology(
-    browser: Browser, make_run: Callable[..., Run]
-) -> None:
-    browser.visit(write_report([make_run()]), 1280)
+def test_every_chart_has_a_name_and_a_description_for_assistive_technology(browser: Browser, full_run: Run) -> None:
+    browser.visit(full_run.report_path, 1280)
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     images = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") in ("image", "img")]
     assert len(images) == 7

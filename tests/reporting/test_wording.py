@@ -105,6 +105,12 @@ def test_switch_is_told(make_run: MakeRun) -> None:
     assert headline(read_digest(make_run("b", switch=None), "b"))[1] == "It never switched, so the whole run is Adam."
 
 
+def test_a_return_to_adam_is_told(make_run: MakeRun) -> None:
+    resort = {"epoch": 61, "reason": "the line search failed three times"}
+    digest = read_digest(make_run(summary={"safe_resort": resort}), "run")
+    assert headline(digest)[1].endswith(" After epoch 61 phase two gave up, and training went back to Adam.")
+
+
 def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
     first = headline(read_digest(make_run(baselines=False), "run"))[0]
     assert first == (

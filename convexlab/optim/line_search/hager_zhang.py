@@ -9,7 +9,15 @@ import math
 from dataclasses import dataclass
 
 from convexlab.errors import MisuseError
-from convexlab.optim.line_search.interface import RETREAT, Line, LineSearch, SearchStopped, Trial, usable
+from convexlab.optim.line_search.interface import (
+    RETREAT,
+    Line,
+    LineSearch,
+    SearchStopped,
+    Trial,
+    before_barrier,
+    usable,
+)
 
 __all__ = ["HagerZhang"]
 
@@ -139,7 +147,7 @@ class _Search:
             elif c.value > self.limit:
                 return self.cut(self.line.start, c)  # B2.
             else:
-                a, step = c, min(self.rule.rho * c.step, 0.5 * (c.step + barrier))  # B3.
+                a, step = c, before_barrier(c, self.rule.rho * c.step, barrier)  # B3.
 
     def update(self, a: Trial, b: Trial, step: float) -> tuple[Trial, Trial]:
         if not a.step < step < b.step:

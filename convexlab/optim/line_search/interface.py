@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from convexlab.errors import MisuseError
 
-__all__ = ["RETREAT", "Line", "LineSearch", "SearchResult", "SearchStopped", "Trial"]
+__all__ = ["RETREAT", "Line", "LineSearch", "SearchResult", "SearchStopped", "Trial", "before_barrier", "usable"]
 
 RETREAT = 0.1
 """How much of a step is kept after a trial whose loss was NaN or infinite (``nan_decay`` of CG_DESCENT)."""
@@ -165,6 +165,17 @@ class LineSearch(ABC):
     @abstractmethod
     def _search(self, line: Line, initial_step: float) -> Trial:
         """Return a trial that meets the method's conditions, or raise `SearchStopped`."""
+
+
+def before_barrier(best: Trial, step: float, barrier: float) -> float:
+    """Return ``step``, or the middle between the best step and a longer one whose loss was not finite.
+
+    Raises:
+        SearchStopped: less than a tenth of the best step is left, which is not worth creeping up to.
+    """
+    if barrier - best.step < 0.1 * best.step:
+        raise SearchStopped("the loss is not finite just beyond the best step")
+    return min(step, 0.5 * (best.step + barrier))
 
 
 def usable(step: float, otherwise: float) -> float:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from convexlab.errors import MisuseError
-from convexlab.optim.line_search.interface import RETREAT, Line, LineSearch, SearchStopped, Trial
+from convexlab.optim.line_search.interface import RETREAT, Line, LineSearch, SearchStopped, Trial, before_barrier
 
 __all__ = ["StrongWolfe"]
 
@@ -74,8 +74,9 @@ class StrongWolfe(LineSearch):
                 low, high = sorted((best.step, other.step))
                 _check_progress(line, step, low, high)
             else:
-                high = min(step + _XTRAPU * (step - best.step), 0.5 * (step + barrier))
-                low = min(step + _XTRAPL * (step - best.step), high)
+                step = before_barrier(best, step, barrier)
+                high = min(step + _XTRAPU * (step - best.step), barrier)
+                low = min(step + _XTRAPL * (step - best.step), barrier)
 
 
 def _check_progress(line: Line, step: float, low: float, high: float) -> None:

@@ -1,0 +1,260 @@
+"""The command line: options in, calls of the library, messages out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from convexlab._version import __version__
+
+__all__ = ["main"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="convexlab")
+def main() -> None:
+    """Is the loss convex where training is, and is it time to hand over from Adam?
+
+    \b
+    Start here:
+      convexlab train two-phase     train on real digits in two phases, and write a report
+      convexlab probe RUN           measure the curvature at every checkpoint of the run
+    """
+
+
+@main.group()
+def train() -> None:
+    """Train networks."""
+
+
+def _handles_errors(command: Command) -> Command:
+    """Turn what the library raises into one message and an exit status."""
+
+    @functools.wraps(command)
+    def handled(*args: Any, **kwargs: Any) -> Any:
+        from convexlab.errors import ConvexLabError, MisuseError
+
+        try:
+            return command(*args, **kwargs)
+        except ConvexLabError as error:
+            _fail(str(error), status=2 if isinstance(error, MisuseError) else 1)
+        except OSError as error:
+            _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), status=1)
+
+    return handled  # type: ignore[return-value]
+
+
+def _fail(message: str, *, status: int) -> NoReturn:
+    failure = click.ClickException(message)
+    failure.exit_code = status
+    raise failure
+
+
+_dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+
+
+@train.command("two-phase")
+@click.option(
+    "--model", default="vit-mlp", show_default=True, help="Name (see `convexlab models`) or package.module:factory."
+)
+@click.option("--dataset", default="digits", show_default=True, help="Name (see `convexlab datasets`), npz:FILE, ...")
+@click.option("--loss", default="mse", show_default=True, help="mse, cross-entropy, or package.module:factory.")
+@click.option(
+    "--epochs",
+    type=int,
+    default=40,
+    show_default=True,
+    help="Budget in epoch equivalents, for each of the runs compared.",
+)
+@click.option(
+    "--detector",
+    default="gradient-norm-peak",
+    show_default=True,
+    help="Decides when to switch; see `convexlab detectors`.",
+)
+@click.option("--switch-epoch", type=int, help="Switch after this many Adam epochs, whatever the detector thinks.")
+@click.option("--phase-two", default="cg-golden", show_default=True, help="Second phase; see `convexlab phases`.")
+@click.option("--batch-size", type=int, help="Adam's.  [default: 512, or a fortieth of a smaller training set]")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option("--train-size", type=int, help="Use a stratified subset of this many training examples.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order of examples and subset.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Number of runs, from --seed upwards.")
+@click.option(
+    "--probe-every", type=int, help="Probe the curvature every N epochs; 0 never.  [default: start, switch and end]"
+)
+@click.option("--no-baseline", is_flag=True, help="Leave out the runs with Adam alone.")
+@_dtype
+@_device
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@_json
+@click.pass_context
+@_handles_errors
+def two_phase(context: click.Context, out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
+    """Train with Adam until the switch, then with a second-order method.
+
+    Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
+    With no option: the digits of scikit-learn, about a minute on two cores. Ends by naming the report it wrote.
+    """
+    from convexlab.reporting import summary_lines, write_report
+    from convexlab.training import TwoPhaseConfig, default_directory, train_two_phase
+
+    if resume:
+        explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
+        options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
+    elif out is None:
+        out = default_directory(TwoPhaseConfig.of(options))
+    with _interruptible(f"convexlab train two-phase --resume --out {out}"), _progress() as listener:
+        run = train_two_phase(out=out, resume=resume, progress=listener, **options)
+    report = write_report([run])
+    for line in [*summary_lines([run]), f"report: {report}"]:
+        click.echo(line, err=as_json)
+    if as_json:
+        click.echo(json.dumps(run.summary))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]")
+@click.option("--dataset", help="Name, npz:FILE, ...  [default: what the checkpoint says]")
+@click.option("--loss", help="mse, cross-entropy or package.module:factory.  [default: what the checkpoint says]")
+@click.option("--train-size", type=int, help="Training examples.  [default: what the checkpoint says, else all]")
+@click.option("--seed", type=int, help="Of the subset of --train-size.  [default: what the checkpoint says, else 0]")
+@click.option(
+    "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
+)
+@click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
+@click.option("--density-probes", type=int, default=3, show_default=True, help="Krylov runs for the spectral density.")
+@click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
+@_device
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
+)
+@click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
+@_json
+@_handles_errors
+def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Measure the curvature at checkpoints: a run directory, files, or a mix."""
+    from convexlab.probing import probe
+    from convexlab.reporting import write_report
+
+    with _interruptible("the same command with --resume"), _progress() as listener:
+        result = probe(paths, progress=listener, **options)
+    for row in result.rows:
+        click.echo(f"epoch {row['epoch']}: {row['verdict_summary']}", err=as_json)
+    report = write_report([result.run])
+    if as_json:
+        click.echo(json.dumps({"rows": result.rows, "report": str(report)}, default=float))
+    else:
+        click.echo(f"report: {report}")
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@_handles_errors
+def report(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page about a run, or about several side by side."""
+    from convexlab.reporting import write_report
+    from convexlab.runs import Run
+
+    click.echo(f"report: {write_report([Run.open(path) for path in paths], out)}")
+
+
+@main.command()
+def models() -> None:
+    """List the networks, with their parameter counts."""
+    from convexlab.architectures import ARCHITECTURES, build_model
+
+    click.echo("parameters with 3 channels and 10 classes:\n")
+    for name, architecture in ARCHITECTURES.items():
+        count = sum(parameter.numel() for parameter in build_model(name).parameters())
+        click.echo(f"  {name:<22}{count:>9,}  {architecture.description}")
+
+
+@main.command()
+def datasets() -> None:
+    """List the data sets, and where they are looked for."""
+    from convexlab.datasets import dataset_names
+    from convexlab.datasets.torchvision_sets import data_folder
+
+    _list(dataset_names())
+    click.echo(f"\ndownloads are in {data_folder()} (set CONVEXLAB_DATA to change it)")
+
+
+@main.command()
+def detectors() -> None:
+    """List the detectors that decide when to switch."""
+    from convexlab.detection import detector_names
+
+    _list(detector_names())
+
+
+@main.command()
+def phases() -> None:
+    """List the second phases."""
+    from convexlab.training import phase_two_names
+
+    _list(phase_two_names())
+
+
+def _list(names: dict[str, str]) -> None:
+    width = max(map(len, names)) + 2
+    for name, description in names.items():
+        click.echo(f"  {name:<{width}}{description}")
+
+
+@contextmanager
+def _interruptible(remedy: str) -> Iterator[None]:
+    """On Ctrl-C say that the work is kept and how to go on, and leave with status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; what was done is kept. Go on with: {remedy}", err=True)
+        raise SystemExit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Show progress with the remaining time on stderr; nothing if that is not a terminal."""
+    from convexlab.progress import Progress, silent
+
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def listener(step: Progress) -> None:
+            if step.task not in tasks:
+                tasks[step.task] = bars.add_task(step.task, total=step.total, note="")
+            bars.update(tasks[step.task], completed=step.done, total=step.total, note=step.note)
+
+        yield listener
