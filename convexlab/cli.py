@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="convexlab")
 def main() -> None:
-    """Is the loss convex where training is, and is it time to hand over from Adam?
+    r"""Is the loss convex where training is, and is it time to hand over from Adam?
 
     \b
     Start here:
@@ -48,18 +48,18 @@ def _handles_errors(command: Command) -> Command:
 
         try:
             return command(*args, **kwargs)
+        except MisuseError as error:
+            raise _Misuse(str(error)) from error
         except ConvexLabError as error:
-            _fail(str(error), status=2 if isinstance(error, MisuseError) else 1)
+            raise click.ClickException(str(error)) from error
         except OSError as error:
-            _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), status=1)
+            raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
 
     return handled  # type: ignore[return-value]
 
 
-def _fail(message: str, *, status: int) -> NoReturn:
-    failure = click.ClickException(message)
-    failure.exit_code = status
-    raise failure
+class _Misuse(click.ClickException):
+    exit_code = 2
 
 
 _dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
@@ -104,7 +104,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 @_json
 @click.pass_context
 @_handles_errors
-def two_phase(context: click.Context, out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
+def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.

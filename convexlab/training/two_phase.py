@@ -60,13 +60,13 @@ def train_two_phase(
         if resume and member.summary is not None:
             continue
         single = dataclasses.replace(config, seed=seed, seeds=1)
-        _train(
-            member,
-            single,
-            lambda step, seed=seed: progress(dataclasses.replace(step, task=f"seed {seed}: {step.task}")),
-        )
+        _train(member, single, _labelled(progress, f"seed {seed}: "))
     write_json(run.summary_path, _over_seeds(run, config))
     return run
+
+
+def _labelled(progress: Listener, label: str) -> Listener:
+    return lambda step: progress(dataclasses.replace(step, task=label + step.task))
 
 
 def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tuple[Run, TwoPhaseConfig]:
