@@ -14,6 +14,15 @@ import click
 from click.core import ParameterSource
 
 from convexlab._version import __version__
+from convexlab.architectures import ARCHITECTURES, build_model
+from convexlab.datasets import dataset_names
+from convexlab.datasets.torchvision_sets import data_folder
+from convexlab.detection import detector_names
+from convexlab.errors import ConvexLabError, MisuseError
+from convexlab.probing import probe as probe_checkpoints
+from convexlab.progress import Progress, silent
+from convexlab.runs import Run
+from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 
 __all__ = ["main"]
 
@@ -25,13 +34,13 @@ _INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="convexlab")
 def main() -> None:
-    r"""Is the loss convex where training is, and is it time to hand over from Adam?
+    """Is the loss convex where training is, and is it time to hand over from Adam?
 
     \b
     Start here:
       convexlab train two-phase     train on real digits in two phases, and write a report
       convexlab probe RUN           measure the curvature at every checkpoint of the run
-    """
+    """  # noqa: D301 - click reads the backspace
 
 
 @main.group()
@@ -44,8 +53,6 @@ def _handles_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def handled(*args: Any, **kwargs: Any) -> Any:
-        from convexlab.errors import ConvexLabError, MisuseError
-
         try:
             return command(*args, **kwargs)
         except MisuseError as error:
@@ -69,30 +76,46 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 
 @train.command("two-phase")
 @click.option(
-    "--model", default="vit-mlp", show_default=True, help="Name (see `convexlab models`) or package.module:factory."
+    "--model",
+    default=TwoPhaseConfig.model,
+    show_default=True,
+    help="Name (see `convexlab models`) or package.module:factory.",
 )
-@click.option("--dataset", default="digits", show_default=True, help="Name (see `convexlab datasets`), npz:FILE, ...")
-@click.option("--loss", default="mse", show_default=True, help="mse, cross-entropy, or package.module:factory.")
+@click.option(
+    "--dataset",
+    default=TwoPhaseConfig.dataset,
+    show_default=True,
+    help="Name (see `convexlab datasets`), npz:FILE, ...",
+)
+@click.option(
+    "--loss", default=TwoPhaseConfig.loss, show_default=True, help="mse, cross-entropy, or package.module:factory."
+)
 @click.option(
     "--epochs",
     type=int,
-    default=40,
+    default=TwoPhaseConfig.epochs,
     show_default=True,
     help="Budget in epoch equivalents, for each of the runs compared.",
 )
 @click.option(
     "--detector",
-    default="gradient-norm-peak",
+    default=TwoPhaseConfig.detector,
     show_default=True,
     help="Decides when to switch; see `convexlab detectors`.",
 )
 @click.option("--switch-epoch", type=int, help="Switch after this many Adam epochs, whatever the detector thinks.")
-@click.option("--phase-two", default="cg-golden", show_default=True, help="Second phase; see `convexlab phases`.")
+@click.option(
+    "--phase-two", default=TwoPhaseConfig.phase_two, show_default=True, help="Second phase; see `convexlab phases`."
+)
 @click.option("--batch-size", type=int, help="Adam's.  [default: 512, or a fortieth of a smaller training set]")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option("--lr", type=float, default=TwoPhaseConfig.lr, show_default=True, help="Adam's learning rate.")
 @click.option("--train-size", type=int, help="Use a stratified subset of this many training examples.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order of examples and subset.")
-@click.option("--seeds", type=int, default=1, show_default=True, help="Number of runs, from --seed upwards.")
+@click.option(
+    "--seed", type=int, default=TwoPhaseConfig.seed, show_default=True, help="Of weights, order of examples and subset."
+)
+@click.option(
+    "--seeds", type=int, default=TwoPhaseConfig.seeds, show_default=True, help="Number of runs, from --seed upwards."
+)
 @click.option(
     "--probe-every", type=int, help="Probe the curvature every N epochs; 0 never.  [default: start, switch and end]"
 )
@@ -111,7 +134,6 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     With no option: the digits of scikit-learn, about a minute on two cores. Ends by naming the report it wrote.
     """
     from convexlab.reporting import summary_lines, write_report
-    from convexlab.training import TwoPhaseConfig, default_directory, train_two_phase
 
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
@@ -150,11 +172,10 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
 @_handles_errors
 def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix."""
-    from convexlab.probing import probe
     from convexlab.reporting import write_report
 
     with _interruptible("the same command with --resume"), _progress() as listener:
-        result = probe(paths, progress=listener, **options)
+        result = probe_checkpoints(paths, progress=listener, **options)
     for row in result.rows:
         click.echo(f"epoch {row['epoch']}: {row['verdict_summary']}", err=as_json)
     report = write_report([result.run])
@@ -171,7 +192,6 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 def report(paths: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about a run, or about several side by side."""
     from convexlab.reporting import write_report
-    from convexlab.runs import Run
 
     click.echo(f"report: {write_report([Run.open(path) for path in paths], out)}")
 
@@ -179,8 +199,6 @@ def report(paths: tuple[Path, ...], out: Path | None) -> None:
 @main.command()
 def models() -> None:
     """List the networks, with their parameter counts."""
-    from convexlab.architectures import ARCHITECTURES, build_model
-
     click.echo("parameters with 3 channels and 10 classes:\n")
     for name, architecture in ARCHITECTURES.items():
         count = sum(parameter.numel() for parameter in build_model(name).parameters())
@@ -190,9 +208,6 @@ def models() -> None:
 @main.command()
 def datasets() -> None:
     """List the data sets, and where they are looked for."""
-    from convexlab.datasets import dataset_names
-    from convexlab.datasets.torchvision_sets import data_folder
-
     _list(dataset_names())
     click.echo(f"\ndownloads are in {data_folder()} (set CONVEXLAB_DATA to change it)")
 
@@ -200,16 +215,12 @@ def datasets() -> None:
 @main.command()
 def detectors() -> None:
     """List the detectors that decide when to switch."""
-    from convexlab.detection import detector_names
-
     _list(detector_names())
 
 
 @main.command()
 def phases() -> None:
     """List the second phases."""
-    from convexlab.training import phase_two_names
-
     _list(phase_two_names())
 
 
@@ -232,8 +243,6 @@ def _interruptible(remedy: str) -> Iterator[None]:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Show progress with the remaining time on stderr; nothing if that is not a terminal."""
-    from convexlab.progress import Progress, silent
-
     if not sys.stderr.isatty():
         yield silent
         return

@@ -100,8 +100,7 @@ class Ray:
             return value, None
         evaluation, slope = self._call.evaluate(self._direction)
         self.last = (step, evaluation)
-        # A gradient that is not finite makes the point unusable even if its slope happens to be finite.
-        return evaluation.loss, slope if evaluation.finite else math.nan
+        return evaluation.loss, slope
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -232,6 +232,29 @@ def test_limit_is_kept(search: str, limit: int, plain: bool) -> None:
     assert losses[-1] < losses[0]
 
 
+@every_search
+def test_limit_holds_for_both_attempts_together(search: str) -> None:
+    task = Task()
+    optimiser = task.optimiser(search)
+    for _ in range(3):
+        optimiser.step(task.closure)
+    optimiser.reuse = False
+    task.bend = lambda loss: loss.detach() * 2.0 - loss  # The gradient points uphill: both attempts fail.
+    task.calls.clear()
+    optimiser.step(task.closure)
+    both = len(task.calls) - 1
+    optimiser.restart()
+    task.bend = lambda loss: loss
+    for _ in range(3):
+        optimiser.step(task.closure)
+    task.bend = lambda loss: loss.detach() * 2.0 - loss
+    optimiser.param_groups[0]["max_evaluations"] = both * 3 // 4
+    task.calls.clear()
+    optimiser.step(task.closure)
+    assert optimiser.report.failed is not None
+    assert len(task.calls) == 1 + both * 3 // 4
+
+
 def test_limit_may_change_between_steps() -> None:
     task = Task()
     optimiser = task.optimiser("golden-section")

@@ -142,21 +142,22 @@ def test_without_a_minimum_the_lowest_point_is_returned(search: LineSearch) -> N
 
 @every_search
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
-def test_at_the_limit_the_best_point_is_returned(search: LineSearch, limit: int) -> None:
-    seen = [(0.0, 1.0)]
-    function = power(1.0, 4.0)
+@pytest.mark.parametrize("scale", [1.0, 1e-20])
+def test_at_the_limit_the_best_point_is_returned(search: LineSearch, limit: int, scale: float) -> None:
+    function = power(1.0, 4.0, scale)
+    seen = [(0.0, function.value(0.0))]
 
     def evaluate(step: float, needs_slope: bool) -> tuple[float, float | None]:
         seen.append((step, function.value(step)))
         return function.value(step), function.slope(step) if needs_slope else None
 
-    result = search(Line(evaluate, 1.0, function.slope(0.0), max_evaluations=limit), 1e6)
+    result = search(Line(evaluate, function.value(0.0), function.slope(0.0), max_evaluations=limit), 1e6)
     assert len(seen) - 1 <= limit
     best_step, best_value = min(seen, key=lambda point: point[1])
     if not result.converged:
         assert len(seen) - 1 == limit
         assert (result.step_size, result.value) == (best_step, best_value)
-        assert (result.failed is None) == (best_value < 1.0)
+        assert (result.failed is None) == (best_step > 0.0)
 
 
 @every_search

@@ -24,7 +24,7 @@ every_beta = pytest.mark.parametrize("beta", beta_names())
 every_search = pytest.mark.parametrize("search", line_search_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 
-# The minimisers of Box's problem are not isolated; on the variably dimensioned one SciPy's CG stops far from the minimum
+# The minimisers of Box's problem are not isolated; on the variably dimensioned one SciPy's CG stops far from the end
 # ("desired error not necessarily achieved due to precision loss").
 COMPARABLE = [problem for problem in PROBLEMS if problem.number not in (12, 25)]
 
@@ -200,6 +200,8 @@ def test_hager_zhang_descends_in_every_step(problem: Problem, search: str) -> No
         slack = 1e-14 * (square * (direction @ direction).item()) ** 0.5
         assert slope <= -7.0 / 8.0 * square + slack
         assert report.slope == pytest.approx(slope, abs=slack, rel=1e-12)
+        # ‖d‖² is carried along by a recursion, whose roundings add up over the steps.
+        assert memory["d_d"] == pytest.approx((direction @ direction).item(), rel=1e-9)
 
 
 @every_beta
