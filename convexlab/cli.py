@@ -107,7 +107,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 @click.option(
     "--phase-two", default=TwoPhaseConfig.phase_two, show_default=True, help="Second phase; see `convexlab phases`."
 )
-@click.option("--batch-size", type=int, help="Adam's.  [default: 512, or a fortieth of a smaller training set]")
+@click.option("--batch-size", type=int, help="Adam's.  [default: 512, or a twentieth of a smaller training set]")
 @click.option("--lr", type=float, default=TwoPhaseConfig.lr, show_default=True, help="Adam's learning rate.")
 @click.option("--train-size", type=int, help="Use a stratified subset of this many training examples.")
 @click.option(

@@ -32,9 +32,10 @@ class TwoPhaseConfig:
     """Adam epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = DEFAULT_PHASE_TWO
     batch_size: int | None = None
-    """Adam's; None is the paper's 512, or a fortieth of a smaller training set, at least 16."""
-    lr: float = 1e-3
-    """Adam's learning rate; the paper does not state its own."""
+    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16."""
+    lr: float = 2e-3
+    """Adam's learning rate. The paper does not state its own; a high one helps before a switch, for phase two removes
+    the noise that it leaves."""
     train_size: int | None = None
     """Training examples used; None is all."""
     seed: int = 0

@@ -31,7 +31,7 @@ _PATIENCE = 2
 # The smallest default batch.
 _LEAST_BATCH = 16
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
-_PROBE_STEPS = 20
+_PROBE_STEPS = 12
 
 
 def train_two_phase(
@@ -361,7 +361,7 @@ def _default_batch_size(problem: Problem) -> int:
     The paper's 512 makes a hundred steps an epoch of its 50,000 examples. With 1,400 it would make three, and an
     epoch, the unit in which gradient norms are compared, would be hardly any training.
     """
-    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 40))
+    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 20))
 
 
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
