@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ def _handles_errors(command: Command) -> Command:
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            raise SystemExit(_INTERRUPTED) from None
 
     return handled  # type: ignore[return-value]
 
@@ -140,7 +144,7 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
         options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
     elif out is None:
         out = default_directory(TwoPhaseConfig.of(options))
-    with _interruptible(f"convexlab train two-phase --resume --out {out}"), _progress() as listener:
+    with _interruptible(f"convexlab train two-phase --resume --out {shlex.quote(str(out))}"), _progress() as listener:
         run = train_two_phase(out=out, resume=resume, progress=listener, **options)
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
@@ -180,7 +184,7 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         click.echo(f"epoch {row['epoch']}: {row['verdict_summary']}", err=as_json)
     report = write_report([result.run])
     if as_json:
-        click.echo(json.dumps({"rows": result.rows, "report": str(report)}, default=float))
+        click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         click.echo(f"report: {report}")
 

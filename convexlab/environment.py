@@ -28,11 +28,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MisuseError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}). Use 'auto' or 'cpu'."
-        ) from error
+        torch.ones(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MisuseError(f"device {name!r} cannot be used here ({reason}). Use 'auto' or 'cpu'.") from error
     return device
 
 

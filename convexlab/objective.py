@@ -9,8 +9,11 @@ model's parameters, buffers, modes, gradients and the random state are left as t
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,9 +25,9 @@ from convexlab.cost import Cost
 from convexlab.errors import MisuseError
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
-from convexlab.products import GaussNewtonOperator, HessianOperator, Parts, saved_bytes
+from convexlab.products import GaussNewtonOperator, HessianOperator, Parts, differentiate, saved_bytes
 
-__all__ = ["BatchLoss", "Objective"]
+__all__ = ["BatchLoss", "Objective", "Point", "fixed_random_state"]
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
@@ -35,6 +38,18 @@ _CPU_MICRO_BATCH = 128
 _SECOND_ORDER_FACTOR = 3
 # Examples in the trial from which the memory of a micro-batch is extrapolated.
 _TRIAL_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where an objective is evaluated."""
+
+    leaves: list[Tensor]
+    """The selected parameters."""
+    rest: dict[str, Tensor]
+    """The other parameters, by name."""
+    buffers: dict[str, Tensor]
+    """By name."""
 
 
 class _Bound(nn.Module):
@@ -55,7 +70,9 @@ class Objective:
     Args:
         model: evaluated in eval mode.
         data: re-iterable of (input, target) batches of tensors.
-        criterion: maps (output, target) to a scalar, the mean over the examples of the batch.
+        criterion: maps (output, target) to a scalar, the mean over the examples of the batch. For torch's
+            ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define, weighted by class and without the
+            ignored targets; every other criterion has to count examples equally.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU and within
             ``memory_budget``, if given, everywhere.
@@ -73,7 +90,7 @@ class Objective:
         data: Iterable[Any],
         criterion: Callable[[Any, Any], Tensor],
         *,
-        params: Iterable[str | nn.Parameter] | str | None = None,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = "auto",
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
@@ -90,8 +107,8 @@ class Objective:
         self._prepare(
             model,
             data,
-            lambda module, batch: criterion(module(batch[0]), batch[1]),
-            weight=None,
+            lambda module, batch: _criticise(criterion, module(batch[0]), batch[1]),
+            weight=_weight_of(criterion),
             params=params,
             micro_batch=micro_batch,
             memory_budget=memory_budget,
@@ -107,7 +124,7 @@ class Objective:
         fn: BatchLoss,
         weight: Callable[[Any], float] | None = None,
         *,
-        params: Iterable[str | nn.Parameter] | str | None = None,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = "auto",
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
@@ -150,18 +167,24 @@ class Objective:
         fn: BatchLoss,
         *,
         weight: Callable[[Any], float] | None,
-        params: Iterable[str | nn.Parameter] | str | None,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None,
         micro_batch: int | Literal["auto"] | None,
         memory_budget: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if iter(data) is data:
+        if isinstance(data, Iterator):
             raise MisuseError(
                 "data can be iterated only once (it is an iterator or a generator): expected a list of batches or a "
                 "DataLoader. Wrap it in list(...)."
             )
-        if micro_batch not in {"auto", None} and (not isinstance(micro_batch, int) or micro_batch < 1):
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise MisuseError(
+                f"expected data as batches that can be iterated over again and again, got {type(data).__name__}. "
+                "Pass a list of (input, target) pairs or a DataLoader."
+            )
+        whole = isinstance(micro_batch, int) and micro_batch >= 1
+        if not (whole or micro_batch is None or micro_batch == "auto"):
             raise MisuseError(f"expected micro_batch to be 'auto' or a whole number from 1, got {micro_batch!r}.")
         self._model = model
         self._data = data
@@ -191,10 +214,10 @@ class Objective:
     def value(self) -> float:
         """Return the loss, the mean over the whole data set."""
         with self._charge(values=1), self._evaluating():
-            leaves = self.leaves(requires_grad=False)
+            point = self.point(requires_grad=False)
             total, weights = self._zero(), 0.0
             for batch, weight in self.parts():
-                total.add_(self.batch_loss(leaves, batch).detach(), alpha=weight)
+                total.add_(self.batch_loss(point, batch).detach(), alpha=weight)
                 weights += weight
             return float(total / weights)
 
@@ -205,13 +228,12 @@ class Objective:
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """Return the loss and its gradient (n,)."""
         with self._charge(gradients=1), self._evaluating():
-            leaves = self.leaves()
+            point = self.point()
             total, gradient, weights = self._zero(), self._zero(self.size), 0.0
             for batch, weight in self.parts():
-                loss = self.batch_loss(leaves, batch)
-                parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                loss = self.batch_loss(point, batch)
                 total.add_(loss.detach(), alpha=weight)
-                gradient.add_(flatten(parts), alpha=weight)
+                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
                 weights += weight
             return float(total / weights), (gradient / weights).to(self.dtype)
 
@@ -279,41 +301,62 @@ class Objective:
 
     # What the operators ask for.
 
-    def leaves(self, *, requires_grad: bool = True) -> list[Tensor]:
-        """Return the selected parameters as leaves of a new graph, in this device and dtype; storage may be shared."""
-        return [self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()]
+    def point(self, *, requires_grad: bool = True) -> Point:
+        """Return where the model stands, on this device and in this dtype; storage may be shared with it."""
+        named = self._model.named_parameters()
+        return Point(
+            leaves=[self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()],
+            rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
+            buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
+        )
 
-    def batch_loss(self, leaves: list[Tensor], batch: Any) -> Tensor:
-        """Return the scalar mean loss of one micro-batch at ``leaves``."""
-        loss = functional_call(self._bound, self._state(leaves), (batch,))
+    def in_dtype(self, dtype: torch.dtype) -> Objective:
+        """Return the same objective evaluated in another dtype, with a cost of its own."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        other.cost = Cost()
+        return other
+
+    def batch_loss(self, point: Point, batch: Any) -> Tensor:
+        """Return the scalar mean loss of one micro-batch."""
+        loss = functional_call(self._bound, self._state(point), (batch,))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise MisuseError(f"expected the loss of a batch to be a scalar tensor (the mean), got {got}.")
         return loss.reshape(())
 
-    def batch_output(self, leaves: list[Tensor], batch: Any) -> Tensor:
-        """Return the model's output for one micro-batch at ``leaves``."""
-        output: Tensor = functional_call(self._outputs, self._state(leaves), (batch,))
+    def batch_output(self, point: Point, batch: Any) -> Tensor:
+        """Return the model's output for one micro-batch."""
+        output: Tensor = functional_call(self._outputs, self._state(point), (batch,))
         return output
 
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
         assert self._criterion is not None
-        return self._criterion(output, batch[1])
+        return _criticise(self._criterion, output, batch[1])
 
     def parts(self) -> Parts:
         """Yield (micro-batch, weight), on this device and in this dtype.
+
+        What is drawn at random while a micro-batch is evaluated depends on its number alone: neither on which others
+        are evaluated, nor on what the data loader draws.
 
         Raises:
             MisuseError: the data are empty, or their total weight is not positive.
         """
         total = 0.0
-        for batch in self._data:
-            for part in self._split(batch):
-                moved = tree_map(self._move, part)
-                weight = float(self._weight(part)) if self._weight is not None else float(_rows(part))
-                total += weight
-                yield moved, weight
+        generators = _generators(self.device)
+        pieces = itertools.chain.from_iterable(map(self._split, self._data))
+        for number, part in enumerate(pieces, start=1):
+            weight = float(self._weight(part)) if self._weight is not None else float(_rows(part))
+            if weight == 0:
+                continue  # Its mean may be 0 / 0.
+            total += weight
+            states = [generator.get_state() for generator in generators]
+            _seed(generators, number)
+            yield tree_map(self._move, part), weight
+            # Not in a `finally`: a generator that an exception left behind ends after `evaluating` has restored them.
+            _restore(generators, states)
         if not total > 0:
             raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
 
@@ -323,7 +366,7 @@ class Objective:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients enabled, a fixed random seed; all restored afterwards."""
+        """Eval mode, gradients enabled, no autocast, a fixed random seed; all restored afterwards."""
         with self._evaluating():
             yield
 
@@ -332,7 +375,8 @@ class Objective:
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         modes = [(module, module.training) for module in self._model.modules()]
-        with _fixed_random_state(self.device), torch.enable_grad():
+        precise = torch.autocast(self.device.type, enabled=False)
+        with fixed_random_state(self.device), torch.inference_mode(False), torch.enable_grad(), precise:
             try:
                 self._model.eval()
                 yield
@@ -349,11 +393,12 @@ class Objective:
     def _zero(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)
 
-    def _state(self, leaves: list[Tensor]) -> dict[str, Tensor]:
-        # Unselected parameters are cast too; buffers are copied, so that a layer that updates one changes the copy.
-        state = {f"model.{name}": self._cast(parameter) for name, parameter in self._model.named_parameters()}
-        state |= {f"model.{name}": self._cast(buffer).clone() for name, buffer in self._model.named_buffers()}
-        return state | {f"model.{name}": leaf for name, leaf in zip(self._parameters, leaves, strict=True)}
+    def _state(self, point: Point) -> dict[str, Tensor]:
+        # Buffers are copied, so that a layer that updates one changes the copy.
+        state = {name: self._move(parameter) for name, parameter in point.rest.items()}
+        state |= {name: self._move(buffer).clone() for name, buffer in point.buffers.items()}
+        state |= dict(zip(self._parameters, point.leaves, strict=True))
+        return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def _cast(self, tensor: Tensor) -> Tensor:
         moved: Tensor = self._move(tensor.detach())
@@ -364,7 +409,8 @@ class Objective:
             return item
         # Whole-number tensors (labels, indices) keep their dtype.
         dtype = self.dtype if item.is_floating_point() else item.dtype
-        return item.to(device=self.device, dtype=dtype, non_blocking=True)
+        # A copy to the host that does not block may be read before it is there.
+        return item.to(device=self.device, dtype=dtype, non_blocking=self.device.type != "cpu")
 
     def _split(self, batch: Any) -> Iterator[Any]:
         size = self._micro_batch_size(batch)
@@ -387,10 +433,37 @@ class Objective:
             return size
         trial_rows = min(rows, _TRIAL_EXAMPLES)
         trial = tree_map(lambda item: self._move(item[:trial_rows]), batch)
-        leaves = self.leaves()
-        needed = saved_bytes(lambda: self.batch_loss(leaves, trial), without=leaves)
+        point = self.point()
+        with fixed_random_state(self.device):
+            shared = (*point.leaves, *point.rest.values())
+            needed = saved_bytes(lambda: self.batch_loss(point, trial), trial, shared)
         fits = int(self.memory_budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
         return max(1, fits if size is None else min(fits, size))
+
+
+def _weight_of(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any], float] | None:
+    """Return how a batch weighs in the mean of those criteria of torch that do not count examples equally."""
+    if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        return None
+
+    def weight(batch: Any) -> float:
+        target = batch[1]
+        if target.is_floating_point():  # Class probabilities: torch divides by their number in any case.
+            return float(target.numel() / target.shape[1])
+        kept = target[target != criterion.ignore_index]
+        return float(kept.numel() if criterion.weight is None else criterion.weight.to(kept.device)[kept].sum())
+
+    return weight
+
+
+def _criticise(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return the loss; a criterion with tensors of its own, such as class weights, gets them in the output's dtype."""
+    if not isinstance(criterion, nn.Module) or not isinstance(output, Tensor):
+        return criterion(output, target)
+    named = itertools.chain(criterion.named_parameters(), criterion.named_buffers())
+    state = {name: tensor.detach().to(output) if tensor.is_floating_point() else tensor for name, tensor in named}
+    loss: Tensor = functional_call(criterion, state, (output, target))
+    return loss
 
 
 def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
@@ -420,21 +493,33 @@ def _common_rows(batch: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _fixed_random_state(device: torch.device) -> Iterator[None]:
-    """Draw from seed 0 within the block; afterwards the generators of the CPU and of ``device`` go on as before."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[_index(device)])
-    elif device.type == "mps":
-        generators.append(torch.mps._get_default_mps_generator())
+def fixed_random_state(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Draw from ``seed`` within the block; afterwards the generators of the CPU and of ``device`` go on as before."""
+    generators = _generators(device)
     states = [generator.get_state() for generator in generators]
     try:
-        for generator in generators:
-            generator.manual_seed(0)
+        _seed(generators, seed)
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        _restore(generators, states)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    if device.type == "cuda":
+        return [torch.default_generator, torch.cuda.default_generators[_index(device)]]
+    if device.type == "mps":
+        return [torch.default_generator, torch.mps._get_default_mps_generator()]
+    return [torch.default_generator]
+
+
+def _seed(generators: Iterable[torch.Generator], seed: int) -> None:
+    for generator in generators:
+        generator.manual_seed(seed)
+
+
+def _restore(generators: Iterable[torch.Generator], states: Iterable[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def _index(device: torch.device) -> int:

@@ -74,9 +74,15 @@ class SymmetricOperator(ABC):
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
 
         def multiply(v: NDArray[Any]) -> NDArray[Any]:
-            return (self @ torch.as_tensor(v, dtype=self.dtype, device=self.device)).cpu().numpy()
+            # A copy: torch takes no array that is read-only or runs backwards.
+            return (self @ torch.from_numpy(v.astype(dtype, order="C")).to(self.device)).cpu().numpy()
 
-        return LinearOperator(self.shape, matvec=lambda v: multiply(v.reshape(-1)), matmat=multiply, dtype=dtype)
+        def multiply_flat(v: NDArray[Any]) -> NDArray[Any]:
+            return multiply(v.reshape(-1))
+
+        return LinearOperator(
+            self.shape, matvec=multiply_flat, rmatvec=multiply_flat, matmat=multiply, rmatmat=multiply, dtype=dtype
+        )
 
     def _check(self, v: Tensor, *, dimensions: int) -> None:
         if v.ndim != dimensions or v.shape[0] != self.shape[0]:

@@ -42,29 +42,38 @@ def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def select_parameters(
-    model: nn.Module, params: Iterable[str | nn.Parameter] | str | None = None
+    model: nn.Module, params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None
 ) -> dict[str, nn.Parameter]:
     """Return the selected parameters by name, in the model's order; a tied parameter counts once.
 
     Args:
         model: the module.
         params: names, glob patterns (``"encoder.*.query"``) or parameters; None selects all that require a gradient.
+            A tied parameter may be called by any of its names.
 
     Raises:
-        MisuseError: a name or pattern that matches nothing, a parameter of another model, or an empty selection.
+        MisuseError: a name or pattern that matches nothing, a parameter of another model, one that is not of real
+            floating point, or an empty selection.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     if params is None:
-        chosen = {name for name, parameter in named.items() if parameter.requires_grad}
+        chosen = {id(parameter) for parameter in named.values() if parameter.requires_grad}
     else:
-        requests = [params] if isinstance(params, str) else list(params)
-        chosen = {name for request in requests for name in _matches(named, request)}
+        requests = [params] if isinstance(params, str | nn.Parameter) else list(params)
+        chosen = {id(named[name]) for request in requests for name in _matches(named, request)}
     if not chosen:
         raise MisuseError(
             "no parameter is selected: expected at least one that requires a gradient. "
             "Call requires_grad_() on some, or name them through `params`."
         )
-    return {name: parameter for name, parameter in named.items() if name in chosen}
+    selected = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    for name, parameter in selected.items():
+        if not parameter.is_floating_point():
+            raise MisuseError(
+                f"expected parameters of real floating point, got {name!r} of {parameter.dtype}. "
+                "Leave it out of `params`."
+            )
+    return selected
 
 
 def _matches(named: dict[str, nn.Parameter], request: str | nn.Parameter) -> list[str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convexlab.curvature.density import density_of
 from convexlab.curvature.extremes import check_confidence
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
-from convexlab.errors import MisuseError
+from convexlab.errors import FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.parameters import dot, norm
 from convexlab.problem import Problem, build_problem
@@ -24,6 +25,9 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
 
 __all__ = ["Probe", "probe", "probe_point"]
+
+Place = str | os.PathLike[str] | Run
+"""Where checkpoints are: a run, its directory, or a checkpoint file."""
 
 # Negative curvature below this fraction of the largest is not searched for.
 _FLOOR = 1e-3
@@ -40,7 +44,7 @@ class Probe:
     run: Run
     """Where the rows are stored."""
     rows: list[Row]
-    """One a checkpoint, by epoch; the fields of ``probe.jsonl``."""
+    """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class _Setting:
 
 
 def probe(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Place | Sequence[Place],
     *,
     model: str | None = None,
     dataset: str | None = None,
@@ -77,7 +81,7 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Args:
-        paths: run directories, checkpoint files, or a mix.
+        paths: run directories, checkpoint files, or a mix; one or several.
         model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
             ``train_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
@@ -103,7 +107,10 @@ def probe(
         raise MisuseError(
             f"expected at least one density probe and step, got {density_probes!r} and {density_steps!r}."
         )
-    files = _files(paths, checkpoints)
+    if max_steps is not None and max_steps < 1:
+        raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
+    places = _places(paths)
+    files = _files(places, checkpoints)
     overrides = {
         "model": model,
         "dataset": dataset,
@@ -114,18 +121,20 @@ def probe(
     }
     loaded = [read_checkpoint(path) for path in files]
     settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
-    target = _target(paths, out, settings[0], resume)
+    target = _target(places, out, settings[0], resume)
+    names = _names(files, places, target)
     rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
+    missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
     problems: dict[_Setting, Problem] = {}
-    for checkpoint, setting in zip(loaded, settings, strict=True):
+    for _, checkpoint, setting in missing:
         if setting not in problems:
             problems[setting] = _build(setting, device)
         load_weights(problems[setting].model, checkpoint)
-    for done, (checkpoint, setting) in enumerate(zip(loaded, settings, strict=True)):
-        name = checkpoint.path.name
-        progress(Progress("probe", done, len(loaded), name))
-        if name in rows:
-            continue
+    if missing and not target.config_path.exists():
+        # Only now is it known that there is something to measure.
+        write_json(target.config_path, _described(settings[0]))
+    for done, (name, checkpoint, setting) in enumerate(missing):
+        progress(Progress("probe", done, len(missing), name))
         problem = problems[setting]
         load_weights(problem.model, checkpoint)
         row, verdict = probe_point(
@@ -135,13 +144,15 @@ def probe(
             density_probes=density_probes,
             density_steps=density_steps,
         )
-        identity = {"checkpoint": name, "epoch": _epoch(checkpoint, done), "phase": checkpoint.metadata.get("phase")}
+        epoch = _epoch(checkpoint, names.index(name))
+        identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
         size = problem.dataset.train_size
-        witness = _save_witness(target, checkpoint, problem.objective, verdict)
+        witness = _save_witness(target, name, problem.objective, verdict)
         rows[name] = identity | row | {"witness": witness, "examples": size, "train_size": size}
         write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
-    progress(Progress("probe", len(loaded), len(loaded)))
-    return Probe(target, [rows[path.name] for path in files])
+    progress(Progress("probe", len(missing), len(missing)))
+    stored = {row["checkpoint"]: row for row in target.probe}
+    return Probe(target, [stored[name] for name in names])
 
 
 def probe_point(
@@ -159,14 +170,39 @@ def probe_point(
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
 
     Returns:
-        The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss is not finite.
+        The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss, its gradient or a
+        product with its Hessian is not finite.
     """
     before = objective.cost
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
     row: Row = {"train_loss": value, "gradient_norm": gradient_norm}
-    if not (math.isfinite(value) and math.isfinite(gradient_norm)):
-        return row | _nothing(f"The loss is {value} here: nothing can be said about curvature."), None
+    verdict = None
+    if math.isfinite(value) and math.isfinite(gradient_norm):
+        try:
+            measured, verdict = _curvature(
+                objective, gradient, gradient_norm, floor, confidence, max_steps, density_probes, density_steps, seed
+            )
+        except FailureError as error:
+            measured = _nothing(f"Nothing can be said about curvature here: {error}")
+    else:
+        measured = _nothing(f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning.")
+    cost = objective.cost - before
+    spent = {"gradient_equivalents": cost.gradient_equivalents, "seconds": cost.seconds}
+    return row | measured | spent, verdict
+
+
+def _curvature(
+    objective: Objective,
+    gradient: Tensor,
+    gradient_norm: float,
+    floor: float,
+    confidence: float,
+    max_steps: int | None,
+    density_probes: int,
+    density_steps: int,
+    seed: int,
+) -> tuple[Row, Verdict]:
     operator = objective.hessian()
     generator = torch.Generator().manual_seed(seed)
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
@@ -182,8 +218,7 @@ def probe_point(
     seen = density.weights > _NEGLIGIBLE_WEIGHT
     spent_on_rayleigh = operator.matvec(gradient)
     ends = verdict.extremes
-    cost = objective.cost - before
-    return row | {
+    return {
         "gradient_curvature": float(dot(gradient, spent_on_rayleigh)) / gradient_norm**2 if gradient_norm else None,
         "smallest": ends.smallest,
         "smallest_lower_bound": ends.smallest_lower_bound,
@@ -200,8 +235,6 @@ def probe_point(
         "confidence": confidence,
         "floor": floor,
         "steps": verdict.steps,
-        "gradient_equivalents": cost.gradient_equivalents,
-        "seconds": cost.seconds,
         "density": {"nodes": density.nodes[seen].tolist(), "weights": density.weights[seen].tolist()},
     }, verdict
 
@@ -247,18 +280,21 @@ def _nothing(reason: str) -> Row:
         "verdict": "unresolved",
         "verdict_summary": reason,
         "steps": 0,
-        "gradient_equivalents": 1.0,
-        "seconds": 0.0,
     }
 
 
-def _files(paths: Sequence[str | os.PathLike[str]], wanted: Sequence[Path] | None) -> list[Path]:
+def _places(paths: Place | Sequence[Place]) -> list[Path]:
+    several = [paths] if isinstance(paths, str | os.PathLike | Run) else paths
+    return [place.path if isinstance(place, Run) else Path(place) for place in several]
+
+
+def _files(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path]:
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in places:
         files.extend(_of_run(path, wanted) if path.is_dir() else [path])
     if not files:
         raise MisuseError("nothing to probe: name a run directory or checkpoint files.")
-    return files
+    return list(dict.fromkeys(files))
 
 
 def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
@@ -305,18 +341,28 @@ def _build(setting: _Setting, device: str) -> Problem:
     )
 
 
-def _target(paths: Sequence[str | os.PathLike[str]], out: str | Path | None, setting: _Setting, resume: bool) -> Run:
+def _target(places: Sequence[Path], out: str | Path | None, setting: _Setting, resume: bool) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
-    single = Path(paths[0]) if len(paths) == 1 else None
-    if out is None and single is not None and single.is_dir():
-        return Run(single)
+    if out is None and len(places) == 1 and places[0].is_dir():
+        return Run(places[0])
     run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.model.rpartition(':')[2]}")
     if run.probe_path.exists() and not resume:
         raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
-    if not run.config_path.exists():
-        described = {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
-        write_json(run.config_path, described)
     return run
+
+
+def _described(setting: _Setting) -> Row:
+    return {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
+
+
+def _names(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
+    """Return what each row is known by: the file name of a run's own checkpoint, else the path as given.
+
+    Own are those of the one run that is probed, and of the run that takes the rows.
+    """
+    runs = [target.path, *(place for place in places[:1] if len(places) == 1 and place.is_dir())]
+    own = {(run / "checkpoints").resolve() for run in runs}
+    return [path.name if path.parent.resolve() in own else str(path) for path in files]
 
 
 def _epoch(checkpoint: Checkpoint, position: int) -> int:
@@ -327,11 +373,13 @@ def _epoch(checkpoint: Checkpoint, position: int) -> int:
     return position
 
 
-def _save_witness(target: Run, checkpoint: Checkpoint, objective: Objective, verdict: Verdict | None) -> str | None:
+def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict | None) -> str | None:
     """Store the direction of negative curvature, so that anyone can check it; return its path in the run."""
     if verdict is None or verdict.witness is None:
         return None
-    path = target.path / "witnesses" / f"{checkpoint.path.stem}.safetensors"
+    # Two paths may end in the same file name; the checksum tells them apart.
+    stem = Path(name).stem if Path(name).name == name else f"{Path(name).stem}-{zlib.crc32(name.encode()):08x}"
+    path = target.path / "witnesses" / f"{stem}.safetensors"
     described = {
         "curvature": repr(verdict.curvature),
         "rounding_floor": repr(verdict.rounding_floor),

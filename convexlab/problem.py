@@ -60,12 +60,11 @@ class Problem:
         reference = self.x
         loss = accuracy_sum = torch.zeros((), dtype=torch.float64)
         examples = 0
-        self.model.eval()
-        with torch.no_grad():
+        with self.objective.evaluating(), torch.no_grad():
             for images, labels in self._on_device(batches, reference):
                 output = self.model(images)
-                loss = loss + self.loss(output, labels).double().cpu() * len(labels)
-                accuracy_sum = accuracy_sum + accuracy(output, labels).double().cpu() * len(labels)
+                loss = loss + self.loss(output, labels).cpu().double() * len(labels)
+                accuracy_sum = accuracy_sum + accuracy(output, labels).cpu().double() * len(labels)
                 examples += len(labels)
         return float(loss) / examples, float(accuracy_sum) / examples
 
@@ -101,8 +100,9 @@ def build_problem(
     network = network.to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
-    _check_fit(model, network, criterion, x[:2], y[:2])
-    return Problem(network, data, criterion, x, y, Objective(network, _Batches(x, y), criterion))
+    problem = Problem(network, data, criterion, x, y, Objective(network, _Batches(x, y), criterion))
+    _check_fit(model, problem)
+    return problem
 
 
 class _Batches:
@@ -115,11 +115,12 @@ class _Batches:
         return zip(self._x.split(_BATCH), self._y.split(_BATCH), strict=True)
 
 
-def _check_fit(name: str, network: nn.Module, criterion: Loss, x: Tensor, y: Tensor) -> None:
+def _check_fit(name: str, problem: Problem) -> None:
     """Find out now, not after a minute, that a model does not take these images or this loss not its output."""
+    x = problem.x[:2]
     try:
-        with torch.no_grad():
-            criterion(network(x), y)
+        with problem.objective.evaluating(), torch.no_grad():
+            problem.loss(problem.model(x), problem.y[:2])
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MisuseError(

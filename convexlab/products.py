@@ -7,14 +7,17 @@ anew for every product.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from convexlab.cost import Cost
 from convexlab.operators import SymmetricOperator
@@ -23,18 +26,24 @@ from convexlab.parameters import accumulation_dtype, flatten, unflatten
 if TYPE_CHECKING:
     from convexlab.objective import Objective
 
-__all__ = ["GaussNewtonOperator", "HessianOperator", "Parts", "saved_bytes"]
+__all__ = ["GaussNewtonOperator", "HessianOperator", "ObjectiveOperator", "Parts", "differentiate", "saved_bytes"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
 
+# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
+# ten digits to cancellation is rounded differently, and too little to change the matrix by anything that matters.
+_MOVE = 2.0**-17
 
-def saved_bytes(build: Callable[[], object], without: Iterable[Tensor] = ()) -> int:
-    """Return the bytes of distinct storage that the graph made by ``build`` holds for a backward pass.
 
-    The graph is thrown away: one built under these hooks would call them again at every product.
+def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
+    """Return the bytes that the graph made by ``build`` from a batch holds for a backward pass.
+
+    Storage counts once, that of ``shared`` tensors not at all; the batch may be a slice of the whole data set, of which
+    it counts itself. The graph is thrown away: one built under these hooks would call them again at every product.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in without}
+    rows = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -45,22 +54,57 @@ def saved_bytes(build: Callable[[], object], without: Iterable[Tensor] = ()) -> 
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         build()
-    return sum(sizes.values())
+    return sum(sizes.values()) + sum(tensor.nbytes for tensor in rows)
 
 
-class _ObjectiveOperator(SymmetricOperator):
+class ObjectiveOperator(SymmetricOperator):
     """A weighted mean over micro-batches of matrices that are known by products."""
 
     _unit: Cost
 
     def __init__(self, objective: Objective, *, keep_graphs: bool = True) -> None:
-        """Take the objective at its model's present parameters."""
+        """Take the objective at its model's present parameters, of which a copy is kept."""
         super().__init__(objective.size, dtype=objective.dtype, device=objective.device)
         self._objective = objective
-        self._leaves = [leaf.detach().clone().requires_grad_() for leaf in objective.leaves()]
+        with torch.inference_mode(False):  # Else the copies could not be differentiated in, ever.
+            point = objective.point()
+            self._point = replace(
+                point,
+                leaves=[leaf.detach().clone().requires_grad_() for leaf in point.leaves],
+                rest={name: tensor.clone() for name, tensor in point.rest.items()},
+                buffers={name: tensor.clone() for name, tensor in point.buffers.items()},
+            )
+        self._leaves = self._point.leaves
         self._room: int | None = None if keep_graphs else 0
         self._kept: list[Any] = []
         self._complete = False
+
+    def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
+        """Return A v for v (n,) anew, such that only its rounding errors differ.
+
+        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻¹⁷ ≈ ε^(1/3) of either
+        sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
+        softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
+        """
+        try:
+            return self._moved(accumulation_dtype(self.device), seed, v)
+        except RuntimeError:  # A loss may hold tensors of its own dtype, or not fit into memory twice as large.
+            return self._moved(self.dtype, seed, v)
+
+    def _moved(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        leaves = []
+        for leaf in self._leaves:
+            signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
+            leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
+        other = copy.copy(self)
+        other._objective = self._objective.in_dtype(dtype)
+        other.dtype = dtype
+        other._point, other._leaves = replace(self._point, leaves=leaves), leaves
+        other._room, other._kept, other._complete = 0, [], False
+        product = other.matvec(v)
+        self._objective.spend(other._objective.cost)
+        return product
 
     def _linearise(self, batch: Any) -> Any:
         raise NotImplementedError
@@ -70,10 +114,10 @@ class _ObjectiveOperator(SymmetricOperator):
 
     def _multiply(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
-        columns = [unflatten(column.contiguous(), self._leaves) for column in v.unbind(dim=1)]
-        result = torch.zeros((len(columns), self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
         weights = 0.0
         with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
+            columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
+            result = torch.zeros((len(columns), self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
             for linearised, weight in self._linearised_parts():
                 for row, column in zip(result, columns, strict=True):
                     row.add_(flatten(self._product(linearised, column)), alpha=weight)
@@ -99,26 +143,26 @@ class _ObjectiveOperator(SymmetricOperator):
 
     def _count_room(self, batch: Any) -> int:
         """Return how many graphs like that of this first micro-batch, the largest, the budget holds."""
-        needed = saved_bytes(lambda: self._linearise(batch), without=self._leaves)
+        with self._objective.evaluating():  # What the trial draws at random is not drawn twice.
+            shared = (*self._leaves, *self._point.rest.values())
+            needed = saved_bytes(lambda: self._linearise(batch), batch, shared)
         return _memory_budget(self._objective) // max(1, needed)
 
 
-class HessianOperator(_ObjectiveOperator):
+class HessianOperator(ObjectiveOperator):
     """The Hessian of an objective at one point, by reverse mode over reverse mode (Pearlmutter 1994)."""
 
     _unit = Cost(hessian_products=1)
 
     def _linearise(self, batch: Any) -> list[Tensor]:
-        loss = self._objective.batch_loss(self._leaves, batch)
-        return list(
-            torch.autograd.grad(loss, self._leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        )
+        loss = self._objective.batch_loss(self._point, batch)
+        return differentiate([loss], self._leaves, create_graph=True)
 
     def _product(self, linearised: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-        return _differentiate(linearised, self._leaves, parts)
+        return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
 
-class GaussNewtonOperator(_ObjectiveOperator):
+class GaussNewtonOperator(ObjectiveOperator):
     """The generalised Gauss-Newton matrix JᵀH_LJ (Schraudolph 2002, doi 10.1162/08997660260028683).
 
     J is the Jacobian of the model's output, H_L the Hessian of the criterion in the output. J v is the derivative of
@@ -128,25 +172,34 @@ class GaussNewtonOperator(_ObjectiveOperator):
     _unit = Cost(gauss_newton_products=1)
 
     def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
-        output = self._objective.batch_output(self._leaves, batch)
+        output = self._objective.batch_output(self._point, batch)
         dummy = torch.zeros_like(output, requires_grad=True)
-        transposed = torch.autograd.grad(
-            output, self._leaves, dummy, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        point = output.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(self._objective.criterion(point, batch), point, create_graph=True)
-        return output, dummy, list(transposed), point, slope
+        transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
+        at = output.detach().requires_grad_()
+        (slope,) = differentiate([self._objective.criterion(at, batch)], [at], create_graph=True)
+        return output, dummy, transposed, at, slope
 
     def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
-        output, dummy, transposed, point, slope = linearised
-        (jacobian_product,) = _differentiate(transposed, [dummy], parts)
-        (curved,) = _differentiate([slope], [point], [jacobian_product])
-        return _differentiate([output], self._leaves, [curved])
+        output, dummy, transposed, at, slope = linearised
+        (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
+        (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
+        return differentiate([output], self._leaves, [curved], retain_graph=True)
 
 
-def _differentiate(outputs: list[Tensor], inputs: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
-    """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``, keeping the graph."""
-    pairs = [(output, part) for output, part in zip(outputs, directions, strict=True) if output.requires_grad]
+def differentiate(
+    outputs: list[Tensor],
+    inputs: list[Tensor],
+    directions: list[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool = False,
+) -> list[Tensor]:
+    """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
+
+    An input that no output depends on gets zeros, also where that is so for all of them.
+    """
+    ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
+    pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
     if not pairs:
         return [torch.zeros_like(leaf) for leaf in inputs]
     return list(
@@ -154,7 +207,8 @@ def _differentiate(outputs: list[Tensor], inputs: list[Tensor], directions: list
             [output for output, _ in pairs],
             inputs,
             [part for _, part in pairs],
-            retain_graph=True,
+            create_graph=create_graph,
+            retain_graph=retain_graph or create_graph,
             allow_unused=True,
             materialize_grads=True,
         )

@@ -89,7 +89,10 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors as safetensors, atomically."""
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors takes none that share storage, as those of tied weights do.
+    content = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     write_atomically(path, safetensors_bytes(content, metadata=dict(metadata)))
 
 
@@ -217,7 +220,7 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """The two-phase run's checkpoints, by epoch."""
-        return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"))
+        return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"), key=_numeric)
 
     def checkpoint_path(self, epoch: int) -> Path:
         """Where the checkpoint after ``epoch`` epochs is, or would be."""
@@ -226,25 +229,39 @@ class Run:
     @property
     def members(self) -> list[Run]:
         """The single-seed runs: itself, or its sub-directories when it spans several seeds."""
-        members = [Run(path.parent) for path in sorted(self.path.glob("seed-*/config.json"))]
-        return members or [self]
+        folders = (path.parent for path in self.path.glob("seed-*/config.json"))
+        return [Run(folder) for folder in sorted(folders, key=_numeric)] or [self]
+
+
+def _numeric(path: Path) -> tuple[int, str]:
+    """Order names by the number that they end in, also where it has more digits than the others."""
+    return len(path.name), path.name
 
 
 def _read_object(path: Path) -> Row:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MisuseError(f"cannot read {str(path)!r}: expected one JSON object ({error}).") from error
-    if not isinstance(value, dict):
-        raise MisuseError(f"cannot read {str(path)!r}: expected one JSON object, got {type(value).__name__}.")
-    return value
+    return _parse(_read_text(path), f"cannot read {str(path)!r}")
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise MisuseError(f"cannot read {str(path)!r}: line {number} is not JSON ({error}).") from error
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield _parse(line, f"cannot read {str(path)!r}, line {number}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MisuseError(f"cannot read {str(path)!r}: expected text in UTF-8 ({error}).") from error
+
+
+def _parse(text: str, failure: str) -> Row:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MisuseError(f"{failure}: expected one JSON object ({error}).") from error
+    if not isinstance(value, dict):
+        raise MisuseError(f"{failure}: expected one JSON object, got {type(value).__name__}.")
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -73,29 +73,34 @@ def spectral_density(
     if probes < 1 or steps < 1:
         raise MisuseError(f"expected at least one probe and one step, got probes={probes!r} and steps={steps!r}.")
     generator = torch.Generator().manual_seed(seed)
-    processes = []
-    for _ in range(probes):
-        process = Lanczos(operator, random_unit_vector(operator, generator), steps)
-        process.extend(steps)
-        processes.append(process)
-    return density_of(processes)
+    starts = (random_unit_vector(operator, generator) for _ in range(probes))
+    return density_of(_run(Lanczos(operator, start, steps)) for start in starts)
 
 
-def density_of(processes: Sequence[Lanczos]) -> SpectralDensity:
-    """Return the density seen by Krylov runs from independent random starts, each of any number of steps."""
-    longest = max(process.steps for process in processes)
-    nodes = torch.zeros((len(processes), longest), dtype=torch.float64)
+def density_of(processes: Iterable[Lanczos]) -> SpectralDensity:
+    """Return the density seen by Krylov runs from independent random starts, each of any number of steps.
+
+    They are taken one by one, so that a generator of them needs the memory of one basis.
+    """
+    runs = []
+    for process in processes:
+        ritz_values, vectors = process.ritz()
+        runs.append((torch.from_numpy(ritz_values), torch.from_numpy(vectors[0] ** 2)))
+    nodes = torch.zeros((len(runs), max(len(values) for values, _ in runs)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
-    for row, process in enumerate(processes):
-        values, vectors = process.ritz()
-        nodes[row, : process.steps] = torch.from_numpy(values)
+    for row, (values, squares) in enumerate(runs):
         # A shorter run is filled with nodes of no weight, inside the range.
-        nodes[row, process.steps :] = float(values[0])
-        weights[row, : process.steps] = torch.from_numpy(vectors[0] ** 2) / len(processes)
-    operator = processes[0].operator
-    size = operator.shape[0]
-    rounding = math.sqrt(size) * torch.finfo(operator.dtype).eps * float(nodes.abs().max())
+        nodes[row] = values[0]
+        nodes[row, : len(values)] = values
+        weights[row, : len(values)] = squares / len(runs)
+    size, dtype = process.operator.shape[0], process.operator.dtype
+    rounding = math.sqrt(size) * torch.finfo(dtype).eps * float(nodes.abs().max())
     return SpectralDensity(nodes=nodes, weights=weights, size=size, zero_width=rounding)
+
+
+def _run(process: Lanczos) -> Lanczos:
+    process.extend(process.max_steps)
+    return process
 
 
 def standard_error(samples: Tensor) -> float:

@@ -51,7 +51,7 @@ class ExtremeEigenvalues:
     steps: int
     """Dimension of the Krylov space."""
     converged: bool
-    """Whether both bounds are within ``tolerance`` times the range of the Ritz values."""
+    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, but for rounding."""
     seconds: float
     """Wall-clock time."""
 
@@ -125,7 +125,12 @@ def extremes_of(
     smallest, largest = ends.values
     offsets = ends.products - ends.vectors * ends.vectors.new_tensor(ends.values)[:, None]
     residuals = torch.linalg.vector_norm(offsets, dim=1).tolist()
-    lower, upper = _bounds(process, smallest, largest, confidence, max(residuals))
+    scale = max(abs(smallest), abs(largest))
+    margin = _margin(process, largest - smallest, scale, confidence)
+    # What rounding, which the theory leaves out, may add: √n ε times the scale, or what the residuals show.
+    rounding = math.sqrt(process.operator.shape[0]) * torch.finfo(process.operator.dtype).eps * scale
+    if margin == 0:
+        rounding = max(rounding, *residuals)
     return ExtremeEigenvalues(
         smallest=smallest,
         largest=largest,
@@ -133,12 +138,11 @@ def extremes_of(
         largest_vector=ends.vectors[1],
         smallest_residual=residuals[0],
         largest_residual=residuals[1],
-        smallest_lower_bound=lower,
-        largest_upper_bound=upper,
+        smallest_lower_bound=smallest - margin - rounding,
+        largest_upper_bound=largest + margin + rounding,
         confidence=confidence,
         steps=process.steps,
-        converged=process.invariant
-        or max(smallest - lower, upper - largest) <= tolerance * (largest - smallest) * (1 + 1e-9),
+        converged=margin <= max(tolerance * (largest - smallest) * (1 + 1e-9), rounding),
         seconds=time.perf_counter() - begin,
     )
 
@@ -167,17 +171,17 @@ def check_confidence(confidence: float) -> None:
         raise MisuseError(f"expected a confidence between 0 and 1, got {confidence!r}.")
 
 
-def _bounds(
-    process: Lanczos, smallest: float, largest: float, confidence: float, residual: float
-) -> tuple[float, float]:
+def _margin(process: Lanczos, spread: float, scale: float, confidence: float) -> float:
+    """Return how far, in exact arithmetic, an end of the spectrum may lie beyond its Ritz value."""
     size = process.operator.shape[0]
-    if process.invariant or process.steps == size:
-        # A random start has a part in every eigenspace, so an invariant Krylov space holds both ends exactly.
-        rounding = max(residual, torch.finfo(process.operator.dtype).eps * max(abs(smallest), abs(largest)))
-        return smallest - rounding, largest + rounding
+    if process.steps == size:
+        return 0.0
     gap = relative_gap(size, process.steps, confidence)
-    if gap >= 0.5:
-        return -math.inf, math.inf
     # λ_max - λ_min <= (θ_max - θ_min) + 2 ε (λ_max - λ_min), since both ends are within ε of the range.
-    margin = gap * (largest - smallest) / (1 - 2 * gap)
-    return smallest - margin, largest + margin
+    margin = gap * spread / (1 - 2 * gap) if gap < 0.5 else math.inf
+    if process.invariant:
+        # Let A u = λ u. From VᵀA = T Vᵀ + β e wᵀ follows ‖(T - λ) Vᵀu‖ <= β, so that λ is within β / ‖Vᵀu‖ of a Ritz
+        # value; and ‖Vᵀu‖ is at least the start's component along u, whose density is at most √(n / 2π).
+        overlap = (1 - confidence) / 2 * math.sqrt(math.pi / (2 * size))
+        margin = min(margin, (process.remainder + process.precision * scale) / overlap)
+    return margin

@@ -45,6 +45,7 @@ class Lanczos:
         self.max_steps = min(max_steps, size)
         self.products = 0
         self.invariant = False
+        """Whether A maps the Krylov space into itself, up to rounding in the basis."""
         self._basis = start.new_empty((self.max_steps + 1, size))
         self._basis[0] = start
         self._diagonal = start.new_empty(self.max_steps)
@@ -75,6 +76,16 @@ class Lanczos:
         """Return the diagonal (k,) and the off-diagonal (k - 1,) of T."""
         diagonal, off_diagonal = self._coefficients()
         return diagonal, off_diagonal[:-1]
+
+    @property
+    def remainder(self) -> float:
+        """β of the last step: the length of what A maps out of the Krylov space."""
+        return float(self._off_diagonal[self._steps - 1])
+
+    @property
+    def precision(self) -> float:
+        """ε of the basis."""
+        return torch.finfo(self._basis.dtype).eps
 
     def ritz(self) -> tuple[Array, Array]:
         """Return the Ritz values (k,), ascending, and the eigenvectors of T (k, k) by column."""
@@ -110,7 +121,9 @@ class Lanczos:
     def _truncate_at_breakdown(self) -> None:
         """Cut T where the space became invariant: beyond it there is only amplified rounding error.
 
-        What is left of A v is then rounding error of the product, of length about √n ε ‖T‖.
+        What is left of A v is then rounding error of this process, of length about √n ε ‖T‖ in the basis' precision.
+        The errors of an operator in a lower one are no end of the process: it goes on as if from a random vector, and
+        the Ritz values remain those of a space that holds the earlier ones.
         """
         diagonal, off_diagonal = self._coefficients()
         if not (np.isfinite(diagonal).all() and np.isfinite(off_diagonal).all()):
@@ -119,7 +132,7 @@ class Lanczos:
                 "an infinity. Check them, or evaluate in float64."
             )
         scale = float(np.max(np.abs(diagonal) + off_diagonal, initial=0.0))
-        noise = self.operator.shape[0] ** 0.5 * torch.finfo(self.operator.dtype).eps * scale
+        noise = self.operator.shape[0] ** 0.5 * self.precision * scale
         broken = np.flatnonzero(~(off_diagonal > noise))
         if broken.size:
             self._steps = int(broken[0]) + 1

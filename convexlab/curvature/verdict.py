@@ -23,6 +23,7 @@ from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import MatrixVectorProduct
+from convexlab.products import ObjectiveOperator
 
 __all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
 
@@ -31,6 +32,11 @@ Kind = Literal["non-convex", "no-negative-curvature", "unresolved"]
 # An asymmetry |uᵀHv - vᵀHu| is one draw of a difference of two rounding errors; the largest of three draws is
 # exceeded four times over by a normal error of the same variance less than once in 10,000.
 _SAFETY = 4.0
+# Times that the curvature along the small end is recomputed: that a rounding error which was chosen for its sign comes
+# out alike to a quarter has a chance of about 0.1 each time.
+_RECOMPUTATIONS = 5
+# Share of the floor that is left to rounding.
+_ROUNDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,9 @@ class Verdict:
                 f"{self.rounding_floor:.1g}; largest curvature {self.largest:.3g})."
             )
         if self.kind == "no-negative-curvature":
+            what = "curvature" if self.lower_bound > 0 else "negative curvature"
             return (
-                f"No negative curvature below {self.lower_bound:.2g} with confidence {chance} over the random start "
+                f"No {what} below {self.lower_bound:.2g} with confidence {chance} over the random start "
                 f"({abs(self.lower_bound) / self.scale:.1g} of the largest curvature, {self.largest:.3g})."
             )
         return (
@@ -118,7 +125,8 @@ def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
     if not 0 < floor < 1:
         raise MisuseError(f"expected a floor between 0 and 1, got {floor!r}.")
     check_confidence(confidence)
-    return steps_for_gap(size, floor / (1 + 2 * floor), confidence)
+    gap = (1 - _ROUNDING_SHARE) * floor
+    return steps_for_gap(size, gap / (1 + 2 * gap), confidence)
 
 
 def judge(process: Lanczos, *, floor: float, confidence: float, least_steps: int = 1) -> Verdict:
@@ -157,13 +165,11 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) 
     ends = ends_of(process)
     extremes = extremes_of(process, ends, tolerance=floor, confidence=confidence, begin=begin)
     curvature, rounding = _curvature_and_rounding(process.operator, ends)
-    lower = min(extremes.smallest_lower_bound, curvature) - rounding
     scale = max(abs(extremes.smallest), abs(extremes.largest))
-    kind: Kind = "unresolved"
-    if curvature + rounding < 0:
-        kind = "non-convex"
-    elif lower >= -floor * scale:
-        kind = "no-negative-curvature"
+    bound = min(extremes.smallest_lower_bound, curvature)
+    if process.exhausted or _kind(curvature, bound, rounding, floor * scale) != "unresolved":
+        rounding = max(rounding, _SAFETY * _change_on_recomputing(process.operator, ends.vectors[0], curvature))
+    kind, lower = _kind(curvature, bound, rounding, floor * scale), bound - rounding
     return Verdict(
         kind=kind,
         curvature=curvature,
@@ -176,6 +182,24 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) 
         steps=process.steps,
         extremes=extremes,
     )
+
+
+def _kind(curvature: float, bound: float, rounding: float, floor: float) -> Kind:
+    if curvature + rounding < 0:
+        return "non-convex"
+    return "no-negative-curvature" if bound - rounding >= -floor else "unresolved"
+
+
+def _change_on_recomputing(operator: MatrixVectorProduct, vector: Tensor, curvature: float) -> float:
+    """Return by how much vᵀHv differs where its rounding errors are others; 0 for an operator that cannot tell.
+
+    The vector was chosen for the least curvature, errors included, and they can be as symmetric and as much the same
+    every time as curvature is.
+    """
+    if not isinstance(operator, ObjectiveOperator):
+        return 0.0
+    products = [operator.recomputed(vector, seed=seed).to(vector) for seed in range(_RECOMPUTATIONS)]
+    return float((torch.stack(products) @ vector - curvature).abs().max())
 
 
 def _curvature_and_rounding(operator: MatrixVectorProduct, ends: Ends) -> tuple[float, float]:

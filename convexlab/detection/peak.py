@@ -74,7 +74,8 @@ class GradientNormPeak(Detector):
         norm = median(self._recent)
         if self._peak is None:
             self._trough = min(self._trough, norm)
-            if norm < self.rise * self._trough:
+            # At a trough of zero, nothing has risen yet either.
+            if norm == self._trough or norm < self.rise * self._trough:
                 return False, (
                     f"the gradient norm has not risen by a factor of {self.rise:g} from its trough, {self._trough:.3g}"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class TwoPhaseConfig:
         _at_least("seed", self.seed, 0)
         if self.probe_every is not None:
             _at_least("probe_every", self.probe_every, 0)
-        if not 0 < self.lr < float("inf"):
+        if not isinstance(self.lr, int | float) or isinstance(self.lr, bool) or not 0 < self.lr < math.inf:
             raise MisuseError(f"expected lr to be a positive number, got {self.lr!r}.")
         if self.detector not in detector_names():
             raise unknown_name("detector", self.detector, detector_names())

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from torch import nn
 
 from convexlab.errors import unknown_name
-from convexlab.optim import NonlinearCG
+from convexlab.optim import LBFGS, NonlinearCG, adam_preconditioner
 from convexlab.optim.flat import FlatOptimizer
 
 __all__ = ["DEFAULT_PHASE_TWO", "PhaseTwo", "phase_two", "phase_two_names"]
@@ -23,7 +24,8 @@ class PhaseTwo:
 
     description: str
     """One line."""
-    build: Callable[[Iterable[nn.Parameter]], FlatOptimizer]
+    build: Callable[[Iterable[nn.Parameter], torch.optim.Adam], FlatOptimizer]
+    """Makes it for the parameters of the Adam optimiser that it takes over from, in their order."""
     search_cost: float
     """Gradient equivalents of one evaluation in its line search."""
 
@@ -32,12 +34,23 @@ _PHASES: Mapping[str, PhaseTwo] = MappingProxyType(
     {
         "cg-golden": PhaseTwo(
             "the paper's: nonlinear CG (Polak-Ribière+) with golden-section search",
-            lambda params: NonlinearCG(params, beta="polak-ribiere+", line_search="golden-section"),
+            lambda params, adam: NonlinearCG(params, beta="polak-ribiere+", line_search="golden-section"),
             search_cost=1 / 3,
         ),
         "cg": PhaseTwo(
             "nonlinear CG (Polak-Ribière+) with the Hager-Zhang search",
-            lambda params: NonlinearCG(params, beta="polak-ribiere+", line_search="hager-zhang"),
+            lambda params, adam: NonlinearCG(params, beta="polak-ribiere+", line_search="hager-zhang"),
+            search_cost=1.0,
+        ),
+        "cg-adam": PhaseTwo(
+            "nonlinear CG with the Hager-Zhang search, preconditioned by Adam's second moments",
+            lambda params, adam: NonlinearCG(params, preconditioner=adam_preconditioner(adam)),
+            search_cost=1.0,
+        ),
+        "lbfgs": PhaseTwo("L-BFGS, 100 pairs", lambda params, adam: LBFGS(params), search_cost=1.0),
+        "lbfgs-adam": PhaseTwo(
+            "L-BFGS, 100 pairs, preconditioned by Adam's second moments",
+            lambda params, adam: LBFGS(params, preconditioner=adam_preconditioner(adam)),
             search_cost=1.0,
         ),
     }

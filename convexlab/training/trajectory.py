@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexlab.errors import FailureError
+from convexlab.objective import fixed_random_state
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.parameters import norm
 from convexlab.problem import Problem
@@ -43,12 +44,13 @@ class Trajectory:
         self.train_loss = math.nan
         self.gradient_norm = math.nan
         self.notes: dict[str, Any] = {}
-        self._gradient: Tensor | None = None
+        self._measured: _Measured | None = None
+        self._seed = seed
         self._batch_size = batch_size
         self._order = torch.Generator().manual_seed(seed)
         self._best_loss = math.inf
         self._best_epoch = 0
-        self._best = problem.objective.flat_parameters()
+        self._best = self._state()
 
     @property
     def cost(self) -> float:
@@ -75,7 +77,8 @@ class Trajectory:
         problem, size = self.problem, self._batch_size
         problem.model.train()
         order = torch.randperm(len(problem.y), generator=self._order).to(problem.y.device)
-        with self.timed("adam"):
+        # Dropout draws from the global generator: the same after a resume, and nothing of the caller's.
+        with self.timed("adam"), fixed_random_state(problem.y.device, (self._seed + self.epoch * 2**31) % 2**63):
             for step, rows in enumerate(order.split(size)):
                 if learning_rate is not None:
                     self.adam.param_groups[0]["lr"] = learning_rate(self.epoch + step * size / len(order))
@@ -107,11 +110,13 @@ class Trajectory:
         Raises:
             FailureError: one of them is not finite.
         """
-        self.train_loss, self._gradient = self.problem.objective.value_and_gradient()
-        self.gradient_norm = float(norm(self._gradient))
+        objective, begin = self.problem.objective, time.perf_counter()
+        self.train_loss, gradient = objective.value_and_gradient()
+        self.gradient_norm = float(norm(gradient))
+        self._measured = _Measured(objective.flat_parameters(), gradient, time.perf_counter() - begin)
         if self.train_loss < self._best_loss:
             self._best_loss, self._best_epoch = self.train_loss, self.epoch
-            self._best = self.problem.objective.flat_parameters()
+            self._best = self._state()
         if not (math.isfinite(self.train_loss) and math.isfinite(self.gradient_norm)):
             raise FailureError(
                 f"the training loss became {self.train_loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
@@ -133,8 +138,10 @@ class Trajectory:
 
     def summary(self) -> Row:
         """Return the performance at the epoch of the lowest training loss, with all that was spent."""
-        with self.problem.objective.at(self._best):
-            performance = asdict(self.problem.performance())
+        present = self._state()
+        self.problem.model.load_state_dict(self._best)
+        performance = asdict(self.problem.performance())
+        self.problem.model.load_state_dict(present)
         return performance | {
             "gradient_equivalents": self.cost,
             "seconds": sum(self.seconds.values()),
@@ -155,42 +162,56 @@ class Trajectory:
                 "notes": self.notes,
                 "measured": [self.train_loss, self.gradient_norm],
                 "best": [self._best_loss, self._best_epoch, self._best],
-                "weights": self.problem.objective.flat_parameters(),
+                "weights": self._state(),
                 "adam": self.adam.state_dict(),
                 "second": second,
                 "order": self._order.get_state(),
             },
         )
 
-    def restore(self, state: dict[str, Any], second: Callable[[], FlatOptimizer]) -> None:
-        """Take up a stored state; ``second`` builds the second phase's optimiser if the state has one."""
+    def restore(self, state: dict[str, Any], second: Callable[[torch.optim.Adam], FlatOptimizer]) -> None:
+        """Take up a stored state; ``second`` builds the second phase's optimiser from Adam if the state has one."""
         self.epoch, self.phase = state["epoch"], state["phase"]
         self.costs, self.seconds, self.notes = dict(state["costs"]), dict(state["seconds"]), dict(state["notes"])
         self.train_loss, self.gradient_norm = state["measured"]
         self._best_loss, self._best_epoch, self._best = state["best"]
-        weights = state["weights"]
-        self._best = self._best.to(self.problem.x.device)
-        torch.nn.utils.vector_to_parameters(weights.to(self.problem.x.device), self.problem.model.parameters())
+        self.problem.model.load_state_dict(state["weights"])
         self.adam.load_state_dict(state["adam"])
         if state["second"] is not None:
-            self.second = second()
+            self.second = second(self.adam)
             self.second.load_state_dict(state["second"])
         self._order.set_state(state["order"])
 
     def _closure(self, phase: str) -> Callable[..., Tensor]:
         """Return the objective's closure with every evaluation charged.
 
-        The gradient at the step's start was measured for the record already: it is charged, not computed again.
+        The gradient at the step's start was measured for the record already: it is charged, with its seconds, but not
+        computed again. An optimiser that knows it begins elsewhere.
         """
         objective = self.problem.objective
 
         def closure(*, backward: bool = True) -> Tensor:
             self.charge(phase, 1.0 if backward else 1 / 3)
-            if not backward or self._gradient is None:
-                self._gradient = None
+            measured, self._measured = self._measured, None
+            if not backward or measured is None or not torch.equal(measured.weights, objective.flat_parameters()):
                 return objective.closure(backward=backward)
-            gradient, self._gradient = self._gradient, None
-            objective.assign_gradient(gradient)
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + measured.seconds
+            objective.assign_gradient(measured.gradient)
             return torch.tensor(self.train_loss, dtype=torch.float64)
 
         return closure
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return a copy of the model's parameters and buffers."""
+        return {name: tensor.detach().clone() for name, tensor in self.problem.model.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The last evaluation for the record."""
+
+    weights: Tensor
+    """(n,), where it was made."""
+    gradient: Tensor
+    """(n,)."""
+    seconds: float

@@ -9,9 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from convexlab.detection import Detector, FixedEpoch, build_detector
 from convexlab.environment import describe_environment
-from convexlab.errors import FailureError, MisuseError
+from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.probing import probe
 from convexlab.problem import Problem, build_problem
@@ -54,13 +56,12 @@ def train_two_phase(
     """
     run, config = _open(out, resume, options)
     if config.seeds == 1:
-        return _train(run, config, progress)
+        _train(run, config, progress)
+        return run
     for seed in range(config.seed, config.seed + config.seeds):
         member = Run(run.path / f"seed-{seed}")
-        if resume and member.summary is not None:
-            continue
         single = dataclasses.replace(config, seed=seed, seeds=1)
-        _train(member, single, _labelled(progress, f"seed {seed}: "))
+        _train(member, single, _labelled(progress, f"seed {seed}: "), parent=(run, config))
     write_json(run.summary_path, _over_seeds(run, config))
     return run
 
@@ -81,24 +82,33 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
     if out is None:
         raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
     run = Run.open(out)
-    stored = run.config
+    if run.config.get("kind") == "probe":
+        raise MisuseError(f"{str(run.path)!r} holds a probe of checkpoints, not a training run. Check --out.")
+    config = TwoPhaseConfig.of(run.config)
+    stored = config.as_dict()
     for name, value in options.items():
-        if stored.get(name) != value:
+        if name not in stored:
+            raise unknown_name("option", name, stored)
+        if stored[name] != value:
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={stored.get(name)!r}, not {value!r}. Leave the option out to "
+                f"{str(run.path)!r} was begun with {name}={stored[name]!r}, not {value!r}. Leave the option out to "
                 "resume it, or begin another run."
             )
-    return run, TwoPhaseConfig.of(stored)
+    return run, config
 
 
 def default_directory(config: TwoPhaseConfig) -> Path:
     """Return a run directory named after data set, model and the present time."""
-    dataset = config.dataset.partition(":")[0] if ":" in config.dataset else config.dataset
-    model = config.model.rpartition(":")[2]
+    # Of npz:FILE and file.py:factory a word each, never a path: that would lead elsewhere.
+    dataset = Path(config.dataset.partition(":")[0]).name.removesuffix(".py")
+    model = Path(config.model.rpartition(":")[2]).name
     return Path("runs") / f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _train(run: Run, config: TwoPhaseConfig, progress: Listener) -> Run:
+def _train(
+    run: Run, config: TwoPhaseConfig, progress: Listener, parent: tuple[Run, TwoPhaseConfig] | None = None
+) -> None:
+    """Train one seed; ``parent`` is the run over several seeds that it belongs to."""
     if run.summary is None:
         problem = build_problem(
             config.model,
@@ -110,8 +120,9 @@ def _train(run: Run, config: TwoPhaseConfig, progress: Listener) -> Run:
             device=config.device,
         )
         # Only now is it known that there is something to train.
-        if not run.config_path.exists():
-            write_json(run.config_path, config.as_dict())
+        for directory, settings in filter(None, (parent, (run, config))):
+            if not directory.config_path.exists():
+                write_json(directory.config_path, settings.as_dict())
         _TwoPhaseTraining(run, config, problem, progress).train()
     if config.probe_every != 0:
         probe(
@@ -119,21 +130,23 @@ def _train(run: Run, config: TwoPhaseConfig, progress: Listener) -> Run:
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
+            device=config.device,
             resume=True,
             progress=progress,
         )
-    return run
 
 
 def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
     """Return the start, the switch and the end, or every ``probe_every``-th epoch as well."""
     summary = run.summary or {}
-    stored = run.checkpoints
-    wanted = {stored[0], stored[-1]}
-    epochs = {(summary.get("switch") or {}).get("epoch")}
-    if config.probe_every:
-        epochs |= set(range(0, 10**6, config.probe_every)) if len(stored) > 2 else set()
-    return [path for path in stored if path in wanted or int(path.stem.rpartition("-")[2]) in epochs]
+    stored, every = run.checkpoints, config.probe_every or 0
+    switch = (summary.get("switch") or {}).get("epoch")
+
+    def wanted(path: Path) -> bool:
+        epoch = int(path.stem.rpartition("-")[2])
+        return path in (stored[0], stored[-1]) or epoch == switch or (every > 0 and epoch % every == 0)
+
+    return [path for path in stored if wanted(path)]
 
 
 class _TwoPhaseTraining:
@@ -206,23 +219,31 @@ class _TwoPhaseTraining:
         state = self.journal.load(name) or (self.journal.load(shared) if shared else None)
         if state is not None:
             trajectory.restore(state, self._build_second)
-            self.journal.forget_after(name, trajectory.epoch)
+            self._forget_after(trajectory)
             return trajectory
-        self.journal.forget_after(name, -1)
+        self._forget_after(trajectory, -1)
         trajectory.measure()
         self._record(trajectory)
         if name == "two-phase":
             self._checkpoint(trajectory)
         return trajectory
 
+    def _forget_after(self, trajectory: Trajectory, epoch: int | None = None) -> None:
+        """Drop the rows beyond an epoch, by default the trajectory's; until the switch they are the baseline's too."""
+        shared = trajectory.name == "two-phase" and "switch" not in trajectory.notes
+        for name in (trajectory.name, "adam-constant") if shared else (trajectory.name,):
+            self.journal.forget_after(name, trajectory.epoch if epoch is None else epoch)
+
     def _adam_until_switch(self, trajectory: Trajectory, detector: Detector) -> None:
         budget = self.config.epochs
         while not detector.fired and trajectory.cost + 1 + detector.cost <= budget:
             trajectory.adam_epoch()
-            with trajectory.timed("detector" if detector.cost else "record"):
-                trajectory.measure()
             if detector.cost:
+                with trajectory.timed("detector"):
+                    trajectory.measure()
                 trajectory.charge("detector", detector.cost)
+            else:
+                trajectory.measure()
             detector.update(loss=trajectory.train_loss, gradient_norm=trajectory.gradient_norm)
             self._record(trajectory, watching=detector.reason)
         trajectory.notes["switch"] = {
@@ -252,7 +273,7 @@ class _TwoPhaseTraining:
     def _second_phase(self, trajectory: Trajectory) -> None:
         name, budget = self.config.phase_two, self.config.epochs
         if trajectory.second is None:
-            trajectory.second = self._build_second()
+            trajectory.second = self._build_second(trajectory.adam)
         while "safe_resort" not in trajectory.notes:
             left = budget - trajectory.cost
             if left < 1 + self.phase.search_cost:
@@ -270,8 +291,8 @@ class _TwoPhaseTraining:
             trajectory.measure()
             self._record(trajectory)
 
-    def _build_second(self) -> FlatOptimizer:
-        return self.phase.build(self.problem.model.parameters())
+    def _build_second(self, adam: torch.optim.Adam) -> FlatOptimizer:
+        return self.phase.build(self.problem.model.parameters(), adam)
 
     def _detector(self) -> Detector:
         switch_epoch = self.config.switch_epoch

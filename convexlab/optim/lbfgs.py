@@ -1,0 +1,200 @@
+"""Limited-memory BFGS, preconditioned or not, as a torch optimiser.
+
+Notation: g gradient, d direction, s = αd the step taken, y = g₊ - g, z = Pg with P ≈ H⁻¹ symmetric positive definite;
+S and Y hold the latest pairs s and y as rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from convexlab.errors import MisuseError
+from convexlab.optim.evaluation import Evaluation
+from convexlab.optim.flat import Direction, FlatOptimizer
+from convexlab.optim.line_search import LineSearch
+from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
+from convexlab.parameters import dot
+
+__all__ = ["LBFGS"]
+
+_DAMPED = 0.1  # Least sᵀy as a share of -sᵀg: 1 - σ, what every step that meets the Wolfe conditions has.
+_FIRST_ROWS = 8  # Pairs that there is room for at first; the room doubles until it holds the whole history.
+
+
+class LBFGS(FlatOptimizer):
+    """Limited-memory BFGS: d₊ = -Bg₊ with B ≈ H⁻¹ built from γP and the latest pairs (s, y), then a line search.
+
+    Source: Nocedal and Wright, Numerical Optimization, 2nd ed. 2006, algorithms 7.4 and 7.5, with γ = sᵀy / yᵀPy of the
+    newest pair (equation 7.20 in the variables in which P is the identity). The two loops over the pairs are done at
+    once, in the form of Byrd, Nocedal and Schnabel (1994, Math. Programming 63, equation 3.1):
+
+        Bg = γP(g - Yᵀa) + Sᵀc,   Ra = Sg,   Rᵀc = Da - γY(Pg - PYᵀa),   R = triu(SYᵀ),   D = diag(SYᵀ).
+
+    The products SYᵀ and YPYᵀ are kept and extended by a row a step; the small triangular systems are solved on the host
+    in float64. A step reads S and Y three times each, and P is applied three times.
+
+    The first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
+
+    * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite: Powell's
+      damping (1978; Nocedal and Wright, procedure 18.2), at no cost, with B scaled so that it would have made the step
+      taken: B⁻¹s = -g. A step that meets the Wolfe conditions is never damped, on a non-convex loss neither; one from a
+      search that was cut short may be.
+    * Where the search along d fails, it drops the pairs and tries -Pg within the same step; where that fails too, the
+      weights stay, `report` says why, and the next step starts afresh.
+
+    Closures, parameters, limits and reuse: see `FlatOptimizer`. The pairs take 2 · ``history`` · n numbers; they are
+    written in place, so a ``state_dict`` that is to outlast the next step wants a deep copy, as Adam's does. There are
+    two host synchronisations a step more than in the other flat optimisers.
+
+    Args:
+        params: parameters, or one group of them.
+        history: the number of pairs kept.
+        preconditioner: P, as in `NonlinearCG`, and linear. `adam_preconditioner` makes one of Adam's second moments.
+        line_search: a name from `line_search_names`, or a `LineSearch`. It should be one that uses slopes.
+        max_evaluations: limit on the closure calls of a step's searches.
+        reuse: whether the closure is the same function at every step.
+
+    Raises:
+        MisuseError: parameters or settings other than these.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        history: int = 100,
+        preconditioner: Preconditioner | None = None,
+        line_search: str | LineSearch = "hager-zhang",
+        max_evaluations: int | None = None,
+        reuse: bool = True,
+    ) -> None:
+        if not isinstance(history, int) or history < 1:
+            raise MisuseError(f"history must be an integer of at least 1, got {history!r}. It is the pairs kept.")
+        check_preconditioner(preconditioner)
+        self.history = history
+        self.preconditioner = preconditioner
+        super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a stored state, which later steps leave as it is.
+
+        Raises:
+            MisuseError: it was stored with another ``history``.
+        """
+        super().load_state_dict(state_dict)
+        memory = self._memory
+        stored = memory.get("history", self.history)
+        if stored != self.history:
+            self.restart()
+            raise MisuseError(
+                f"the state was stored with history={stored}, but this optimiser has {self.history}. Build it with the "
+                "same, or go on without the state: it then starts afresh."
+            )
+        memory.update({name: memory[name].clone() for name in ("s", "y", "s_y", "y_p_y") if name in memory})
+
+    def _directions(self, start: Evaluation) -> Iterator[Direction]:
+        gradient, memory = start.gradient, self._memory
+        z = precondition(self.preconditioner, gradient)
+        g_z, pair = self._newest(gradient, z)
+        if not 0.0 < g_z < math.inf:
+            reason = f"the preconditioner is not positive definite here (gᵀPg = {g_z:.3g}), so it was left out"
+            kept = {"gradient": gradient, "direction": None, "pairs": 0}
+            yield Direction(-gradient, -start.squared_norm, restarted=reason, remember=kept)
+            return
+        restarted, first_step = memory.get("restarted"), None
+        pairs = memory.get("pairs", 0)
+        if pair is not None:
+            self._store(pair, pairs)
+            pairs += 1
+        if pairs:
+            vector = self._newton(gradient, z, pairs, math.sqrt(start.squared_norm))
+            slope = dot(gradient, vector).item()
+            first_step = memory["gamma"]
+            restarted = f"the quasi-Newton direction does not descend (gᵀd = {slope:.3g})"
+            if -math.inf < slope < 0.0:
+                kept = {"gradient": gradient, "direction": vector, "pairs": pairs}
+                yield Direction(vector, slope, initial_step=1.0, remember=kept)
+                restarted = "the search along the first direction failed"
+        vector = -z
+        kept = {"gradient": gradient, "direction": vector, "pairs": 0}
+        yield Direction(vector, -g_z, initial_step=first_step, restarted=restarted, remember=kept)
+
+    def _newest(self, gradient: Tensor, z: Tensor) -> tuple[float, _Pair | None]:
+        """Return gᵀPg and the pair that the last step gave."""
+        memory = self._memory
+        d: Tensor | None = memory.get("direction")
+        if d is None:
+            return dot(gradient, z).item(), None
+        step, y, fall = memory["step_size"], gradient - memory["gradient"], -memory["slope"]
+        p_y = precondition(self.preconditioner, y)
+        g_z, d_y, y_p_y = torch.stack([dot(gradient, z), dot(d, y), dot(y, p_y)]).tolist()
+        if d_y < _DAMPED * fall:
+            share = (1.0 - _DAMPED) * fall / (fall - d_y)
+            y = y * share - memory["gradient"] * (1.0 - share)
+            p_y = precondition(self.preconditioner, y)
+            d_y, y_p_y = torch.stack([dot(d, y), dot(y, p_y)]).tolist()
+        gamma = step * d_y / y_p_y if y_p_y > 0.0 else math.nan
+        if not (d_y > 0.0 and 0.0 < gamma < math.inf):  # Rounding, or a P that is not positive definite.
+            return g_z, None
+        # B stays the same where a pair is scaled. With sᵀy = 1, and with unit gradients, no product leaves float32's
+        # range however far the loss's scale is from 1.
+        unit = 1.0 / math.sqrt(step * d_y)
+        return g_z, _Pair(d * step * unit, y * unit, p_y * unit, gamma)
+
+    def _store(self, pair: _Pair, pairs: int) -> None:
+        """Put the newest pair in place of the oldest; a step that was interrupted does so again, to the same effect."""
+        memory, slot, rows = self._memory, pairs % self.history, min(pairs + 1, self.history)
+        self._reserve(rows, pair.s)
+        memory["s"][slot], memory["y"][slot] = pair.s, pair.y
+        # Below the diagonal of SYᵀ, in order of age, nothing is read: the newest s needs no product with older y.
+        memory["s_y"][:rows, slot] = memory["s"][:rows] @ pair.y
+        memory["y_p_y"][:rows, slot] = memory["y_p_y"][slot, :rows] = memory["y"][:rows] @ pair.p_y
+        memory["gamma"], memory["history"] = pair.gamma, self.history
+
+    def _reserve(self, rows: int, like: Tensor) -> None:
+        memory = self._memory
+        present = memory["s"].shape[0] if "s" in memory else 0
+        if rows <= present:
+            return
+        size = min(self.history, max(_FIRST_ROWS, 2 * present))
+        for name, width in (("s", like.numel()), ("y", like.numel()), ("s_y", size), ("y_p_y", size)):
+            grown = like.new_zeros(size, width)
+            if present:
+                grown[:present, : memory[name].shape[1]] = memory[name]
+            memory[name] = grown
+
+    def _newton(self, gradient: Tensor, z: Tensor, pairs: int, norm: float) -> Tensor:
+        """Return -Bg, as ‖g‖ times that of the unit gradient."""
+        memory, rows = self._memory, min(pairs, self.history)
+        s, y, gamma = memory["s"][:rows], memory["y"][:rows], memory["gamma"]
+        grams = memory["s_y"][:rows, :rows], memory["y_p_y"][:rows, :rows]
+        unit = gradient / norm
+        fetched = torch.cat([*grams, torch.stack([s @ unit, y @ (z / norm)], dim=1)], dim=1).cpu().double()
+        by_age = torch.arange(pairs - rows, pairs) % self.history
+        s_y, y_p_y, products = fetched[by_age].split([rows, rows, 2], dim=1)
+        a, c = _coefficients(s_y[:, by_age], y_p_y[:, by_age], products, gamma)
+        by_slot = torch.argsort(by_age)
+        a, c = a[by_slot].to(gradient), c[by_slot].to(gradient)
+        # One P for both terms, since it is linear.
+        inner = precondition(self.preconditioner, unit - y.T @ a)
+        return torch.addmv(inner, s.T, c, beta=-gamma * norm, alpha=-norm)
+
+
+class _Pair(NamedTuple):
+    s: Tensor
+    y: Tensor
+    p_y: Tensor
+    gamma: float
+
+
+def _coefficients(s_y: Tensor, y_p_y: Tensor, products: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return a and c of Bg from SYᵀ, YPYᵀ and the columns Sg, YPg, all in order of age."""
+    r, (s_g, y_z) = torch.triu(s_y), products.split(1, dim=1)
+    a = torch.linalg.solve_triangular(r, s_g, upper=True)
+    right = s_y.diagonal()[:, None] * a - gamma * (y_z - y_p_y @ a)
+    return a[:, 0], torch.linalg.solve_triangular(r.T, right, upper=False)[:, 0]

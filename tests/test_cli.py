@@ -1,0 +1,363 @@
+"""The command line: exit status and output of every kind of call, and no trace of those that were refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+import convexlab
+from convexlab import cli
+from convexlab.cli import main
+from convexlab.runs import Run
+from tests.tiny import write_problem
+
+# click before 8.2 mixes the streams unless told not to, and later ones do not know the word.
+SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner(**SEPARATE).invoke(main, [str(argument) for argument in arguments], prog_name="convexlab")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, models, and files that are wrong in every way."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_problem(folder)
+    with np.load(folder / "data.npz") as data:
+        arrays = dict(data)
+    holed = arrays["x_train"].astype(np.float32)
+    holed[3, 2, 1] = np.nan
+    np.savez(folder / "nan.npz", **arrays | {"x_train": holed, "x_test": arrays["x_test"].astype(np.float32)})
+    (folder / "text.txt").write_text("not a checkpoint")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(folder: Path) -> list[str]:
+    return ["--model", f"{folder / 'models.py'}:small", "--dataset", f"npz:{folder / 'data.npz'}", "--lr", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def trained(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Run]:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    return call("train", "two-phase", *options, "--epochs", 8, "--switch-epoch", 4, "--out", out), Run(out)
+
+
+@pytest.fixture
+def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
+    return Run(shutil.copytree(trained[1].path, tmp_path / "run"))
+
+
+# What there is
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], ["train", "probe", "report", "models", "datasets", "detectors", "phases", "Start here"]),
+        (["-h"], ["Usage: convexlab"]),
+        (["train", "--help"], ["two-phase"]),
+        (
+            ["train", "two-phase", "--help"],
+            [
+                *("--model", "--dataset", "--loss", "--epochs", "--detector", "--switch-epoch", "--phase-two"),
+                *("--batch-size", "--lr", "--train-size", "--seed", "--seeds", "--probe-every", "--no-baseline"),
+                *("--dtype", "--device", "--out", "--resume", "--json", "vit-mlp", "digits"),
+            ],
+        ),
+        (
+            ["probe", "--help"],
+            ["PATHS", "--model", "--dataset", "--loss", "--confidence", "--out", "--resume", "--json"],
+        ),
+        (["report", "--help"], ["PATHS", "--out"]),
+        (["models", "--help"], ["parameter counts"]),
+        (["datasets", "--help"], ["data sets"]),
+        (["detectors", "--help"], ["detectors"]),
+        (["phases", "--help"], ["second phases"]),
+        (["--version"], [f"convexlab, version {convexlab.__version__}"]),
+        (["models"], ["vit-mlp", "162,250", "vgg5-max-relu", "122,570", "toy, one parameter"]),
+        (["datasets"], ["digits", "mnist", "npz:FILE", "imagefolder:DIR", "set CONVEXLAB_DATA to change it"]),
+        (["detectors"], ["algorithm-1", "gradient-norm-peak"]),
+        (["phases"], ["cg-golden", "the paper's"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and len(value) < 4 else "",
+)
+def test_what_there_is(arguments: list[str], expected: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert [text for text in expected if text not in result.stdout] == []
+    assert result.stderr == ""
+
+
+# Done
+
+
+def test_train_names_the_report(trained: tuple[Result, Run]) -> None:
+    result, run = trained
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"report: {run.report_path}"
+    assert "Two-phase training ended" in result.stdout
+    assert "It switched from Adam to" in result.stdout
+    assert result.stderr == ""  # no bars where nobody watches
+    assert run.report_path.read_text(encoding="utf-8").startswith("<!")
+    assert run.config["epochs"] == 8
+    assert len(run.probe) == 3
+
+
+def test_train_json(options: list[str], tmp_path: Path) -> None:
+    result = call("train", "two-phase", *options, "--epochs", 5, "--switch-epoch", 3, "--json", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == Run(tmp_path / "r").summary
+    assert f"report: {tmp_path / 'r' / 'report.html'}" in result.stderr
+
+
+def test_train_and_report_several_seeds(options: list[str], tmp_path: Path) -> None:
+    arguments = [*options, "--epochs", "4", "--switch-epoch", "2", "--probe-every", "0", "--no-baseline"]
+    result = call("train", "two-phase", *arguments, "--seeds", 2, "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"report: {tmp_path / 'r' / 'report.html'}"
+    seeds = [tmp_path / "r" / "seed-0", tmp_path / "r" / "seed-1"]
+    again = call("report", *seeds, "--out", tmp_path / "page.html")
+    assert (again.exit_code, again.stdout) == (0, f"report: {tmp_path / 'page.html'}\n")
+    # The directory stands for its seeds.
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "r" / "report.html").read_bytes()
+    assert call("train", "two-phase", "--resume", "--out", tmp_path / "r").exit_code == 0
+
+
+def test_train_without_out_makes_a_folder_under_runs(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*options, "--epochs", "3", "--switch-epoch", "2", "--probe-every", "0", "--no-baseline"]
+    result = call("train", "two-phase", *arguments)
+    assert re.search(r"^report: runs/npz-small-\d{8}-\d{6}/report\.html$", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_probe_a_run(run: Run) -> None:
+    result = call("probe", run.path)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [*(f"epoch {row['epoch']}" for row in run.probe), "report"]
+    assert lines[-1] == f"report: {run.report_path}"
+    assert len(run.probe) == len(run.checkpoints)
+
+
+def test_probe_files_as_json(run: Run, options: list[str], tmp_path: Path) -> None:
+    # Two steps allow no lower bound, and a NaN no number at all: JSON has neither infinity nor NaN.
+    weights = load_file(run.checkpoints[0])
+    weights["2.bias"][0] = torch.nan
+    save_file(weights, tmp_path / "nan.safetensors")
+    files = [run.checkpoints[0], tmp_path / "nan.safetensors"]
+    arguments = [*options[:4], "--loss", "mse", "--max-steps", "2", "--density-probes", "1", "--density-steps", "2"]
+    result = call("probe", *files, *arguments, "--json", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    printed = json.loads(result.stdout, parse_constant=refuse)
+    assert printed == {"rows": Run(tmp_path / "out").probe, "report": str(tmp_path / "out" / "report.html")}
+    assert "The loss is nan here" in result.stderr
+
+
+# Misuse: status 2 (or 1 where the reader's own code or the disk fails), one message, nothing written
+
+TRAIN = "train two-phase --out OUT --dataset DATA --model SMALL "
+PROBE = "probe CHECKPOINT --out OUT "
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("trian", 2, "No such command 'trian'"),
+        ("train two-phase --epoch-s 3", 2, "No such option.*--epoch-s"),
+        (TRAIN + "--model vit-mpl", 2, "Error: unknown model 'vit-mpl'. Did you mean 'vit-mlp'?"),
+        (TRAIN + "--model nowhere.py:net", 2, "Error: no file '.*nowhere.py' for 'nowhere.py:net'"),
+        (TRAIN + "--model nowhere.module:net", 2, "Error: no module 'nowhere'"),
+        (TRAIN + "--model MODELS:smal", 2, "Error: no 'smal' for .* Defined there: .*small"),
+        (TRAIN + "--model MODELS:broken", 1, "Error: '.*:broken' raised ValueError: no luck today"),
+        (TRAIN + "--model MODELS:mismatched", 2, "Error: model '.*:mismatched' does not fit the data: it fails on"),
+        (TRAIN + "--dataset digit", 2, "Error: unknown dataset 'digit'. Did you mean 'digits'?"),
+        (TRAIN + "--dataset npz:none.npz", 2, "Error: no file at '.*none.npz'"),
+        (TRAIN + "--dataset npz:FOLDER/text.txt", 2, "Error: '.*text.txt' does not fit"),
+        (
+            TRAIN + "--dataset npz:FOLDER/nan.npz",
+            2,
+            "Error: npz:.*nan.npz: 1 of 7680 values of the train split are NaN",
+        ),
+        (TRAIN + "--dataset imagefolder:none", 2, "Error: .*none"),
+        (TRAIN + "--loss mes", 2, "Error: unknown loss 'mes'. Did you mean 'mse'?"),
+        (TRAIN + "--detector algorithm1", 2, "Error: unknown detector 'algorithm1'. Did you mean 'algorithm-1'?"),
+        (TRAIN + "--phase-two cgg", 2, "Error: unknown phase two 'cgg'. Did you mean 'cg'?"),
+        (TRAIN + "--epochs 0", 2, "Error: expected epochs to be a whole number from 1, got 0."),
+        (TRAIN + "--epochs ten", 2, "Invalid value for '--epochs': 'ten' is not a valid integer."),
+        (TRAIN + "--epochs 5 --switch-epoch 5", 2, "Error: switch_epoch 5 leaves nothing of the budget of 5"),
+        (TRAIN + "--lr -1", 2, "Error: expected lr to be a positive number, got -1.0."),
+        (TRAIN + "--lr nan", 2, "Error: expected lr to be a positive number, got nan."),
+        (TRAIN + "--lr fast", 2, "Invalid value for '--lr': 'fast' is not a valid float."),
+        (TRAIN + "--batch-size 0", 2, "Error: expected batch_size to be a whole number from 1, got 0."),
+        (TRAIN + "--train-size 0", 2, "Error: expected train_size to be a whole number from 1, got 0."),
+        (TRAIN + "--train-size 1000", 2, "Error: .*1000"),
+        (TRAIN + "--seed -1", 2, "Error: expected seed to be a whole number from 0, got -1."),
+        (TRAIN + "--seeds 0", 2, "Error: expected seeds to be a whole number from 1, got 0."),
+        (TRAIN + "--seeds 2 --model vit-mpl", 2, "Error: unknown model 'vit-mpl'"),
+        (TRAIN + "--probe-every -1", 2, "Error: expected probe_every to be a whole number from 0, got -1."),
+        (TRAIN + "--dtype float16", 2, "Invalid value for '--dtype'"),
+        (TRAIN + "--device abacus", 2, "Error: device 'abacus' cannot be used here"),
+        (TRAIN + "--resume", 2, "Error: '.*' is not a run directory"),
+        ("train two-phase --resume", 2, "Error: --resume needs the run directory to go on with. Name it by --out."),
+        (TRAIN + "--out FOLDER", 2, "Error: '.*' exists already. Choose another --out"),
+        (TRAIN + "--out FOLDER/text.txt", 2, "Error: '.*text.txt' exists already"),
+        (TRAIN + "--out FOLDER/text.txt/run", 1, "Error: (Not a directory|File exists): .*text.txt"),
+        ("probe", 2, "Missing argument 'PATHS...'"),
+        ("probe none.safetensors --out OUT", 2, "Error: no checkpoint 'none.safetensors': expected a .safetensors"),
+        ("probe FOLDER --out OUT", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        ("probe FOLDER/text.txt --out OUT", 2, "Error: cannot read checkpoint '.*text.txt'"),
+        ("probe TRUNCATED --out OUT", 2, "Error: cannot read checkpoint '.*': it is damaged or not a safetensors"),
+        (
+            PROBE + "--model MODELS:wider",
+            2,
+            r"Error: checkpoint '.*' is of another architecture: 2.weight is \(4, 16\)",
+        ),
+        (PROBE + "--model vit-mlp", 2, "Error: checkpoint '.*' is of another architecture: missing"),
+        (PROBE + "--model vit-mpl", 2, "Error: unknown model 'vit-mpl'. Did you mean 'vit-mlp'?"),
+        (PROBE + "--dataset digit", 2, "Error: unknown dataset 'digit'. Did you mean 'digits'?"),
+        (
+            PROBE + "--dataset npz:FOLDER/nan.npz",
+            2,
+            "Error: npz:.*nan.npz: 1 of 7680 values of the train split are NaN",
+        ),
+        (PROBE + "--loss mes", 2, "Error: unknown loss 'mes'. Did you mean 'mse'?"),
+        (PROBE + "--confidence 2", 2, "Error: expected a confidence between 0 and 1, got 2.0."),
+        (PROBE + "--max-steps 0", 2, "Error: expected max_steps of at least 1, got 0."),
+        (PROBE + "--density-probes 0", 2, "Error: expected at least one density probe and step, got 0 and 32."),
+        (PROBE + "--out FOLDER/text.txt/out", 1, "Error: (Not a directory|File exists): .*text.txt"),
+        ("report", 2, "Missing argument 'PATHS...'"),
+        ("report FOLDER", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        ("report none", 2, "Error: 'none' is not a run directory"),
+        ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
+    ],
+)
+def test_misuse(
+    line: str, status: int, message: str, folder: Path, trained: tuple[Result, Run], tmp_path: Path
+) -> None:
+    run, truncated = trained[1], tmp_path / "truncated.safetensors"
+    truncated.write_bytes(run.checkpoints[0].read_bytes()[:-30])
+    places = {
+        "OUT": tmp_path / "out",
+        "DATA": f"npz:{folder / 'data.npz'}",
+        "SMALL": f"{folder / 'models.py'}:small",
+        "MODELS": folder / "models.py",
+        "FOLDER": folder,
+        "CHECKPOINT": run.checkpoints[0],
+        "TRUNCATED": truncated,
+        "RUN": run.path,
+    }
+    before = everything_in(folder)
+    words = [re.sub("|".join(places), lambda found: str(places[found[0]]), word) for word in line.split()]
+    result = call(*words)
+    assert result.exit_code == status, result.output
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+    assert everything_in(folder) == before
+
+
+def everything_in(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+def test_options_of_the_run_that_is_resumed(run: Run) -> None:
+    result = call("train", "two-phase", "--resume", "--out", run.path, "--epochs", 9)
+    assert result.exit_code == 2
+    assert "was begun with epochs=8, not 9" in result.stderr
+    # Options that were not given do not count: their defaults are not what the run was begun with.
+    assert call("train", "two-phase", "--resume", "--out", run.path, "--epochs", 8).exit_code == 0
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(options: list[str], tmp_path: Path) -> None:
+    result = call("train", "two-phase", *options, "--lr", "1e30", "--out", tmp_path / "r")
+    assert result.exit_code == 1
+    assert re.fullmatch(r"Error: the training loss became (inf|nan) in epoch 1 of two-phase\. Try a.*\n", result.stderr)
+    assert (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+# Interrupted: status 130
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "remedy"),
+    [
+        ("train_two_phase", "train two-phase --out a/b", "convexlab train two-phase --resume --out a/b"),
+        ("train_two_phase", "train two-phase --out 'a b'", "convexlab train two-phase --resume --out 'a b'"),
+        ("probe_checkpoints", "probe x.safetensors", "the same command with --resume"),
+    ],
+)
+def test_interrupted(function: str, line: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, function, interrupt)
+    result = CliRunner(**SEPARATE).invoke(main, line)
+    assert result.exit_code == 130
+    assert result.stderr == f"\ninterrupted; what was done is kept. Go on with: {remedy}\n"
+    assert result.stdout == ""
+
+
+def test_interrupted_while_the_report_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convexlab.reporting.write_report", interrupt)
+    for line in (["report", run.path], ["probe", run.path, "--max-steps", "2"]):
+        result = call(*line)
+        assert (result.exit_code, result.stderr) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
+def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "convexlab", "train", "two-phase", *options]
+    with subprocess.Popen(
+        [*command, "--epochs", "100000", "--switch-epoch", "99999", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert (
+        stderr == f"\ninterrupted; what was done is kept. Go on with: convexlab train two-phase --resume --out {out}\n"
+    )
+    assert stdout == ""
+    assert Run.open(out).metrics
+    assert Run.open(out).summary is None
+
+
+def test_python_m() -> None:
+    command = [sys.executable, "-m", "convexlab", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"convexlab, version {convexlab.__version__}\n", "")

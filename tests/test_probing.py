@@ -1,0 +1,427 @@
+"""Probing checkpoints: against a dense Hessian, by run and by file, and whatever may be wrong with a file."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import convexlab as cl
+from convexlab.progress import Progress
+from convexlab.runs import Run, write_json_lines
+from tests.tiny import CLASSES, PARAMETERS, TRAIN_SIZE, without_seconds, write_problem
+
+Options = dict[str, Any]
+Row = dict[str, Any]
+
+NAMES = ("2.weight", "2.bias", "4.weight", "4.bias")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    return write_problem(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Options, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two seeds in float64, with nothing probed."""
+    options = tiny | {"epochs": 6, "switch_epoch": 3, "lr": 1e-2, "no_baseline": True, "probe_every": 0}
+    return cl.train_two_phase(out=tmp_path_factory.mktemp("trained") / "run", seeds=2, dtype="float64", **options)
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """The first seed, to be written into: its start, switch and end."""
+    run = Run(shutil.copytree(trained.path / "seed-0", tmp_path / "run"))
+    for path in run.checkpoints[1:-1]:
+        if path != run.checkpoint_path(3):
+            path.unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def given(tiny: Options) -> Options:
+    return tiny | {"loss": "mse", "dtype": "float64"}
+
+
+def save_without_metadata(source: Path, target: Path) -> Path:
+    save_file(load_file(source), target)
+    return target
+
+
+def numbers_of(row: Row) -> Row:
+    return {key: value for key, value in without_seconds(row).items() if key not in {"checkpoint", "phase", "witness"}}
+
+
+# Against a dense Hessian
+
+
+def dense(dataset: str, weights: dict[str, torch.Tensor]) -> tuple[float, NDArray[Any], NDArray[Any]]:
+    """Return loss, gradient (n,) and Hessian (n, n) from the formula of the network."""
+    data = cl.load_dataset(dataset)
+    inputs = data.x_train.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
+    targets = torch.eye(CLASSES, dtype=torch.float64)[data.y_train]
+    sizes = [weights[name].numel() for name in NAMES]
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        w1, b1, w2, b2 = (p.view(weights[name].shape) for p, name in zip(theta.split(sizes), NAMES, strict=True))
+        return (torch.tanh(inputs @ w1.T + b1) @ w2.T + b2 - targets).square().mean()
+
+    theta = torch.cat([weights[name].double().flatten() for name in NAMES])
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    return float(loss(theta)), gradient.numpy(), torch.autograd.functional.hessian(loss, theta).numpy()
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Options) -> None:
+    path = run.checkpoint_path(epoch)
+    (row,) = cl.probe(path, density_probes=16, density_steps=PARAMETERS, out=run.path / "probe").rows
+    weights = load_file(path)
+    loss, gradient, hessian = dense(tiny["dataset"], weights)
+    eigenvalues = np.linalg.eigvalsh(hessian)
+    scale = np.abs(eigenvalues).max()
+    # Sums over 360 terms and products of length 83 in float64: a relative error far below 1e-10.
+    assert row["train_loss"] == pytest.approx(loss, rel=1e-10)
+    assert row["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-10)
+    rayleigh = gradient @ hessian @ gradient / (gradient @ gradient)
+    assert row["gradient_curvature"] == pytest.approx(rayleigh, rel=1e-9, abs=1e-10 * scale)
+    # A Ritz value errs by no more than its residual's square over the gap, and in no case by more than the residual.
+    assert (
+        eigenvalues[0] - 1e-10 * scale <= row["smallest"] <= eigenvalues[0] + row["smallest_residual"] + 1e-10 * scale
+    )
+    assert abs(row["largest"] - eigenvalues[-1]) <= row["largest_residual"] + 1e-10 * scale
+    assert row["smallest_lower_bound"] is None or row["smallest_lower_bound"] <= eigenvalues[0]
+    # Sixteen probes: a standard error is exceeded five times over with a chance of 2e-4 (Student's t, 15 degrees).
+    assert abs(row["trace"] - np.trace(hessian)) <= 5 * row["trace_standard_error"]
+    share = np.mean(eigenvalues < -1e-12 * scale)
+    assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
+    assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
+    assert row["verdict"] == "non-convex"
+    # One gradient, and products at 2 each.
+    products = (row["gradient_equivalents"] - 1) / 2
+    assert products == int(products) > row["steps"]
+    assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
+    assert math.isclose(sum(row["density"]["weights"]), 1.0, abs_tol=1e-9)
+
+
+def test_witness_can_be_checked_again(run: Run, tiny: Options) -> None:
+    for row in cl.probe(run).rows:
+        assert row["verdict"] == "non-convex"
+        with safe_open(run.path / row["witness"], framework="np") as file:
+            witness, described = file.get_tensor("witness"), file.metadata()
+        assert described["parameters"] == ",".join(NAMES)
+        assert np.linalg.norm(witness) == pytest.approx(1.0, abs=1e-12)
+        weights = load_file(run.path / "checkpoints" / row["checkpoint"])
+        curvature = witness @ dense(tiny["dataset"], weights)[2] @ witness
+        assert abs(curvature - float(described["curvature"])) <= float(described["rounding_floor"])
+        assert curvature < 0
+
+
+def test_rows_are_those_of_the_file_and_have_every_field(run: Run) -> None:
+    result = cl.probe(run.path)
+    assert result.run.path == run.path
+    assert result.rows == run.probe
+    assert [row["epoch"] for row in result.rows] == [int(path.stem[-5:]) for path in run.checkpoints]
+    fields = (
+        "checkpoint epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound largest "
+        "negative_mass trace verdict steps gradient_equivalents"
+    )
+    assert all(row.keys() >= set(fields.split()) for row in result.rows)
+    by_epoch = {row["epoch"]: row for row in run.metrics}
+    for row in result.rows:
+        recorded = by_epoch[row["epoch"]]
+        assert (row["train_loss"], row["gradient_norm"]) == (recorded["train_loss"], recorded["gradient_norm"])
+        assert row["phase"] == recorded["phase"]
+
+
+# By run and by file
+
+
+def test_run_and_files_agree(run: Run, given: Options, tmp_path: Path) -> None:
+    by_run = cl.probe(run.path).rows
+    by_file = cl.probe([str(path) for path in run.checkpoints], **given, out=tmp_path / "files").rows
+    assert [row["checkpoint"] for row in by_file] == [str(path) for path in run.checkpoints]
+    assert len(by_run) == len(by_file) > 2
+    for ours, theirs in zip(by_run, by_file, strict=True):
+        assert numbers_of(ours) == numbers_of(theirs)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "pth"])
+def test_files_that_say_nothing_of_themselves_agree_too(ending: str, run: Run, given: Options, tmp_path: Path) -> None:
+    source = run.checkpoints[-1]
+    bare = tmp_path / f"weights-{int(source.stem[-5:])}.{ending}"
+    weights = load_file(source)
+    if ending == "safetensors":
+        save_file(weights, bare)
+    else:
+        torch.save(weights if ending == "pt" else {"state_dict": weights, "step": 3}, bare)
+    (theirs,) = cl.probe(bare, **given, out=tmp_path / "files").rows
+    assert numbers_of(cl.probe(run).rows[-1]) == numbers_of(theirs)
+
+
+def test_equal_file_names_of_several_runs_are_kept_apart(trained: Run, tmp_path: Path) -> None:
+    members = [shutil.copytree(member.path, tmp_path / member.path.name) for member in trained.members]
+    for path in Run(members[1]).checkpoints[2:]:
+        path.unlink()
+    file = members[0] / "checkpoints" / "epoch-00000.safetensors"
+    both = cl.probe([file, members[1]], out=tmp_path / "both")
+    expected = [file, *Run(members[1]).checkpoints]
+    assert [row["checkpoint"] for row in both.rows] == [str(path) for path in expected]
+    first, second = both.rows[:2]
+    assert (first["epoch"], second["epoch"]) == (0, 0)
+    assert first["train_loss"] != second["train_loss"]
+    witnesses = {row["witness"] for row in both.rows}
+    assert len(witnesses) == len(both.rows)
+    assert all((both.run.path / witness).is_file() for witness in witnesses)
+    (alone,) = cl.probe(file, out=tmp_path / "alone").rows
+    assert numbers_of(alone) == numbers_of(first)
+    assert [numbers_of(row) for row in cl.probe(members[1]).rows] == [numbers_of(row) for row in both.rows[1:]]
+
+
+def test_a_file_named_twice_is_probed_once(run: Run, tmp_path: Path) -> None:
+    file = run.checkpoints[0]
+    rows = cl.probe([file, str(file), run], out=tmp_path / "out").rows
+    assert len(rows) == len(run.checkpoints)
+
+
+def test_what_the_checkpoint_says_can_be_overruled(run: Run, tiny: Options, tmp_path: Path) -> None:
+    file = run.checkpoints[0]
+    (own,) = cl.probe(file, out=tmp_path / "own").rows
+    (subset,) = cl.probe(file, train_size=60, out=tmp_path / "subset").rows
+    (other,) = cl.probe(file, loss="cross-entropy", out=tmp_path / "other").rows
+    assert subset["train_size"] == 60
+    assert len({row["train_loss"] for row in (own, subset, other)}) == 3
+
+
+def test_global_state_is_left_alone(run: Run) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    cl.probe(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.float32
+
+
+# Resume
+
+
+def test_resume_keeps_rows_and_adds_the_others(run: Run) -> None:
+    full = cl.probe(run.path).rows
+    kept = full[0] | {"marked": "kept"}
+    write_json_lines(run.probe_path, [kept])
+    steps: list[Progress] = []
+    rows = cl.probe(run.path, resume=True, progress=steps.append).rows
+    assert rows[0] == kept
+    assert without_seconds(rows[1:]) == without_seconds(full[1:])
+    assert steps[-1].done == steps[-1].total == len(full) - 1
+    # Nothing left to do, and nothing done.
+    before = run.probe_path.read_bytes()
+    cl.probe(run.path, resume=True)
+    assert run.probe_path.read_bytes() == before
+    # Without it, all is measured again.
+    assert "marked" not in cl.probe(run.path).rows[0]
+
+
+def test_interrupted_probe_goes_on(run: Run, given: Options, tmp_path: Path) -> None:
+    whole = cl.probe(run.checkpoints, out=tmp_path / "whole", **given).rows
+
+    def listen(step: Progress) -> None:
+        if step.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cl.probe(run.checkpoints, out=tmp_path / "cut", progress=listen, **given)
+    assert len(Run.open(tmp_path / "cut").probe) == 2
+    rows = cl.probe(run.checkpoints, out=tmp_path / "cut", resume=True, **given).rows
+    assert without_seconds(rows) == without_seconds(whole)
+
+
+def test_files_of_the_run_that_takes_the_rows_go_by_their_names(run: Run) -> None:
+    last = run.checkpoints[-1]
+    (row,) = cl.probe(last, out=run.path).rows
+    assert row["checkpoint"] == last.name
+    assert len(cl.probe(run, resume=True).rows) == len(run.checkpoints) == len(run.probe)
+
+
+# Numbers that are not finite
+
+
+def test_nan_weights_are_a_row_not_a_crash(run: Run, given: Options, tmp_path: Path) -> None:
+    broken = load_file(run.checkpoints[0])
+    broken["2.weight"][0, 0] = math.nan
+    save_file(broken, tmp_path / "epoch-9.safetensors")
+    out = tmp_path / "out"
+    first, second = cl.probe([tmp_path / "epoch-9.safetensors", run.checkpoints[0]], out=out, **given).rows
+    assert first["verdict"] == "unresolved"
+    assert "The loss is nan here" in first["verdict_summary"]
+    assert first["epoch"] == 9
+    assert (first["train_loss"], first["smallest"], first["witness"], first["steps"]) == (None, None, None, 0)
+    assert first["gradient_equivalents"] == 1
+    assert first.keys() == second.keys()
+    assert second["verdict"] == "non-convex"
+
+
+def test_a_hessian_that_is_not_finite_is_a_row_too(tiny: Options, tmp_path: Path) -> None:
+    # (b - 1)² + |b|^1.5 at b = 0: loss and gradient are finite, the second derivative is not.
+    (tmp_path / "cusp.py").write_text(
+        "import torch\n"
+        "class Cusp(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.b = torch.nn.Parameter(torch.zeros(3))\n"
+        "    def forward(self, x):\n"
+        "        return (self.b + self.b.abs() ** 1.5).expand(len(x), 3)\n"
+    )
+    torch.save({"b": torch.zeros(3)}, tmp_path / "zero.pt")
+    options = tiny | {"model": f"{tmp_path / 'cusp.py'}:Cusp", "loss": "mse"}
+    (row,) = cl.probe(tmp_path / "zero.pt", out=tmp_path / "out", **options).rows
+    assert row["verdict"] == "unresolved"
+    assert "not finite" in row["verdict_summary"]
+    assert row["train_loss"] == pytest.approx(1 / 3)
+    assert row["smallest"] is None
+
+
+def test_too_few_steps_for_a_bound(run: Run) -> None:
+    row = cl.probe(run.path, max_steps=2, density_steps=2, density_probes=1).rows[0]
+    assert row["steps"] == 2
+    assert row["smallest_lower_bound"] is None  # -inf has no JSON
+
+
+# Misuse: nothing is written
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp, _: tmp / "none.safetensors", "no checkpoint '.*none.safetensors'"),
+        (lambda tmp, run: cut_off(run.checkpoints[0], tmp / "cut.safetensors"), "cut.safetensors': it is damaged"),
+        (lambda tmp, run: written(tmp / "text.pt", b"hello"), "cannot read checkpoint '.*text.pt'"),
+        (lambda tmp, run: written(tmp / "empty.safetensors", b""), "empty.safetensors': it is damaged"),
+        (lambda tmp, run: without_one(run.checkpoints[0], tmp / "less.safetensors"), "architecture: missing 2.bias"),
+        (lambda tmp, run: with_one_more(run.checkpoints[0], tmp / "more.safetensors"), "not in the model 9.bias"),
+        (lambda tmp, _: pickled(tmp / "list.pt"), "does not hold a state dict"),
+        (lambda tmp, _: tmp, "is not a run directory"),
+    ],
+)
+def test_bad_files(make: Callable[[Path, Run], Path], message: str, run: Run, given: Options, tmp_path: Path) -> None:
+    path = make(tmp_path, run)
+    with pytest.raises(cl.MisuseError, match=message):
+        cl.probe([run.checkpoints[0], path], out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def cut_off(source: Path, target: Path) -> Path:
+    return written(target, source.read_bytes()[:-20])
+
+
+def without_one(source: Path, target: Path) -> Path:
+    save_file({name: value for name, value in load_file(source).items() if name != "2.bias"}, target)
+    return target
+
+
+def with_one_more(source: Path, target: Path) -> Path:
+    save_file(load_file(source) | {"9.bias": torch.zeros(2)}, target)
+    return target
+
+
+def pickled(path: Path) -> Path:
+    torch.save([torch.zeros(2)], path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "vit-mlp"}, "is of another architecture"),
+        ({"model": "WIDER"}, r"2.weight is \(4, 16\), expected \(5, 16\).*Name the model that it was made from"),
+        ({"model": "vit-mpl"}, "unknown model 'vit-mpl'. Did you mean 'vit-mlp'"),
+        ({"dataset": "npz:none.npz"}, "no file at"),
+        ({"loss": "mes"}, "unknown loss 'mes'"),
+        ({"train_size": 0}, "train_size"),
+        ({"confidence": 1.0}, "expected a confidence between 0 and 1"),
+        ({"max_steps": 0}, "expected max_steps of at least 1, got 0"),
+        ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
+        ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
+        ({"density_steps": 0}, "expected at least one density probe and step, got 3 and 0"),
+        ({"device": "abacus"}, "device 'abacus'"),
+    ],
+)
+def test_bad_options(options: Options, message: str, run: Run, given: Options, tmp_path: Path) -> None:
+    if options.get("model") == "WIDER":
+        options = {"model": given["model"].replace(":small", ":wider")}
+    with pytest.raises(cl.MisuseError, match=message):
+        cl.probe(run.checkpoints[0], out=tmp_path / "out", **given | options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "dataset", "loss"])
+def test_a_bare_file_needs_all_three(name: str, run: Run, given: Options, tmp_path: Path) -> None:
+    bare = save_without_metadata(run.checkpoints[0], tmp_path / "bare.safetensors")
+    options = {key: value for key, value in given.items() if key != name}
+    with pytest.raises(cl.MisuseError, match=f"does not say which {name} it belongs to. Name it by --{name}."):
+        cl.probe(bare, out=tmp_path / "out", **options)
+
+
+def test_metadata_may_be_damaged(run: Run, tmp_path: Path) -> None:
+    with safe_open(run.checkpoints[0], framework="pt") as file:
+        described = file.metadata()
+    path = tmp_path / "odd.safetensors"
+    for change, message in (({"seed": "x"}, "has damaged metadata"), ({"dtype": "float8"}, "unknown dtype 'float8'")):
+        save_file(load_file(run.checkpoints[0]), path, metadata=described | change)
+        with pytest.raises(cl.MisuseError, match=message):
+            cl.probe(path, out=tmp_path / "out")
+
+
+def test_several_seeds_are_probed_one_by_one(trained: Run) -> None:
+    with pytest.raises(cl.MisuseError, match=r"holds the runs of several seeds. Probe one of them: .*seed-0, .*seed-1"):
+        cl.probe(trained.path)
+
+
+def test_nothing_to_probe(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(cl.MisuseError, match="nothing to probe: name a run directory or checkpoint files"):
+        cl.probe([])
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.raises(cl.MisuseError, match="has no checkpoints yet"):
+        cl.probe(run)
+
+
+# Where the rows go
+
+
+def test_results_are_not_overwritten(run: Run, given: Options, tmp_path: Path) -> None:
+    file, out = run.checkpoints[0], tmp_path / "out"
+    cl.probe(file, out=out, **given)
+    before = (out / "probe.jsonl").read_bytes()
+    with pytest.raises(cl.MisuseError, match=r"exists already. Choose another --out, or add to it by --resume"):
+        cl.probe(run.checkpoints[1], out=out, **given)
+    assert (out / "probe.jsonl").read_bytes() == before
+    assert len(cl.probe([file, run.checkpoints[1]], out=out, resume=True, **given).rows) == 2
+
+
+def test_default_folders(run: Run, given: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = cl.probe(run.checkpoints[0], **given).run
+    assert files.path == Path("runs") / "probe-small"
+    assert files.config == {"kind": "probe"} | {key: given[key] for key in ("model", "dataset", "loss")}
+    assert cl.probe(run).run.path == run.path
+    assert run.config["epochs"] == 6  # still the training run's
+
+
+def test_a_run_can_be_probed_into_another_folder(run: Run, tmp_path: Path) -> None:
+    result = cl.probe(run, out=tmp_path / "elsewhere")
+    assert result.run.path == tmp_path / "elsewhere"
+    assert [row["checkpoint"] for row in result.rows] == [path.name for path in run.checkpoints]
+    assert not run.probe_path.exists()

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_problem
+
+
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the time of a tiny run is the disk's; no power fails here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The options of a run that takes a fraction of a second; nothing is probed."""
+    named = write_problem(tmp_path_factory.mktemp("tiny"))
+    return named | {"epochs": 12, "switch_epoch": 4, "lr": 1e-2, "probe_every": 0}
+
+
+@pytest.fixture(scope="session")
+def models(tiny: dict[str, Any]) -> Path:
+    return Path(tiny["model"].rpartition(":")[0])

@@ -1,0 +1,76 @@
+"""The settings of a run: defaults that are allowed, and everything that is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+
+from convexlab import MisuseError, TwoPhaseConfig
+from convexlab.training import phase_two_names
+from convexlab.training.phase_two import phase_two
+
+
+def test_defaults_are_valid_and_survive_storage() -> None:
+    config = TwoPhaseConfig()
+    assert TwoPhaseConfig.of(json.loads(json.dumps(config.as_dict()))) == config
+    assert (config.model, config.dataset, config.loss) == ("vit-mlp", "digits", "mse")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 1},
+        {"epochs": 2, "switch_epoch": 1},
+        {"batch_size": 1, "train_size": 1, "seeds": 1, "seed": 0},
+        {"probe_every": 0},
+        {"lr": 1},
+        {"dtype": "float64"},
+        {"detector": "algorithm-1", "phase_two": "cg"},
+    ],
+)
+def test_allowed(options: dict[str, Any]) -> None:
+    assert TwoPhaseConfig.of(options).as_dict() == TwoPhaseConfig().as_dict() | options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "expected epochs to be a whole number from 1, got 0."),
+        ({"epochs": 2.5}, "expected epochs to be a whole number from 1, got 2.5."),
+        ({"epochs": True}, "expected epochs to be a whole number from 1, got True."),
+        ({"epochs": None}, "expected epochs to be a whole number from 1, got None."),
+        ({"seeds": 0}, "expected seeds to be a whole number from 1, got 0."),
+        ({"seed": -1}, "expected seed to be a whole number from 0, got -1."),
+        ({"batch_size": 0}, "expected batch_size to be a whole number from 1, got 0."),
+        ({"train_size": "all"}, "expected train_size to be a whole number from 1, got 'all'."),
+        ({"switch_epoch": 0}, "expected switch_epoch to be a whole number from 1, got 0."),
+        ({"probe_every": -1}, "expected probe_every to be a whole number from 0, got -1."),
+        ({"lr": 0.0}, "expected lr to be a positive number, got 0.0."),
+        ({"lr": -1e-3}, "expected lr to be a positive number, got -0.001."),
+        ({"lr": math.nan}, "expected lr to be a positive number, got nan."),
+        ({"lr": math.inf}, "expected lr to be a positive number, got inf."),
+        ({"lr": "fast"}, "expected lr to be a positive number, got 'fast'."),
+        ({"lr": None}, "expected lr to be a positive number, got None."),
+        ({"epochs": 4, "switch_epoch": 4}, "switch_epoch 4 leaves nothing of the budget of 4 epochs for phase two."),
+        ({"detector": "algorithm"}, "unknown detector 'algorithm'. Did you mean 'algorithm-1'?"),
+        ({"phase_two": "cg-gold"}, "unknown phase two 'cg-gold'. Did you mean 'cg-golden'?"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'. Did you mean 'float"),
+        ({"epoch": 3}, "unknown option 'epoch'. Did you mean 'epochs'?"),
+    ],
+)
+def test_not_allowed(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisuseError, match=re.escape(message)):
+        TwoPhaseConfig.of(options)
+
+
+def test_second_phases_by_name() -> None:
+    assert {"cg-golden", "cg"} <= set(phase_two_names())
+    for name, description in phase_two_names().items():
+        assert phase_two(name).description == description
+        assert phase_two(name).search_cost in (1 / 3, 1.0)  # a value, or a gradient
+    with pytest.raises(MisuseError, match="unknown phase two 'sgd'"):
+        phase_two("sgd")
