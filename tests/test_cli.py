@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -357,7 +358,8 @@ def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
     assert Run.open(out).summary is None
 
 
-def test_python_m() -> None:
-    command = [sys.executable, "-m", "convexlab", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"convexlab, version {convexlab.__version__}\n", "")
+def test_python_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["convexlab", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("convexlab", run_name="__main__")
+    assert capsys.readouterr() == (f"convexlab, version {convexlab.__version__}\n", "")

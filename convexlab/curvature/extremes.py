@@ -51,7 +51,10 @@ class ExtremeEigenvalues:
     steps: int
     """Dimension of the Krylov space."""
     converged: bool
-    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, but for rounding."""
+    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, but for rounding.
+
+    Where the Krylov space ended early, within ``tolerance`` times the largest of them in size.
+    """
     seconds: float
     """Wall-clock time."""
 
@@ -126,6 +129,7 @@ def extremes_of(
     offsets = ends.products - ends.vectors * ends.vectors.new_tensor(ends.values)[:, None]
     residuals = torch.linalg.vector_norm(offsets, dim=1).tolist()
     scale = max(abs(smallest), abs(largest))
+    unit = scale if process.invariant else largest - smallest
     margin = _margin(process, largest - smallest, scale, confidence)
     # What rounding, which the theory leaves out, may add: √n ε times the scale, or what the residuals show.
     rounding = math.sqrt(process.operator.shape[0]) * torch.finfo(process.operator.dtype).eps * scale
@@ -142,7 +146,7 @@ def extremes_of(
         largest_upper_bound=largest + margin + rounding,
         confidence=confidence,
         steps=process.steps,
-        converged=margin <= max(tolerance * (largest - smallest) * (1 + 1e-9), rounding),
+        converged=margin <= max(tolerance * unit * (1 + 1e-9), rounding),
         seconds=time.perf_counter() - begin,
     )
 

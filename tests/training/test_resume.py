@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import convexlab as cl
 from convexlab.progress import Progress
 from convexlab.runs import Run
+from convexlab.training import phase_two_names
 from convexlab.training.journal import Journal
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
@@ -96,7 +97,7 @@ def test_interrupted_and_resumed(
     assert contents(resumed) == contents(whole)
 
 
-@pytest.mark.parametrize("phase_two", ["cg-golden", "cg"])
+@pytest.mark.parametrize("phase_two", sorted(phase_two_names()))
 def test_interrupted_at_every_report_of_one_run(
     phase_two: str, tiny: Options, tmp_path: Path, uninterrupted: Callable[[Options], tuple[Run, list[Progress]]]
 ) -> None:

@@ -1,0 +1,238 @@
+"""Both ends of a spectrum against LAPACK, and bounds against the truth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import convexlab as cl
+from convexlab.curvature.extremes import relative_gap, steps_for_gap
+from convexlab.errors import FailureError, MisuseError
+from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
+from tests.dense import Dense
+
+every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
+SEEDS = 24  # With eleven spectra, 264 matrices.
+
+
+def _truth(matrix: Tensor) -> np.ndarray:
+    return np.linalg.eigvalsh(matrix.double().numpy())
+
+
+def _rounding(matrix: Tensor) -> float:
+    """What n products of n terms each may be off by together, here and in LAPACK."""
+    return 2 * math.sqrt(len(matrix)) * float(torch.finfo(matrix.dtype).eps) * float(np.abs(_truth(matrix)).max())
+
+
+@every_spectrum
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_truth_is_between_bound_and_ritz_value(spectrum: str, dtype: torch.dtype) -> None:
+    for seed in range(SEEDS):
+        matrix = random_matrix(spectrum, seed).to(dtype)
+        truth, rounding = _truth(matrix), _rounding(matrix)
+        # Few steps, enough steps, and all.
+        for max_steps in (2 + seed, None):
+            found = cl.extreme_eigenvalues(Dense(matrix), max_steps=max_steps, seed=seed)
+            # The bounds allow for their own rounding; LAPACK's is on top.
+            assert found.smallest_lower_bound - rounding / 2 <= truth[0] <= found.smallest + rounding
+            assert found.largest - rounding <= truth[-1] <= found.largest_upper_bound + rounding / 2
+            assert found.steps <= min(len(matrix), max_steps or len(matrix))
+            spread = found.largest - found.smallest
+            if found.converged:
+                assert truth[0] >= found.smallest - 0.01 * spread - rounding
+                assert truth[-1] <= found.largest + 0.01 * spread + rounding
+                # The bounds are worth something: no wider than asked for, but for rounding and what it costs to find
+                # both ends where the space ended early (a start's part of 1e-3 / √n, errors of ε).
+                allowed = 0.01 * spread + 2 * rounding + 1e5 * float(np.finfo(np.float64).eps) * np.abs(truth).max()
+                assert found.smallest - found.smallest_lower_bound <= allowed
+                assert found.largest_upper_bound - found.largest <= allowed
+
+
+@pytest.mark.parametrize("confidence", [0.2, 0.5, 0.9])
+def test_a_bound_holds_as_often_as_it_says(confidence: float) -> None:
+    """At low confidence and after few steps, where it is of any use and the theory is nearest to being sharp."""
+    failures, finite, total = 0, 0, 0
+    for spectrum in SPECTRA:
+        for seed in range(SEEDS):
+            matrix = random_matrix(spectrum, seed, least=40)
+            truth = _truth(matrix)
+            found = cl.extreme_eigenvalues(Dense(matrix), max_steps=12, confidence=confidence, seed=1000 + seed)
+            total += 1
+            finite += math.isfinite(found.smallest_lower_bound)
+            failures += not (found.smallest_lower_bound <= truth[0] and truth[-1] <= found.largest_upper_bound)
+    assert total >= 200
+    assert finite > total / 2
+    assert failures <= (1 - confidence) * total
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-1])
+def test_a_bound_holds_for_the_matrix_on_which_lanczos_is_slowest(spread: float) -> None:
+    """Half the spectrum at each end but for one eigenvalue a little beyond: over many starts on one matrix."""
+    values = np.concatenate([[-spread], np.cos(np.pi * (np.arange(60) + 0.5) / 60) / 2 + 0.5])
+    operator = Dense(matrix_with(values, np.random.default_rng(0)))
+    for confidence in (0.2, 0.5, 0.9):
+        bounds = [
+            cl.extreme_eigenvalues(operator, max_steps=10, confidence=confidence, seed=seed).smallest_lower_bound
+            for seed in range(200)
+        ]
+        assert sum(bound > -spread for bound in bounds) <= (1 - confidence) * 200
+
+
+@every_spectrum
+@pytest.mark.parametrize("seed", range(4))
+def test_residuals_are_the_true_ones_and_prove_an_eigenvalue_near(spectrum: str, seed: int) -> None:
+    matrix = random_matrix(spectrum, seed, least=20)
+    truth, rounding = _truth(matrix), _rounding(matrix)
+    found = cl.extreme_eigenvalues(Dense(matrix), max_steps=6, seed=seed)
+    for value, vector, residual in (
+        (found.smallest, found.smallest_vector, found.smallest_residual),
+        (found.largest, found.largest_vector, found.largest_residual),
+    ):
+        v = vector.numpy()
+        assert np.linalg.norm(v) == pytest.approx(1, abs=1e-14)
+        assert residual == pytest.approx(np.linalg.norm(matrix.numpy() @ v - value * v), abs=rounding)
+        assert np.abs(truth - value).min() <= residual + rounding
+
+
+@every_spectrum
+@pytest.mark.parametrize("seed", range(4))
+def test_all_steps_give_both_ends_exactly(spectrum: str, seed: int) -> None:
+    matrix = random_matrix(spectrum, seed, least=1)
+    truth = _truth(matrix)
+    found = cl.extreme_eigenvalues(Dense(matrix), tolerance=1e-9, seed=seed)
+    scale = np.abs(truth).max()
+    assert found.converged
+    assert found.smallest == pytest.approx(truth[0], abs=1e-8 * scale)
+    assert found.largest == pytest.approx(truth[-1], abs=1e-8 * scale)
+    assert found.smallest_residual <= 1e-8 * scale
+    assert found.largest_residual <= 1e-8 * scale
+    assert found.smallest_lower_bound >= truth[0] - 1e-8 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([-3.0], (-3, -3)),
+        ([0.0], (0, 0)),
+        ([1.0, -2.0], (-2, 1)),
+        ([4.0, 4.0], (4, 4)),
+        ([0.0] * 30, (0, 0)),
+        ([1.0] * 30, (1, 1)),
+        ([-2.0] * 30, (-2, -2)),
+        ([0.0] * 29 + [1.0], (0, 1)),
+        ([0.0] * 29 + [-1.0], (-1, 0)),
+    ],
+)
+def test_matrices_that_are_hardly_any(values: list[float], ends: tuple[float, float], dtype: torch.dtype) -> None:
+    found = cl.extreme_eigenvalues(Dense(torch.diag(torch.tensor(values, dtype=dtype))))
+    # √n ε where all is found; where the space ended early, ε over the part of a start that one in 2000 falls below.
+    slack = 10 * float(torch.finfo(dtype).eps) + 1e5 * float(np.finfo(np.float64).eps)
+    slack *= max(map(abs, values))
+    assert (found.smallest, found.largest) == pytest.approx(ends, abs=slack)
+    assert ends[0] - slack <= found.smallest_lower_bound <= ends[0]
+    assert ends[1] <= found.largest_upper_bound <= ends[1] + slack
+    assert found.converged
+
+
+def test_too_few_steps_are_not_called_converged_and_claim_nothing() -> None:
+    matrix = random_matrix("isolated negative", 0, least=60)
+    one = cl.extreme_eigenvalues(Dense(matrix), max_steps=1)
+    assert one.steps == 1
+    assert not one.converged
+    assert (one.smallest_lower_bound, one.largest_upper_bound) == (-math.inf, math.inf)
+    assert one.smallest == pytest.approx(one.largest)
+    widths = []
+    for steps in (20, 30, 40, 50):
+        found = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps)
+        assert not found.converged
+        widths.append(found.smallest - found.smallest_lower_bound)
+    assert widths == sorted(widths, reverse=True)
+    assert cl.extreme_eigenvalues(Dense(matrix), max_steps=1000).converged
+
+
+def test_no_more_steps_are_made_than_the_tolerance_needs() -> None:
+    matrix = torch.diag(torch.linspace(0, 1, 2000, dtype=torch.float64))
+    calls: Counter[str] = Counter()
+
+    class Counting(Dense):
+        def matvec(self, v: Tensor) -> Tensor:
+            calls["products"] += 1
+            return super().matvec(v)
+
+    for tolerance in (0.1, 0.03):
+        calls.clear()
+        found = cl.extreme_eigenvalues(Counting(matrix), tolerance=tolerance)
+        assert found.converged
+        assert calls["products"] == found.steps + 2  # Two for the residuals.
+        # From √tolerance (2k - 1) = log(1.648 √n / failure), all with the gap itself in place of tolerance.
+        assert found.steps == pytest.approx(
+            math.log(1.648 * math.sqrt(2000) / 5e-4) / 2 / math.sqrt(tolerance), rel=0.2
+        )
+
+
+@given(st.integers(1, 10**9), st.floats(1e-6, 0.4), st.floats(0.01, 0.999999))
+def test_the_number_of_steps_is_the_least_that_will_do(size: int, gap: float, confidence: float) -> None:
+    steps = steps_for_gap(size, gap, confidence)
+    assert 1 <= steps <= size
+    if steps < size:
+        assert relative_gap(size, steps, confidence) <= gap * (1 + 1e-9)
+    if steps > 1:
+        assert relative_gap(size, steps - 1, confidence) > gap * (1 - 1e-9)
+
+
+@given(st.integers(2, 10**9), st.integers(1, 10**4), st.floats(0.01, 0.999999))
+def test_the_gap_is_that_of_kuczynski_and_wozniakowski(size: int, steps: int, confidence: float) -> None:
+    gap = relative_gap(size, steps, confidence)
+    chance_at_one_end = 1.648 * math.sqrt(size) * math.exp(-(2 * steps - 1) * math.sqrt(gap))
+    assert 2 * chance_at_one_end == pytest.approx(1 - confidence, rel=1e-9)
+
+
+def test_results_can_be_repeated() -> None:
+    matrix = random_matrix("normal", 0, least=50)
+    first, second, other = (cl.extreme_eigenvalues(Dense(matrix), max_steps=9, seed=seed) for seed in (1, 1, 2))
+    assert first.smallest == second.smallest
+    assert torch.equal(first.smallest_vector, second.smallest_vector)
+    assert first.smallest != other.smallest
+    state = torch.get_rng_state()
+    cl.extreme_eigenvalues(Dense(matrix))
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(FrozenInstanceError):
+        first.smallest = 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_operator_that_is_not_finite_is_a_failure(value: float) -> None:
+    matrix = random_matrix("normal", 0, least=10)
+    matrix[3, 3] = value
+    with pytest.raises(FailureError, match="not finite"):
+        cl.extreme_eigenvalues(Dense(matrix))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 0}, "tolerance"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"tolerance": math.nan}, "tolerance"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"confidence": 0}, "confidence"),
+        ({"confidence": math.nan}, "confidence"),
+        ({"max_steps": 0}, "max_steps"),
+    ],
+)
+def test_misuse_is_refused_before_any_product(options: dict[str, float], message: str) -> None:
+    class Untouchable(Dense):
+        def matvec(self, v: Tensor) -> Tensor:
+            raise AssertionError("a product was made")
+
+    with pytest.raises(MisuseError, match=message):
+        cl.extreme_eigenvalues(Untouchable(torch.eye(3)), **options)
