@@ -15,7 +15,7 @@ from convexlab.optim.flat import FlatOptimizer
 
 __all__ = ["DEFAULT_PHASE_TWO", "PhaseTwo", "phase_two", "phase_two_names"]
 
-DEFAULT_PHASE_TWO = "cg-golden"
+DEFAULT_PHASE_TWO = "lbfgs-adam"
 
 
 @dataclass(frozen=True)

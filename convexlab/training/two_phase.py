@@ -394,6 +394,7 @@ def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
         "dataset": members[0]["dataset"],
         "loss": config.loss,
         "runs": [member.path.name for member in run.members],
+        "switch": [member["switch"] for member in members],
         "two_phase": [member["two_phase"] for member in members],
         "baselines": [member["baselines"] for member in members],
     }
