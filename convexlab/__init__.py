@@ -28,12 +28,13 @@ from convexlab.detection import Algorithm1, Detector, FixedEpoch, GradientNormPe
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import SymmetricOperator
-from convexlab.optim import NonlinearCG
+from convexlab.optim import LBFGS, NonlinearCG, adam_preconditioner
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
 
 __all__ = [
+    "LBFGS",
     "Algorithm1",
     "ConvexLabError",
     "Cost",
@@ -54,6 +55,7 @@ __all__ = [
     "TwoPhaseConfig",
     "Verdict",
     "__version__",
+    "adam_preconditioner",
     "build_model",
     "convexity_verdict",
     "extreme_eigenvalues",

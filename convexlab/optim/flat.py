@@ -126,6 +126,12 @@ class FlatOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         _check_parameters(self._parameters, name)
 
+    @property
+    def known(self) -> tuple[float, float] | None:
+        """(loss, gradient norm) where the last step ended, if it evaluated both there; None otherwise."""
+        memory = self._memory
+        return (memory["kept_loss"], math.sqrt(memory["kept_squared_norm"])) if "kept_gradient" in memory else None
+
     def restart(self) -> None:
         """Forget everything learnt from earlier steps, such as after a change of the loss."""
         self.state.clear()

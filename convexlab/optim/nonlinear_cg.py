@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from convexlab.optim.betas import DIVIDE_BY_CURVATURE, Products, beta_formula
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
+from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 from convexlab.parameters import dot
 
 __all__ = ["NonlinearCG"]
@@ -56,19 +57,14 @@ class NonlinearCG(FlatOptimizer):
         *,
         beta: str = "polak-ribiere+",
         line_search: str | LineSearch = "hager-zhang",
-        preconditioner: Callable[[Tensor], Tensor] | None = None,
+        preconditioner: Preconditioner | None = None,
         max_evaluations: int | None = None,
         powell: float | None = 0.8,
         reuse: bool = True,
     ) -> None:
         if powell is not None and not powell > 0.0:
             raise MisuseError(f"powell must be None or positive, got {powell!r}. Smaller restarts more often.")
-        if preconditioner is not None and not callable(preconditioner):
-            raise MisuseError(
-                "preconditioner must be None or a function of a flat gradient, "
-                f"got {type(preconditioner).__name__}. For a diagonal p pass lambda g: p * g."
-            )
-        beta_formula(beta)  # Raises here rather than at the second step.
+        check_preconditioner(preconditioner)
         self.beta = beta
         self.powell = powell
         self.preconditioner = preconditioner
@@ -76,7 +72,7 @@ class NonlinearCG(FlatOptimizer):
 
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         gradient, memory = start.gradient, self._memory
-        z = self._precondition(gradient)
+        z = precondition(self.preconditioner, gradient)
         d: Tensor | None = memory.get("direction")
         if d is None:
             products, g_z = None, dot(gradient, z).item()
@@ -98,23 +94,12 @@ class NonlinearCG(FlatOptimizer):
             yield _conjugate(gradient, z, d, beta, products, previous, memory["age"] + 1)
         yield _steepest(gradient, z, g_z, "the search along the first direction failed")
 
-    def _precondition(self, gradient: Tensor) -> Tensor:
-        if self.preconditioner is None:
-            return gradient
-        z = self.preconditioner(gradient)
-        if not isinstance(z, Tensor) or z.shape != gradient.shape:
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise MisuseError(
-                f"the preconditioner must return a flat vector of shape {tuple(gradient.shape)}, got {got}."
-            )
-        return z.to(gradient)
-
     def _products(self, gradient: Tensor, z: Tensor, d: Tensor) -> Products:
         """Return all inner products, fetched from the device at once."""
         memory = self._memory
         y = gradient - memory["gradient"]
         # Only Hager and Zhang's formula asks for yᵀPy; the others are not charged for it.
-        p_y = self._precondition(y) if self.beta == "hager-zhang" else y
+        p_y = precondition(self.preconditioner, y) if self.beta == "hager-zhang" else y
         pairs = (gradient, z), (y, z), (y, p_y), (d, y), (d, gradient)
         new_g_z, y_new_z, y_z, d_y, d_new_g = torch.stack([dot(u, v) for u, v in pairs]).tolist()
         return Products(memory["g_z"], new_g_z, y_new_z, y_z, d_y, d_new_g, memory["slope"], memory["d_d"])

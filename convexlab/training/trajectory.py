@@ -105,15 +105,19 @@ class Trajectory:
         return None if report is None else report.failed
 
     def measure(self) -> None:
-        """Evaluate the loss and its gradient over the whole training set.
+        """Evaluate the loss and its gradient over the whole training set, unless the second phase just did.
 
         Raises:
             FailureError: one of them is not finite.
         """
-        objective, begin = self.problem.objective, time.perf_counter()
-        self.train_loss, gradient = objective.value_and_gradient()
-        self.gradient_norm = float(norm(gradient))
-        self._measured = _Measured(objective.flat_parameters(), gradient, time.perf_counter() - begin)
+        known = self.second.known if self.second is not None and self.phase != "adam" else None
+        if known is not None:
+            self.train_loss, self.gradient_norm = known
+        else:
+            objective, begin = self.problem.objective, time.perf_counter()
+            self.train_loss, gradient = objective.value_and_gradient()
+            self.gradient_norm = float(norm(gradient))
+            self._measured = _Measured(objective.flat_parameters(), gradient, time.perf_counter() - begin)
         if self.train_loss < self._best_loss:
             self._best_loss, self._best_epoch = self.train_loss, self.epoch
             self._best = self._state()

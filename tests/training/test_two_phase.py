@@ -315,6 +315,7 @@ class Stuck:
     def __init__(self, fails: Callable[[int], bool]) -> None:
         self.param_groups: list[dict[str, Any]] = [{}]
         self.report: Any = None
+        self.known = None
         self._fails = fails
         self._steps = 0
 
