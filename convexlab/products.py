@@ -32,8 +32,8 @@ Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
 
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
-# ten digits to cancellation is rounded differently, and too little to change the matrix by anything that matters.
-_MOVE = 2.0**-17
+# nine digits to cancellation is rounded differently in float64, and as little as float32 knows them by.
+_MOVE = 2.0**-22
 
 
 def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
@@ -82,7 +82,7 @@ class ObjectiveOperator(SymmetricOperator):
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
         """Return A v for v (n,) anew, such that only its rounding errors differ.
 
-        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻¹⁷ ≈ ε^(1/3) of either
+        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
         sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
         softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
         """
