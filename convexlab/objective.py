@@ -19,15 +19,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from convexlab.batches import common_rows, criterion_weight, criticise, rows_of
 from convexlab.cost import Cost
 from convexlab.errors import MisuseError
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.products import GaussNewtonOperator, HessianOperator, Parts, differentiate, saved_bytes
+from convexlab.random_state import fixed_random_state, generators_of, restore_all, seed_all
 
-__all__ = ["BatchLoss", "Objective", "Point", "fixed_random_state"]
+__all__ = ["BatchLoss", "Objective", "Point"]
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
@@ -107,8 +109,8 @@ class Objective:
         self._prepare(
             model,
             data,
-            lambda module, batch: _criticise(criterion, module(batch[0]), batch[1]),
-            weight=_weight_of(criterion),
+            lambda module, batch: criticise(criterion, module(batch[0]), batch[1]),
+            weight=criterion_weight(criterion),
             params=params,
             micro_batch=micro_batch,
             memory_budget=memory_budget,
@@ -333,7 +335,7 @@ class Objective:
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
         assert self._criterion is not None
-        return _criticise(self._criterion, output, batch[1])
+        return criticise(self._criterion, output, batch[1])
 
     def parts(self) -> Parts:
         """Yield (micro-batch, weight), on this device and in this dtype.
@@ -345,18 +347,18 @@ class Objective:
             MisuseError: the data are empty, or their total weight is not positive.
         """
         total = 0.0
-        generators = _generators(self.device)
+        generators = generators_of(self.device)
         pieces = itertools.chain.from_iterable(map(self._split, self._data))
         for number, part in enumerate(pieces, start=1):
-            weight = float(self._weight(part)) if self._weight is not None else float(_rows(part))
+            weight = float(self._weight(part)) if self._weight is not None else float(rows_of(part))
             if weight == 0:
                 continue  # Its mean may be 0 / 0.
             total += weight
             states = [generator.get_state() for generator in generators]
-            _seed(generators, number)
+            seed_all(generators, number)
             yield tree_map(self._move, part), weight
             # Not in a `finally`: a generator that an exception left behind ends after `evaluating` has restored them.
-            _restore(generators, states)
+            restore_all(generators, states)
         if not total > 0:
             raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
 
@@ -414,7 +416,7 @@ class Objective:
 
     def _split(self, batch: Any) -> Iterator[Any]:
         size = self._micro_batch_size(batch)
-        rows = _common_rows(batch)
+        rows = common_rows(batch)
         if size is None or rows is None or rows <= size:
             yield batch
             return
@@ -428,7 +430,7 @@ class Objective:
 
     def _automatic_micro_batch(self, batch: Any) -> int | None:
         size = _CPU_MICRO_BATCH if self.device.type == "cpu" else None
-        rows = _common_rows(batch)
+        rows = common_rows(batch)
         if self.memory_budget is None or rows is None:
             return size
         trial_rows = min(rows, _TRIAL_EXAMPLES)
@@ -441,86 +443,7 @@ class Objective:
         return max(1, fits if size is None else min(fits, size))
 
 
-def _weight_of(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any], float] | None:
-    """Return how a batch weighs in the mean of those criteria of torch that do not count examples equally."""
-    if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        return None
-
-    def weight(batch: Any) -> float:
-        target = batch[1]
-        if target.is_floating_point():  # Class probabilities: torch divides by their number in any case.
-            return float(target.numel() / target.shape[1])
-        kept = target[target != criterion.ignore_index]
-        return float(kept.numel() if criterion.weight is None else criterion.weight.to(kept.device)[kept].sum())
-
-    return weight
-
-
-def _criticise(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
-    """Return the loss; a criterion with tensors of its own, such as class weights, gets them in the output's dtype."""
-    if not isinstance(criterion, nn.Module) or not isinstance(output, Tensor):
-        return criterion(output, target)
-    named = itertools.chain(criterion.named_parameters(), criterion.named_buffers())
-    state = {name: tensor.detach().to(output) if tensor.is_floating_point() else tensor for name, tensor in named}
-    loss: Tensor = functional_call(criterion, state, (output, target))
-    return loss
-
-
 def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for source, parameter in zip(sources, parameters, strict=True):
             parameter.copy_(source)
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
-
-
-def _rows(batch: Any) -> int:
-    tensors = _tensors(batch)
-    if not tensors:
-        raise MisuseError(
-            "cannot count the examples of a batch without tensors. Pass weight=, a function of the batch."
-        )
-    return len(tensors[0])
-
-
-def _common_rows(batch: Any) -> int | None:
-    """Return the length that every leaf of the batch shares, or None: then it cannot be split."""
-    tensors = _tensors(batch)
-    lengths = {len(tensor) for tensor in tensors}
-    return lengths.pop() if len(lengths) == 1 and len(tensors) == len(tree_leaves(batch)) else None
-
-
-@contextlib.contextmanager
-def fixed_random_state(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Draw from ``seed`` within the block; afterwards the generators of the CPU and of ``device`` go on as before."""
-    generators = _generators(device)
-    states = [generator.get_state() for generator in generators]
-    try:
-        _seed(generators, seed)
-        yield
-    finally:
-        _restore(generators, states)
-
-
-def _generators(device: torch.device) -> list[torch.Generator]:
-    if device.type == "cuda":
-        return [torch.default_generator, torch.cuda.default_generators[_index(device)]]
-    if device.type == "mps":
-        return [torch.default_generator, torch.mps._get_default_mps_generator()]
-    return [torch.default_generator]
-
-
-def _seed(generators: Iterable[torch.Generator], seed: int) -> None:
-    for generator in generators:
-        generator.manual_seed(seed)
-
-
-def _restore(generators: Iterable[torch.Generator], states: Iterable[Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index

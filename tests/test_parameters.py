@@ -33,7 +33,9 @@ def test_flatten_and_unflatten_are_inverse(sizes: list[tuple[int, ...]]) -> None
 
 def test_the_order_is_that_of_the_indices_whatever_the_layout() -> None:
     tensor = torch.arange(24.0).reshape(1, 2, 3, 4)
-    assert torch.equal(flatten([tensor.to(memory_format=torch.channels_last), tensor.mT.contiguous().mT]), flatten([tensor, tensor]))
+    assert torch.equal(
+        flatten([tensor.to(memory_format=torch.channels_last), tensor.mT.contiguous().mT]), flatten([tensor, tensor])
+    )
 
 
 def test_parts_are_views_and_flattening_copies() -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import FailureError
-from convexlab.objective import fixed_random_state
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.parameters import norm
 from convexlab.problem import Problem
+from convexlab.random_state import fixed_random_state
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
 

@@ -86,6 +86,21 @@ def test_a_bound_holds_for_the_matrix_on_which_lanczos_is_slowest(spread: float)
         assert sum(bound > -spread for bound in bounds) <= (1 - confidence) * 200
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_space_that_seems_invariant_may_have_missed_an_eigenvalue(dtype: torch.dtype) -> None:
+    """One eigenvalue so near the others that a start's part along it is lost in rounding after the first step."""
+    eps = float(torch.finfo(dtype).eps)
+    early = 0
+    for seed in range(40):
+        values = np.where(np.arange(50) == 0, 1 - 50 * eps, 1.0)
+        matrix = matrix_with(values, np.random.default_rng(seed)).to(dtype)
+        truth = _truth(matrix)
+        found = cl.extreme_eigenvalues(Dense(matrix), seed=seed)
+        early += found.steps < 10
+        assert found.smallest_lower_bound <= truth[0] + math.sqrt(50) * float(np.finfo(np.float64).eps)
+    assert early >= 20 or dtype == torch.float32
+
+
 @every_spectrum
 @pytest.mark.parametrize("seed", range(4))
 def test_residuals_are_the_true_ones_and_prove_an_eigenvalue_near(spectrum: str, seed: int) -> None:

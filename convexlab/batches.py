@@ -1,0 +1,65 @@
+"""What a batch is: its examples, its weight in the mean, and its loss under a criterion."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from convexlab.errors import MisuseError
+
+__all__ = ["common_rows", "criterion_weight", "criticise", "rows_of"]
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+
+
+def rows_of(batch: Any) -> int:
+    """Return the number of examples: the rows of the first tensor.
+
+    Raises:
+        MisuseError: the batch has no tensor.
+    """
+    tensors = _tensors(batch)
+    if not tensors:
+        raise MisuseError(
+            "cannot count the examples of a batch without tensors. Pass weight=, a function of the batch."
+        )
+    return len(tensors[0])
+
+
+def common_rows(batch: Any) -> int | None:
+    """Return the length that every leaf of the batch shares, or None: then it cannot be split."""
+    tensors = _tensors(batch)
+    lengths = {len(tensor) for tensor in tensors}
+    return lengths.pop() if len(lengths) == 1 and len(tensors) == len(tree_leaves(batch)) else None
+
+
+def criterion_weight(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any], float] | None:
+    """Return how a batch weighs in the mean of those criteria of torch that do not count examples equally."""
+    if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        return None
+
+    def weight(batch: Any) -> float:
+        target = batch[1]
+        if target.is_floating_point():  # Class probabilities: torch divides by their number in any case.
+            return float(target.numel() / target.shape[1])
+        kept = target[target != criterion.ignore_index]
+        return float(kept.numel() if criterion.weight is None else criterion.weight.to(kept.device)[kept].sum())
+
+    return weight
+
+
+def criticise(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return the loss; a criterion with tensors of its own, such as class weights, gets them in the output's dtype."""
+    if not isinstance(criterion, nn.Module) or not isinstance(output, Tensor):
+        return criterion(output, target)
+    named = itertools.chain(criterion.named_parameters(), criterion.named_buffers())
+    state = {name: tensor.detach().to(output) if tensor.is_floating_point() else tensor for name, tensor in named}
+    loss: Tensor = functional_call(criterion, state, (output, target))
+    return loss
