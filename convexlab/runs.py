@@ -239,7 +239,7 @@ def _numeric(path: Path) -> tuple[int, str]:
 
 
 def _read_object(path: Path) -> Row:
-    return _parse(_read_text(path), f"cannot read {str(path)!r}")
+    return _parse(_read_text(path), f"cannot read {str(path)!r}: its content")
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
@@ -247,7 +247,7 @@ def _read_lines(path: Path) -> Iterator[Row]:
         return
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
-            yield _parse(line, f"cannot read {str(path)!r}, line {number}")
+            yield _parse(line, f"cannot read {str(path)!r}: line {number}")
 
 
 def _read_text(path: Path) -> str:
@@ -257,11 +257,11 @@ def _read_text(path: Path) -> str:
         raise MisuseError(f"cannot read {str(path)!r}: expected text in UTF-8 ({error}).") from error
 
 
-def _parse(text: str, failure: str) -> Row:
+def _parse(text: str, what: str) -> Row:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MisuseError(f"{failure}: expected one JSON object ({error}).") from error
+        raise MisuseError(f"{what} is not JSON ({error}). Expected one object.") from error
     if not isinstance(value, dict):
-        raise MisuseError(f"{failure}: expected one JSON object, got {type(value).__name__}.")
+        raise MisuseError(f"{what} is {type(value).__name__}, expected one JSON object.")
     return value
