@@ -65,6 +65,7 @@ class NonlinearCG(FlatOptimizer):
         if powell is not None and not powell > 0.0:
             raise MisuseError(f"powell must be None or positive, got {powell!r}. Smaller restarts more often.")
         check_preconditioner(preconditioner)
+        beta_formula(beta)  # Refuses an unknown name now, not at the second step.
         self.beta = beta
         self.powell = powell
         self.preconditioner = preconditioner
