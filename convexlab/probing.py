@@ -215,6 +215,8 @@ def _curvature(
         process.extend(density_steps)
     density = density_of([first, *others])
     trace, trace_error = density.moment(1)
+    # What is nearer to zero than the verdict looks, the density does not resolve either.
+    mass, mass_error = density.mass_below(-max(density.zero_width, floor * verdict.scale))
     seen = density.weights > _NEGLIGIBLE_WEIGHT
     spent_on_rayleigh = operator.matvec(gradient)
     ends = verdict.extremes
@@ -225,8 +227,8 @@ def _curvature(
         "smallest_residual": ends.smallest_residual,
         "largest": ends.largest,
         "largest_residual": ends.largest_residual,
-        "negative_mass": density.negative_mass,
-        "negative_mass_standard_error": density.standard_error,
+        "negative_mass": mass,
+        "negative_mass_standard_error": mass_error,
         "trace": trace,
         "trace_standard_error": trace_error,
         "verdict": verdict.kind,

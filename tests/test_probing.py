@@ -102,7 +102,7 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert row["smallest_lower_bound"] is None or row["smallest_lower_bound"] <= eigenvalues[0]
     # Sixteen probes: a standard error is exceeded five times over with a chance of 2e-4 (Student's t, 15 degrees).
     assert abs(row["trace"] - np.trace(hessian)) <= 5 * row["trace_standard_error"]
-    share = np.mean(eigenvalues < -1e-12 * scale)
+    share = np.mean(eigenvalues < -row["floor"] * scale)
     assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"

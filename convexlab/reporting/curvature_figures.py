@@ -138,12 +138,13 @@ def mass_chart(digest: Digest, key: str) -> Chart | None:
         _epoch_axis(axes, by_epoch)
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
-        axes.set_ylabel("share of the spectrum below zero")
+        axes.set_ylabel("share below −floor × largest")
         return chart(
             figure,
             key=key,
             title="Negative spectral mass",
-            caption="Share of all eigenvalues below zero, by stochastic Lanczos quadrature; bars: one standard error.",
+            caption="Share of all eigenvalues below −floor × largest (the verdict's floor), by stochastic Lanczos "
+            "quadrature; bars: one standard error.",
             description=" ".join(
                 f"{place(c)}: {plus_minus(c.negative_mass, c.negative_mass_standard_error)}." for c in probe
             ),

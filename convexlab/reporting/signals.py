@@ -67,7 +67,8 @@ def signals(digest: Digest) -> list[Signal]:
         (
             "Negative spectral mass",
             _mass_seen,
-            "How much of the spectrum lies below zero, estimated; one small negative eigenvalue may escape it.",
+            "How much of the spectrum lies below zero by more than the verdict's floor, estimated; "
+            "one small negative eigenvalue may escape it.",
         ),
     ]
     for name, seen, supports in rows:
