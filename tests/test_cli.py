@@ -337,7 +337,12 @@ def test_interrupted_while_the_report_is_written(run: Run, monkeypatch: pytest.M
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
 def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "convexlab", "train", "two-phase", *options]
+    # What runs in the background of a shell without job control inherits that SIGINT is ignored.
+    listening = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('convexlab', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", listening, "train", "two-phase", *options]
     with subprocess.Popen(
         [*command, "--epochs", "100000", "--switch-epoch", "99999", "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -348,7 +353,10 @@ def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
         while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        try:
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, stderr
     assert (
         stderr == f"\ninterrupted; what was done is kept. Go on with: convexlab train two-phase --resume --out {out}\n"
