@@ -215,7 +215,7 @@ class Objective:
 
     def value(self) -> float:
         """Return the loss, the mean over the whole data set."""
-        with self._charge(values=1), self._evaluating():
+        with self._charge(values=1), self.evaluating():
             point = self.point(requires_grad=False)
             total, weights = self._zero(), 0.0
             for batch, weight in self.parts():
@@ -229,7 +229,7 @@ class Objective:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """Return the loss and its gradient (n,)."""
-        with self._charge(gradients=1), self._evaluating():
+        with self._charge(gradients=1), self.evaluating():
             point = self.point()
             total, gradient, weights = self._zero(), self._zero(self.size), 0.0
             for batch, weight in self.parts():
@@ -369,13 +369,6 @@ class Objective:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode, gradients enabled, no autocast, a fixed random seed; all restored afterwards."""
-        with self._evaluating():
-            yield
-
-    # Details.
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
         modes = [(module, module.training) for module in self._model.modules()]
         precise = torch.autocast(self.device.type, enabled=False)
         with fixed_random_state(self.device), torch.inference_mode(False), torch.enable_grad(), precise:
@@ -385,6 +378,8 @@ class Objective:
             finally:
                 for module, training in modes:
                     module.training = training
+
+    # Details.
 
     @contextlib.contextmanager
     def _charge(self, **counts: float) -> Iterator[None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from convexlab.curvature.density import density_of
 from convexlab.curvature.extremes import check_confidence
-from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
 from convexlab.objective import Objective
@@ -49,7 +50,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a checkpoint is to be evaluated with."""
+    """What a checkpoint is to be evaluated with: arguments of `build_problem`."""
 
     model: str
     dataset: str
@@ -128,7 +129,7 @@ def probe(
     problems: dict[_Setting, Problem] = {}
     for _, checkpoint, setting in missing:
         if setting not in problems:
-            problems[setting] = _build(setting, device)
+            problems[setting] = build_problem(**asdict(setting), device=device)
         load_weights(problems[setting].model, checkpoint)
     if missing and not target.config_path.exists():
         # Only now is it known that there is something to measure.
@@ -208,20 +209,17 @@ def _curvature(
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, max_steps or steps))
     verdict = judge(first, floor=floor, confidence=confidence, least_steps=_LEAST_STEPS)
-    others = [
-        Lanczos(operator, random_unit_vector(operator, generator), density_steps) for _ in range(density_probes - 1)
-    ]
-    for process in others:
-        process.extend(density_steps)
-    density = density_of([first, *others])
+    others = (random_run(operator, generator, density_steps) for _ in range(density_probes - 1))
+    density = density_of(itertools.chain([first], others))
     trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
     mass, mass_error = density.mass_below(-max(density.zero_width, floor * verdict.scale))
     seen = density.weights > _NEGLIGIBLE_WEIGHT
-    spent_on_rayleigh = operator.matvec(gradient)
     ends = verdict.extremes
     return {
-        "gradient_curvature": float(dot(gradient, spent_on_rayleigh)) / gradient_norm**2 if gradient_norm else None,
+        "gradient_curvature": float(dot(gradient, operator.matvec(gradient))) / gradient_norm**2
+        if gradient_norm
+        else None,
         "smallest": ends.smallest,
         "smallest_lower_bound": ends.smallest_lower_bound,
         "smallest_residual": ends.smallest_residual,
@@ -255,11 +253,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         for name, tensor in state.items()
         if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
     ]
-    problems = (
-        [f"missing {_few(missing)}"] * bool(missing)
-        + [f"not in the model {_few(extra)}"] * bool(extra)
-        + shapes[:2] * bool(shapes)
-    )
+    problems = shapes[:2]
+    if extra:
+        problems.insert(0, f"not in the model {_few(extra)}")
+    if missing:
+        problems.insert(0, f"missing {_few(missing)}")
     if problems:
         raise MisuseError(
             f"checkpoint {str(checkpoint.path)!r} is of another architecture: {'; '.join(problems)}. "
@@ -301,7 +299,7 @@ def _files(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path]:
 
 def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     run = Run.open(path)
-    if run.members != [run] and any(member.path != run.path for member in run.members):
+    if any(member.path != run.path for member in run.members):
         members = ", ".join(str(member.path) for member in run.members)
         raise MisuseError(f"{str(path)!r} holds the runs of several seeds. Probe one of them: {members}.")
     files = run.checkpoints
@@ -329,18 +327,6 @@ def _setting(checkpoint: Checkpoint, overrides: dict[str, Any]) -> _Setting:
         raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
     dtype = merged.get("dtype", "float32")
     return _Setting(merged["model"], merged["dataset"], merged["loss"], train_size, seed, dtype)
-
-
-def _build(setting: _Setting, device: str) -> Problem:
-    return build_problem(
-        setting.model,
-        setting.dataset,
-        setting.loss,
-        train_size=setting.train_size,
-        seed=setting.seed,
-        dtype=setting.dtype,
-        device=device,
-    )
 
 
 def _target(places: Sequence[Path], out: str | Path | None, setting: _Setting, resume: bool) -> Run:

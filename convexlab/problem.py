@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from convexlab.architectures import build_model
-from convexlab.datasets import Dataset, load_dataset
+from convexlab.datasets import Batches, Dataset, load_dataset
 from convexlab.environment import resolve_device, resolve_dtype
 from convexlab.errors import MisuseError
 from convexlab.losses import Loss, accuracy, build_loss
@@ -52,28 +51,20 @@ class Problem:
 
     def performance(self) -> Performance:
         """Evaluate the model as it is now."""
-        train = self._loss_and_accuracy(((self.x, self.y),))
+        train = self._loss_and_accuracy(Batches(self.x, self.y, _BATCH))
         validation = self._loss_and_accuracy(self.dataset.batches("test", _BATCH))
         return Performance(*train, *validation)
 
-    def _loss_and_accuracy(self, batches: object) -> tuple[float, float]:
-        reference = self.x
+    def _loss_and_accuracy(self, batches: Batches) -> tuple[float, float]:
         loss = accuracy_sum = torch.zeros((), dtype=torch.float64)
         examples = 0
         with self.objective.evaluating(), torch.no_grad():
-            for images, labels in self._on_device(batches, reference):
-                output = self.model(images)
-                loss = loss + self.loss(output, labels).cpu().double() * len(labels)
-                accuracy_sum = accuracy_sum + accuracy(output, labels).cpu().double() * len(labels)
+            for images, labels in batches:
+                output, target = self.model(images.to(self.x)), labels.to(self.x.device)
+                loss = loss + self.loss(output, target).cpu().double() * len(labels)
+                accuracy_sum = accuracy_sum + accuracy(output, target).cpu().double() * len(labels)
                 examples += len(labels)
         return float(loss) / examples, float(accuracy_sum) / examples
-
-    @staticmethod
-    def _on_device(batches: object, reference: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in batches:  # type: ignore[attr-defined]
-            for start in range(0, len(labels), _BATCH):
-                rows = slice(start, start + _BATCH)
-                yield images[rows].to(reference), labels[rows].to(reference.device)
 
 
 def build_problem(
@@ -100,19 +91,9 @@ def build_problem(
     network = network.to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
-    problem = Problem(network, data, criterion, x, y, Objective(network, _Batches(x, y), criterion))
+    problem = Problem(network, data, criterion, x, y, Objective(network, Batches(x, y, _BATCH), criterion))
     _check_fit(model, problem)
     return problem
-
-
-class _Batches:
-    """Re-iterable batches of tensors that are on the device already."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self._x, self._y = x, y
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self._x.split(_BATCH), self._y.split(_BATCH), strict=True)
 
 
 def _check_fit(name: str, problem: Problem) -> None:

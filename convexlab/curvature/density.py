@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.lanczos import Lanczos, random_run
 from convexlab.errors import MisuseError
 from convexlab.operators import MatrixVectorProduct
 
@@ -81,8 +81,7 @@ def spectral_density(
     if probes < 1 or steps < 1:
         raise MisuseError(f"expected at least one probe and one step, got probes={probes!r} and steps={steps!r}.")
     generator = torch.Generator().manual_seed(seed)
-    starts = (random_unit_vector(operator, generator) for _ in range(probes))
-    return density_of(_run(Lanczos(operator, start, steps)) for start in starts)
+    return density_of(random_run(operator, generator, steps) for _ in range(probes))
 
 
 def density_of(processes: Iterable[Lanczos]) -> SpectralDensity:
@@ -104,11 +103,6 @@ def density_of(processes: Iterable[Lanczos]) -> SpectralDensity:
     size, dtype = process.operator.shape[0], process.operator.dtype
     rounding = math.sqrt(size) * torch.finfo(dtype).eps * float(nodes.abs().max())
     return SpectralDensity(nodes=nodes, weights=weights, size=size, zero_width=rounding)
-
-
-def _run(process: Lanczos) -> Lanczos:
-    process.extend(process.max_steps)
-    return process
 
 
 def standard_error(samples: Tensor) -> float:

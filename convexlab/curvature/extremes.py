@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.lanczos import Lanczos, random_run
 from convexlab.errors import MisuseError
 from convexlab.operators import MatrixVectorProduct
 
@@ -93,8 +93,7 @@ def extreme_eigenvalues(
     gap = tolerance / (1 + 2 * tolerance)
     steps = steps_for_gap(size, gap, confidence)
     steps = steps if max_steps is None else min(steps, max_steps)
-    process = Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
-    process.extend(steps)
+    process = random_run(operator, torch.Generator().manual_seed(seed), steps)
     return extremes_of(process, ends_of(process), tolerance=tolerance, confidence=confidence, begin=begin)
 
 

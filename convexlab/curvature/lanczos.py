@@ -18,7 +18,7 @@ from convexlab.errors import FailureError
 from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import accumulation_dtype, norm
 
-__all__ = ["Lanczos", "random_unit_vector"]
+__all__ = ["Lanczos", "random_run", "random_unit_vector"]
 
 Array = NDArray[np.float64]
 
@@ -137,3 +137,10 @@ class Lanczos:
         if broken.size:
             self._steps = int(broken[0]) + 1
             self.invariant = True
+
+
+def random_run(operator: MatrixVectorProduct, generator: torch.Generator, steps: int) -> Lanczos:
+    """Return a Krylov run of ``steps`` products, fewer if the space turns out invariant, from a random start."""
+    process = Lanczos(operator, random_unit_vector(operator, generator), steps)
+    process.extend(steps)
+    return process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -193,20 +194,25 @@ class _TwoPhaseTraining:
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
-        trajectory = self._begin("adam-constant", shared="switch")
-        while trajectory.epoch < epochs:
-            trajectory.adam_epoch()
-            if not self._record_baseline(trajectory, epochs):
-                break
-        return trajectory
+        return self._adam_alone(self._begin("adam-constant", shared="switch"), epochs)
 
     def adam_cosine(self, epochs: int) -> Trajectory:
         """Adam with a rate that falls as a half cosine to zero over the whole budget."""
         trajectory = self._begin("adam-cosine")
+        return self._adam_alone(
+            trajectory, epochs, lambda done: self.config.lr * 0.5 * (1 + math.cos(math.pi * done / epochs))
+        )
+
+    def _adam_alone(
+        self, trajectory: Trajectory, epochs: int, learning_rate: Callable[[float], float] | None = None
+    ) -> Trajectory:
         while trajectory.epoch < epochs:
-            trajectory.adam_epoch(lambda done: self.config.lr * 0.5 * (1 + math.cos(math.pi * done / epochs)))
-            if not self._record_baseline(trajectory, epochs):
+            trajectory.adam_epoch(learning_rate)
+            try:
+                trajectory.measure()
+            except FailureError:  # It diverged: its best epoch stands.
                 break
+            self._record(trajectory, budget=epochs)
         return trajectory
 
     def _begin(self, name: str, shared: str | None = None) -> Trajectory:
@@ -224,8 +230,6 @@ class _TwoPhaseTraining:
         self._forget_after(trajectory, -1)
         trajectory.measure()
         self._record(trajectory)
-        if name == "two-phase":
-            self._checkpoint(trajectory)
         return trajectory
 
     def _forget_after(self, trajectory: Trajectory, epoch: int | None = None) -> None:
@@ -245,7 +249,7 @@ class _TwoPhaseTraining:
             else:
                 trajectory.measure()
             detector.update(loss=trajectory.train_loss, gradient_norm=trajectory.gradient_norm)
-            self._record(trajectory, watching=detector.reason)
+            self._record(trajectory)
         trajectory.notes["switch"] = {
             "epoch": trajectory.epoch if detector.fired else None,
             "detector": self._detector_name(),
@@ -301,30 +305,19 @@ class _TwoPhaseTraining:
     def _detector_name(self) -> str:
         return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector
 
-    def _record(self, trajectory: Trajectory, watching: str = "") -> None:
+    def _record(self, trajectory: Trajectory, budget: int | None = None) -> None:
+        """Write down an epoch that was measured; ``budget`` is what progress is told as the total."""
         rows = [trajectory.row()]
-        shared = trajectory.name == "two-phase" and trajectory.phase in {"start", "adam"} and not trajectory.notes
+        two_phase = trajectory.name == "two-phase"
+        shared = two_phase and trajectory.phase in {"start", "adam"} and not trajectory.notes
         if shared and not self.config.no_baseline:
             rows.append(trajectory.row("adam-constant", purposes=("adam",)))
         self.journal.append(*rows)
         trajectory.save()
-        if trajectory.name == "two-phase" and trajectory.epoch % self._checkpoint_every() == 0:
+        if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
-        self.progress(Progress(trajectory.name, trajectory.cost, float(self.config.epochs), note))
-
-    def _record_baseline(self, trajectory: Trajectory, epochs: int) -> bool:
-        """Measure and record one epoch of a baseline; return False if it diverged: its best epoch stands."""
-        try:
-            trajectory.measure()
-        except FailureError:
-            trajectory.notes["diverged"] = trajectory.epoch
-            return False
-        self.journal.append(trajectory.row())
-        trajectory.save()
-        note = f"epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
-        self.progress(Progress(trajectory.name, trajectory.epoch, epochs, note))
-        return True
+        self.progress(Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note))
 
     def _checkpoint_every(self) -> int:
         return self.config.probe_every or max(1, self.config.epochs // _CHECKPOINTS)

@@ -168,7 +168,7 @@ def test_one_basis_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr("convexlab.curvature.density.Lanczos", Watched)
+    monkeypatch.setattr("convexlab.curvature.lanczos.Lanczos", Watched)
     cl.spectral_density(Dense(torch.eye(4)), probes=6)
     assert len(most) == 6
     assert max(most) <= 2  # The one at work, and the one before it until it is replaced.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
 from convexlab.optim import NonlinearCG, StepReport, line_search_names
+from tests.optim.running import Fetches
 
 every_search = pytest.mark.parametrize("search", line_search_names())
 
@@ -541,26 +542,13 @@ def test_parameters_that_make_no_vector(parameters: list[Tensor], message: str) 
 
 
 def test_host_synchronisations_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a device each fetch waits for the queue. Allowed: one an evaluation, and two a step.
-    fetches = 0
-
-    def counted(name: str) -> Callable[..., object]:
-        plain = getattr(Tensor, name)
-
-        def fetch(self: Tensor, *args: object) -> object:
-            nonlocal fetches
-            fetches += 1
-            return plain(self, *args)
-
-        return fetch
-
+    # Allowed: one an evaluation, and two a step.
     task = Task()
     optimiser = task.optimiser()
     optimiser.step(task.closure)
-    for name in ("tolist", "item", "__bool__", "__float__"):
-        monkeypatch.setattr(Tensor, name, counted(name))
+    fetches = Fetches(monkeypatch)
     for _ in range(5):
-        fetches = 0
+        fetches.count = 0
         optimiser.step(task.closure)
         # torch.equal, the second of the two, returns a bool by itself.
-        assert fetches <= optimiser.report.values + optimiser.report.gradients + 1
+        assert fetches.count <= optimiser.report.values + optimiser.report.gradients + 1

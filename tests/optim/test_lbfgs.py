@@ -7,7 +7,7 @@ import functools
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
-from convexlab.optim import LBFGS, DiagonalPreconditioner, StepReport, line_search_names
+from convexlab.optim import LBFGS, DiagonalPreconditioner, line_search_names
 from convexlab.optim.line_search import HagerZhang, Line, SearchResult, StrongWolfe
 from tests.optim.problems import PROBLEMS, Problem
+from tests.optim.running import Fetches, Loss, closure_of, run
 
 EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_search = pytest.mark.parametrize("search", line_search_names())
@@ -28,31 +29,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 ROSENBROCK = torch.tensor([-1.2, 1.0] * 3, dtype=torch.float64)
 
-Loss = Callable[[Tensor], Tensor]
-
-
-def _closure(loss: Loss, x: nn.Parameter) -> Callable[..., Tensor]:
-    def closure(backward: bool = True) -> Tensor:
-        x.grad = None
-        value = loss(x)
-        if backward:
-            value.backward()
-        return value
-
-    return closure
-
-
-def _run(
-    loss: Loss, start: Tensor, steps: int = 1000, tolerance: float = 0.0, **options: object
-) -> Iterator[tuple[Tensor, StepReport, LBFGS]]:
-    """Yield the point after each step, until the gradient at its start was within the tolerance or the step failed."""
-    x = nn.Parameter(start.clone())
-    optimiser = LBFGS([x], **options)
-    for _ in range(steps):
-        optimiser.step(_closure(loss, x))
-        yield x.detach().clone(), optimiser.report, optimiser
-        if optimiser.report.gradient_norm <= tolerance or optimiser.report.failed:
-            return
+_run = functools.partial(run, LBFGS)
 
 
 def _memory(optimiser: LBFGS) -> dict[str, object]:
@@ -314,7 +291,7 @@ def test_float32_at_the_floor_gives_no_nan(search: str, scale: float) -> None:
     matrix, target = torch.randn(30, 5, generator=generator), torch.randn(30, generator=generator)
     x = nn.Parameter(torch.zeros(5))
     optimiser = LBFGS([x], line_search=search)
-    closure = _closure(lambda x: scale * (matrix @ x - target).square().mean(), x)
+    closure = closure_of(lambda x: scale * (matrix @ x - target).square().mean(), x)
     quasi_newton = 0
     for _ in range(60):
         optimiser.step(closure)
@@ -371,18 +348,18 @@ def test_failure_along_the_first_direction_is_mended_by_steepest_descent() -> No
     optimiser = LBFGS([x])
     for _ in range(6):
         previous = x.detach().clone()
-        optimiser.step(_closure(PROBLEMS[0], x))
+        optimiser.step(closure_of(PROBLEMS[0], x))
     before = PROBLEMS[0](x).item()
     s, y = x.detach() - previous, torch.func.grad(PROBLEMS[0])(x.detach()) - torch.func.grad(PROBLEMS[0])(previous)
     optimiser.line_search = Refusing()
-    optimiser.step(_closure(PROBLEMS[0], x))
+    optimiser.step(closure_of(PROBLEMS[0], x))
     assert optimiser.report.failed is None
     assert optimiser.report.restarted == "the search along the first direction failed"
     assert optimiser.report.slope == pytest.approx(-(optimiser.report.gradient_norm**2), rel=1e-13)
     assert PROBLEMS[0](x).item() < before
     # The first trial along -g is Barzilai and Borwein's step; s is a difference of points, known to 1e-13 or so.
     assert optimiser.line_search.calls == [1.0, pytest.approx((s @ y / (y @ y)).item(), rel=1e-9)]
-    optimiser.step(_closure(PROBLEMS[0], x))
+    optimiser.step(closure_of(PROBLEMS[0], x))
     assert _memory(optimiser)["pairs"] == 1
 
 
@@ -429,7 +406,7 @@ def test_state_continues_bit_for_bit(dtype: torch.dtype, history: int, split: in
     x = nn.Parameter(task.start.to(dtype))
     optimiser = LBFGS([x], history=history)
     for _ in range(split):
-        optimiser.step(_closure(task, x))
+        optimiser.step(closure_of(task, x))
     file = io.BytesIO()
     torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
     file.seek(0)
@@ -438,7 +415,7 @@ def test_state_continues_bit_for_bit(dtype: torch.dtype, history: int, split: in
     optimiser = LBFGS([x], history=history)
     optimiser.load_state_dict(stored["optimiser"])
     for point, report in expected[split:]:
-        optimiser.step(_closure(task, x))
+        optimiser.step(closure_of(task, x))
         assert torch.equal(x, point)
         assert optimiser.report == report
 
@@ -456,7 +433,7 @@ def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none(history: i
                 with pytest.raises(KeyboardInterrupt):
                     optimiser.step(_interrupt)
             assert torch.equal(x, before)
-        optimiser.step(_closure(PROBLEMS[0], x))
+        optimiser.step(closure_of(PROBLEMS[0], x))
         assert torch.equal(x, point)
 
 
@@ -468,7 +445,7 @@ def test_a_loaded_state_and_a_deep_copy_are_left_alone() -> None:
     x = nn.Parameter(ROSENBROCK.clone())
     optimiser = LBFGS([x], history=3)
     for _ in range(5):
-        optimiser.step(_closure(PROBLEMS[0], x))
+        optimiser.step(closure_of(PROBLEMS[0], x))
     state = copy.deepcopy(optimiser.state_dict())
     untouched = copy.deepcopy(state["state"][0])
     other_x, other = copy.deepcopy((x, optimiser))
@@ -477,7 +454,7 @@ def test_a_loaded_state_and_a_deep_copy_are_left_alone() -> None:
     loaded.load_state_dict(state)
     for _ in range(4):
         for parameter, each in ((x, optimiser), (other_x, other), (loaded_x, loaded)):
-            each.step(_closure(PROBLEMS[0], parameter))
+            each.step(closure_of(PROBLEMS[0], parameter))
         assert torch.equal(other_x, x)
         assert torch.equal(loaded_x, x)
     for key, value in untouched.items():
@@ -492,7 +469,7 @@ def test_a_state_with_another_history_is_refused(history: int) -> None:
     other = LBFGS([x], history=history)
     with pytest.raises(MisuseError, match=f"history=100, but this optimiser has {history}"):
         other.load_state_dict(optimiser.state_dict())
-    other.step(_closure(PROBLEMS[0], x))
+    other.step(closure_of(PROBLEMS[0], x))
     assert PROBLEMS[0](x) < PROBLEMS[0](point)
 
 
@@ -512,37 +489,24 @@ def test_changed_weights_drop_the_pairs() -> None:
     x = nn.Parameter(ROSENBROCK.clone())
     optimiser = LBFGS([x])
     for _ in range(4):
-        optimiser.step(_closure(PROBLEMS[0], x))
+        optimiser.step(closure_of(PROBLEMS[0], x))
     with torch.no_grad():
         x.add_(0.01)
-    optimiser.step(_closure(PROBLEMS[0], x))
+    optimiser.step(closure_of(PROBLEMS[0], x))
     assert optimiser.report.restarted == "the weights were changed between steps"
     assert optimiser.report.slope == pytest.approx(-(optimiser.report.gradient_norm**2), rel=1e-13)
 
 
 def test_host_synchronisations_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a device each fetch waits for the queue. Allowed: one an evaluation, two for products, and two that no patch
-    # sees (torch.equal and the copy of the products to the host).
-    fetches = 0
-
-    def counted(name: str) -> Callable[..., object]:
-        plain = getattr(Tensor, name)
-
-        def fetch(self: Tensor, *args: object) -> object:
-            nonlocal fetches
-            fetches += 1
-            return plain(self, *args)
-
-        return fetch
-
+    # Allowed: one an evaluation, two for products, and two that no patch sees (torch.equal and the copy of the products
+    # to the host).
     x = nn.Parameter(ROSENBROCK.clone())
     optimiser = LBFGS([x])
     for _ in range(2):
-        optimiser.step(_closure(PROBLEMS[0], x))
-    for name in ("tolist", "item", "__bool__", "__float__"):
-        monkeypatch.setattr(Tensor, name, counted(name))
+        optimiser.step(closure_of(PROBLEMS[0], x))
+    fetches = Fetches(monkeypatch)
     for _ in range(6):
-        fetches = 0
-        optimiser.step(_closure(PROBLEMS[0], x))
+        fetches.count = 0
+        optimiser.step(closure_of(PROBLEMS[0], x))
         assert optimiser.report.restarted is None
-        assert fetches <= optimiser.report.values + optimiser.report.gradients + 2
+        assert fetches.count <= optimiser.report.values + optimiser.report.gradients + 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
-from convexlab.optim import NonlinearCG, StepReport, beta_names, line_search_names
+from convexlab.optim import NonlinearCG, beta_names, line_search_names
 from convexlab.optim.line_search import HagerZhang, StrongWolfe
 from tests.optim.problems import PROBLEMS, Problem
+from tests.optim.running import Loss, run
 
 EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_beta = pytest.mark.parametrize("beta", beta_names())
@@ -28,28 +29,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 # ("desired error not necessarily achieved due to precision loss").
 COMPARABLE = [problem for problem in PROBLEMS if problem.number not in (12, 25)]
 
-Loss = Callable[[Tensor], Tensor]
-
-
-def _run(
-    loss: Loss, start: Tensor, steps: int = 1000, tolerance: float = 0.0, **options: object
-) -> Iterator[tuple[Tensor, StepReport, NonlinearCG]]:
-    """Yield the point after each step, until the gradient at its start was within the tolerance or the step failed."""
-    x = nn.Parameter(start.clone())
-    optimiser = NonlinearCG([x], **options)
-
-    def closure(backward: bool = True) -> Tensor:
-        x.grad = None
-        value = loss(x)
-        if backward:
-            value.backward()
-        return value
-
-    for _ in range(steps):
-        optimiser.step(closure)
-        yield x.detach().clone(), optimiser.report, optimiser
-        if optimiser.report.gradient_norm <= tolerance or optimiser.report.failed:
-            return
+_run = functools.partial(run, NonlinearCG)
 
 
 def _quadratic(n: int = 8, condition: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Loss]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convexlab.optim import NonlinearCG, beta_names
 from convexlab.optim.line_search import GoldenSection, Line, StrongWolfe
 from tests.optim.problems import PROBLEMS, Problem
+from tests.optim.running import closure_of
 from tests.verification.conftest import Record
 
 pytestmark = pytest.mark.verify
@@ -29,15 +30,8 @@ def _minimise(
     x = nn.Parameter(start.clone())
     optimiser = NonlinearCG([x], **options)
 
-    def closure(backward: bool = True) -> Tensor:
-        x.grad = None
-        value = loss(x)
-        if backward:
-            value.backward()
-        return value
-
     for _ in range(steps):
-        optimiser.step(closure)
+        optimiser.step(closure_of(loss, x))
         assert optimiser.report.failed is None or optimiser.report.gradient_norm <= tolerance
         if optimiser.report.gradient_norm <= tolerance:
             break
