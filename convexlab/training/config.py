@@ -26,7 +26,7 @@ class TwoPhaseConfig:
     model: str = "vit-mlp"
     dataset: str = "digits"
     loss: str = "mse"
-    epochs: int = 40
+    epochs: int = 30
     """Budget in epoch equivalents, for the two-phase run and each baseline."""
     detector: str = DEFAULT_DETECTOR
     switch_epoch: int | None = None
