@@ -10,11 +10,15 @@ from convexlab.cost import Cost
 
 # Its curvature
 from convexlab.curvature import (
+    BlockCurvature,
+    CurvatureSplit,
     ExtremeEigenvalues,
     SpectralDensity,
     TraceEstimate,
     Verdict,
+    block_curvature,
     convexity_verdict,
+    curvature_split,
     extreme_eigenvalues,
     spectral_density,
     trace,
@@ -36,8 +40,10 @@ from convexlab.training import TwoPhaseConfig, train_two_phase
 __all__ = [
     "LBFGS",
     "Algorithm1",
+    "BlockCurvature",
     "ConvexLabError",
     "Cost",
+    "CurvatureSplit",
     "Dataset",
     "Detector",
     "ExtremeEigenvalues",
@@ -56,8 +62,10 @@ __all__ = [
     "Verdict",
     "__version__",
     "adam_preconditioner",
+    "block_curvature",
     "build_model",
     "convexity_verdict",
+    "curvature_split",
     "extreme_eigenvalues",
     "load_dataset",
     "probe",

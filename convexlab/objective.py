@@ -26,7 +26,14 @@ from convexlab.cost import Cost
 from convexlab.errors import MisuseError
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
-from convexlab.products import GaussNewtonOperator, HessianOperator, Parts, differentiate, saved_bytes
+from convexlab.products import (
+    GaussNewtonOperator,
+    HessianOperator,
+    Parts,
+    ResidualOperator,
+    differentiate,
+    saved_bytes,
+)
 from convexlab.random_state import fixed_random_state, generators_of, restore_all, seed_all
 
 __all__ = ["BatchLoss", "Objective", "Point"]
@@ -200,6 +207,7 @@ class Objective:
         self._micro_batch = micro_batch
         self.memory_budget = memory_budget
         self.cost = Cost()
+        self._whole: Objective | None = None
 
     # What callers ask for.
 
@@ -256,12 +264,38 @@ class Objective:
         Raises:
             MisuseError: the objective was made by `from_batch_loss`, which does not tell the output from the loss.
         """
-        if self._criterion is None:
-            raise MisuseError(
-                "the Gauss-Newton matrix needs the model's output and the criterion apart, which from_batch_loss does "
-                "not tell. Build Objective(model, data, criterion)."
-            )
+        self.require_criterion("the Gauss-Newton matrix")
         return GaussNewtonOperator(self)
+
+    def residual(self) -> SymmetricOperator:
+        """Return the Hessian less the Gauss-Newton matrix at the model's present parameters: Σ_k (∂L/∂f_k) ∇²f_k.
+
+        For a loss that is convex in the model's output f, the Hessian's negative curvature lives in this part alone.
+
+        Raises:
+            MisuseError: the objective was made by `from_batch_loss`, as for `ggn`.
+        """
+        self.require_criterion("the residual part of the Hessian")
+        return ResidualOperator(self)
+
+    def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
+        """Return the same objective as a function of some of its parameters; the others stay where the model has them.
+
+        Its Hessian is a diagonal block of this one's. It has a `cost` of its own, which is charged to this one too.
+
+        Args:
+            params: names, glob patterns or parameters, of those that are selected here.
+
+        Raises:
+            MisuseError: one that matches no selected parameter.
+        """
+        requests = [params] if isinstance(params, str | nn.Parameter) else list(params)
+        chosen = {name for request in requests for name in self._selected(request)}
+        part = copy.copy(self)
+        part._parameters = select_parameters(self._model, [self._parameters[name] for name in chosen])
+        part.cost = Cost()
+        part._whole = self
+        return part
 
     def flat_parameters(self) -> Tensor:
         """Return a copy of the selected parameters as a vector (n,)."""
@@ -317,6 +351,7 @@ class Objective:
         other = copy.copy(self)
         other.dtype = dtype
         other.cost = Cost()
+        other._whole = None
         return other
 
     def batch_loss(self, point: Point, batch: Any) -> Tensor:
@@ -329,8 +364,21 @@ class Objective:
 
     def batch_output(self, point: Point, batch: Any) -> Tensor:
         """Return the model's output for one micro-batch."""
-        output: Tensor = functional_call(self._outputs, self._state(point), (batch,))
+        output = functional_call(self._outputs, self._state(point), (batch,))
+        if not isinstance(output, Tensor):
+            raise MisuseError(
+                f"expected the model's output to be one tensor, in which the loss can be differentiated, got "
+                f"{type(output).__name__}. Wrap the model in one that returns a tensor, or use hessian()."
+            )
         return output
+
+    def require_criterion(self, what: str) -> None:
+        """Raise a MisuseError unless the model's output and the criterion are known apart, as ``what`` needs them."""
+        if self._criterion is None:
+            raise MisuseError(
+                f"{what} needs the model's output and the criterion apart, which from_batch_loss does not tell. "
+                "Build Objective(model, data, criterion)."
+            )
 
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
@@ -363,8 +411,10 @@ class Objective:
             raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
 
     def spend(self, cost: Cost) -> None:
-        """Add to `cost`."""
+        """Add to `cost`, and to that of the objective of which this is a part."""
         self.cost += cost
+        if self._whole is not None:
+            self._whole.spend(cost)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -386,6 +436,19 @@ class Objective:
         start = time.perf_counter()
         yield
         self.spend(Cost(seconds=time.perf_counter() - start, **counts))
+
+    def _selected(self, request: str | nn.Parameter) -> set[str]:
+        """Return the names of the selected parameters that ``request`` matches."""
+        if isinstance(request, str) and request in self._parameters:
+            return {request}
+        found = select_parameters(self._model, request).keys() & self._parameters.keys()
+        if not found:
+            what = repr(request) if isinstance(request, str) else "a parameter in `params`"
+            raise MisuseError(
+                f"{what} is of the model, but not selected in this objective, which has {', '.join(self._parameters)}. "
+                "Select it when the objective is made."
+            )
+        return found
 
     def _zero(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)

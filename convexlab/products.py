@@ -26,7 +26,15 @@ from convexlab.parameters import accumulation_dtype, flatten, unflatten
 if TYPE_CHECKING:
     from convexlab.objective import Objective
 
-__all__ = ["GaussNewtonOperator", "HessianOperator", "ObjectiveOperator", "Parts", "differentiate", "saved_bytes"]
+__all__ = [
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "ObjectiveOperator",
+    "Parts",
+    "ResidualOperator",
+    "differentiate",
+    "saved_bytes",
+]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -184,6 +192,24 @@ class GaussNewtonOperator(ObjectiveOperator):
         (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
         (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
         return differentiate([output], self._leaves, [curved], retain_graph=True)
+
+
+class ResidualOperator(ObjectiveOperator):
+    """What the Hessian has beyond the Gauss-Newton matrix: Σ_k (∂L/∂f_k) ∇²f_k (Schraudolph 2002).
+
+    It is the Hessian of uᵀf(θ), f the model's output, with the slope u = ∂L/∂f held fixed.
+    """
+
+    _unit = Cost(hessian_products=1)
+
+    def _linearise(self, batch: Any) -> list[Tensor]:
+        output = self._objective.batch_output(self._point, batch)
+        at = output.detach().requires_grad_()
+        slope = differentiate([self._objective.criterion(at, batch)], [at])
+        return differentiate([output], self._leaves, slope, create_graph=True)
+
+    def _product(self, linearised: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+        return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
 
 def differentiate(

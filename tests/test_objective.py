@@ -317,6 +317,7 @@ def test_value_gradient_and_products_are_those_of_autograd_and_leave_no_trace(mo
         for product in (operator @ v, objective.hvp(v)):  # From graphs that were kept, and from new ones.
             torch.testing.assert_close(product, hessian @ v, **EXACT)
         objective.ggn().matvec(v)
+        objective.residual().matvec(v)
 
 
 def test_parameters_that_the_loss_does_not_depend_on_have_zero_derivatives() -> None:
@@ -664,7 +665,7 @@ def test_at_keeps_the_layout_in_memory() -> None:
 
 
 @pytest.mark.parametrize("budget", [None, 0, 8_000])
-@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
 def test_an_operator_stays_where_the_model_was_when_it_was_made(kind: str, budget: int | None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
@@ -722,7 +723,7 @@ class _Counting(nn.Module):
         return torch.tanh(self.body(x))
 
 
-@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
 def test_graphs_are_kept_as_far_as_the_budget_goes(kind: str) -> None:
     model = _Counting().double()
     x, y = _data(8)
@@ -772,7 +773,7 @@ def test_automatic_micro_batches_keep_within_the_budget() -> None:
 def test_costs_are_counted_in_gradient_equivalents() -> None:
     x, y = _data(6)
     objective = cl.Objective(_classifier(), _cut(x, y, [2, 4]), nn.CrossEntropyLoss(), micro_batch=1)
-    operator, gauss = objective.hessian(), objective.ggn()
+    operator, gauss, residual = objective.hessian(), objective.ggn(), objective.residual()
     assert objective.cost == cl.Cost()
     v = torch.ones(objective.size, 3)
     for spend, equivalents in (
@@ -784,6 +785,7 @@ def test_costs_are_counted_in_gradient_equivalents() -> None:
         (lambda: operator @ v[:, 0], 2),
         (lambda: operator @ v, 6),
         (lambda: gauss @ v, 4),
+        (lambda: residual @ v, 6),
         (objective.closure, 1),
         (lambda: objective.closure(backward=False), 1 / 3),
         (objective.flat_parameters, 0),
@@ -793,6 +795,82 @@ def test_costs_are_counted_in_gradient_equivalents() -> None:
         spent = objective.cost - before
         assert spent.gradient_equivalents == pytest.approx(equivalents)
         assert (spent.seconds > 0) is (equivalents > 0)
+
+
+# A part of the parameters.
+
+
+def test_a_part_of_the_parameters_has_a_block_of_the_derivatives() -> None:
+    model, criterion = _classifier(), nn.CrossEntropyLoss()
+    x, y = _data(7)
+    names = [name for name, _ in model.named_parameters()]
+    value, gradient, hessian = derivatives(loss_of(model, criterion, x, y, names), as_vector(model, names))
+    objective = cl.Objective(model, _cut(x, y, [3, 4]), criterion, micro_batch=2)
+    with _untouched(model):
+        part = objective.restricted_to(["2.weight", "0.bias"])
+        assert part.parameter_names == ("0.bias", "2.weight")
+        rows = torch.cat([torch.arange(20, 25), torch.arange(25, 40)])  # After 4 × 5 weights.
+        assert part.size == 20
+        assert part.value() == pytest.approx(float(value), rel=1e-13)
+        torch.testing.assert_close(part.gradient(), gradient[rows], **EXACT)
+        torch.testing.assert_close(part.hessian() @ torch.eye(20), hessian[rows][:, rows], **EXACT)
+        assert objective.size == 43
+        torch.testing.assert_close(objective.gradient(), gradient, **EXACT)
+    with part.at(torch.zeros(20).double()):
+        assert torch.equal(objective.flat_parameters()[rows], torch.zeros(20).double())
+
+
+def test_what_a_part_costs_is_charged_to_the_whole_as_well() -> None:
+    objective = cl.Objective(_classifier(), [_data(4)], nn.CrossEntropyLoss(), dtype=torch.float32)
+    objective.value()
+    before = objective.cost
+    part = objective.restricted_to("0.*")
+    smaller = part.restricted_to("0.bias")
+    assert part.cost == smaller.cost == cl.Cost()
+    operator = smaller.hessian()
+    operator @ torch.ones(5, 2)
+    operator.recomputed(torch.ones(5), seed=0)
+    smaller.gradient()
+    part.value()
+    assert smaller.cost.hessian_products == 3
+    assert smaller.cost.gradient_equivalents == pytest.approx(7)
+    assert part.cost.gradient_equivalents == pytest.approx(7 + 1 / 3)
+    spent = objective.cost - before
+    assert spent.gradient_equivalents == pytest.approx(7 + 1 / 3)
+    assert spent.seconds == pytest.approx(part.cost.seconds)
+    objective.gradient()
+    assert part.cost.gradients == 1
+
+
+def test_a_part_is_cut_from_what_is_selected() -> None:
+    model = _classifier()
+    objective = cl.Objective(model, [_data(4)], nn.CrossEntropyLoss(), params=["0.*", "2.bias"])
+    assert objective.restricted_to("*.bias").parameter_names == ("0.bias", "2.bias")
+    assert objective.restricted_to("2.*").parameter_names == ("2.bias",)
+    assert objective.restricted_to(model[0].weight).parameter_names == ("0.weight",)
+    assert objective.restricted_to("*").parameter_names == objective.parameter_names
+    for request, message in (
+        ("2.weight", "'2.weight' is of the model, but not selected.*0.weight, 0.bias, 2.bias"),
+        (model[2].weight, "a parameter in `params` is of the model, but not selected"),
+        (["0.weight", "3.*"], r"unknown parameter '3\.\*'"),
+        (nn.Parameter(torch.ones(1)), "does not belong"),
+        ([], "no parameter is selected"),
+    ):
+        with pytest.raises(MisuseError, match=message):
+            objective.restricted_to(request)
+
+
+def test_a_part_may_have_a_name_that_reads_as_a_pattern() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterDict({"a[0]": torch.ones(3), "a0": torch.ones(3)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weights["a[0]"]
+
+    objective = cl.Objective(Odd(), [(torch.ones(2, 3), torch.ones(2, 3))], nn.MSELoss())
+    assert objective.restricted_to("weights.a[0]").parameter_names == ("weights.a[0]",)
 
 
 # Misuse.
@@ -907,5 +985,19 @@ def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_the_gauss_newton_matrix_needs_output_and_criterion_apart() -> None:
     objective = cl.Objective.from_batch_loss(_classifier(), [_data(4)], lambda module, batch: module(batch[0]).mean())
-    with pytest.raises(ConvexLabError, match="from_batch_loss"):
+    with pytest.raises(ConvexLabError, match=r"Gauss-Newton.*from_batch_loss"):
         objective.ggn()
+    with pytest.raises(MisuseError, match=r"residual part.*from_batch_loss"):
+        objective.residual()
+
+
+@pytest.mark.parametrize("kind", ["ggn", "residual"])
+def test_the_parts_of_the_hessian_need_one_tensor_as_output(kind: str) -> None:
+    class Pair(nn.Linear):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), x
+
+    objective = cl.Objective(Pair(4, 3).double(), [_data(4)], lambda output, y: functional.cross_entropy(output[0], y))
+    assert torch.isfinite(objective.hessian() @ torch.ones(15)).all()
+    with pytest.raises(MisuseError, match=r"one tensor.*got tuple"):
+        getattr(objective, kind)() @ torch.ones(15)

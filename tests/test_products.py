@@ -1,4 +1,4 @@
-"""Hessian and Gauss-Newton products: what they are, what they hold in memory, and how they are made again."""
+"""Products of the Hessian and its two parts: what they are, what they hold in memory, and how they are made again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _objective(criterion: Any = None, **options: Any) -> cl.Objective:
     return cl.Objective(_network(), batches, criterion or nn.CrossEntropyLoss(), **options)
 
 
-@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
 def test_many_products_at_once_are_as_many_single_ones(kind: str) -> None:
     operator = getattr(_objective(), kind)()
     v = torch.randn(43, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -46,7 +46,7 @@ def test_many_products_at_once_are_as_many_single_ones(kind: str) -> None:
     assert (operator @ v[:, :0]).shape == (43, 0)
 
 
-@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
 def test_products_are_linear_and_symmetric(kind: str) -> None:
     operator = getattr(_objective(), kind)()
     u, v = torch.randn(2, 43, generator=torch.Generator().manual_seed(0)).double()
@@ -78,6 +78,59 @@ def test_for_a_linear_model_gauss_newton_and_hessian_are_one_matrix() -> None:
     objective = cl.Objective(nn.Linear(4, 3).double(), [(x, y)], nn.CrossEntropyLoss())
     identity = torch.eye(15).double()
     torch.testing.assert_close(objective.ggn() @ identity, objective.hessian() @ identity, **EXACT)
+    assert torch.equal(objective.residual() @ identity, torch.zeros(15, 15).double())
+
+
+RESIDUALS: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor]]] = {
+    "cross-entropy": (nn.CrossEntropyLoss, lambda y: y),
+    "class weights": (lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.25]).double()), lambda y: y),
+    "ignored targets": (
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.25]).double(), ignore_index=2),
+        lambda y: y,
+    ),
+    "mean squared error": (nn.MSELoss, lambda y: functional.one_hot(y, 3).double()),
+    "quartic": (lambda: lambda output, y: (output - functional.one_hot(y, 3)).pow(4).mean(), lambda y: y),
+    "linear": (lambda: lambda output, y: (output * functional.one_hot(y, 3)).mean(), lambda y: y),
+    "concave": (lambda: lambda output, y: -(output - functional.one_hot(y, 3)).square().mean(), lambda y: y),
+    "constant": (lambda: lambda output, y: output.detach().square().mean(), lambda y: y),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_the_residual_part_is_what_the_hessian_has_beyond_gauss_newton(name: str) -> None:
+    build, prepare = RESIDUALS[name]
+    criterion, model = build(), _network()
+    x, y = _data(11)
+    y = prepare(y)
+    names = [name for name, _ in model.named_parameters()]
+    identity = torch.eye(43).double()
+    hessian = torch.zeros(43, 43).double()
+    if name != "constant":
+        hessian = derivatives(loss_of(model, criterion, x, y, names), as_vector(model, names))[2]
+    expected = hessian - gauss_newton(model, criterion, x, y, names)
+    for micro_batch in (None, 1, 4):
+        objective = cl.Objective(model, [(x[:6], y[:6]), (x[6:], y[6:])], criterion, micro_batch=micro_batch)
+        torch.testing.assert_close(objective.residual() @ identity, expected, **EXACT)
+    parts = objective.ggn() @ identity + objective.residual() @ identity
+    torch.testing.assert_close(parts, objective.hessian() @ identity, **EXACT)
+
+
+def test_the_residual_part_holds_the_slope_fixed() -> None:
+    """For f = w², L = (f - 1)²/2: H = (f'²) + (f - 1) f'' = 4w² + 2 (w² - 1)."""
+
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.5]).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w.square() * x
+
+    one = torch.ones(1, 1).double()
+    objective = cl.Objective(Square(), [(one, one)], lambda output, y: (output - y).square().mean() / 2)
+    assert float(objective.ggn() @ one) == pytest.approx(1.0, rel=1e-15)
+    assert float(objective.residual() @ one) == pytest.approx(-1.5, rel=1e-15)
+    assert float(objective.hessian() @ one) == pytest.approx(-0.5, rel=1e-15)
 
 
 def test_the_gauss_newton_matrix_of_a_model_that_ends_in_a_shape_of_its_own() -> None:
@@ -142,6 +195,18 @@ def test_recomputing_stays_in_the_losss_own_precision_where_it_has_to() -> None:
     again = operator.recomputed(torch.ones(15), seed=0)
     assert again.dtype == torch.float32
     torch.testing.assert_close(again, operator @ torch.ones(15), rtol=1e-3, atol=1e-4)
+
+
+def test_recomputing_the_residual_part() -> None:
+    objective = _objective(dtype=torch.float32)
+    operator = objective.residual()
+    assert isinstance(operator, ObjectiveOperator)
+    v = torch.randn(43, generator=torch.Generator().manual_seed(0))
+    exact = _objective().residual() @ v
+    again = operator.recomputed(v, seed=0)
+    # As for the Hessian above.
+    assert torch.linalg.vector_norm(again - exact) < 30 * 2**-22 * torch.linalg.vector_norm(exact)
+    assert objective.cost.hessian_products == 1
 
 
 def test_recomputing_needs_no_memory_beyond_one_graph() -> None:

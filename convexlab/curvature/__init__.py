@@ -1,18 +1,24 @@
-"""Curvature: Lanczos, both ends of the spectrum, density, trace, and the verdict on convexity."""
+"""Curvature: Lanczos, both ends of the spectrum, density, trace, blocks, parts, and the verdict on convexity."""
 
+from convexlab.curvature.blocks import BlockCurvature, block_curvature
 from convexlab.curvature.density import SpectralDensity, spectral_density
 from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
 from convexlab.curvature.lanczos import Lanczos
+from convexlab.curvature.split import CurvatureSplit, curvature_split
 from convexlab.curvature.trace import TraceEstimate, trace
 from convexlab.curvature.verdict import Verdict, convexity_verdict
 
 __all__ = [
+    "BlockCurvature",
+    "CurvatureSplit",
     "ExtremeEigenvalues",
     "Lanczos",
     "SpectralDensity",
     "TraceEstimate",
     "Verdict",
+    "block_curvature",
     "convexity_verdict",
+    "curvature_split",
     "extreme_eigenvalues",
     "spectral_density",
     "trace",

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.errors import MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense
 
-METHODS = ("hutchinson", "hutch++")
+METHODS = ("hutchinson", "hutch++", "xtrace")
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -28,6 +28,16 @@ class _Counting(Dense):
         return super().matvec(v)
 
 
+class _Recording(Dense):
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix)
+        self.vectors: list[np.ndarray] = []
+
+    def matvec(self, v: Tensor) -> Tensor:
+        self.vectors.append(v.numpy().copy())
+        return super().matvec(v)
+
+
 @every_method
 @every_spectrum
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -38,12 +48,12 @@ def test_the_trace_is_within_four_standard_errors(method: str, spectrum: str, dt
         operator = _Counting(matrix)
         found = cl.trace(operator, method=method, samples=90, seed=seed)
         assert operator.products == found.products <= 90
-        # |t| > 4 with 29 degrees of freedom: 4 in 10,000; rounding adds √n products of size ‖A‖.
+        # |t| > 4 with 29 degrees of freedom: 4 in 10,000; rounding adds √n products of size ‖A‖. XTrace is exact here.
         scale = len(matrix) * float(np.abs(np.linalg.eigvalsh(matrix.double().numpy())).max())
         assert abs(found.value - exact) <= 4 * found.standard_error + 10 * torch.finfo(dtype).eps * scale
 
 
-@every_method
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
 def test_the_estimate_is_unbiased_and_its_error_is_the_one_stated(method: str) -> None:
     matrix = random_matrix("isolated negative", 0, least=60)
     exact = float(matrix.trace())
@@ -90,6 +100,8 @@ def test_hutch_plus_plus_is_the_better_where_the_spectrum_decays() -> None:
     # Beyond the best 15 directions eigenvalues are below 1e-12^(15/99) = 0.015; variances go by squares, 2e-4, with a
     # third of the samples. A random sketch finds directions less good by a factor of some ten in squares.
     assert errors["hutch++"] < errors["hutchinson"] / 10
+    # Beyond 22 directions they are below 2e-3, another 40 to the square less, and all 22 vectors estimate the rest.
+    assert errors["xtrace"] < errors["hutch++"] / 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -102,6 +114,120 @@ def test_enough_samples_give_the_trace_itself(dtype: torch.dtype) -> None:
         assert found.standard_error == 0
         assert found.products == operator.products == 2 * n
     assert cl.trace(Dense(torch.zeros(9, 9)), samples=9) == cl.TraceEstimate(0.0, 0.0, 9)
+
+
+# XTrace.
+
+
+def _left_out_one_by_one(matrix: np.ndarray, vectors: np.ndarray) -> tuple[float, float]:
+    """Return XTrace's estimate and its error as defined (algorithm 1.2, section 2.3): a factorisation a vector."""
+    n, count = vectors.shape
+    found = []
+    for i in range(count):
+        basis, _ = np.linalg.qr(matrix @ np.delete(vectors, i, axis=1))
+        rest = vectors[:, i] - basis @ (basis.T @ vectors[:, i])
+        rest *= math.sqrt(n - count + 1) / np.linalg.norm(rest)
+        found.append(np.trace(basis.T @ matrix @ basis) + rest @ matrix @ rest)
+    mean = sum(found) / count
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in found) / (count * (count - 1)))
+
+
+@every_spectrum
+@pytest.mark.parametrize("samples", [4, 11, 30])
+def test_xtrace_is_the_mean_of_the_estimates_with_one_vector_left_out(spectrum: str, samples: int) -> None:
+    for seed in range(5):
+        operator = _Recording(random_matrix(spectrum, seed, least=40))
+        found = cl.trace(operator, method="xtrace", samples=samples, seed=seed)
+        vectors = np.stack(operator.vectors[: samples // 2], axis=1)
+        assert np.allclose(np.linalg.norm(vectors, axis=0), math.sqrt(len(vectors)), rtol=1e-14)
+        mean, error = _left_out_one_by_one(operator.matrix.numpy(), vectors)
+        # Projectors are off by some 10 ε of ‖A‖ in either computation, traces by n times that.
+        rounding = 20 * len(vectors) * 2.0**-52 * float(torch.linalg.matrix_norm(operator.matrix, 2))
+        assert abs(found.value - mean) <= rounding
+        assert abs(found.standard_error - error) <= rounding
+        assert found.products == len(operator.vectors) == 2 * (samples // 2)
+
+
+@pytest.mark.parametrize("spectrum", ["normal", "isolated negative", "geometric", "negative tail", "clusters"])
+def test_xtrace_is_unbiased_and_its_stated_error_not_far_from_the_true_one(spectrum: str) -> None:
+    runs, count = 300, 15
+    matrix = random_matrix(spectrum, 0, least=60)
+    found = [cl.trace(Dense(matrix), method="xtrace", samples=2 * count, seed=seed) for seed in range(runs)]
+    values = np.array([estimate.value for estimate in found])
+    spread = values.std(ddof=1)
+    assert abs(values.mean() - float(matrix.trace())) <= 4 * spread / math.sqrt(runs)
+    # Let the estimates tr_i have variance σ² and correlation ρ. Then the mean has variance σ² (1 + (k - 1) ρ) / k, and
+    # the expected square of the stated error is σ² (1 - ρ) / k. Given the other vectors, tr_i is unbiased: in its
+    # decomposition by sets of vectors that act together (Efron & Stein 1981, doi 10.1214/aos/1176345462) every set
+    # holds i, of those of s vectors a share (s - 1) / (k - 1) holds j too, and sets that do not hold both add nothing
+    # to the covariance. So ρ <= (r - 1) / (k - 1), r the mean of s over the variance, and the ratio of the squares is
+    # at least (k - r) / ((k - 1) r): here for r = 3, vectors that act in threes. At ρ >= 0 it is 1 at most.
+    stated = math.sqrt(np.mean([estimate.standard_error**2 for estimate in found]))
+    sampling = 4 * 0.11 / 2  # As for the others above.
+    lowest = math.sqrt((count - 3) / ((count - 1) * 3))
+    assert lowest * (1 - sampling) <= stated / spread <= 1 + sampling
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rank", [0, 1, 8])
+def test_xtrace_is_exact_on_a_matrix_of_lower_rank_than_its_sketch(rank: int, dtype: torch.dtype) -> None:
+    values = np.zeros(60)
+    values[:rank] = np.linspace(3, -1, 8)[:rank]
+    operator = Dense(matrix_with(values, np.random.default_rng(0)).to(dtype))
+    # Each of up to 60 eigenvalues is off by some ten roundings of the products.
+    rounding = 600 * torch.finfo(dtype).eps * 3
+    for samples in (2 * (rank + 1), 2 * (rank + 2) + 1, 58):
+        found = cl.trace(operator, method="xtrace", samples=samples)
+        assert found.value == pytest.approx(values.sum(), abs=rounding)
+        assert found.products == 2 * (samples // 2)
+        assert math.isnan(found.standard_error) if samples < 4 else found.standard_error <= rounding
+    if rank > 1:  # One vector less, and what is left out is missing.
+        assert cl.trace(operator, method="xtrace", samples=2 * rank).standard_error > 10 * rounding
+
+
+def test_xtrace_is_exact_on_a_multiple_of_the_identity() -> None:
+    """tr_i = (k - 1) + (n - k + 1), whatever the vectors: what their normalisation is for."""
+    for samples in (2, 9, 40):
+        found = cl.trace(Dense(-3 * torch.eye(50, dtype=torch.float64)), method="xtrace", samples=samples)
+        assert found.value == pytest.approx(-150, rel=1e-13)
+        assert samples < 4 or found.standard_error < 1e-11
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_xtrace_takes_the_trace_itself_where_that_costs_no_more(n: int) -> None:
+    matrix = random_matrix("normal", n, least=n, most=n)
+    operator = _Counting(matrix)
+    found = cl.trace(operator, method="xtrace", samples=max(n, 2))
+    assert found.value == pytest.approx(float(matrix.trace()), abs=1e-14 * n)
+    assert found.standard_error == 0
+    assert found.products == operator.products == n
+
+
+@every_method
+def test_all_products_of_an_objective_are_made_at_once(method: str) -> None:
+    rows = []
+
+    class Counting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            rows.append(len(x))
+            return torch.tanh(super().forward(x))
+
+    torch.manual_seed(0)
+    batch = torch.randn(6, 4).double(), torch.randn(6, 10).double()
+    objective = cl.Objective(Counting(4, 10).double(), [batch], nn.MSELoss(), micro_batch=2, memory_budget=0)
+    operator = objective.hessian()
+    dense = Dense(operator @ torch.eye(50))
+    rows.clear()
+    found = cl.trace(operator, method=method, samples=12)
+    expected = cl.trace(dense, method=method, samples=12)
+    assert found.value == pytest.approx(expected.value, rel=1e-9)
+    assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-9)
+    assert found.products == expected.products == 12
+    # Graphs that are not kept are built once for the vectors of a stage, not once for each.
+    assert rows == [2, 2, 2] * {"hutchinson": 1, "hutch++": 3, "xtrace": 2}[method]
+
+
+# All of them.
 
 
 @every_method
@@ -119,17 +245,20 @@ def test_a_standard_error_needs_two_samples() -> None:
     assert math.isnan(cl.trace(operator, method="hutchinson", samples=1).standard_error)
     assert math.isnan(cl.trace(operator, samples=3).standard_error)
     assert cl.trace(operator, samples=7).products == 6
+    assert math.isnan(cl.trace(operator, method="xtrace", samples=3).standard_error)
+    assert cl.trace(operator, method="xtrace", samples=7).products == 6
 
 
 @every_method
-def test_a_product_that_is_not_finite_gives_no_number(method: str) -> None:
-    assert math.isnan(cl.trace(Dense(torch.full((30, 30), math.nan)), method=method).value)
+@pytest.mark.parametrize("n", [30, 60])
+def test_a_product_that_is_not_finite_gives_no_number(method: str, n: int) -> None:
+    assert math.isnan(cl.trace(Dense(torch.full((n, n), math.nan)), method=method).value)
 
 
 def test_misuse() -> None:
     operator = Dense(torch.eye(3))
     with pytest.raises(MisuseError, match=r"unknown trace method 'hutch'.*mean 'hutch\+\+'"):
         cl.trace(operator, method="hutch")
-    for method, samples in (("hutchinson", 0), ("hutch++", 2)):
+    for method, samples in (("hutchinson", 0), ("hutch++", 2), ("xtrace", 1)):
         with pytest.raises(MisuseError, match="at least"):
             cl.trace(operator, method=method, samples=samples)
