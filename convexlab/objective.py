@@ -237,15 +237,8 @@ class Objective:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """Return the loss and its gradient (n,)."""
-        with self._charge(gradients=1), self.evaluating():
-            point = self.point()
-            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
-            for batch, weight in self.parts():
-                loss = self.batch_loss(point, batch)
-                total.add_(loss.detach(), alpha=weight)
-                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
-                weights += weight
-            return float(total / weights), (gradient / weights).to(self.dtype)
+        value, gradient = self.value_and_gradient_at(self.point())
+        return float(value), gradient.to(self.dtype)
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v for v of shape (n,) or (n, k), H the Hessian at the model's present parameters.
@@ -345,6 +338,17 @@ class Objective:
             rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
             buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
         )
+
+    def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""
+        with self._charge(gradients=1), self.evaluating():
+            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
+            for batch, weight in self.parts():
+                loss = self.batch_loss(point, batch)
+                total.add_(loss.detach(), alpha=weight)
+                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
+                weights += weight
+            return total / weights, gradient / weights
 
     def in_dtype(self, dtype: torch.dtype) -> Objective:
         """Return the same objective evaluated in another dtype, with a cost of its own."""

@@ -32,8 +32,8 @@ Place = str | os.PathLike[str] | Run
 
 # Negative curvature below this fraction of the largest is not searched for.
 _FLOOR = 1e-3
-# Least steps of the first Krylov run: on half-trained networks fewer saw no negative curvature where there was some.
-_LEAST_STEPS = 40
+# Both ends are bounded to this part of the range, even where the verdict is clear before.
+_TOLERANCE = 1e-2
 # Nodes with less weight than this are not seen in any picture.
 _NEGLIGIBLE_WEIGHT = 1e-12
 
@@ -208,7 +208,7 @@ def _curvature(
     generator = torch.Generator().manual_seed(seed)
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, max_steps or steps))
-    verdict = judge(first, floor=floor, confidence=confidence, least_steps=_LEAST_STEPS)
+    verdict = judge(first, floor=floor, confidence=confidence, tolerance=_TOLERANCE)
     others = (random_run(operator, generator, density_steps) for _ in range(density_probes - 1))
     density = density_of(itertools.chain([first], others))
     trace, trace_error = density.moment(1)

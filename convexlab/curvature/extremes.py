@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from convexlab.curvature.lanczos import Lanczos, random_run
+from convexlab.curvature.bounds import check_confidence, least_overlap, margins, steps_for
+from convexlab.curvature.inexact import deviation, replace_products, sample_combinations
+from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.operators import MatrixVectorProduct
 
 __all__ = [
     "Ends",
     "ExtremeEigenvalues",
-    "check_confidence",
     "ends_of",
     "extreme_eigenvalues",
     "extremes_of",
     "fresh_products",
-    "relative_gap",
-    "steps_for_gap",
+    "margins_of",
+    "stages",
 ]
+
+# Share of the tolerance that a run on cheap products leaves to their error.
+_DEVIATION_SHARE = 0.25
+# Steps from which a run may be long enough to repay what cheap products cost to check.
+_LONG_RUN = 20
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,9 @@ class ExtremeEigenvalues:
     """The ends of a spectrum. The true smallest eigenvalue lies in [smallest_lower_bound, smallest]."""
 
     smallest: float
-    """Smallest Ritz value: never below the true smallest eigenvalue but for rounding."""
+    """vᵀA v of the smallest Ritz vector by a fresh product: never below the true smallest eigenvalue but for rounding."""
     largest: float
-    """Largest Ritz value: never above the true largest eigenvalue but for rounding."""
+    """Likewise of the largest: never above the true largest eigenvalue but for rounding."""
     smallest_vector: Tensor
     """(n,), unit length, float64."""
     largest_vector: Tensor
@@ -43,7 +50,7 @@ class ExtremeEigenvalues:
     largest_residual: float
     """Likewise at the other end."""
     smallest_lower_bound: float
-    """Holds with probability ``confidence`` over the random start; -inf after too few steps to say anything."""
+    """Holds with probability ``confidence`` over the random start."""
     largest_upper_bound: float
     """Holds together with the lower bound."""
     confidence: float
@@ -55,6 +62,8 @@ class ExtremeEigenvalues:
 
     Where the Krylov space ended early, within ``tolerance`` times the largest of them in size.
     """
+    deviation: float
+    """Bound on the error of the cheaper products that the run was made with, contained in the bounds; 0 for exact ones."""
     seconds: float
     """Wall-clock time."""
 
@@ -69,14 +78,16 @@ def extreme_eigenvalues(
 ) -> ExtremeEigenvalues:
     """Return the smallest and the largest eigenvalue of a symmetric operator.
 
-    The number of steps follows from n, ``tolerance`` and ``confidence`` (Kuczyński & Woźniakowski 1992); see
-    `relative_gap`.
+    The run ends when both bounds are within ``tolerance`` (`bounds.margins`), or after as many steps as are enough for
+    any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it is made with differences of
+    gradients where these prove accurate enough, see `inexact`; values, residuals and the products' error then come from
+    exact products.
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
         tolerance: wanted distance of a bound from its Ritz value, relative to λ_max - λ_min.
         confidence: probability over the random start with which both bounds hold.
-        max_steps: products at most; with too few, ``converged`` is False and the bound is as wide as it must be.
+        max_steps: steps at most; with too few, ``converged`` is False and the bound is as wide as it must be.
         seed: of the random start.
 
     Raises:
@@ -88,20 +99,63 @@ def extreme_eigenvalues(
     if max_steps is not None and max_steps < 1:
         raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
     begin = time.perf_counter()
-    size = operator.shape[0]
-    # A bound is wider than its gap by 1 / (1 - 2 gap), for the range is an estimate too: see `_bounds`.
-    gap = tolerance / (1 + 2 * tolerance)
-    steps = steps_for_gap(size, gap, confidence)
-    steps = steps if max_steps is None else min(steps, max_steps)
-    process = random_run(operator, torch.Generator().manual_seed(seed), steps)
+    limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, confidence)
+    limit = limit if max_steps is None else min(limit, max_steps)
+    start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
+    process = Lanczos(operator, start, limit)
+    if limit >= _LONG_RUN and replace_products(process, tolerance):
+        found = _of_cheap_run(process, operator, tolerance, confidence, begin)
+        if found.converged or found.deviation <= tolerance * (found.largest - found.smallest) / 2:
+            return found
+        process = Lanczos(operator, start, limit)
+    _extend_until(process, tolerance, confidence)
     return extremes_of(process, ends_of(process), tolerance=tolerance, confidence=confidence, begin=begin)
+
+
+def _extend_until(process: Lanczos, tolerance: float, confidence: float) -> None:
+    """Take steps until both margins are within ``tolerance`` times the range, or as many as there may be."""
+    for steps in stages(process.steps + 1, process.max_steps):
+        process.extend(steps - process.steps)
+        if process.exhausted:
+            return
+        values, _ = process.ritz()
+        if max(margins_of(process, confidence)) <= tolerance * (values[-1] - values[0]):
+            return
+
+
+def stages(least: int, most: int) -> Iterator[int]:
+    """Yield numbers of steps at which to look at a run, a tenth apart, up to ``most``."""
+    steps = max(least, 10)
+    while steps < most:
+        yield steps
+        steps += max(1, steps // 10)
+    yield most
+
+
+def _of_cheap_run(
+    process: Lanczos, operator: MatrixVectorProduct, tolerance: float, confidence: float, begin: float
+) -> ExtremeEigenvalues:
+    # Half of what may fail is the start's, half that of the bound on the products' error.
+    start_confidence = (1 + confidence) / 2
+    _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
+    process.operator = operator
+    combinations = sample_combinations(process, seed=process.steps)
+    products = fresh_products(operator, process.combined(combinations))
+    error = deviation(process, combinations, products, failure=1 - start_confidence)
+    found = extremes_of(
+        process, ends_of(process), tolerance=tolerance, confidence=start_confidence, begin=begin, deviation=error
+    )
+    return replace(found, confidence=confidence)
 
 
 @dataclass(frozen=True)
 class Ends:
     """The outermost Ritz pairs of a Krylov run, with fresh products: row 0 the smallest, row 1 the largest."""
 
+    ritz: tuple[float, float]
+    """Ritz values of the run."""
     values: tuple[float, float]
+    """vᵀA v by the fresh products."""
     vectors: Tensor
     """(2, n), unit length."""
     products: Tensor
@@ -112,7 +166,9 @@ def ends_of(process: Lanczos) -> Ends:
     """Return the outermost Ritz pairs; makes two products."""
     values, coefficients = process.ritz()
     vectors = process.ritz_vectors(coefficients[:, [0, -1]]).T.contiguous()
-    return Ends((float(values[0]), float(values[-1])), vectors, fresh_products(process.operator, vectors))
+    products = fresh_products(process.operator, vectors)
+    smallest, largest = (vectors * products).sum(dim=1).tolist()
+    return Ends((float(values[0]), float(values[-1])), (smallest, largest), vectors, products)
 
 
 def fresh_products(operator: MatrixVectorProduct, vectors: Tensor) -> Tensor:
@@ -121,18 +177,18 @@ def fresh_products(operator: MatrixVectorProduct, vectors: Tensor) -> Tensor:
 
 
 def extremes_of(
-    process: Lanczos, ends: Ends, *, tolerance: float, confidence: float, begin: float
+    process: Lanczos, ends: Ends, *, tolerance: float, confidence: float, begin: float, deviation: float = 0.0
 ) -> ExtremeEigenvalues:
-    """Return what the ends of a Krylov run from a random start tell."""
+    """Return what the ends of a Krylov run from a random start tell; ``deviation`` is that of its products."""
     smallest, largest = ends.values
     offsets = ends.products - ends.vectors * ends.vectors.new_tensor(ends.values)[:, None]
     residuals = torch.linalg.vector_norm(offsets, dim=1).tolist()
     scale = max(abs(smallest), abs(largest))
     unit = scale if process.invariant else largest - smallest
-    margin = _margin(process, largest - smallest, scale, confidence)
+    below, above = margins_of(process, confidence)
     # What rounding, which the theory leaves out, may add: √n ε times the scale, or what the residuals show.
     rounding = math.sqrt(process.operator.shape[0]) * torch.finfo(process.operator.dtype).eps * scale
-    if margin == 0:
+    if process.steps == process.operator.shape[0]:
         rounding = max(rounding, *residuals)
     return ExtremeEigenvalues(
         smallest=smallest,
@@ -141,50 +197,19 @@ def extremes_of(
         largest_vector=ends.vectors[1],
         smallest_residual=residuals[0],
         largest_residual=residuals[1],
-        smallest_lower_bound=smallest - margin - rounding,
-        largest_upper_bound=largest + margin + rounding,
+        smallest_lower_bound=min(smallest, ends.ritz[0] - below - deviation) - rounding,
+        largest_upper_bound=max(largest, ends.ritz[1] + above + deviation) + rounding,
         confidence=confidence,
         steps=process.steps,
-        converged=margin <= max(tolerance * unit * (1 + 1e-9), rounding),
+        converged=max(below, above) + deviation <= max(tolerance * unit * (1 + 1e-9), rounding),
+        deviation=deviation,
         seconds=time.perf_counter() - begin,
     )
 
 
-def relative_gap(size: int, steps: int, confidence: float) -> float:
-    """Return ε such that Ritz value - eigenvalue <= ε (λ_max - λ_min) at both ends together with ``confidence``.
-
-    Kuczyński & Woźniakowski 1992 (doi 10.1137/0613066), theorem 4.2, for a start uniform on the sphere and exact
-    arithmetic: P[θ_min - λ_min > ε (λ_max - λ_min)] <= 1.648 √n exp(-(2k - 1) √ε) after k steps. Each end may fail
-    with half of 1 - confidence.
-    """
-    failure = (1 - confidence) / 2
-    return (math.log(1.648 * math.sqrt(size) / failure) / (2 * steps - 1)) ** 2
-
-
-def steps_for_gap(size: int, gap: float, confidence: float) -> int:
-    """Return the least number of steps for which `relative_gap` is at most ``gap``; never more than n."""
-    failure = (1 - confidence) / 2
-    steps = math.ceil((1 + math.log(1.648 * math.sqrt(size) / failure) / math.sqrt(gap)) / 2)
-    return min(steps, size)
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise a MisuseError unless ``confidence`` is a probability below 1."""
-    if not 0 < confidence < 1:
-        raise MisuseError(f"expected a confidence between 0 and 1, got {confidence!r}.")
-
-
-def _margin(process: Lanczos, spread: float, scale: float, confidence: float) -> float:
-    """Return how far, in exact arithmetic, an end of the spectrum may lie beyond its Ritz value."""
+def margins_of(process: Lanczos, confidence: float) -> tuple[float, float]:
+    """Return how far, in exact arithmetic, the spectrum may reach beyond the Ritz values."""
     size = process.operator.shape[0]
     if process.steps == size:
-        return 0.0
-    gap = relative_gap(size, process.steps, confidence)
-    # λ_max - λ_min <= (θ_max - θ_min) + 2 ε (λ_max - λ_min), since both ends are within ε of the range.
-    margin = gap * spread / (1 - 2 * gap) if gap < 0.5 else math.inf
-    if process.invariant:
-        # Let A u = λ u. From VᵀA = T Vᵀ + β e wᵀ follows ‖(T - λ) Vᵀu‖ <= β, so that λ is within β / ‖Vᵀu‖ of a Ritz
-        # value; and ‖Vᵀu‖ is at least the start's component along u, whose density is at most √(n / 2π).
-        overlap = (1 - confidence) / 2 * math.sqrt(math.pi / (2 * size))
-        margin = min(margin, (process.remainder + process.precision * scale) / overlap)
-    return margin
+        return 0.0, 0.0
+    return margins(*process.coefficients(), least_overlap(size, confidence), precision=process.precision)

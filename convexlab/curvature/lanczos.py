@@ -72,15 +72,11 @@ class Lanczos:
         self._steps = stop
         self._truncate_at_breakdown()
 
-    def tridiagonal(self) -> tuple[Array, Array]:
-        """Return the diagonal (k,) and the off-diagonal (k - 1,) of T."""
-        diagonal, off_diagonal = self._coefficients()
-        return diagonal, off_diagonal[:-1]
-
-    @property
-    def remainder(self) -> float:
-        """β of the last step: the length of what A maps out of the Krylov space."""
-        return float(self._off_diagonal[self._steps - 1])
+    def coefficients(self) -> tuple[Array, Array]:
+        """Return the diagonal (k,) and the off-diagonal (k,) of T; the last β leads out of the space."""
+        both = torch.stack([self._diagonal[: self._steps], self._off_diagonal[: self._steps]])
+        diagonal, off_diagonal = both.cpu().to(torch.float64).numpy()
+        return diagonal, off_diagonal
 
     @property
     def precision(self) -> float:
@@ -89,7 +85,8 @@ class Lanczos:
 
     def ritz(self) -> tuple[Array, Array]:
         """Return the Ritz values (k,), ascending, and the eigenvectors of T (k, k) by column."""
-        values, vectors = eigh_tridiagonal(*self.tridiagonal())
+        diagonal, off_diagonal = self.coefficients()
+        values, vectors = eigh_tridiagonal(diagonal, off_diagonal[:-1])
         return values, vectors
 
     def ritz_vectors(self, coefficients: Array) -> Tensor:
@@ -98,6 +95,21 @@ class Lanczos:
         vectors: Tensor = basis.T @ torch.as_tensor(coefficients, dtype=basis.dtype, device=basis.device)
         lengths: Tensor = torch.linalg.vector_norm(vectors, dim=0)
         return vectors / lengths
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Return V C as rows (m, n) for coefficients C (k, m)."""
+        basis = self._basis[: self._steps]
+        return coefficients.to(basis).T @ basis
+
+    def image(self, coefficients: Tensor) -> Tensor:
+        """Return (V T + β v eᵀ) C as rows (m, n) for coefficients C (k, m): A V C as the run knows it."""
+        diagonal, off_diagonal = (part.to(coefficients) for part in (self._diagonal, self._off_diagonal))
+        image = coefficients.new_zeros((self._steps + 1, coefficients.shape[1]))
+        image[:-1] = diagonal[: self._steps, None] * coefficients
+        image[1:] += off_diagonal[: self._steps, None] * coefficients
+        image[:-2] += off_diagonal[: self._steps - 1, None] * coefficients[1:]
+        basis = self._basis[: self._steps + 1]
+        return image.to(basis).T @ basis
 
     def _step(self, step: int) -> None:
         basis = self._basis[: step + 1]
@@ -113,11 +125,6 @@ class Lanczos:
         self._basis[step + 1] = vector / length.clamp_min(torch.finfo(basis.dtype).tiny)
         self.products += 1
 
-    def _coefficients(self) -> tuple[Array, Array]:
-        both = torch.stack([self._diagonal[: self._steps], self._off_diagonal[: self._steps]])
-        diagonal, off_diagonal = both.cpu().to(torch.float64).numpy()
-        return diagonal, off_diagonal
-
     def _truncate_at_breakdown(self) -> None:
         """Cut T where the space became invariant: beyond it there is only amplified rounding error.
 
@@ -125,7 +132,7 @@ class Lanczos:
         The errors of an operator in a lower one are no end of the process: it goes on as if from a random vector, and
         the Ritz values remain those of a space that holds the earlier ones.
         """
-        diagonal, off_diagonal = self._coefficients()
+        diagonal, off_diagonal = self.coefficients()
         if not (np.isfinite(diagonal).all() and np.isfinite(off_diagonal).all()):
             raise FailureError(
                 "a product with the operator is not finite: its loss, or the parameters it was made at, hold a NaN or "

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from convexlab.curvature.bounds import check_confidence, steps_for
 from convexlab.curvature.extremes import (
     Ends,
     ExtremeEigenvalues,
-    check_confidence,
     ends_of,
     extremes_of,
     fresh_products,
-    steps_for_gap,
+    margins_of,
+    stages,
 )
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
@@ -125,40 +125,40 @@ def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
     if not 0 < floor < 1:
         raise MisuseError(f"expected a floor between 0 and 1, got {floor!r}.")
     check_confidence(confidence)
-    gap = (1 - _ROUNDING_SHARE) * floor
-    return steps_for_gap(size, gap / (1 + 2 * gap), confidence)
+    return steps_for(size, (1 - _ROUNDING_SHARE) * floor, confidence)
 
 
-def judge(process: Lanczos, *, floor: float, confidence: float, least_steps: int = 1) -> Verdict:
+def judge(process: Lanczos, *, floor: float, confidence: float, tolerance: float | None = None) -> Verdict:
     """Extend a Krylov run until it allows a verdict, and return that.
 
     Args:
         process: from a start uniform on the sphere; its ``max_steps`` is the limit.
         floor: see `convexity_verdict`.
         confidence: see `convexity_verdict`.
-        least_steps: steps to take even if the verdict is clear before.
+        tolerance: go on, even if the verdict is clear before, until both ends are known to this part of the range.
     """
     begin = time.perf_counter()
-    verdict = None
-    for steps in _stages(max(1, least_steps), process.max_steps):
+    verdict, next_look = None, 0.0
+    for steps in stages(process.steps + 1, process.max_steps):
         process.extend(steps - process.steps)
-        values, _ = process.ritz()
-        # Only a negative Ritz value or the last stage is worth the products of a full assessment.
-        if values[0] < 0 or process.exhausted:
+        known, resolved = _outlook(process, floor, confidence, tolerance)
+        # An assessment makes several products: after one in vain, look again after half as many steps more.
+        promising = resolved or process.ritz()[0][0] < 0
+        if process.exhausted or (known and promising and steps >= next_look):
             verdict = _assess(process, floor=floor, confidence=confidence, begin=begin)
             if verdict.kind != "unresolved" or process.exhausted:
                 break
+            next_look = 1.5 * steps
     assert verdict is not None
     return verdict
 
 
-def _stages(least: int, most: int) -> Iterator[int]:
-    """Yield numbers of steps at which to look, growing by half, up to ``most``."""
-    steps = min(max(least, 10), most)
-    while steps < most:
-        yield steps
-        steps = min(steps + max(1, steps // 2), most)
-    yield most
+def _outlook(process: Lanczos, floor: float, confidence: float, tolerance: float | None) -> tuple[bool, bool]:
+    """Return whether both ends are known to the tolerance, and whether the bound will resolve the floor."""
+    values, _ = process.ritz()
+    below, above = margins_of(process, confidence)
+    known = tolerance is None or max(below, above) <= tolerance * (values[-1] - values[0])
+    return known, values[0] - below >= -(1 - _ROUNDING_SHARE) * floor * max(abs(values[0]), abs(values[-1]))
 
 
 def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) -> Verdict:

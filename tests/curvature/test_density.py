@@ -151,7 +151,7 @@ def test_runs_of_unequal_length_count_alike() -> None:
     density = density_of(runs)
     assert density.nodes.shape == (3, 20)
     np.testing.assert_allclose(density.weights.sum(dim=1).numpy(), 1 / 3, rtol=1e-12)
-    forms = [float(process.tridiagonal()[0][0]) for process in runs]  # vᵀA v
+    forms = [float(process.coefficients()[0][0]) for process in runs]  # vᵀA v
     assert density.moment(1)[0] == pytest.approx(len(matrix) * sum(forms) / 3, rel=1e-10)
     low, high = np.linalg.eigvalsh(matrix.numpy())[[0, -1]]
     assert low - 1e-12 <= float(density.nodes.min())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import convexlab as cl
-from convexlab.curvature.extremes import relative_gap, steps_for_gap
+from convexlab.curvature.bounds import steps_for
 from convexlab.errors import FailureError, MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense
@@ -158,15 +158,17 @@ def test_matrices_that_are_hardly_any(values: list[float], ends: tuple[float, fl
     assert found.converged
 
 
-def test_too_few_steps_are_not_called_converged_and_claim_nothing() -> None:
+def test_too_few_steps_are_not_called_converged_and_claim_next_to_nothing() -> None:
     matrix = random_matrix("isolated negative", 0, least=60)
     one = cl.extreme_eigenvalues(Dense(matrix), max_steps=1)
     assert one.steps == 1
     assert not one.converged
-    assert (one.smallest_lower_bound, one.largest_upper_bound) == (-math.inf, math.inf)
     assert one.smallest == pytest.approx(one.largest)
+    # Nothing but the size of A v is known: the start's part along an eigenvector may be one in 10,000.
+    assert one.smallest_lower_bound < -1e3
+    assert one.largest_upper_bound > 1e3
     widths = []
-    for steps in (20, 30, 40, 50):
+    for steps in (10, 14, 18, 22):
         found = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps)
         assert not found.converged
         widths.append(found.smallest - found.smallest_lower_bound)
@@ -174,8 +176,8 @@ def test_too_few_steps_are_not_called_converged_and_claim_nothing() -> None:
     assert cl.extreme_eigenvalues(Dense(matrix), max_steps=1000).converged
 
 
-def test_no_more_steps_are_made_than_the_tolerance_needs() -> None:
-    matrix = torch.diag(torch.linspace(0, 1, 2000, dtype=torch.float64))
+@pytest.mark.parametrize("tolerance", [0.1, 0.03, 0.01])
+def test_no_more_steps_are_made_than_the_tolerance_needs(tolerance: float) -> None:
     calls: Counter[str] = Counter()
 
     class Counting(Dense):
@@ -183,32 +185,17 @@ def test_no_more_steps_are_made_than_the_tolerance_needs() -> None:
             calls["products"] += 1
             return super().matvec(v)
 
-    for tolerance in (0.1, 0.03):
-        calls.clear()
-        found = cl.extreme_eigenvalues(Counting(matrix), tolerance=tolerance)
-        assert found.converged
-        assert calls["products"] == found.steps + 2  # Two for the residuals.
-        # From √tolerance (2k - 1) = log(1.648 √n / failure), all with the gap itself in place of tolerance.
-        assert found.steps == pytest.approx(
-            math.log(1.648 * math.sqrt(2000) / 5e-4) / 2 / math.sqrt(tolerance), rel=0.2
-        )
-
-
-@given(st.integers(1, 10**9), st.floats(1e-6, 0.4), st.floats(0.01, 0.999999))
-def test_the_number_of_steps_is_the_least_that_will_do(size: int, gap: float, confidence: float) -> None:
-    steps = steps_for_gap(size, gap, confidence)
-    assert 1 <= steps <= size
-    if steps < size:
-        assert relative_gap(size, steps, confidence) <= gap * (1 + 1e-9)
-    if steps > 1:
-        assert relative_gap(size, steps - 1, confidence) > gap * (1 - 1e-9)
-
-
-@given(st.integers(2, 10**9), st.integers(1, 10**4), st.floats(0.01, 0.999999))
-def test_the_gap_is_that_of_kuczynski_and_wozniakowski(size: int, steps: int, confidence: float) -> None:
-    gap = relative_gap(size, steps, confidence)
-    chance_at_one_end = 1.648 * math.sqrt(size) * math.exp(-(2 * steps - 1) * math.sqrt(gap))
-    assert 2 * chance_at_one_end == pytest.approx(1 - confidence, rel=1e-9)
+    found = cl.extreme_eigenvalues(Counting(torch.diag(torch.linspace(0, 1, 2000).double())), tolerance=tolerance)
+    assert found.converged
+    assert calls["products"] == found.steps + 2  # Two for the residuals.
+    assert found.steps <= steps_for(2000, tolerance, 0.999)
+    # A tenth fewer would not have done, the distance at which a run looks whether it has.
+    fewer = cl.extreme_eigenvalues(
+        Counting(torch.diag(torch.linspace(0, 1, 2000).double())),
+        tolerance=tolerance,
+        max_steps=int(found.steps / 1.1) - 1,
+    )
+    assert not fewer.converged
 
 
 def test_results_can_be_repeated() -> None:

