@@ -11,11 +11,13 @@ from convexlab.cost import Cost
 # Its curvature
 from convexlab.curvature import (
     ExtremeEigenvalues,
+    SampledCurvature,
     SpectralDensity,
     TraceEstimate,
     Verdict,
     convexity_verdict,
     extreme_eigenvalues,
+    sampled_curvature,
     spectral_density,
     trace,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "Objective",
     "Probe",
     "Run",
+    "SampledCurvature",
     "SpectralDensity",
     "SymmetricOperator",
     "TraceEstimate",
@@ -61,6 +64,7 @@ __all__ = [
     "extreme_eigenvalues",
     "load_dataset",
     "probe",
+    "sampled_curvature",
     "spectral_density",
     "trace",
     "train_two_phase",
