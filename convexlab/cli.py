@@ -181,7 +181,9 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
     for row in result.rows:
-        click.echo(f"epoch {row['epoch']}: {row['verdict_summary']}", err=as_json)
+        click.echo(
+            f"epoch {row['epoch']}: {row['verdict_summary']} {row.get('sampling_summary', '')}".rstrip(), err=as_json
+        )
     report = write_report([result.run])
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))

@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
-from convexlab.curvature.extremes import check_confidence
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
 from convexlab.objective import Objective
+from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import dot, norm
 from convexlab.problem import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
+from convexlab.sampling_error import sampling_error
 
-__all__ = ["Probe", "probe", "probe_point"]
+__all__ = ["Probe", "ProbeOptions", "probe", "probe_point"]
 
 Place = str | os.PathLike[str] | Run
 """Where checkpoints are: a run, its directory, or a checkpoint file."""
 
-# Negative curvature below this fraction of the largest is not searched for.
-_FLOOR = 1e-3
 # Both ends are bounded to this part of the range, even where the verdict is clear before.
 _TOLERANCE = 1e-2
 # Nodes with less weight than this are not seen in any picture.
@@ -46,6 +46,34 @@ class Probe:
     """Where the rows are stored."""
     rows: list[Row]
     """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How a checkpoint is measured."""
+
+    floor: float = 1e-3
+    """Negative curvature below this fraction of the largest is not searched for."""
+    confidence: float = 0.999
+    """Of the bounds, over the random start."""
+    max_steps: int | None = None
+    """Products of the first Krylov run at most; None is what a verdict needs."""
+    density_probes: int = 3
+    """Krylov runs that the density, its negative mass and the trace are averaged over."""
+    density_steps: int = 32
+    """Products of each of these but the first."""
+    seed: int = 0
+    """Of the Krylov runs' starts."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_confidence(self.confidence)
+        if self.density_probes < 1 or self.density_steps < 1:
+            raise MisuseError(
+                f"expected at least one density probe and step, got {self.density_probes!r} and {self.density_steps!r}."
+            )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
 
 
 @dataclass(frozen=True)
@@ -81,6 +109,9 @@ def probe(
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
+    Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
+    see `sampling_error`, and ``sampling_summary`` in the rows.
+
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
         model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
@@ -103,13 +134,9 @@ def probe(
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
     """
-    check_confidence(confidence)
-    if density_probes < 1 or density_steps < 1:
-        raise MisuseError(
-            f"expected at least one density probe and step, got {density_probes!r} and {density_steps!r}."
-        )
-    if max_steps is not None and max_steps < 1:
-        raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
+    options = ProbeOptions(
+        confidence=confidence, max_steps=max_steps, density_probes=density_probes, density_steps=density_steps
+    )
     places = _places(paths)
     files = _files(places, checkpoints)
     overrides = {
@@ -138,13 +165,7 @@ def probe(
         progress(Progress("probe", done, len(missing), name))
         problem = problems[setting]
         load_weights(problem.model, checkpoint)
-        row, verdict = probe_point(
-            problem.objective,
-            confidence=confidence,
-            max_steps=max_steps,
-            density_probes=density_probes,
-            density_steps=density_steps,
-        )
+        row, verdict = probe_point(problem, options)
         epoch = _epoch(checkpoint, names.index(name))
         identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
         size = problem.dataset.train_size
@@ -156,16 +177,7 @@ def probe(
     return Probe(target, [stored[name] for name in names])
 
 
-def probe_point(
-    objective: Objective,
-    *,
-    floor: float = _FLOOR,
-    confidence: float = 0.999,
-    max_steps: int | None = None,
-    density_probes: int = 3,
-    density_steps: int = 32,
-    seed: int = 0,
-) -> tuple[Row, Verdict | None]:
+def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
@@ -174,6 +186,7 @@ def probe_point(
         The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss, its gradient or a
         product with its Hessian is not finite.
     """
+    objective = problem.objective
     before = objective.cost
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
@@ -181,45 +194,32 @@ def probe_point(
     verdict = None
     if math.isfinite(value) and math.isfinite(gradient_norm):
         try:
-            measured, verdict = _curvature(
-                objective, gradient, gradient_norm, floor, confidence, max_steps, density_probes, density_steps, seed
-            )
+            measured, verdict = _curvature(objective, gradient, options)
         except FailureError as error:
             measured = _nothing(f"Nothing can be said about curvature here: {error}")
     else:
         measured = _nothing(f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning.")
+    measured |= sampling_error(problem, verdict)
     cost = objective.cost - before
     spent = {"gradient_equivalents": cost.gradient_equivalents, "seconds": cost.seconds}
     return row | measured | spent, verdict
 
 
-def _curvature(
-    objective: Objective,
-    gradient: Tensor,
-    gradient_norm: float,
-    floor: float,
-    confidence: float,
-    max_steps: int | None,
-    density_probes: int,
-    density_steps: int,
-    seed: int,
-) -> tuple[Row, Verdict]:
+def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions) -> tuple[Row, Verdict]:
     operator = objective.hessian()
-    generator = torch.Generator().manual_seed(seed)
-    steps = steps_to_resolve(operator.shape[0], floor, confidence)
-    first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, max_steps or steps))
-    verdict = judge(first, floor=floor, confidence=confidence, tolerance=_TOLERANCE)
-    others = (random_run(operator, generator, density_steps) for _ in range(density_probes - 1))
+    generator = torch.Generator().manual_seed(options.seed)
+    steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
+    first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
+    verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE)
+    others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
     density = density_of(itertools.chain([first], others))
     trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
-    mass, mass_error = density.mass_below(-max(density.zero_width, floor * verdict.scale))
+    mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))
     seen = density.weights > _NEGLIGIBLE_WEIGHT
     ends = verdict.extremes
     return {
-        "gradient_curvature": float(dot(gradient, operator.matvec(gradient))) / gradient_norm**2
-        if gradient_norm
-        else None,
+        "gradient_curvature": _along(gradient, operator),
         "smallest": ends.smallest,
         "smallest_lower_bound": ends.smallest_lower_bound,
         "smallest_residual": ends.smallest_residual,
@@ -232,11 +232,17 @@ def _curvature(
         "verdict": verdict.kind,
         "verdict_summary": verdict.summary(),
         "rounding_floor": verdict.rounding_floor,
-        "confidence": confidence,
-        "floor": floor,
+        "confidence": options.confidence,
+        "floor": options.floor,
         "steps": verdict.steps,
         "density": {"nodes": density.nodes[seen].tolist(), "weights": density.weights[seen].tolist()},
     }, verdict
+
+
+def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:
+    """Return gᵀHg / gᵀg; None where the gradient is zero."""
+    square = float(dot(gradient, gradient))
+    return float(dot(gradient, operator.matvec(gradient))) / square if square else None
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -198,7 +198,8 @@ class GradientDifferences(SymmetricOperator):
         parts = unflatten(v * scale.to(v), self._point.leaves)
         leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
         gradient = self._objective.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
-        return (gradient - self._gradient) / scale
+        difference: Tensor = (gradient - self._gradient) / scale
+        return difference
 
 
 class GaussNewtonOperator(ObjectiveOperator):

@@ -157,7 +157,8 @@ def test_probe_a_run(run: Run) -> None:
     result = call("probe", run.path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert [line.partition(":")[0] for line in lines] == [*(f"epoch {row['epoch']}" for row in run.probe), "report"]
+    told = [f"epoch {row['epoch']}: {row['verdict_summary']} {row['sampling_summary']}" for row in run.probe]
+    assert lines[:-1] == told
     assert lines[-1] == f"report: {run.report_path}"
     assert len(run.probe) == len(run.checkpoints)
 

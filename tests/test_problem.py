@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,40 @@ def test_what_cannot_be_built(names: dict[str, Any], changes: dict[str, Any], me
 def test_a_model_that_does_not_fit_is_refused_with_its_name(names: dict[str, Any]) -> None:
     with pytest.raises(MisuseError, match=r"models\.py:mismatched' does not fit the data.*\(1, 32, 32\)"):
         build_problem(**_named(names, "mismatched"), loss="mse", device="cpu")
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 7, 60])
+def test_samples_are_the_same_examples_in_batches_of_about_equal_size(names: dict[str, Any], size: int | None) -> None:
+    problem = build_problem(**names, loss="mse", train_size=size, dtype="float64", device="cpu")
+    examples, sample = size or TRAIN_SIZE, problem.sample()
+    sizes = [weight for _, weight in sample.parts()]
+    assert sum(sizes) == examples
+    assert len(sizes) == min(32, max(1, examples // 2))
+    assert max(sizes) - min(sizes) <= 1
+    # One sum in another order: 120 terms in float64.
+    assert sample.value() == pytest.approx(problem.objective.value(), rel=1e-13)
+    # In random order: the classes, which come by turns in the data, do not.
+    labels = torch.cat([batch[1] for batch, _ in sample.parts()])
+    assert torch.equal(labels.sort().values, problem.y.sort().values)
+    assert examples < 30 or not torch.equal(labels, problem.y)
+
+
+@pytest.mark.parametrize(("size", "fresh", "population"), [(None, VALIDATION_SIZE, TRAIN_SIZE), (20, 20, TRAIN_SIZE)])
+def test_fresh_examples_are_not_those_of_the_objective(
+    names: dict[str, Any], size: int | None, fresh: int, population: int
+) -> None:
+    problem = build_problem(**names, loss="mse", train_size=size, device="cpu")
+    assert problem.population == population
+    images = torch.cat([batch[0] for batch, _ in problem.fresh().parts()])
+    assert len(images) == fresh
+    assert not any(torch.equal(image, own) for image in images for own in problem.x)
+    expected = problem.dataset.x_test if size is None else problem.dataset.fresh[0]
+    assert torch.equal(images.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
+
+
+def test_fresh_examples_are_at_most_as_many_as_the_objective_has(names: dict[str, Any]) -> None:
+    problem = build_problem(**names, loss="mse", train_size=110, device="cpu")
+    assert sum(weight for _, weight in problem.fresh().parts()) == TRAIN_SIZE - 110
+    whole = build_problem(**names, loss="mse", device="cpu")
+    less = replace(whole.dataset, x_train=whole.dataset.x_train[:8], y_train=whole.dataset.y_train[:8])
+    assert sum(weight for _, weight in replace(whole, dataset=less).fresh().parts()) == 8

@@ -1,9 +1,10 @@
-"""Curvature: Lanczos, both ends of the spectrum, density, trace, blocks, parts, and the verdict on convexity."""
+"""Curvature: Lanczos, both ends of the spectrum, density, trace, blocks, parts, sampling error, and the verdict."""
 
 from convexlab.curvature.blocks import BlockCurvature, block_curvature
 from convexlab.curvature.density import SpectralDensity, spectral_density
 from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
 from convexlab.curvature.lanczos import Lanczos
+from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.split import CurvatureSplit, curvature_split
 from convexlab.curvature.trace import TraceEstimate, trace
 from convexlab.curvature.verdict import Verdict, convexity_verdict
@@ -13,6 +14,7 @@ __all__ = [
     "CurvatureSplit",
     "ExtremeEigenvalues",
     "Lanczos",
+    "SampledCurvature",
     "SpectralDensity",
     "TraceEstimate",
     "Verdict",
@@ -20,6 +22,7 @@ __all__ = [
     "convexity_verdict",
     "curvature_split",
     "extreme_eigenvalues",
+    "sampled_curvature",
     "spectral_density",
     "trace",
 ]

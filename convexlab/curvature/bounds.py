@@ -1,14 +1,15 @@
 """How far a spectrum may reach beyond the Ritz values of a Krylov run whose start was drawn at random.
 
-The basis vectors are v_{j+1} = p_j(A) v_1 with the Lanczos polynomials p_0, ..., p_k. For a unit eigenvector u of A with
-eigenvalue λ, uᵀv_{j+1} = p_j(λ) uᵀv_1; the basis is orthonormal, so that (uᵀv_1)² Σ p_j(λ)² <= 1. A start uniform on the
-sphere has |uᵀv_1| <= δ with a small known chance only. But for that chance λ is no further out than where Σ p_j(λ)² is
-1/δ² (van Dorsselaer, Hochstenbach & van der Vorst 2000, doi 10.1137/S0895479800366859, section 2, who take p_k alone; the
-sum, the inverse of the Christoffel function, is larger). One event serves all steps, so that a run may be looked at
-after every one of them, and stop.
+The basis vectors are v_{j+1} = p_j(A) v_1 with the Lanczos polynomials p_0, ..., p_k. For a unit eigenvector u of A
+with eigenvalue λ, uᵀv_{j+1} = p_j(λ) uᵀv_1; the basis is orthonormal, so that (uᵀv_1)² Σ p_j(λ)² <= 1. A start uniform
+on the sphere has |uᵀv_1| <= δ with a small known chance only. But for that chance λ is no further out than where
+Σ p_j(λ)² is 1/δ² (van Dorsselaer, Hochstenbach & van der Vorst 2000, doi 10.1137/S0895479800366859, section 2, who take
+p_k alone; the sum, the inverse of the Christoffel function, is larger). One event serves all steps, so that a run may
+be looked at after every one of them, and stop.
 
-Before the run: on the Ritz values a Chebyshev polynomial of degree k - 1 is at most 1, hence after k steps the margin is
-at most such that T_{k-1}(1 + 2 margin / range) = 1/δ. What is measured is narrower, for the p_j know the spectrum.
+Before the run: on the Ritz values a Chebyshev polynomial of degree k - 1 is at most 1, hence after k steps the margin
+is at most such that T_{k-1}(1 + 2 margin / range) = 1/δ, about as Kuczyński & Woźniakowski (1992) have it. What is
+measured is narrower, for the p_j know the spectrum.
 """
 
 from __future__ import annotations

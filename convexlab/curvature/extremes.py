@@ -38,9 +38,9 @@ class ExtremeEigenvalues:
     """The ends of a spectrum. The true smallest eigenvalue lies in [smallest_lower_bound, smallest]."""
 
     smallest: float
-    """vᵀA v of the smallest Ritz vector by a fresh product: never below the true smallest eigenvalue but for rounding."""
+    """vᵀA v of the smallest Ritz vector v, by a fresh product: never below the truth but for rounding."""
     largest: float
-    """Likewise of the largest: never above the true largest eigenvalue but for rounding."""
+    """Likewise of the largest: never above the truth but for rounding."""
     smallest_vector: Tensor
     """(n,), unit length, float64."""
     largest_vector: Tensor
@@ -63,7 +63,7 @@ class ExtremeEigenvalues:
     Where the Krylov space ended early, within ``tolerance`` times the largest of them in size.
     """
     deviation: float
-    """Bound on the error of the cheaper products that the run was made with, contained in the bounds; 0 for exact ones."""
+    """Bound on the error of the cheaper products that the run was made with, part of the bounds; 0 for exact ones."""
     seconds: float
     """Wall-clock time."""
 

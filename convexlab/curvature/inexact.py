@@ -1,8 +1,8 @@
 """Krylov runs on products that are cheaper than the operator's own, and by how much such a run is off.
 
-With inexact products A V = V T + β v eᵀ + F, and there is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact one
-of A - E (Kahan; Davis, Kahan & Weinberger 1982, doi 10.1137/0719029). By Weyl's theorem no eigenvalue of A is further
-than ‖F‖ from one of A - E. Products with random vectors of the Krylov space, made anew and exactly, bound ‖F‖, rounding
+With inexact products A V = V T + β v eᵀ + F, and there is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact
+one of A - E (Davis, Kahan & Weinberger 1982, doi 10.1137/0719029). By Weyl's theorem no eigenvalue of A is further than
+‖F‖ from one of A - E. Products with random vectors of the Krylov space, made anew and exactly, bound ‖F‖, rounding
 included. That the errors do not conspire with the random start is assumed here, as it is of rounding everywhere.
 """
 
@@ -60,8 +60,8 @@ def sample_combinations(process: Lanczos, seed: int) -> Tensor:
 def deviation(process: Lanczos, combinations: Tensor, products: Tensor, failure: float) -> float:
     """Return a bound on ‖F‖ that fails with probability ``failure``.
 
-    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp 2011,
-    doi 10.1137/090771806, lemma 4.1).
+    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp
+    2011, doi 10.1137/090771806, lemma 4.1).
 
     Args:
         process: the run.
@@ -69,12 +69,12 @@ def deviation(process: Lanczos, combinations: Tensor, products: Tensor, failure:
         products: (r, n), A V ω, exact.
         failure: probability.
     """
-    factor = failure ** (-1 / combinations.shape[1]) * math.sqrt(2 / math.pi)
+    factor = math.exp(-math.log(failure) / combinations.shape[1]) * math.sqrt(2 / math.pi)
     return factor * float(torch.linalg.vector_norm(products - process.image(combinations), dim=1).max())
 
 
 def _hopeless(operator: MatrixVectorProduct, tolerance: float) -> bool:
-    return _SHARE * tolerance < torch.finfo(operator.dtype).eps ** 0.5 / 4
+    return _SHARE * tolerance < math.sqrt(torch.finfo(operator.dtype).eps) / 4
 
 
 def _errors(process: Lanczos, differences: GradientDifferences) -> Iterator[float]:

@@ -71,14 +71,23 @@ class Dataset:
     """(C,) float64, subtracted from every value; of the whole training split, so that its subsets are comparable."""
     standard_deviation: Tensor
     """(C,) float64, then divided by; population form, 1 for a channel that is constant."""
+    fresh: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Other images and labels of the training split of which this one's is a subset, at most as many; None without."""
+    population: int | None = None
+    """Examples of the training split of which this one's is a subset; None where that is all there is."""
 
     def __post_init__(self) -> None:
         """Check that all parts fit each other."""
         _check_split(self, "x_train", self.x_train, "y_train", self.y_train)
         _check_split(self, "x_test", self.x_test, "y_test", self.y_test)
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            shapes = f"{tuple(self.x_train.shape[1:])} and {tuple(self.x_test.shape[1:])}"
-            raise MisuseError(f"{self.name}: images of x_train and x_test must have one shape, got {shapes}.")
+        others = {"x_test": self.x_test}
+        if self.fresh is not None:
+            _check_split(self, "x_fresh", self.fresh[0], "y_fresh", self.fresh[1])
+            others["x_fresh"] = self.fresh[0]
+        for key, x in others.items():
+            if self.x_train.shape[1:] != x.shape[1:]:
+                shapes = f"{tuple(self.x_train.shape[1:])} and {tuple(x.shape[1:])}"
+                raise MisuseError(f"{self.name}: images of x_train and {key} must have one shape, got {shapes}.")
         for key in ("mean", "standard_deviation"):
             if (shape := tuple(getattr(self, key).shape)) != (self.channels,):
                 raise MisuseError(f"{self.name}: {key} must have shape ({self.channels},), got {shape}.")

@@ -12,7 +12,7 @@ from convexlab.datasets.factory import read_factory
 from convexlab.datasets.imagefolder import read_imagefolder
 from convexlab.datasets.npz import read_npz
 from convexlab.datasets.preparing import prepare
-from convexlab.datasets.subset import stratified_indices
+from convexlab.datasets.subset import other_indices, stratified_indices
 from convexlab.datasets.torchvision_sets import TORCHVISION_SETS, read_torchvision_set
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.importing import is_spec
@@ -89,7 +89,14 @@ def _read(name: str, image_size: int, root: str | Path | None) -> Source | Datas
 
 def _subset(dataset: Dataset, size: int, seed: int) -> Dataset:
     chosen = stratified_indices(dataset.y_train, size, seed=seed, name=dataset.name)
-    return replace(dataset, x_train=dataset.x_train[chosen], y_train=dataset.y_train[chosen])
+    others = other_indices(dataset.y_train, chosen, seed=seed)
+    return replace(
+        dataset,
+        x_train=dataset.x_train[chosen],
+        y_train=dataset.y_train[chosen],
+        fresh=(dataset.x_train[others], dataset.y_train[others]) if len(others) else None,
+        population=dataset.train_size,
+    )
 
 
 def _check_whole(argument: str, value: object, *, low: int) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from convexlab.datasets.arrays import Source, chunks
 from convexlab.datasets.dataset import Dataset
-from convexlab.datasets.subset import stratified_indices
+from convexlab.datasets.subset import other_indices, stratified_indices
 
 __all__ = ["channel_statistics", "prepare", "resize", "standardise"]
 
@@ -28,18 +28,27 @@ def prepare(source: Source, *, image_size: int, train_size: int | None = None, s
         MisuseError: ``train_size`` is larger than the training split.
     """
     chosen: Tensor | slice = slice(None)
+    others = source.y_train[:0]
     if train_size is not None:
         chosen = stratified_indices(source.y_train, train_size, seed=seed, name=source.name)
+        others = other_indices(source.y_train, chosen, seed=seed)
     mean, deviation = channel_statistics(source.x_train, image_size)
+
+    def training(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        return standardise(source.x_train[rows], mean, deviation, image_size), source.y_train[rows]
+
+    x_train, y_train = training(chosen)
     return Dataset(
         name=source.name,
-        x_train=standardise(source.x_train[chosen], mean, deviation, image_size),
-        y_train=source.y_train[chosen],
+        x_train=x_train,
+        y_train=y_train,
         x_test=standardise(source.x_test, mean, deviation, image_size),
         y_test=source.y_test,
         classes=source.classes,
         mean=mean,
         standard_deviation=deviation,
+        fresh=training(others) if len(others) else None,
+        population=len(source.y_train),
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 
-__all__ = ["stratified_indices"]
+__all__ = ["other_indices", "stratified_indices"]
 
 
 def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = "labels") -> Tensor:
@@ -38,6 +38,24 @@ def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = 
     by_class = torch.split(shuffled[labels[shuffled].argsort(stable=True)], counts)
     chosen = torch.cat([members[:quota] for members, quota in zip(by_class, quotas, strict=True)])
     return chosen.sort().values
+
+
+def other_indices(labels: Tensor, chosen: Tensor, *, seed: int = 0) -> Tensor:
+    """Draw as many examples as were ``chosen`` from the others, or all others if they are fewer.
+
+    Args:
+        labels: (n,) int64, not negative.
+        chosen: (m,) int64 indices, each once.
+        seed: which draw; the classes keep their shares among the others as in `stratified_indices`.
+
+    Returns:
+        (min(m, n - m),) int64 indices, ascending.
+    """
+    left = torch.ones(len(labels), dtype=torch.bool, device="cpu")
+    left[chosen] = False
+    others = left.nonzero()[:, 0]
+    size = min(len(chosen), len(others))
+    return others[stratified_indices(labels[others], size, seed=seed)] if size else others
 
 
 def _quotas(counts: list[int], size: int, order: list[int]) -> list[int]:

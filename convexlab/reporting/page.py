@@ -32,9 +32,9 @@ from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.reporting.wording import (
     headline,
     joint_headline,
+    judgement,
     place,
     verdict_name,
-    verdict_sentence,
 )
 from convexlab.runs import Run, write_atomically
 
@@ -160,10 +160,7 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         density=None if compact else density_chart(digest, f"{anchor}-density"),
         signals=signals(digest),
         results=results_table(digest),
-        verdicts=[
-            Judgement(place(c), c.phase, c.verdict, verdict_name(c.verdict), c.verdict_summary or verdict_sentence(c))
-            for c in digest.probe
-        ],
+        verdicts=[Judgement(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in digest.probe],
         curvature=curvature_table(digest),
         cost=cost_table(digest),
     )

@@ -160,6 +160,15 @@ class ProbedCheckpoint:
     seconds: float | None
     examples: float | None
     train_size: float | None
+    population: float | None
+    """Training examples there are."""
+    smallest_fresh: float | None
+    """Curvature along the eigenvector of `smallest` on examples that it was not found on."""
+    smallest_fresh_standard_error: float | None
+    largest_fresh: float | None
+    largest_fresh_standard_error: float | None
+    sampling_summary: str
+    """Sentences on what the sample says of the full loss."""
     nodes: Floats
     """(k,) spectral density, stochastic Lanczos quadrature; empty when not computed."""
     weights: Floats
@@ -171,7 +180,8 @@ class ProbedCheckpoint:
         plain = (
             "epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound smallest_residual "
             "largest largest_residual negative_mass negative_mass_standard_error trace trace_standard_error "
-            "confidence floor steps seconds examples train_size"
+            "confidence floor steps seconds examples train_size population "
+            "smallest_fresh smallest_fresh_standard_error largest_fresh largest_fresh_standard_error"
         )
         nodes, weights = _density(mapping_of(row, "density"))
         numbers: dict[str, Any] = {key: number_of(row, key) for key in plain.split()}
@@ -180,6 +190,7 @@ class ProbedCheckpoint:
             phase=text_of(row, "phase"),
             verdict=text_of(row, "verdict"),
             verdict_summary=text_of(row, "verdict_summary"),
+            sampling_summary=text_of(row, "sampling_summary"),
             rounding_floor=abs(number_of(row, "rounding_floor") or 0.0),
             cost=number_of(row, "gradient_equivalents"),
             nodes=nodes,

@@ -171,6 +171,8 @@ def curvature_table(digest: Digest) -> Table | None:
             plus_minus(c.smallest, c.smallest_residual, c.rounding_floor),
             lower_bound(c.smallest_lower_bound, c.rounding_floor),
             plus_minus(c.largest, c.largest_residual, c.rounding_floor),
+            plus_minus(c.smallest_fresh, c.smallest_fresh_standard_error, c.rounding_floor),
+            plus_minus(c.largest_fresh, c.largest_fresh_standard_error, c.rounding_floor),
             signed(c.gradient_curvature, c.rounding_floor),
             plus_minus(c.negative_mass, c.negative_mass_standard_error),
             plus_minus(c.trace, c.trace_standard_error, c.rounding_floor),
@@ -185,6 +187,7 @@ def curvature_table(digest: Digest) -> Table | None:
     ]
     return _table(
         "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
+        "Fresh: the same direction on examples that it was not found on. "
         "A value inside the rounding floor is printed as 0, without a sign.",
         [
             Column("Checkpoint", False),
@@ -193,6 +196,8 @@ def curvature_table(digest: Digest) -> Table | None:
             "Smallest",
             "Lower bound",
             "Largest",
+            "Smallest, fresh",
+            "Largest, fresh",
             "gᵀHg / gᵀg",
             "Negative mass",
             "Trace",

@@ -17,6 +17,7 @@ __all__ = [
     "algorithm_name",
     "headline",
     "joint_headline",
+    "judgement",
     "place",
     "switch_sentence",
     "verdict_name",
@@ -55,9 +56,8 @@ def place(checkpoint: ProbedCheckpoint) -> str:
 
 def headline(digest: Digest) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
-    if digest.is_probe:
-        return [_probe_sentence(digest), _last_verdict(digest)]
-    return [part for part in (_outcome_sentence(digest), switch_sentence(digest), _last_verdict(digest)) if part]
+    first = [_probe_sentence(digest)] if digest.is_probe else [_outcome_sentence(digest), switch_sentence(digest)]
+    return [part for part in (*first, _last_verdict(digest), _last_sample(digest)) if part]
 
 
 def _outcome_sentence(digest: Digest) -> str:
@@ -116,6 +116,10 @@ def _last_verdict(digest: Digest) -> str:
     return f"At the last checkpoint probed ({place(last)}): {verdict_sentence(last)}."
 
 
+def _last_sample(digest: Digest) -> str:
+    return digest.probe[-1].sampling_summary if digest.probe else ""
+
+
 def _probe_sentence(digest: Digest) -> str:
     if not digest.probe:
         return "No checkpoint is probed yet."
@@ -125,6 +129,12 @@ def _probe_sentence(digest: Digest) -> str:
         return f"The one checkpoint: {next(iter(counts))}."
     told = ", ".join(f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common())
     return f"Verdicts over {total} checkpoints: {told}."
+
+
+def judgement(checkpoint: ProbedCheckpoint) -> str:
+    """Return all that is said of one checkpoint: the verdict, and what the sample says of the full loss."""
+    verdict = checkpoint.verdict_summary or f"{verdict_sentence(checkpoint)}."
+    return f"{verdict} {checkpoint.sampling_summary}".rstrip()
 
 
 def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
@@ -171,8 +181,8 @@ def _confidence(checkpoint: ProbedCheckpoint) -> str:
 
 
 def _sample(checkpoint: ProbedCheckpoint) -> str:
-    examples, size = checkpoint.examples, checkpoint.train_size
-    if examples is None or size is None or examples >= size:
+    examples, size = checkpoint.examples, checkpoint.population or checkpoint.train_size
+    if checkpoint.sampling_summary or examples is None or size is None or examples >= size:
         return ""
     return f" (loss of {count(examples)} of the {count(size)} training examples)"
 

@@ -70,7 +70,10 @@ def test_subset_of_a_dataset(file: str) -> None:
     dataset = load_dataset(f"{file}:complete", train_size=4, seed=1)
     assert torch.bincount(dataset.y_train).tolist() == [2, 2]
     assert torch.equal(dataset.x_train[:, 0, 0, 0].long() % 2, dataset.y_train)
-    assert dataset.validation_size == 8
+    assert dataset.validation_size == dataset.population == 8
+    assert dataset.fresh is not None
+    assert sorted(torch.cat([dataset.x_train, dataset.fresh[0]])[:, 0, 0, 0].tolist()) == list(range(8))
+    assert torch.equal(dataset.fresh[0][:, 0, 0, 0].long() % 2, dataset.fresh[1])
     with pytest.raises(MisuseError, match=r"from 1 to 8 .*, got 9"):
         load_dataset(f"{file}:complete", train_size=9)
 

@@ -111,6 +111,21 @@ def test_subset_is_made_of_the_whole_sets_images_and_leaves_the_test_split_whole
     assert torch.equal(part.y_train, whole.y_train[rows])
 
 
+@pytest.mark.parametrize(("size", "fresh"), [(12, 12), (30, 10), (40, 0), (None, 0)])
+def test_subset_brings_others_of_the_training_split_at_most_as_many(size: int | None, fresh: int) -> None:
+    whole, part = prepare(source(), image_size=8), prepare(source(), image_size=8, train_size=size, seed=5)
+    assert part.population == 40
+    if not fresh:
+        assert part.fresh is None
+        return
+    assert part.fresh is not None
+    x, y = part.fresh
+    rows = [next(row for row, image in enumerate(whole.x_train) if torch.equal(image, other)) for other in x]
+    assert len(rows) == len(set(rows)) == fresh
+    assert torch.equal(y, whole.y_train[rows])
+    assert not any(torch.equal(image, other) for image in part.x_train for other in x)
+
+
 def test_whole_set_as_subset_is_the_whole_set() -> None:
     assert torch.equal(prepare(source(), image_size=5, train_size=40).x_train, prepare(source(), image_size=5).x_train)
 

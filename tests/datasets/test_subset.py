@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convexlab.datasets import stratified_indices
+from convexlab.datasets.subset import other_indices
 from convexlab.errors import MisuseError
 
 
@@ -72,3 +73,17 @@ def test_label_without_examples() -> None:
 def test_size_out_of_range(size: int) -> None:
     with pytest.raises(MisuseError, match=f"train_size of mine must be from 1 to 4 .*, got {size}"):
         stratified_indices(torch.tensor([0, 1, 0, 1]), size, name="mine")
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
+def test_others_are_none_of_the_chosen_and_at_most_as_many(labels: list[int], data: st.DataObject) -> None:
+    size, seed = data.draw(st.integers(1, len(labels))), data.draw(st.integers(0, 2**63 - 1))
+    chosen = stratified_indices(torch.tensor(labels), size, seed=seed)
+    others = other_indices(torch.tensor(labels), chosen, seed=seed).tolist()
+    assert others == sorted(set(others))
+    assert not set(others) & set(chosen.tolist())
+    assert len(others) == min(size, len(labels) - size)
+    left = [labels[index] for index in range(len(labels)) if index not in set(chosen.tolist())]
+    for label in set(left):
+        due = Fraction(left.count(label) * len(others), len(left))
+        assert due - 1 < [labels[index] for index in others].count(label) < due + 1

@@ -162,6 +162,18 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
     assert row.replace(" ", "") in text.replace(" ", "")
 
 
+def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
+    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
+    fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
+    page = page_of(make_probe(count=2, density=None, sampling_summary="On 99 others it has -0.12.", **fresh))
+    assert page.text.count("−0.123 ± 0.025") == page.text.count("7.65 ± 0.32") == 2
+    assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
+    # Beside each verdict, and on top for the last one.
+    assert page.text.count("On 99 others it has -0.12.") == 3
+    older = page_of(make_probe("older", density=None, sampling_summary=None, **dict.fromkeys(fresh)))
+    assert "fresh<" not in older.source
+
+
 def test_the_cost_breakdown_is_shown(make_bare: MakeRun) -> None:
     text = page_of(make_bare(switch=30)).text.replace(" ", "")
     # 30 epochs of Adam, a third of each for the detector, the rest of 120 for phase two.
@@ -344,5 +356,6 @@ def test_many_runs_show_their_main_charts(make_run: MakeRun, monkeypatch: pytest
     page = page_of(*runs)
     assert "With this many runs each shows its main charts only" in page.text
     assert len(page.all("svg")) == 1 + 3 * len(runs)
-    # Thirty runs fit into 2 MB.
-    assert len(page.source.encode()) < 2e6 / 30 * len(runs)
+    # Thirty runs fit into 2 MB: these two with all that they share, and 28 sections more.
+    first, second = (page.source.index(f'<section class="run" id="run-{index}">') for index in (1, 2))
+    assert len(page.source.encode()) + 28 * len(page.source[first:second].encode()) < 2e6

@@ -10,7 +10,7 @@ import pytest
 from convexlab.reporting.comparison import compare
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.records import ProbedCheckpoint
-from convexlab.reporting.wording import headline, joint_headline, verdict_sentence
+from convexlab.reporting.wording import headline, joint_headline, judgement, verdict_sentence
 from convexlab.runs import Run
 
 MakeRun = Callable[..., Run]
@@ -165,11 +165,43 @@ CONFIDENCE = "with confidence 99.9\N{NO-BREAK SPACE}% over the random start"
             {"verdict": "non-convex", "examples": 512},
             "non-convex, with curvature −0.133 along a direction found (loss of 512 of the 1,437 training examples)",
         ),
+        (
+            {"verdict": "non-convex", "examples": 512, "train_size": 512, "population": 1442},
+            "non-convex, with curvature −0.133 along a direction found (loss of 512 of the 1,442 training examples)",
+        ),
+        (
+            {"verdict": "non-convex", "examples": 512, "sampling_summary": "The loss is that of 512 of 1,437."},
+            "non-convex, with curvature −0.133 along a direction found",
+        ),
         ({}, "not judged"),
     ],
 )
 def test_verdict_sentence(changes: dict[str, Any], sentence: str) -> None:
     assert verdict_sentence(ProbedCheckpoint.from_row(ROW | changes)) == sentence
+
+
+def test_the_last_sample_is_told_after_the_last_verdict(make_run: MakeRun, make_probe: MakeRun) -> None:
+    for run, place in ((make_run(), "epoch 100"), (make_probe(), "epoch 100")):
+        *_, verdict, sample = headline(read_digest(run, "run"))
+        assert verdict.startswith(f"At the last checkpoint probed ({place}): no negative curvature")
+        assert sample.startswith("The loss is that of all 1,437 training examples. Made up: on 360 validation")
+    older = headline(read_digest(make_probe("older", sampling_summary=None), "older"))
+    assert older[-1].startswith("At the last checkpoint probed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"verdict_summary": "Non-convex here.", "sampling_summary": "Of 5."}, "Non-convex here. Of 5."),
+        ({"verdict_summary": "Non-convex here."}, "Non-convex here."),
+        (
+            {"verdict": "non-convex", "sampling_summary": "Of 5."},
+            "non-convex, with curvature −0.133 along a direction found. Of 5.",
+        ),
+    ],
+)
+def test_judgement_is_the_verdict_and_what_the_sample_says(changes: dict[str, Any], told: str) -> None:
+    assert judgement(ProbedCheckpoint.from_row(ROW | changes)) == told
 
 
 @pytest.mark.parametrize("verdict", ["non-convex", "no-negative-curvature", "unresolved", ""])

@@ -1,0 +1,146 @@
+"""Sampling error of curvature along given directions: what one sample of the data says about the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from convexlab.batches import rows_of
+from convexlab.cost import Cost
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.parameters import dot, flatten, unflatten
+from convexlab.products import differentiate
+
+__all__ = ["SampledCurvature", "sampled_curvature"]
+
+
+@dataclass(frozen=True)
+class SampledCurvature:
+    """Rayleigh quotients of one direction, or of k at once, over the batches of a sample; on the CPU, in float64."""
+
+    value: Tensor
+    """() or (k,), vᵀHv / vᵀv for the Hessian H of the whole objective: the weighted mean of ``quotients``."""
+    standard_error: Tensor
+    """() or (k,), of ``value`` as an estimate for the population; NaN with fewer than two batches."""
+    quotients: Tensor
+    """(B,) or (B, k), vᵀH_b v / vᵀv of every batch b."""
+    weights: Tensor
+    """(B,), of the batches in the mean: their examples, unless the criterion counts otherwise."""
+    examples: int
+    """Rows of the batches; a batch without tensors counts as one."""
+    gradient_equivalents: float
+    """Over the objective's data."""
+    seconds: float
+    """Wall-clock time."""
+
+    @property
+    def batches(self) -> int:
+        """B."""
+        return len(self.weights)
+
+
+def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int | None = None) -> SampledCurvature:
+    """Return the curvature of the loss along given directions with its sampling error.
+
+    With weights w_b, W their sum, the mean is q = Σ w_b q_b / W, and its standard error that of a ratio,
+    √((1 - f) B / (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11); for
+    equal weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
+
+    **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there: on the same sample the
+    smallest is biased low and the largest high, by more than this error tells (Tatzel, Mucsányi, Hackel & Hennig 2025,
+    arXiv 2410.14325). What holds for the full loss is seen on examples that the vectors were not chosen on: pass an
+    objective of the same model over those.
+
+    **Which batches.** The micro-batches of ``objective``. The error is right where they are random parts of the data:
+    shuffle data that are sorted. A dozen or more are needed to tell it well.
+
+    Args:
+        objective: over the sample; its data may be other than those that ``vectors`` were found on.
+        vectors: (n,) or (n, k), directions of any length.
+        population: examples of the full data set, of which the objective's are drawn without replacement; None is
+            an endless supply.
+
+    Raises:
+        MisuseError: vectors of another shape or without a direction, a population smaller than the sample.
+    """
+    directions = _directions(objective, vectors)
+    if population is not None and population < 1:
+        raise MisuseError(f"expected a population of at least 1, got {population!r}.")
+    begin = time.perf_counter()
+    with objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
+        rows, weights, sizes = zip(*_quotients(objective, directions), strict=True)
+    quotients = torch.stack(rows).cpu().double()
+    cost = Cost(hessian_products=len(directions), seconds=time.perf_counter() - begin)
+    objective.spend(cost)
+    value, error = _ratio(quotients, quotients.new_tensor(weights), _fraction(sum(sizes), population))
+    shape = vectors.shape[1:]
+    return SampledCurvature(
+        value=value.reshape(shape),
+        standard_error=error.reshape(shape),
+        quotients=quotients.reshape(-1, *shape),
+        weights=quotients.new_tensor(weights),
+        examples=sum(sizes),
+        gradient_equivalents=cost.gradient_equivalents,
+        seconds=cost.seconds,
+    )
+
+
+def _directions(objective: Objective, vectors: Tensor) -> Tensor:
+    """Return the vectors as rows (k, n), in the dtype and on the device of the objective."""
+    size = objective.size
+    if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
+        raise MisuseError(f"expected vectors of shape ({size},) or ({size}, k), got {tuple(vectors.shape)}.")
+    rows = vectors.detach().reshape(size, -1).T.to(device=objective.device, dtype=objective.dtype).contiguous()
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    if not bool((lengths.isfinite() & (lengths > 0)).all()):
+        raise MisuseError(f"expected vectors of finite length above 0, got lengths {lengths.tolist()}.")
+    return rows
+
+
+def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tensor, float, int]]:
+    """Yield the quotients (k,), the weight and the examples of every micro-batch."""
+    point = objective.point()
+    columns = [unflatten(row.clone(), point.leaves) for row in directions]
+    squares = torch.stack([dot(row, row) for row in directions])
+    for batch, weight in objective.parts():
+        gradient = differentiate([objective.batch_loss(point, batch)], point.leaves, create_graph=True)
+        products = (flatten(differentiate(gradient, point.leaves, column, retain_graph=True)) for column in columns)
+        along = torch.stack([dot(row, product) for row, product in zip(directions, products, strict=True)])
+        yield along / squares, weight, _examples(batch)
+
+
+def _examples(batch: Any) -> int:
+    try:
+        return rows_of(batch)
+    except MisuseError:  # A batch may be anything where the objective was told its weight.
+        return 1
+
+
+def _ratio(quotients: Tensor, weights: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean (k,) of quotients (B, k) and its standard error (k,)."""
+    count, total = len(weights), weights.sum()
+    value = (weights[:, None] * quotients).sum(dim=0) / total
+    if count < 2:
+        return value, torch.full_like(value, math.nan)
+    residuals = weights[:, None] * (quotients - value)
+    variance = (1 - fraction) * count / (count - 1) * residuals.square().sum(dim=0)
+    return value, variance.sqrt() / total
+
+
+def _fraction(examples: int, population: int | None) -> float:
+    if population is None:
+        return 0.0
+    if examples > population:
+        raise MisuseError(
+            f"expected a population of at least the {examples} examples of the objective, got {population}. "
+            "Pass the number of examples of the full data set."
+        )
+    return examples / population
