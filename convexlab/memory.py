@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +25,11 @@ __all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memor
 _PROCESS = Path("/proc/self")
 _HOST = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
-# Files of a control group, version 2 and 1: its limit, what it uses, and the line of its statistics that tells how much
-# of that is files that can be dropped.
-_GROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
+# By version of control groups: where they are, their limit, what they use, and the statistic of what can be dropped.
+_GROUP_FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -38,7 +38,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where nothing tells.
 
-    On the CPU that is what Linux can hand out without swapping, or what a container's limit leaves.
+    On the CPU that is what Linux can hand out without swapping, or what the limit of a container or a batch job leaves.
     """
     if device.type == "cuda":
         pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -47,7 +47,7 @@ def available_memory(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    told = [number for number in (_left_on_host(), *map(_left_in_group, _GROUP_FILES)) if number is not None]
+    told = [number for number in (_left_on_host(), *_left_in_groups()) if number is not None]
     return max(0, min(told)) if told else None
 
 
@@ -185,11 +185,17 @@ def _left_on_host() -> int | None:
     return told
 
 
-def _left_in_group(files: tuple[str, str, str, str]) -> int | None:
-    limit, used = (_read(_GROUP / name).strip() for name in files[:2])
-    if not (limit.isdecimal() and used.isdecimal()):
-        return None
-    return int(limit) - int(used) + (_entry(_GROUP / files[2], files[3]) or 0)
+def _left_in_groups() -> Iterator[int]:
+    """Yield what the limits of this process' control groups leave, and of those that these are in."""
+    for line in _read(_PROCESS / "cgroup").splitlines():
+        _, controller, place = line.split(":", 2)
+        if controller in _GROUP_FILES:
+            root, *files = _GROUP_FILES[controller]
+            inner = Path(root, place.lstrip("/"))
+            for group in (inner, *inner.parents):
+                limit, used = (_read(_GROUP / group / name).strip() for name in files[:2])
+                if limit.isdecimal() and used.isdecimal():
+                    yield int(limit) - int(used) + (_entry(_GROUP / group / "memory.stat", files[2]) or 0)
 
 
 def _entry(path: Path, name: str) -> int | None:

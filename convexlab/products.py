@@ -108,11 +108,10 @@ class ObjectiveOperator(SymmetricOperator):
         """What the objective has spent, on this operator and otherwise."""
         return self._objective.cost
 
-    @property
     def graph_bytes(self) -> int:
-        """What the gradient graph of the first micro-batch takes, no other is larger; it is built now if it is not yet.
+        """Return what the gradient graph of the first micro-batch takes; no other is taken to be larger.
 
-        It is kept if the memory budget allows that.
+        It is built for that, and kept for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
             with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
@@ -125,36 +124,33 @@ class ObjectiveOperator(SymmetricOperator):
                 self._keep(linearised, weight)
         return self._graph_bytes
 
-    @property
     def graphs_to_come(self) -> int:
-        """Bytes of the graphs that are still to be built and kept, at most."""
-        graph_bytes = self.graph_bytes
+        """Return the bytes of the graphs that are still to be built and kept, at most."""
+        graph_bytes = self.graph_bytes()
         return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
 
     def keep_at_most(self, graphs_to_come: int) -> None:
         """Keep no more graphs beyond those that are kept now than take this many bytes."""
-        if graphs_to_come < self.graphs_to_come:
-            self._room = len(self._kept) + graphs_to_come // self.graph_bytes
+        if graphs_to_come < self.graphs_to_come():
+            self._room = len(self._kept) + graphs_to_come // self.graph_bytes()
 
     def footprint(self) -> Footprint:
-        """Return what products take, from one with the first micro-batch alone and the sizes of all of them."""
-        graph_bytes = self.graph_bytes
-        with self._objective.evaluating():
-            sizes = [(_row_bytes(batch), weight) for batch, weight in self._objective.parts()]
-        first = max(1, sizes[0][0])
+        """Return what products take, from products with the first micro-batch alone and the sizes of the others."""
+        graph_bytes = self.graph_bytes()
+        sizes, share = _sizes(self._objective)
         will_be_kept = sizes[: self._room]
-        trial = copy.copy(self)
-        trial._objective = _on_first_part(self._objective)
-        trial._room, trial._kept, trial._complete = 0, [], False
-        with LiveTensors() as live:
-            trial.matvec(torch.ones(self.shape[0], dtype=self.dtype, device=self.device))
-        share = sizes[0][1] / sum(weight for _, weight in sizes)
-        self._objective.spend(trial._objective.cost * share)
+        product = _product_bytes(self._objective, share, lambda first: self._at(self._point, first))
+        if len(will_be_kept) == len(sizes):
+            product -= graph_bytes
         return Footprint(
-            graphs=round(graph_bytes * sum(size for size, _ in will_be_kept) / first),
+            graphs=round(graph_bytes * sum(will_be_kept) / sizes[0]),
             kept=graph_bytes * len(self._kept),
-            product=live.peak - (graph_bytes if len(will_be_kept) == len(sizes) else 0),
+            product=max(product, self._stand_in_bytes(share)),
         )
+
+    def _stand_in_bytes(self, share: float) -> int:
+        """Return what a product takes that a Krylov run may make instead."""
+        return 0
 
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
         """Return A v for v (n,) anew, such that only its rounding errors differ.
@@ -174,14 +170,18 @@ class ObjectiveOperator(SymmetricOperator):
         for leaf in self._leaves:
             signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
             leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
-        other = copy.copy(self)
-        other._objective = self._objective.in_dtype(dtype)
-        other.dtype = dtype
-        other._point, other._leaves = replace(self._point, leaves=leaves), leaves
-        other._room, other._kept, other._complete = 0, [], False
+        other = self._at(replace(self._point, leaves=leaves), self._objective.in_dtype(dtype))
         product = other.matvec(v)
-        self._objective.spend(other._objective.cost)
+        self._objective.spend(other.cost)
         return product
+
+    def _at(self, point: Point, objective: Objective) -> ObjectiveOperator:
+        """Return the same matrix of another objective and at another point, which keeps no graphs."""
+        other = copy.copy(self)
+        other._objective, other.dtype = objective, objective.dtype
+        other._point, other._leaves = point, point.leaves
+        other._room, other._kept, other._complete = 0, [], False
+        return other
 
     def _linearise(self, batch: Any) -> Any:
         raise NotImplementedError
@@ -192,7 +192,7 @@ class ObjectiveOperator(SymmetricOperator):
     def _multiply(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
         if self._room is None:
-            _ = self.graph_bytes
+            self.graph_bytes()
         weights = 0.0
         with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
             columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
@@ -242,10 +242,8 @@ class HessianOperator(ObjectiveOperator):
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""
         return GradientDifferences(self._objective, self._point)
 
-    def footprint(self) -> Footprint:
-        """Return what products take, be they exact or by `differences`."""
-        exact, other = super().footprint(), _bytes_of_differences(self._objective, self._point)
-        return replace(exact, product=max(exact.product, other))
+    def _stand_in_bytes(self, share: float) -> int:
+        return _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
 
 
 class GradientDifferences(SymmetricOperator):
@@ -270,7 +268,9 @@ class GradientDifferences(SymmetricOperator):
 
     def footprint(self) -> Footprint:
         """Return what products take, from one with the first micro-batch alone."""
-        return Footprint(graphs=0, kept=0, product=_bytes_of_differences(self._objective, self._point))
+        _, share = _sizes(self._objective)
+        product = _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
+        return Footprint(graphs=0, kept=0, product=product)
 
     def _multiply(self, v: Tensor) -> Tensor:
         return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
@@ -362,21 +362,27 @@ def _memory_budget(objective: Objective) -> int:
     return (available_memory(objective.device) or 0) // 2
 
 
-def _bytes_of_differences(objective: Objective, point: Point) -> int:
-    first = _on_first_part(objective)
-    with LiveTensors() as live:
-        differences = GradientDifferences(first, point)
-        differences.matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
-    peak: int = live.peak
-    return peak
+def _sizes(objective: Objective) -> tuple[list[int], float]:
+    """Return the bytes of the examples of each micro-batch, and what part of the mean the first one is."""
+    with objective.evaluating():
+        parts = [(_batch_bytes(batch), weight) for batch, weight in objective.parts()]
+    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
 
 
-def _on_first_part(objective: Objective) -> Objective:
-    """Return the objective over its first micro-batch alone, with a cost of its own."""
+def _batch_bytes(batch: Any) -> int:
+    """Return the bytes of the tensors in a batch; 1 if there are none."""
+    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
+
+
+def _product_bytes(objective: Objective, share: float, make: Callable[[Objective], SymmetricOperator]) -> int:
+    """Return what a product takes of the operator that ``make`` returns, for the first micro-batch alone.
+
+    It is charged as that share of a product with all.
+    """
     first = objective.in_dtype(objective.dtype)
     first.parts = lambda: itertools.islice(objective.parts(), 1)  # type: ignore[method-assign]
-    return first
-
-
-def _row_bytes(batch: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    with LiveTensors() as live:
+        make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
+    objective.spend(replace(first.cost * share, seconds=first.cost.seconds))
+    peak: int = live.peak
+    return peak

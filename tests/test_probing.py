@@ -173,9 +173,10 @@ def test_rows_are_those_of_the_file_and_have_every_field(run: Run) -> None:
     assert [row["epoch"] for row in result.rows] == [int(path.stem[-5:]) for path in run.checkpoints]
     fields = (
         "checkpoint epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound largest "
-        "negative_mass trace verdict steps gradient_equivalents"
+        "negative_mass trace verdict steps gradient_equivalents seconds peak_memory"
     )
     assert all(row.keys() >= set(fields.split()) for row in result.rows)
+    assert all(row["peak_memory"] is None or row["peak_memory"] >= 0 for row in result.rows)
     by_epoch = {row["epoch"]: row for row in run.metrics}
     for row in result.rows:
         recorded = by_epoch[row["epoch"]]

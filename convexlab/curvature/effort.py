@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
@@ -16,15 +16,15 @@ __all__ = ["Effort", "Meter"]
 
 @dataclass(frozen=True)
 class Effort:
-    """What was spent on a result."""
+    """What was spent on a result. Equal where the counts are: seconds and memory differ from run to run."""
 
     products: int
     """Products of the matrix with a vector, by whatever means they were made."""
     gradient_equivalents: float | None
     """Over the objective's data; None where the operator is not an objective's, and does not count."""
-    seconds: float
+    seconds: float = field(compare=False)
     """Wall-clock time."""
-    peak_memory: int | None
+    peak_memory: int | None = field(compare=False)
     """Bytes by which the memory in use rose at most; None where nothing tells.
 
     On an accelerator what torch allocated; on the CPU the resident set, which holds some of what was freed too.

@@ -127,7 +127,7 @@ def _plans(operator: MatrixVectorProduct) -> Iterator[Plan]:
 
 
 def _with_graphs(operator: MatrixVectorProduct, footprint: Footprint, plan: Plan, room: int) -> Plan:
-    if not isinstance(operator, ObjectiveOperator) or operator.graphs_to_come <= room:
+    if not isinstance(operator, ObjectiveOperator) or operator.graphs_to_come() <= room:
         return plan
     operator.keep_at_most(room)
     if footprint.graphs - footprint.kept <= room:  # There are no more than that.
@@ -157,7 +157,7 @@ def _surely_fits(operator: MatrixVectorProduct, steps: int, available: int) -> b
     if needed > available:
         return False
     if isinstance(operator, ObjectiveOperator):
-        needed += operator.graphs_to_come + _AMPLE * operator.graph_bytes
+        needed += operator.graphs_to_come() + _AMPLE * operator.graph_bytes()
     return needed <= available
 
 

@@ -125,12 +125,12 @@ def test_traces_and_their_shares() -> None:
     for name, block in blocks.items():
         assert block.trace is not None
         assert block.trace.value == pytest.approx(traces[name], abs=1e-12)
-        assert block.trace.products == block.size
+        assert block.trace.effort.products == block.size
         assert block.trace_share == pytest.approx(traces[name] / sum(traces.values()), abs=1e-10)
     assert sum(block.trace_share for block in blocks.values()) == pytest.approx(1)
     (whole,) = cl.block_curvature(_objective(), "*", trace_samples=10).values()
     assert whole.trace is not None
-    assert whole.trace.products == 10
+    assert whole.trace.effort.products == 10
     assert whole.trace.standard_error > 0
     assert whole.trace_share == 1
 
@@ -155,9 +155,10 @@ def test_options_reach_the_krylov_runs_and_costs_add_up() -> None:
         assert block.extremes.confidence == 0.9
         assert block.extremes.smallest == expected.smallest
         assert block.extremes.smallest_lower_bound == expected.smallest_lower_bound
-        assert block.cost.hessian_products == block.extremes.steps + 2
+        assert block.effort.products == block.extremes.effort.products == block.extremes.steps + 2
+        assert block.effort.gradient_equivalents == 2 * block.effort.products
     fresh = _objective()
-    spent = sum(block.cost.hessian_products for block in cl.block_curvature(fresh, max_steps=3).values())
+    spent = sum(block.effort.products for block in cl.block_curvature(fresh, max_steps=3, trace_samples=2).values())
     assert fresh.cost.hessian_products == spent
 
 

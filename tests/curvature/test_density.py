@@ -13,6 +13,7 @@ from torch import Tensor
 import convexlab as cl
 from convexlab.curvature import Lanczos
 from convexlab.curvature.density import density_of
+from convexlab.curvature.effort import Meter
 from convexlab.curvature.lanczos import random_unit_vector
 from convexlab.errors import FailureError, MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
@@ -148,7 +149,8 @@ def test_runs_of_unequal_length_count_alike() -> None:
         process = Lanczos(operator, random_unit_vector(operator, generator), 30)
         process.extend(steps)
         runs.append(process)
-    density = density_of(runs)
+    with Meter(operator) as meter:
+        density = density_of(runs, meter)
     assert density.nodes.shape == (3, 20)
     np.testing.assert_allclose(density.weights.sum(dim=1).numpy(), 1 / 3, rtol=1e-12)
     forms = [float(process.coefficients()[0][0]) for process in runs]  # vᵀA v
@@ -171,7 +173,7 @@ def test_one_basis_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("convexlab.curvature.lanczos.Lanczos", Watched)
     cl.spectral_density(Dense(torch.eye(4)), probes=6)
     assert len(most) == 6
-    assert max(most) <= 2  # The one at work, and the one before it until it is replaced.
+    assert max(most) == 1
 
 
 def test_a_single_probe_has_no_standard_error_and_seeds_decide() -> None:

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 import convexlab as cl
 from convexlab.curvature import Lanczos
+from convexlab.curvature.effort import Meter
 from convexlab.curvature.lanczos import random_unit_vector
-from convexlab.curvature.verdict import judge, steps_to_resolve
+from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense, as_vector, derivatives, loss_of
@@ -33,6 +34,11 @@ def _hessian(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor, names
     model.load_state_dict(precise)
     y = y.double() if y.is_floating_point() else y
     return derivatives(loss_of(model, criterion, x.double(), y, names), as_vector(model, names))[2]
+
+
+def _judge(process: Lanczos, tolerance: float | None = None) -> Verdict:
+    with Meter(process.operator) as meter:
+        return judge(process, floor=1e-3, confidence=0.999, tolerance=tolerance, meter=meter)
 
 
 class _Quadratic(nn.Module):
@@ -112,7 +118,7 @@ def test_semidefinite_matrices_are_resolved_though_rounding_takes_its_share(size
     assert steps < size
     for seed in range(3):
         process = Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
-        verdict = judge(process, floor=1e-3, confidence=0.999)
+        verdict = _judge(process)
         assert verdict.kind == "no-negative-curvature"
         assert -1e-3 <= verdict.lower_bound < 0
         assert verdict.steps <= steps
@@ -314,7 +320,7 @@ def test_both_ends_are_bounded_to_a_tolerance_even_where_the_verdict_is_clear() 
     steps = []
     for tolerance in (None, 1e-1, 1e-2):
         process = Lanczos(operator, random_unit_vector(operator, torch.Generator()), 400)
-        verdict = judge(process, floor=1e-3, confidence=0.999, tolerance=tolerance)
+        verdict = _judge(process, tolerance)
         assert verdict.kind == "non-convex"
         ends = verdict.extremes
         for width in (ends.smallest - ends.smallest_lower_bound, ends.largest_upper_bound - ends.largest):
@@ -327,7 +333,7 @@ def test_a_dense_matrix_can_be_judged() -> None:
     for value, kind in ((-0.5, "non-convex"), (0.5, "no-negative-curvature")):
         operator = Dense(torch.diag(torch.tensor([value, 1.0, 2.0])))
         process = Lanczos(operator, random_unit_vector(operator, torch.Generator()), 3)
-        assert judge(process, floor=1e-3, confidence=0.999).kind == kind
+        assert _judge(process).kind == kind
 
 
 def test_the_floor_and_the_confidence_are_what_was_asked_for() -> None:
@@ -352,7 +358,9 @@ def test_what_was_spent_is_charged_including_the_checks() -> None:
     objective = _Quadratic(torch.diag(torch.linspace(1, 2, 30).double())).objective()
     verdict = cl.convexity_verdict(objective)
     # The Krylov run, both ends and a random vector for the asymmetry, and the recomputations of the smallest.
-    assert objective.cost.hessian_products == verdict.steps + 3 + 5
+    assert objective.cost.hessian_products == verdict.effort.products == verdict.steps + 3 + 5
+    assert verdict.effort.gradient_equivalents == 2 * verdict.effort.products
+    assert verdict.extremes.effort.products == verdict.steps + 2
     assert objective.cost.gradients == objective.cost.values == 0
 
 
