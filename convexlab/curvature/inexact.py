@@ -26,7 +26,7 @@ SAMPLES = 4
 # error of some fifty of them, which is about ten times that of one, then takes a fifth of it.
 _SHARE = 1 / 50
 # Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
-_STEPS = (0.5, 0.125, 2.0)
+_STEPS = (0.5, 1.0, 0.25)
 # Exact steps before the change, such that the vector that is compared is not a random one, which H almost maps to zero.
 _EXACT_STEPS = 2
 
