@@ -177,7 +177,8 @@ class ConvexLab(Library):
 
     def _record(self, cost: Cost) -> None:
         cl.Objective.spend(self._objective, cost)
-        count = round(cost.hessian_products)
+        # A product by differences of gradients is a gradient.
+        count = round(cost.hessian_products + cost.gradients)
         self.products.seconds.extend([cost.seconds / max(1, count)] * count)
 
 

@@ -124,11 +124,11 @@ def _extend_until(process: Lanczos, tolerance: float, confidence: float) -> None
 
 
 def stages(least: int, most: int) -> Iterator[int]:
-    """Yield numbers of steps at which to look at a run, a tenth apart, up to ``most``."""
+    """Yield numbers of steps at which to look at a run, a twentieth apart, up to ``most``."""
     steps = max(least, 10)
     while steps < most:
         yield steps
-        steps += max(1, steps // 10)
+        steps += max(1, steps // 20)
     yield most
 
 

@@ -27,6 +27,8 @@ SAMPLES = 4
 _SHARE = 1 / 50
 # Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
 _STEPS = (0.5, 1.0, 0.25)
+# Off by this many times what is allowed, no other step is tried.
+_FAR = 10
 # Exact steps before the change, such that the vector that is compared is not a random one, which H almost maps to zero.
 _EXACT_STEPS = 2
 
@@ -45,9 +47,12 @@ def replace_products(process: Lanczos, tolerance: float) -> bool:
     differences = operator.differences()
     values, _ = process.ritz()
     allowed = _SHARE * tolerance * max(abs(values[0]), abs(values[-1]))
-    if any(error <= allowed for error in _errors(process, differences)):
-        process.operator = differences
-        return True
+    for error in _errors(process, differences):
+        if error <= allowed:
+            process.operator = differences
+            return True
+        if error > _FAR * allowed:  # Kinks: no other step mends that.
+            return False
     return False
 
 
