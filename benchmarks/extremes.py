@@ -153,17 +153,22 @@ class Row:
 @click.option(
     "--max-products", type=click.IntRange(1), default=300, show_default=True, help="After which a peer is stopped."
 )
+@click.option(
+    "--grid/--no-grid", default=True, show_default=True, help="Try the peers' other settings too, which takes longest."
+)
 @out_option
-def main(models: Sequence[str], examples: int, repeats: int, epochs: int, max_products: int, out: Path | None) -> None:
+def main(
+    models: Sequence[str], examples: int, repeats: int, epochs: int, max_products: int, grid: bool, out: Path | None
+) -> None:
     """Print a table for every architecture and the geometric means, in Markdown."""
     cifar10()
-    options = {"examples": examples, "repeats": repeats, "epochs": epochs, "max_products": max_products}
+    options = {"examples": examples, "repeats": repeats, "epochs": epochs, "max_products": max_products, "grid": grid}
     points: dict[str, Any] = {}
     rows: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
             point = Point(model, examples, Path(folder) / f"{model}.pt")
-            rows[model], points[model] = examine(point, repeats, epochs, max_products)
+            rows[model], points[model] = examine(point, repeats, epochs, max_products, grid)
             click.echo(point_table(model, rows[model]))
             for library, one in points[model]["searches"].items():
                 click.echo(f"‖H v - θ v‖ / range at the reference's ends by {library}: {one.offset:.1g}")
@@ -172,7 +177,7 @@ def main(models: Sequence[str], examples: int, repeats: int, epochs: int, max_pr
     click.echo(summary(rows))
 
 
-def examine(point: Point, repeats: int, epochs: int, max_products: int) -> tuple[list[Row], dict[str, Any]]:
+def examine(point: Point, repeats: int, epochs: int, max_products: int, grid: bool) -> tuple[list[Row], dict[str, Any]]:
     """Return everything measured at one point, and the same for the JSON file."""
     parameters, loss = in_fresh_process(train, point, epochs)
     reference = in_fresh_process(find_reference, point)
@@ -185,7 +190,7 @@ def examine(point: Point, repeats: int, epochs: int, max_products: int) -> tuple
     once: list[Row] = []
     searches: dict[str, Search] = {}
     for library in PEERS:
-        searches[library] = one = in_fresh_process(search, point, library, reference, max_products)
+        searches[library] = one = in_fresh_process(search, point, library, reference, max_products, grid)
         done = [row_of((library, DEFAULT, calls, one.batch), [run], reference) for calls, run in one.defaults]
         # A default that is accurate runs against ours; of the others it is enough to know what they cost.
         plans += [(library, DEFAULT, row.calls, one.batch) for row in done if row.accurate]
@@ -219,8 +224,8 @@ def fewest_steps(point: Point, reference: Reference) -> int | None:
     return None
 
 
-def search(point: Point, library: str, reference: Reference, max_products: int) -> Search:
-    """Find a peer's fastest batch size, time its documented defaults, and try every setting of its grid."""
+def search(point: Point, library: str, reference: Reference, max_products: int, grid: bool) -> Search:
+    """Find a peer's fastest batch size, time its documented defaults, and try every setting of its grid, if wanted."""
     problem = load(point)
     problem.objective.gradient()
     vector = reference.vectors[0].float()
@@ -239,7 +244,7 @@ def search(point: Point, library: str, reference: Reference, max_products: int) 
         defaults.append((calls, run_calls(user, calls, begin=time.perf_counter() - setup)))
         note(f"{point.model}: {library}, {DEFAULT}: {defaults[-1][1].seconds:.1f} s")
     trials = []
-    for call in user.grid:
+    for call in user.grid if grid else ():
         user.products.reset(limit=max_products, recall=True)
         run = run_calls(user, [call], begin=time.perf_counter())
         trials.append(Trial(call, run.products, reference.errors(run.ends), run.accepted, run.failure))
