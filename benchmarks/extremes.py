@@ -156,19 +156,35 @@ class Row:
 @click.option(
     "--grid/--no-grid", default=True, show_default=True, help="Try the peers' other settings too, which takes longest."
 )
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    default=list(PEERS),
+    help="One peer; repeat the option for more.  [default: all]",
+)
 @out_option
 def main(
-    models: Sequence[str], examples: int, repeats: int, epochs: int, max_products: int, grid: bool, out: Path | None
+    models: Sequence[str],
+    examples: int,
+    repeats: int,
+    epochs: int,
+    max_products: int,
+    grid: bool,
+    peers: Sequence[str],
+    out: Path | None,
 ) -> None:
     """Print a table for every architecture and the geometric means, in Markdown."""
     cifar10()
-    options = {"examples": examples, "repeats": repeats, "epochs": epochs, "max_products": max_products, "grid": grid}
+    options: dict[str, Any] = {"examples": examples, "repeats": repeats, "epochs": epochs, "max_products": max_products}
+    options |= {"grid": grid, "peers": list(peers)}
     points: dict[str, Any] = {}
     rows: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
             point = Point(model, examples, Path(folder) / f"{model}.pt")
-            rows[model], points[model] = examine(point, repeats, epochs, max_products, grid)
+            rows[model], points[model] = examine(point, repeats, epochs, max_products, grid, peers)
             click.echo(point_table(model, rows[model]))
             for library, one in points[model]["searches"].items():
                 click.echo(f"‖H v - θ v‖ / range at the reference's ends by {library}: {one.offset:.1g}")
