@@ -193,7 +193,9 @@ def main(
     click.echo(summary(rows))
 
 
-def examine(point: Point, repeats: int, epochs: int, max_products: int, grid: bool) -> tuple[list[Row], dict[str, Any]]:
+def examine(
+    point: Point, repeats: int, epochs: int, max_products: int, grid: bool, peers: Sequence[str]
+) -> tuple[list[Row], dict[str, Any]]:
     """Return everything measured at one point, and the same for the JSON file."""
     parameters, loss = in_fresh_process(train, point, epochs)
     reference = in_fresh_process(find_reference, point)
@@ -205,7 +207,7 @@ def examine(point: Point, repeats: int, epochs: int, max_products: int, grid: bo
         plans.append((ConvexLab.name, CHEAPEST, (call,), 0))
     once: list[Row] = []
     searches: dict[str, Search] = {}
-    for library in PEERS:
+    for library in peers:
         searches[library] = one = in_fresh_process(search, point, library, reference, max_products, grid)
         done = [row_of((library, DEFAULT, calls, one.batch), [run], reference) for calls, run in one.defaults]
         # A default that is accurate runs against ours; of the others it is enough to know what they cost.
