@@ -281,7 +281,8 @@ def _few(names: list[str]) -> str:
 def _nothing(reason: str) -> Row:
     names = (
         "gradient_curvature smallest smallest_lower_bound smallest_residual largest largest_residual negative_mass "
-        "negative_mass_standard_error trace trace_standard_error second_difference rounding_floor confidence floor density"
+        "negative_mass_standard_error trace trace_standard_error second_difference rounding_floor confidence floor "
+        "density"
     )
     return dict.fromkeys(names.split()) | {
         "verdict": "unresolved",

@@ -25,7 +25,9 @@ TOLERANCE = 0.03
 class Problem:
     """A network of some hundred parameters, a little trained, with its Hessian whole and in float64."""
 
-    def __init__(self, seed: int, activation: Callable[[], nn.Module], criterion: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, seed: int, activation: Callable[[], nn.Module], criterion: nn.Module, dtype: torch.dtype
+    ) -> None:
         torch.manual_seed(seed)
         x = torch.randn(64, 8)
         y = torch.randint(0, 4, (64,)) if isinstance(criterion, nn.CrossEntropyLoss) else torch.randn(64, 4)
@@ -85,7 +87,8 @@ def test_the_deviation_of_exact_products_is_rounding() -> None:
     combinations = sample_combinations(process, 0)
     products = (problem.hessian @ process.combined(combinations).T).T
     # Normal coefficients, 25 of them, times the rounding of products of 500 terms, times the factor of the bound.
-    assert deviation(process, combinations, products, 1e-3) < 1e-11 * float(torch.linalg.matrix_norm(problem.hessian, 2))
+    norm = float(torch.linalg.matrix_norm(problem.hessian, 2))
+    assert deviation(process, combinations, products, 1e-3) < 1e-11 * norm
 
 
 @every_precision
