@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
+from convexlab.curvature.effort import Meter
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
@@ -186,33 +187,37 @@ def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict |
         The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss, its gradient or a
         product with its Hessian is not finite.
     """
+    with Meter(problem.objective) as meter:
+        row, verdict = _measured(problem, options, meter)
+        effort = meter.effort(products=verdict.effort.products if verdict else 0)
+    names = ("gradient_equivalents", "seconds", "peak_memory")
+    return row | {name: getattr(effort, name) for name in names}, verdict
+
+
+def _measured(problem: Problem, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict | None]:
     objective = problem.objective
-    before = objective.cost
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
     row: Row = {"train_loss": value, "gradient_norm": gradient_norm}
     verdict = None
     if math.isfinite(value) and math.isfinite(gradient_norm):
         try:
-            measured, verdict = _curvature(objective, gradient, options)
+            measured, verdict = _curvature(objective, gradient, options, meter)
         except FailureError as error:
             measured = _nothing(f"Nothing can be said about curvature here: {error}")
     else:
         measured = _nothing(f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning.")
-    measured |= sampling_error(problem, verdict)
-    cost = objective.cost - before
-    spent = {"gradient_equivalents": cost.gradient_equivalents, "seconds": cost.seconds}
-    return row | measured | spent, verdict
+    return row | measured | sampling_error(problem, verdict), verdict
 
 
-def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions) -> tuple[Row, Verdict]:
+def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict]:
     operator = objective.hessian()
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
-    verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE)
+    verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
     others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
-    density = density_of(itertools.chain([first], others))
+    density = density_of(itertools.chain([first], others), meter)
     trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
     mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))

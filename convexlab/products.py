@@ -2,16 +2,16 @@
 
 Both are differentiated in reverse twice. The objective does not move between the products of one Krylov run, so the
 gradient graph of a micro-batch is built once and kept, as many of them as the memory budget holds; the rest are built
-anew for every product.
+anew, one at a time, for every product.
 """
 
 from __future__ import annotations
 
 import copy
-import os
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from convexlab.cost import Cost
+from convexlab.memory import LiveTensors, available_memory, release_freed_memory
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, norm, unflatten
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from convexlab.objective import Objective, Point
 
 __all__ = [
+    "Footprint",
     "GaussNewtonOperator",
     "GradientDifferences",
     "HessianOperator",
@@ -66,6 +68,18 @@ def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor
     return sum(sizes.values()) + sum(tensor.nbytes for tensor in rows)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of tensors that products take."""
+
+    graphs: int
+    """Of the gradient graphs that will be kept from one product to the next."""
+    kept: int
+    """Of those that are kept now."""
+    product: int
+    """Of a product beside these: of the graph that is not kept, temporaries, vectors."""
+
+
 class ObjectiveOperator(SymmetricOperator):
     """A weighted mean over micro-batches of matrices that are known by products."""
 
@@ -87,6 +101,60 @@ class ObjectiveOperator(SymmetricOperator):
         self._room: int | None = None if keep_graphs else 0
         self._kept: list[Any] = []
         self._complete = False
+        self._graph_bytes: int | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._objective.cost
+
+    @property
+    def graph_bytes(self) -> int:
+        """What the gradient graph of the first micro-batch takes, no other is larger; it is built now if it is not yet.
+
+        It is kept if the memory budget allows that.
+        """
+        if self._graph_bytes is None:
+            with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
+                batch, weight = next(self._objective.parts())
+                linearised = self._linearise(batch)
+                self._graph_bytes = max(1, live.bytes)
+            if self._room is None:
+                self._room = _memory_budget(self._objective) // self._graph_bytes
+            if self._room > 0:
+                self._keep(linearised, weight)
+        return self._graph_bytes
+
+    @property
+    def graphs_to_come(self) -> int:
+        """Bytes of the graphs that are still to be built and kept, at most."""
+        graph_bytes = self.graph_bytes
+        return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
+
+    def keep_at_most(self, graphs_to_come: int) -> None:
+        """Keep no more graphs beyond those that are kept now than take this many bytes."""
+        if graphs_to_come < self.graphs_to_come:
+            self._room = len(self._kept) + graphs_to_come // self.graph_bytes
+
+    def footprint(self) -> Footprint:
+        """Return what products take, from one with the first micro-batch alone and the sizes of all of them."""
+        graph_bytes = self.graph_bytes
+        with self._objective.evaluating():
+            sizes = [(_row_bytes(batch), weight) for batch, weight in self._objective.parts()]
+        first = max(1, sizes[0][0])
+        will_be_kept = sizes[: self._room]
+        trial = copy.copy(self)
+        trial._objective = _on_first_part(self._objective)
+        trial._room, trial._kept, trial._complete = 0, [], False
+        with LiveTensors() as live:
+            trial.matvec(torch.ones(self.shape[0], dtype=self.dtype, device=self.device))
+        share = sizes[0][1] / sum(weight for _, weight in sizes)
+        self._objective.spend(trial._objective.cost * share)
+        return Footprint(
+            graphs=round(graph_bytes * sum(size for size, _ in will_be_kept) / first),
+            kept=graph_bytes * len(self._kept),
+            product=live.peak - (graph_bytes if len(will_be_kept) == len(sizes) else 0),
+        )
 
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
         """Return A v for v (n,) anew, such that only its rounding errors differ.
@@ -123,6 +191,8 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _multiply(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
+        if self._room is None:
+            _ = self.graph_bytes
         weights = 0.0
         with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
             columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
@@ -131,8 +201,9 @@ class ObjectiveOperator(SymmetricOperator):
                 for row, column in zip(result, columns, strict=True):
                     row.add_(flatten(self._product(linearised, column)), alpha=weight)
                 weights += weight
+                del linearised  # Else two graphs would be there while the next one is built.
         self._objective.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
-        return (result / weights).to(self.dtype).T
+        return result.div_(weights).to(self.dtype).T
 
     def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
         yield from self._kept
@@ -142,20 +213,17 @@ class ObjectiveOperator(SymmetricOperator):
         for number, (batch, weight) in enumerate(self._objective.parts(), start=1):
             if number <= known:
                 continue
-            if self._room is None:
-                self._room = self._count_room(batch)
             linearised = self._linearise(batch)
-            if len(self._kept) < self._room:
-                self._kept.append((linearised, weight))
+            if len(self._kept) < (self._room or 0):
+                self._keep(linearised, weight)
             yield linearised, weight
+            del linearised
         self._complete = len(self._kept) == number
 
-    def _count_room(self, batch: Any) -> int:
-        """Return how many graphs like that of this first micro-batch, the largest, the budget holds."""
-        with self._objective.evaluating():  # What the trial draws at random is not drawn twice.
-            shared = (*self._leaves, *self._point.rest.values())
-            needed = saved_bytes(lambda: self._linearise(batch), batch, shared)
-        return _memory_budget(self._objective) // max(1, needed)
+    def _keep(self, linearised: Any, weight: float) -> None:
+        self._kept.append((linearised, weight))
+        if self.device.type == "cpu":
+            release_freed_memory()
 
 
 class HessianOperator(ObjectiveOperator):
@@ -199,6 +267,11 @@ class HessianOperator(ObjectiveOperator):
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""
         return GradientDifferences(self._objective, self._point)
 
+    def footprint(self) -> Footprint:
+        """Return what products take, be they exact or by `differences`."""
+        exact, other = super().footprint(), _bytes_of_differences(self._objective, self._point)
+        return replace(exact, product=max(exact.product, other))
+
 
 class GradientDifferences(SymmetricOperator):
     """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
@@ -214,6 +287,15 @@ class GradientDifferences(SymmetricOperator):
         self._objective = objective
         self._point = point
         self._gradient = objective.value_and_gradient_at(point)[1]
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._objective.cost
+
+    def footprint(self) -> Footprint:
+        """Return what products take, from one with the first micro-batch alone."""
+        return Footprint(graphs=0, kept=0, product=_bytes_of_differences(self._objective, self._point))
 
     def _multiply(self, v: Tensor) -> Tensor:
         return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
@@ -302,8 +384,24 @@ def _memory_budget(objective: Objective) -> int:
     """Return the bytes that kept graphs may take: the given budget, or half of what is free now."""
     if objective.memory_budget is not None:
         return objective.memory_budget
-    if objective.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(objective.device)[0]) // 2
-    if objective.device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 0
+    return (available_memory(objective.device) or 0) // 2
+
+
+def _bytes_of_differences(objective: Objective, point: Point) -> int:
+    first = _on_first_part(objective)
+    with LiveTensors() as live:
+        differences = GradientDifferences(first, point)
+        differences.matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
+    peak: int = live.peak
+    return peak
+
+
+def _on_first_part(objective: Objective) -> Objective:
+    """Return the objective over its first micro-batch alone, with a cost of its own."""
+    first = objective.in_dtype(objective.dtype)
+    first.parts = lambda: itertools.islice(objective.parts(), 1)  # type: ignore[method-assign]
+    return first
+
+
+def _row_bytes(batch: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))

@@ -2,7 +2,9 @@
 
 from convexlab.curvature.blocks import BlockCurvature, block_curvature
 from convexlab.curvature.density import SpectralDensity, spectral_density
+from convexlab.curvature.effort import Effort
 from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
+from convexlab.curvature.forecast import MemoryForecast, forecast_memory
 from convexlab.curvature.lanczos import Lanczos
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.split import CurvatureSplit, curvature_split
@@ -12,8 +14,10 @@ from convexlab.curvature.verdict import Verdict, convexity_verdict
 __all__ = [
     "BlockCurvature",
     "CurvatureSplit",
+    "Effort",
     "ExtremeEigenvalues",
     "Lanczos",
+    "MemoryForecast",
     "SampledCurvature",
     "SpectralDensity",
     "TraceEstimate",
@@ -22,6 +26,7 @@ __all__ = [
     "convexity_verdict",
     "curvature_split",
     "extreme_eigenvalues",
+    "forecast_memory",
     "sampled_curvature",
     "spectral_density",
     "trace",

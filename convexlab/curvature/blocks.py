@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from convexlab.cost import Cost
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
 from convexlab.curvature.trace import TraceEstimate, trace
 from convexlab.errors import MisuseError, unknown_name
@@ -33,8 +33,8 @@ class BlockCurvature:
 
     Where some traces are negative, shares may be negative or above 1.
     """
-    cost: Cost
-    """Of the products."""
+    effort: Effort
+    """Of both."""
 
 
 def block_curvature(
@@ -74,12 +74,15 @@ def block_curvature(
     found = {}
     for block, members in blocks.items():
         part = objective.restricted_to(members)
-        operator = part.hessian()
-        extremes = extreme_eigenvalues(
-            operator, tolerance=tolerance, confidence=confidence, max_steps=max_steps, seed=seed
-        )
-        estimate = trace(operator, method="xtrace", samples=trace_samples, seed=seed) if trace_samples else None
-        found[block] = BlockCurvature(part.parameter_names, part.size, extremes, estimate, math.nan, part.cost)
+        with Meter(part) as meter:
+            operator = part.hessian()
+            extremes = extreme_eigenvalues(
+                operator, tolerance=tolerance, confidence=confidence, max_steps=max_steps, seed=seed
+            )
+            estimate = trace(operator, method="xtrace", samples=trace_samples, seed=seed) if trace_samples else None
+            products = extremes.effort.products + (estimate.effort.products if estimate else 0)
+            effort = meter.effort(products, extremes.effort.plan)
+        found[block] = BlockCurvature(part.parameter_names, part.size, extremes, estimate, math.nan, effort)
     return _with_shares(found)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.lanczos import Lanczos, random_run
 from convexlab.errors import MisuseError
 from convexlab.operators import MatrixVectorProduct
@@ -28,6 +29,7 @@ class SpectralDensity:
     """n, the number of eigenvalues."""
     zero_width: float
     """Half the width of the interval around 0 in which rounding leaves the sign of an eigenvalue open."""
+    effort: Effort
 
     @property
     def negative_mass(self) -> float:
@@ -77,22 +79,26 @@ def spectral_density(
 
     Raises:
         MisuseError: fewer than one probe or step.
+        FailureError: a run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
     if probes < 1 or steps < 1:
         raise MisuseError(f"expected at least one probe and one step, got probes={probes!r} and steps={steps!r}.")
     generator = torch.Generator().manual_seed(seed)
-    return density_of(random_run(operator, generator, steps) for _ in range(probes))
+    with Meter(operator) as meter:
+        return density_of((random_run(operator, generator, steps) for _ in range(probes)), meter)
 
 
-def density_of(processes: Iterable[Lanczos]) -> SpectralDensity:
+def density_of(processes: Iterable[Lanczos], meter: Meter) -> SpectralDensity:
     """Return the density seen by Krylov runs from independent random starts, each of any number of steps.
 
     They are taken one by one, so that a generator of them needs the memory of one basis.
     """
-    runs = []
+    runs, products, plan = [], 0, ""
     for process in processes:
         ritz_values, vectors = process.ritz()
         runs.append((torch.from_numpy(ritz_values), torch.from_numpy(vectors[0] ** 2)))
+        operator, products, plan = process.operator, products + process.products, plan or process.plan
+        del process  # Else its basis would be there while the next one is made.
     nodes = torch.zeros((len(runs), max(len(values) for values, _ in runs)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for row, (values, squares) in enumerate(runs):
@@ -100,9 +106,9 @@ def density_of(processes: Iterable[Lanczos]) -> SpectralDensity:
         nodes[row] = values[0]
         nodes[row, : len(values)] = values
         weights[row, : len(values)] = squares / len(runs)
-    size, dtype = process.operator.shape[0], process.operator.dtype
-    rounding = math.sqrt(size) * torch.finfo(dtype).eps * float(nodes.abs().max())
-    return SpectralDensity(nodes=nodes, weights=weights, size=size, zero_width=rounding)
+    rounding = math.sqrt(operator.shape[0]) * torch.finfo(operator.dtype).eps * float(nodes.abs().max())
+    effort = meter.effort(products, plan)
+    return SpectralDensity(nodes, weights, size=operator.shape[0], zero_width=rounding, effort=effort)
 
 
 def standard_error(samples: Tensor) -> float:

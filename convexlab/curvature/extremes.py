@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convexlab.curvature.bounds import check_confidence, least_overlap, margins, steps_for
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.inexact import deviation, replace_products, sample_combinations
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
@@ -64,8 +64,7 @@ class ExtremeEigenvalues:
     """
     deviation: float
     """Bound on the error of the cheaper products that the run was made with, part of the bounds; 0 for exact ones."""
-    seconds: float
-    """Wall-clock time."""
+    effort: Effort
 
 
 def extreme_eigenvalues(
@@ -92,24 +91,26 @@ def extreme_eigenvalues(
 
     Raises:
         MisuseError: a tolerance, confidence or number of steps out of range.
+        FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
     if not 0 < tolerance < 1:
         raise MisuseError(f"expected a tolerance between 0 and 1, got {tolerance!r}.")
     check_confidence(confidence)
     if max_steps is not None and max_steps < 1:
         raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
-    begin = time.perf_counter()
     limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, confidence)
     limit = limit if max_steps is None else min(limit, max_steps)
     start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
-    process = Lanczos(operator, start, limit)
-    if limit >= _LONG_RUN and replace_products(process, tolerance):
-        found = _of_cheap_run(process, operator, tolerance, confidence, begin)
-        if found.converged or found.deviation <= tolerance * (found.largest - found.smallest) / 2:
-            return found
+    with Meter(operator) as meter:
         process = Lanczos(operator, start, limit)
-    _extend_until(process, tolerance, confidence)
-    return extremes_of(process, ends_of(process), tolerance=tolerance, confidence=confidence, begin=begin)
+        if limit >= _LONG_RUN and replace_products(process, tolerance):
+            found = _of_cheap_run(process, operator, tolerance, confidence, meter)
+            if found.converged or found.deviation <= tolerance * (found.largest - found.smallest) / 2:
+                return found
+            process = Lanczos(operator, start, limit)
+            process.products = found.effort.products
+        _extend_until(process, tolerance, confidence)
+        return extremes_of(process, ends_of(process), tolerance=tolerance, confidence=confidence, meter=meter)
 
 
 def _extend_until(process: Lanczos, tolerance: float, confidence: float) -> None:
@@ -133,17 +134,19 @@ def stages(least: int, most: int) -> Iterator[int]:
 
 
 def _of_cheap_run(
-    process: Lanczos, operator: MatrixVectorProduct, tolerance: float, confidence: float, begin: float
+    process: Lanczos, operator: MatrixVectorProduct, tolerance: float, confidence: float, meter: Meter
 ) -> ExtremeEigenvalues:
     # Half of what may fail is the start's, half that of the bound on the products' error.
     start_confidence = (1 + confidence) / 2
     _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
     process.operator = operator
     combinations = sample_combinations(process, seed=process.steps)
-    products = fresh_products(operator, process.combined(combinations))
+    samples = combinations.split(1, dim=1)  # One after the other, for each takes several vectors.
+    products = (fresh_products(operator, process.combined(sample))[0] for sample in samples)
     error = deviation(process, combinations, products, failure=1 - start_confidence)
+    process.products += len(samples)
     found = extremes_of(
-        process, ends_of(process), tolerance=tolerance, confidence=start_confidence, begin=begin, deviation=error
+        process, ends_of(process), tolerance=tolerance, confidence=start_confidence, meter=meter, deviation=error
     )
     return replace(found, confidence=confidence)
 
@@ -167,22 +170,26 @@ def ends_of(process: Lanczos) -> Ends:
     values, coefficients = process.ritz()
     vectors = process.ritz_vectors(coefficients[:, [0, -1]]).T.contiguous()
     products = fresh_products(process.operator, vectors)
+    process.products += len(products)
     smallest, largest = (vectors * products).sum(dim=1).tolist()
     return Ends((float(values[0]), float(values[-1])), (smallest, largest), vectors, products)
 
 
 def fresh_products(operator: MatrixVectorProduct, vectors: Tensor) -> Tensor:
     """Return A v for every row v of ``vectors`` (m, n), in the vectors' dtype."""
-    return torch.stack([operator.matvec(vector.to(operator.dtype)).to(vector.dtype) for vector in vectors])
+    products = torch.empty_like(vectors)
+    for product, vector in zip(products, vectors, strict=True):
+        product.copy_(operator.matvec(vector.to(operator.dtype)))
+    return products
 
 
 def extremes_of(
-    process: Lanczos, ends: Ends, *, tolerance: float, confidence: float, begin: float, deviation: float = 0.0
+    process: Lanczos, ends: Ends, *, tolerance: float, confidence: float, meter: Meter, deviation: float = 0.0
 ) -> ExtremeEigenvalues:
     """Return what the ends of a Krylov run from a random start tell; ``deviation`` is that of its products."""
     smallest, largest = ends.values
-    offsets = ends.products - ends.vectors * ends.vectors.new_tensor(ends.values)[:, None]
-    residuals = torch.linalg.vector_norm(offsets, dim=1).tolist()
+    pairs = zip(ends.products, ends.vectors, ends.values, strict=True)
+    residuals = [float(torch.linalg.vector_norm(product - value * vector)) for product, vector, value in pairs]
     scale = max(abs(smallest), abs(largest))
     unit = scale if process.invariant else largest - smallest
     below, above = margins_of(process, confidence)
@@ -203,7 +210,7 @@ def extremes_of(
         steps=process.steps,
         converged=max(below, above) + deviation <= max(tolerance * unit * (1 + 1e-9), rounding),
         deviation=deviation,
-        seconds=time.perf_counter() - begin,
+        effort=meter.effort(process.products, process.plan),
     )
 
 

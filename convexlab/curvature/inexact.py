@@ -9,7 +9,7 @@ included. That the errors do not conspire with the random start is assumed here,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def sample_combinations(process: Lanczos, seed: int) -> Tensor:
     return torch.randn((process.steps, SAMPLES), generator=generator, dtype=torch.float64)
 
 
-def deviation(process: Lanczos, combinations: Tensor, products: Tensor, failure: float) -> float:
+def deviation(process: Lanczos, combinations: Tensor, products: Iterable[Tensor], failure: float) -> float:
     """Return a bound on ‖F‖ that fails with probability ``failure``.
 
     ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp
@@ -71,11 +71,12 @@ def deviation(process: Lanczos, combinations: Tensor, products: Tensor, failure:
     Args:
         process: the run.
         combinations: (k, r), standard normal coefficients ω in its basis.
-        products: (r, n), A V ω, exact.
+        products: (r, n), or its r rows one by one: A V ω, exact.
         failure: probability.
     """
     factor = math.exp(-math.log(failure) / combinations.shape[1]) * math.sqrt(2 / math.pi)
-    return factor * float(torch.linalg.vector_norm(products - process.image(combinations), dim=1).max())
+    pairs = zip(products, combinations.split(1, dim=1), strict=True)
+    return factor * max(float(torch.linalg.vector_norm(product - process.image(omega)[0])) for product, omega in pairs)
 
 
 def _hopeless(operator: MatrixVectorProduct, tolerance: float) -> bool:
@@ -89,4 +90,5 @@ def _errors(process: Lanczos, differences: GradientDifferences) -> Iterator[floa
     for step in _STEPS:
         differences.step = step * torch.finfo(differences.dtype).eps ** 0.5
         difference = differences.matvec(vector.to(differences.dtype)).to(product.dtype)
+        process.products += 1
         yield float(torch.linalg.vector_norm(difference - product))

@@ -2,8 +2,8 @@
 
 A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "Matrix Computations", 4th ed., section
 10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
-10.1007/s00211-005-0615-4), each time by two matrix-vector products with the whole basis. Coefficients stay on the
-device: the host waits for it once an `extend`, not once a step.
+10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
+the device: the host waits for it once an `extend`, not once a step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from convexlab.curvature.basis import Basis
+from convexlab.curvature.forecast import plan_run
 from convexlab.errors import FailureError
 from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import accumulation_dtype, norm
@@ -35,21 +37,27 @@ class Lanczos:
     Args:
         operator: the symmetric matrix A.
         start: the unit vector (n,) to start from.
-        max_steps: products at most; the basis takes 8 n (max_steps + 1) bytes.
+        max_steps: products at most; the basis takes 8 n bytes a step, half of that or host memory where it would not
+            fit.
+
+    Raises:
+        FailureError: that many steps do not fit into memory.
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Allocate the basis; no product is made yet."""
-        size = operator.shape[0]
+        """Find out that there is enough memory; no product with all of A is made yet."""
         self.operator = operator
-        self.max_steps = min(max_steps, size)
+        self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0
+        """Products made with A for this run, those included that its results are checked with."""
         self.invariant = False
         """Whether A maps the Krylov space into itself, up to rounding in the basis."""
-        self._basis = start.new_empty((self.max_steps + 1, size))
-        self._basis[0] = start
-        self._diagonal = start.new_empty(self.max_steps)
-        self._off_diagonal = start.new_empty(self.max_steps)
+        plan = plan_run(operator, self.max_steps)
+        self.plan = plan.summary
+        """What was done to save memory; empty if nothing had to be."""
+        self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
+        dtype = accumulation_dtype(plan.device)
+        self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)
         self._steps = 0
 
     @property
@@ -91,15 +99,14 @@ class Lanczos:
 
     def ritz_vectors(self, coefficients: Array) -> Tensor:
         """Return unit vectors (n, m) for columns of coefficients (k, m) in the basis."""
-        basis = self._basis[: self._steps]
-        vectors: Tensor = basis.T @ torch.as_tensor(coefficients, dtype=basis.dtype, device=basis.device)
-        lengths: Tensor = torch.linalg.vector_norm(vectors, dim=0)
-        return vectors / lengths
+        rows = self.combined(torch.as_tensor(coefficients))
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return rows.div_(lengths).T
 
     def combined(self, coefficients: Tensor) -> Tensor:
         """Return V C as rows (m, n) for coefficients C (k, m)."""
-        basis = self._basis[: self._steps]
-        return coefficients.to(basis).T @ basis
+        rows = self._basis.combined(coefficients)
+        return rows.to(device=self.operator.device, dtype=accumulation_dtype(self.operator.device))
 
     def image(self, coefficients: Tensor) -> Tensor:
         """Return (V T + β v eᵀ) C as rows (m, n) for coefficients C (k, m): A V C as the run knows it."""
@@ -108,21 +115,18 @@ class Lanczos:
         image[:-1] = diagonal[: self._steps, None] * coefficients
         image[1:] += off_diagonal[: self._steps, None] * coefficients
         image[:-2] += off_diagonal[: self._steps - 1, None] * coefficients[1:]
-        basis = self._basis[: self._steps + 1]
-        return image.to(basis).T @ basis
+        return self.combined(image)
 
     def _step(self, step: int) -> None:
-        basis = self._basis[: step + 1]
-        vector = self.operator.matvec(basis[step].to(self.operator.dtype)).to(basis.dtype)
-        coefficients = basis @ vector
-        vector = vector - coefficients @ basis
-        corrections = basis @ vector
-        vector = vector - corrections @ basis
+        operator, basis = self.operator, self._basis
+        product = operator.matvec(basis.last.to(device=operator.device, dtype=operator.dtype))
+        vector, part = basis.project_out(product.to(device=basis.device, dtype=basis.dtype))
+        vector, correction = basis.project_out(vector)
         length = torch.linalg.vector_norm(vector)
-        self._diagonal[step] = coefficients[step] + corrections[step]
+        self._diagonal[step] = part + correction
         self._off_diagonal[step] = length
         # A zero length is a breakdown, found when the host next looks; until then it must not make a NaN.
-        self._basis[step + 1] = vector / length.clamp_min(torch.finfo(basis.dtype).tiny)
+        basis.append(vector / length.clamp_min(torch.finfo(basis.dtype).tiny))
         self.products += 1
 
     def _truncate_at_breakdown(self) -> None:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.batches import rows_of
 from convexlab.cost import Cost
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.parameters import dot, flatten, unflatten
@@ -36,10 +37,7 @@ class SampledCurvature:
     """(B,), of the batches in the mean: their examples, unless the criterion counts otherwise."""
     examples: int
     """Rows of the batches; a batch without tensors counts as one."""
-    gradient_equivalents: float
-    """Over the objective's data."""
-    seconds: float
-    """Wall-clock time."""
+    effort: Effort
 
     @property
     def batches(self) -> int:
@@ -74,12 +72,13 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     directions = _directions(objective, vectors)
     if population is not None and population < 1:
         raise MisuseError(f"expected a population of at least 1, got {population!r}.")
-    begin = time.perf_counter()
-    with objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
-        rows, weights, sizes = zip(*_quotients(objective, directions), strict=True)
-    quotients = torch.stack(rows).cpu().double()
-    cost = Cost(hessian_products=len(directions), seconds=time.perf_counter() - begin)
-    objective.spend(cost)
+    with Meter(objective) as meter:
+        begin = time.perf_counter()
+        with objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
+            rows, weights, sizes = zip(*_quotients(objective, directions), strict=True)
+        quotients = torch.stack(rows).cpu().double()
+        objective.spend(Cost(hessian_products=len(directions), seconds=time.perf_counter() - begin))
+        effort = meter.effort(len(directions))
     value, error = _ratio(quotients, quotients.new_tensor(weights), _fraction(sum(sizes), population))
     shape = vectors.shape[1:]
     return SampledCurvature(
@@ -88,8 +87,7 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
         quotients=quotients.reshape(-1, *shape),
         weights=quotients.new_tensor(weights),
         examples=sum(sizes),
-        gradient_equivalents=cost.gradient_equivalents,
-        seconds=cost.seconds,
+        effort=effort,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexlab.cost import Cost
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.parameters import accumulation_dtype
@@ -33,8 +33,7 @@ class CurvatureSplit:
     """vᵀGv, G the generalised Gauss-Newton matrix; never negative if the loss is convex in the model's output."""
     residual: Tensor
     """vᵀRv, R = Σ_k (∂L/∂f_k) ∇²f_k; zero for a model that is linear in its parameters, or that fits without error."""
-    cost: Cost
-    """Of the products."""
+    effort: Effort
 
     @property
     def mismatch(self) -> Tensor:
@@ -56,18 +55,13 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
     """
     objective.require_criterion("the split of a curvature")
     columns = _unit_columns(vectors, objective)
-    before = objective.cost
-    # One product each: graphs that were kept would not be used again.
-    hessian = _quotients(HessianOperator(objective, keep_graphs=False), columns)
-    gauss_newton = _quotients(GaussNewtonOperator(objective, keep_graphs=False), columns)
-    residual = _quotients(ResidualOperator(objective, keep_graphs=False), columns)
-    shape = vectors.shape[1:]
-    return CurvatureSplit(
-        hessian=hessian.reshape(shape),
-        gauss_newton=gauss_newton.reshape(shape),
-        residual=residual.reshape(shape),
-        cost=objective.cost - before,
-    )
+    kinds = (HessianOperator, GaussNewtonOperator, ResidualOperator)
+    with Meter(objective) as meter:
+        # One product each: graphs that were kept would not be used again.
+        parts = [_quotients(kind(objective, keep_graphs=False), columns) for kind in kinds]
+        effort = meter.effort(len(kinds) * columns.shape[1])
+    hessian, gauss_newton, residual = (part.reshape(vectors.shape[1:]) for part in parts)
+    return CurvatureSplit(hessian, gauss_newton, residual, effort)
 
 
 def _unit_columns(vectors: Tensor, objective: Objective) -> Tensor:

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from convexlab.curvature.density import standard_error
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.operators import MatrixVectorProduct, SymmetricOperator
 from convexlab.parameters import accumulation_dtype
 
 __all__ = ["TraceEstimate", "trace"]
+
+Estimate = tuple[float, float, int]
+"""Value, standard error, products."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,7 @@ class TraceEstimate:
     XTrace's is its authors', which takes the leave-one-out estimates as uncorrelated. They are not, and the true error
     was 1 to 2 times as large on test spectra.
     """
-    products: int
-    """Products made."""
+    effort: Effort
 
 
 def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: int = 48, seed: int = 0) -> TraceEstimate:
@@ -53,28 +56,30 @@ def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: in
     least, estimate = _METHODS[method]
     if samples < least:
         raise MisuseError(f"expected at least {least} samples for {method!r}, got {samples!r}.")
-    return estimate(operator, samples, torch.Generator().manual_seed(seed))
+    with Meter(operator) as meter:
+        value, error, products = estimate(operator, samples, torch.Generator().manual_seed(seed))
+        return TraceEstimate(value, error, meter.effort(products))
 
 
-def _hutchinson(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> TraceEstimate:
+def _hutchinson(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> Estimate:
     signs = _signs(operator, samples, generator)
     values = (signs * _multiply(operator, signs)).sum(dim=0).cpu()
-    return TraceEstimate(float(values.mean()), standard_error(values), samples)
+    return float(values.mean()), standard_error(values), samples
 
 
-def _hutch_plus_plus(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> TraceEstimate:
+def _hutch_plus_plus(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> Estimate:
     third = min(samples // 3, operator.shape[0])
     basis, _ = torch.linalg.qr(_multiply(operator, _signs(operator, third, generator)))
     exact = (basis * _multiply(operator, basis)).sum()
     if third == operator.shape[0]:
-        return TraceEstimate(float(exact), 0.0, 2 * third)
+        return float(exact), 0.0, 2 * third
     signs = _signs(operator, third, generator)
     rest = signs - basis @ (basis.T @ signs)
     values = (rest * _multiply(operator, rest)).sum(dim=0).cpu()
-    return TraceEstimate(float(exact) + float(values.mean()), standard_error(values), 3 * third)
+    return float(exact) + float(values.mean()), standard_error(values), 3 * third
 
 
-def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> TraceEstimate:
+def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Generator) -> Estimate:
     """Return the mean of the estimates tr_i with test vector ω_i left out of the sketch (algorithm 1.2).
 
     tr_i = tr(P_i A P_i) + (n - k + 1) v_iᵀA v_i / v_iᵀv_i, where P_i projects onto the range of A times the other k - 1
@@ -84,7 +89,7 @@ def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Genera
     size, count = operator.shape[0], samples // 2
     if size <= samples:
         identity = torch.eye(size, dtype=accumulation_dtype(operator.device), device=operator.device)
-        return TraceEstimate(float(_multiply(operator, identity).trace()), 0.0, size)
+        return float(_multiply(operator, identity).trace()), 0.0, size
     vectors = _sphere(operator, count, generator)
     basis, triangle = torch.linalg.qr(_multiply(operator, vectors))
     inner = basis.T @ _multiply(operator, basis)
@@ -98,7 +103,7 @@ def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Genera
     rest = ((coordinates - 2 * kept) * triangle + kept * (inner @ kept)).sum(dim=0)
     scale = (size - count + 1) / (size - kept.square().sum(dim=0))
     values = (exact + scale * rest).cpu()
-    return TraceEstimate(float(values.mean()), standard_error(values), 2 * count)
+    return float(values.mean()), standard_error(values), 2 * count
 
 
 def _left_out_directions(triangle: Tensor, size: int) -> Tensor:
@@ -118,7 +123,7 @@ def _left_out_directions(triangle: Tensor, size: int) -> Tensor:
     return columns / lengths
 
 
-_METHODS: dict[str, tuple[int, Callable[[MatrixVectorProduct, int, torch.Generator], TraceEstimate]]] = {
+_METHODS: dict[str, tuple[int, Callable[[MatrixVectorProduct, int, torch.Generator], Estimate]]] = {
     "hutchinson": (1, _hutchinson),
     "hutch++": (3, _hutch_plus_plus),
     "xtrace": (2, _xtrace),

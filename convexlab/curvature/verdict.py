@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convexlab.curvature.bounds import check_confidence, steps_for
+from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.extremes import (
     Ends,
     ExtremeEigenvalues,
@@ -66,6 +66,7 @@ class Verdict:
     """Dimension of the Krylov space."""
     extremes: ExtremeEigenvalues
     """Both ends, from the same Krylov run."""
+    effort: Effort
 
     def summary(self) -> str:
         """Return one sentence."""
@@ -118,12 +119,14 @@ def convexity_verdict(
 
     Raises:
         MisuseError: a floor or confidence out of range.
+        FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
     operator = objective.hessian()
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
     steps = steps if max_steps is None else min(steps, max_steps)
-    process = Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
-    return judge(process, floor=floor, confidence=confidence)
+    with Meter(operator) as meter:
+        process = Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
+        return judge(process, floor=floor, confidence=confidence, meter=meter)
 
 
 def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
@@ -138,16 +141,18 @@ def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
     return steps_for(size, (1 - _ROUNDING_SHARE) * floor, confidence)
 
 
-def judge(process: Lanczos, *, floor: float, confidence: float, tolerance: float | None = None) -> Verdict:
+def judge(
+    process: Lanczos, *, floor: float, confidence: float, meter: Meter, tolerance: float | None = None
+) -> Verdict:
     """Extend a Krylov run until it allows a verdict, and return that.
 
     Args:
         process: from a start uniform on the sphere; its ``max_steps`` is the limit.
         floor: see `convexity_verdict`.
         confidence: see `convexity_verdict`.
+        meter: of the effort.
         tolerance: go on, even if the verdict is clear before, until both ends are known to this part of the range.
     """
-    begin = time.perf_counter()
     verdict, next_look = None, 0.0
     for steps in stages(process.steps + 1, process.max_steps):
         process.extend(steps - process.steps)
@@ -155,7 +160,7 @@ def judge(process: Lanczos, *, floor: float, confidence: float, tolerance: float
         # An assessment makes several products: after one in vain, look again after half as many steps more.
         promising = resolved or process.ritz()[0][0] < 0
         if process.exhausted or (known and promising and steps >= next_look):
-            verdict = _assess(process, floor=floor, confidence=confidence, begin=begin)
+            verdict = _assess(process, floor=floor, confidence=confidence, meter=meter)
             if verdict.kind != "unresolved" or process.exhausted:
                 break
             next_look = 1.5 * steps
@@ -171,14 +176,14 @@ def _outlook(process: Lanczos, floor: float, confidence: float, tolerance: float
     return known, values[0] - below >= -(1 - _ROUNDING_SHARE) * floor * max(abs(values[0]), abs(values[-1]))
 
 
-def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) -> Verdict:
+def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) -> Verdict:
     ends = ends_of(process)
-    extremes = extremes_of(process, ends, tolerance=floor, confidence=confidence, begin=begin)
-    curvature, rounding = _curvature_and_rounding(process.operator, ends)
+    extremes = extremes_of(process, ends, tolerance=floor, confidence=confidence, meter=meter)
+    curvature, rounding = _curvature_and_rounding(process, ends)
     scale = max(abs(extremes.smallest), abs(extremes.largest))
     bound = min(extremes.smallest_lower_bound, curvature)
     if process.exhausted or _kind(curvature, bound, rounding, floor * scale) != "unresolved":
-        rounding = max(rounding, _SAFETY * _change_on_recomputing(process.operator, ends.vectors[0], curvature))
+        rounding = max(rounding, _SAFETY * _change_on_recomputing(process, ends.vectors[0], curvature))
     kind, lower = _kind(curvature, bound, rounding, floor * scale), bound - rounding
     witness = extremes.smallest_vector if kind == "non-convex" else None
     return Verdict(
@@ -193,6 +198,7 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, begin: float) 
         confidence=confidence,
         steps=process.steps,
         extremes=extremes,
+        effort=meter.effort(process.products, process.plan),
     )
 
 
@@ -208,29 +214,32 @@ def _kind(curvature: float, bound: float, rounding: float, floor: float) -> Kind
     return "no-negative-curvature" if bound - rounding >= -floor else "unresolved"
 
 
-def _change_on_recomputing(operator: MatrixVectorProduct, vector: Tensor, curvature: float) -> float:
+def _change_on_recomputing(process: Lanczos, vector: Tensor, curvature: float) -> float:
     """Return by how much vᵀHv differs where its rounding errors are others; 0 for an operator that cannot tell.
 
     The vector was chosen for the least curvature, errors included, and they can be as symmetric and as much the same
     every time as curvature is.
     """
+    operator = process.operator
     if not isinstance(operator, ObjectiveOperator):
         return 0.0
     products = []
     for seed in range(_RECOMPUTATIONS):
         product = operator.recomputed(vector, seed=seed)
         products.append(product.to(vector))
+        process.products += 1
         if product.dtype != operator.dtype:
             break  # In a higher precision the difference is the error itself, and no draw of it.
     return float((torch.stack(products) @ vector - curvature).abs().max())
 
 
-def _curvature_and_rounding(operator: MatrixVectorProduct, ends: Ends) -> tuple[float, float]:
+def _curvature_and_rounding(process: Lanczos, ends: Ends) -> tuple[float, float]:
     """Return vᵀHv at the small end and an estimate of its error from the asymmetry of three products."""
+    operator = process.operator
     random = random_unit_vector(operator, torch.Generator().manual_seed(1))[None]
-    vectors = torch.cat([ends.vectors, random])
-    products = torch.cat([ends.products, fresh_products(operator, random)])
-    quotients = (vectors @ products.T).cpu()
+    vectors, products = [*ends.vectors, *random], [*ends.products, *fresh_products(operator, random)]
+    process.products += 1
+    quotients = torch.stack([vector @ product for vector in vectors for product in products]).reshape(3, 3).cpu()
     asymmetry = float((quotients - quotients.T).abs().max())
     scale = max(abs(value) for value in ends.values)
     # Rounding the vector itself to the operator's precision moves vᵀHv by at most about ε times the scale.

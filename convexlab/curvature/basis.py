@@ -1,0 +1,71 @@
+"""The orthonormal basis of a Krylov space, in blocks of rows: what is never reached is never allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from convexlab.memory import release_freed_memory
+
+__all__ = ["Basis"]
+
+# A block has a quarter as many rows as there are before it, but at least so many, and so many bytes: a step takes few
+# kernels, and a run that ends early has allocated little that it did not use.
+_LEAST_ROWS, _LEAST_BYTES = 16, 2**20
+
+
+class Basis:
+    """Vectors (n,), appended one by one. Products with all of them are matrix-vector products, one a block."""
+
+    def __init__(self, first: Tensor, most: int) -> None:
+        """Begin with one vector, whose dtype and device are the basis'; there may be ``most``."""
+        self.dtype, self.device = first.dtype, first.device
+        self._blocks: list[Tensor] = []
+        self._free, self._to_come = 0, most
+        self.append(first)
+
+    def append(self, vector: Tensor) -> None:
+        """Take a copy of a vector."""
+        if not self._free:
+            rows = max(_LEAST_ROWS, sum(map(len, self._blocks)) // 4, _LEAST_BYTES // vector.nbytes)
+            self._free = min(rows, self._to_come)
+            self._to_come -= self._free
+            if self._blocks and self.device.type == "cpu":
+                release_freed_memory()  # What the products since the last block have left behind.
+            self._blocks.append(vector.new_empty((self._free, len(vector))))
+        self._blocks[-1][-self._free] = vector
+        self._free -= 1
+
+    @property
+    def last(self) -> Tensor:
+        """The vector that was appended last; a view."""
+        return self._blocks[-1][-self._free - 1]
+
+    def project_out(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a vector (n,) less its part in the span of the basis, and the last coefficient () of that part."""
+        rest, coefficients = vector, vector
+        for rows in self._rows():
+            coefficients = rows @ rest
+            if rest is vector:  # It is the caller's.
+                rest = torch.addmv(rest, rows.T, coefficients, alpha=-1)
+            else:
+                rest.addmv_(rows.T, coefficients, alpha=-1)
+        return rest, coefficients[-1]
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Return CᵀV (m, n) for coefficients C (k, m) of the first k vectors, the rows of V."""
+        weights = coefficients.to(device=self.device, dtype=self.dtype).T
+        result = weights.new_zeros((len(weights), self._blocks[0].shape[1]))
+        start, most = 0, weights.shape[1]
+        for rows in self._rows():
+            count = max(0, min(len(rows), most - start))
+            result.addmm_(weights[:, start : start + count], rows[:count])
+            start += count
+        return result
+
+    def _rows(self) -> Iterator[Tensor]:
+        """Yield the vectors that there are as matrices, block by block."""
+        yield from self._blocks[:-1]
+        yield self._blocks[-1][: len(self._blocks[-1]) - self._free]

@@ -1,0 +1,72 @@
+"""What a measurement of curvature took."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+
+from convexlab.cost import Cost
+from convexlab.memory import PeakMemory, release_freed_memory
+
+__all__ = ["Effort", "Meter"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What was spent on a result."""
+
+    products: int
+    """Products of the matrix with a vector, by whatever means they were made."""
+    gradient_equivalents: float | None
+    """Over the objective's data; None where the operator is not an objective's, and does not count."""
+    seconds: float
+    """Wall-clock time."""
+    peak_memory: int | None
+    """Bytes by which the memory in use rose at most; None where nothing tells.
+
+    On an accelerator what torch allocated; on the CPU the resident set, which holds some of what was freed too.
+    """
+    plan: str = ""
+    """What was done to save memory, such as "Krylov basis in float32"; empty if nothing had to be."""
+
+
+class _Measured(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Meter:
+    """A context manager that measures what is done within its block with an operator, or with an objective."""
+
+    def __init__(self, operator: _Measured) -> None:
+        """Start with the block."""
+        self._operator = operator
+        self._memory = PeakMemory(operator.device)
+
+    def __enter__(self) -> Self:
+        if self._operator.device.type == "cpu":
+            release_freed_memory()  # Where that is used again the resident set does not rise.
+        self._memory.__enter__()
+        self._cost, self._begin = self._spent(), time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._memory.__exit__(*error)
+
+    def effort(self, products: int, plan: str = "") -> Effort:
+        """Return what has been spent so far, on this many products."""
+        before, now = self._cost, self._spent()
+        return Effort(
+            products=products,
+            gradient_equivalents=None if before is None or now is None else (now - before).gradient_equivalents,
+            seconds=time.perf_counter() - self._begin,
+            peak_memory=self._memory.rise(),
+            plan=plan,
+        )
+
+    def _spent(self) -> Cost | None:
+        cost = getattr(self._operator, "cost", None)
+        return cost if isinstance(cost, Cost) else None

@@ -1,0 +1,185 @@
+"""What memory a Krylov run will need, told before its first step, and how it is made where that is not to be had.
+
+What is forecast are bytes of tensors, as an accelerator's allocator counts them. The resident set of a process on the
+CPU follows them to some percent where the C library gives back what is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from convexlab.errors import FailureError, MisuseError
+from convexlab.memory import available_memory
+from convexlab.operators import MatrixVectorProduct
+from convexlab.parameters import accumulation_dtype
+from convexlab.products import Footprint, GradientDifferences, ObjectiveOperator
+
+__all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
+
+_HOST = torch.device("cpu")
+# Float64 vectors beside the basis while the ends of a spectrum are multiplied anew: the start, two of each.
+_VECTORS = 5
+# Graphs that a product, its temporaries included, surely does not outgrow. Where that fits too nobody looks closer.
+_AMPLE = 4
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """The most that a Krylov run will have in tensors at one time, in bytes."""
+
+    basis: int
+    """Of the Krylov space, in float64."""
+    graphs: int
+    """Of the gradient graphs kept between products."""
+    work: int
+    """Of one product, and of vectors."""
+    available: int | None
+    """What can be had on the operator's device now; None where nothing tells."""
+
+    @property
+    def total(self) -> int:
+        """The sum of the first three."""
+        return self.basis + self.graphs + self.work
+
+    def summary(self) -> str:
+        """Return one sentence."""
+        parts = f"{_size(self.basis)} basis, {_size(self.graphs)} gradient graphs, {_size(self.work)} for a product"
+        known = "" if self.available is None else f"; {_size(self.available)} can be had"
+        return f"The run needs {_size(self.total)} of memory ({parts}){known}."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a Krylov run keeps its basis."""
+
+    dtype: torch.dtype
+    device: torch.device
+    summary: str = ""
+    """What was changed to save memory; empty if nothing."""
+
+
+def forecast_memory(operator: MatrixVectorProduct, steps: int) -> MemoryForecast:
+    """Return what a Krylov run of ``steps`` steps and the ends of its spectrum will need, before it is begun.
+
+    The operator of an objective builds the gradient graph of its first micro-batch, and makes products with that alone;
+    the sizes of the others follow from their examples. Of any other operator only the vectors are known.
+
+    Args:
+        operator: what the run multiplies with; one that has made no product yet.
+        steps: how long the run will be. One that ends earlier needs less.
+
+    Raises:
+        MisuseError: fewer than one step.
+    """
+    if steps < 1:
+        raise MisuseError(f"expected at least one step, got {steps!r}.")
+    footprint = _footprint(operator)
+    return MemoryForecast(
+        basis=_basis_bytes(operator, steps, accumulation_dtype(operator.device)),
+        graphs=footprint.graphs,
+        work=footprint.product + _vector_bytes(operator),
+        available=available_memory(operator.device),
+    )
+
+
+def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
+    """Return how a Krylov run of ``steps`` steps fits into memory; an objective's operator may keep fewer graphs then.
+
+    What is tried, in this order: fewer graphs, the basis on the host, the basis in float32 if the operator is. A
+    look that costs products is taken only where memory is short.
+
+    Raises:
+        FailureError: it does not fit at all.
+    """
+    usual = Plan(accumulation_dtype(operator.device), operator.device)
+    available = available_memory(operator.device)
+    if available is None or steps < 1:
+        return usual
+    try:
+        if _surely_fits(operator, steps, available):
+            return usual
+        footprint = _footprint(operator)
+    except torch.OutOfMemoryError as error:
+        raise FailureError(
+            "a product with the operator does not fit into memory, even with one micro-batch alone. Pass a smaller "
+            "micro_batch or fewer parameters by `params`."
+        ) from error
+    least = footprint.product + _vector_bytes(operator)
+    for plan in _plans(operator):
+        basis = _basis_bytes(operator, steps, plan.dtype)
+        spare = available - least - (basis if plan.device == operator.device else 0)
+        if spare >= 0 and _host_has(basis, plan, operator):
+            # What is left beside the graphs holds a product in double precision, with which a curvature is recomputed.
+            return _with_graphs(operator, footprint, plan, max(0, spare - 2 * least))
+    raise FailureError(_refusal(operator, steps, least, available))
+
+
+def _plans(operator: MatrixVectorProduct) -> Iterator[Plan]:
+    full = accumulation_dtype(operator.device)
+    for dtype in (full, torch.float32) if operator.dtype.itemsize < full.itemsize else (full,):
+        for device in (operator.device,) if operator.device.type == "cpu" else (operator.device, _HOST):
+            words = [" on the host"] if device != operator.device else []
+            words += [f" in {dtype}".replace("torch.", "")] if dtype != full else []
+            yield Plan(dtype, device, f"Krylov basis{''.join(words)}" if words else "")
+
+
+def _with_graphs(operator: MatrixVectorProduct, footprint: Footprint, plan: Plan, room: int) -> Plan:
+    if not isinstance(operator, ObjectiveOperator) or operator.graphs_to_come <= room:
+        return plan
+    operator.keep_at_most(room)
+    if footprint.graphs - footprint.kept <= room:  # There are no more than that.
+        return plan
+    return replace(plan, summary=", ".join(filter(None, [plan.summary, "fewer gradient graphs kept"])))
+
+
+def _host_has(basis: int, plan: Plan, operator: MatrixVectorProduct) -> bool:
+    if plan.device == operator.device:
+        return True
+    available = available_memory(plan.device)
+    return available is None or basis <= available
+
+
+def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: int) -> str:
+    basis = min(_basis_bytes(operator, steps, plan.dtype) for plan in _plans(operator))
+    narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
+    return (
+        f"a Krylov run of up to {steps} steps does not fit into memory: its basis takes {_size(basis)} at least, and "
+        f"products {_size(least)}, but {_size(available)} can be had. Allow fewer steps (max_steps) or a larger "
+        f"tolerance or floor{narrower}, or select fewer parameters by `params`."
+    )
+
+
+def _surely_fits(operator: MatrixVectorProduct, steps: int, available: int) -> bool:
+    needed = _basis_bytes(operator, steps, accumulation_dtype(operator.device)) + _vector_bytes(operator)
+    if needed > available:
+        return False
+    if isinstance(operator, ObjectiveOperator):
+        needed += operator.graphs_to_come + _AMPLE * operator.graph_bytes
+    return needed <= available
+
+
+def _footprint(operator: MatrixVectorProduct) -> Footprint:
+    if isinstance(operator, ObjectiveOperator | GradientDifferences):
+        return operator.footprint()
+    return Footprint(graphs=0, kept=0, product=operator.shape[0] * operator.dtype.itemsize)
+
+
+def _basis_bytes(operator: MatrixVectorProduct, steps: int, dtype: torch.dtype) -> int:
+    size = operator.shape[0]
+    return (min(steps, size) + 1) * size * dtype.itemsize
+
+
+def _vector_bytes(operator: MatrixVectorProduct) -> int:
+    full = accumulation_dtype(operator.device)
+    return operator.shape[0] * (_VECTORS * full.itemsize + operator.dtype.itemsize)
+
+
+def _size(number: int) -> str:
+    """Return bytes as a number that is easily read."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number} B"

@@ -1,0 +1,208 @@
+"""What memory is in use, what is left, and what a piece of code takes; no counter is reset for that.
+
+On an accelerator it is what torch's allocator has handed out. On the CPU it is the resident set of the process, which
+also holds what the C library has not given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memory"]
+
+_PROCESS = Path("/proc/self")
+_HOST = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+# Files of a control group, version 2 and 1: its limit, what it uses, and the line of its statistics that tells how much
+# of that is files that can be dropped.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+# Seconds between two looks at what is in use.
+_INTERVAL = 0.005
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be taken on a device; None where nothing tells.
+
+    On the CPU that is what Linux can hand out without swapping, or what a container's limit leaves.
+    """
+    if device.type == "cuda":
+        pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + pooled
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    if device.type != "cpu":
+        return None
+    told = [number for number in (_left_on_host(), *map(_left_in_group, _GROUP_FILES)) if number is not None]
+    return max(0, min(told)) if told else None
+
+
+def release_freed_memory() -> None:
+    """Give what was freed on the CPU back to the system, where the C library is glibc; else do nothing.
+
+    Glibc keeps what lies between blocks in use, and does not use much of it again for torch's aligned allocations: what
+    a process holds that builds graphs and keeps them would grow to nearly twice their size.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+class PeakMemory:
+    """A context manager that measures how far the memory in use rises within its block, above where it was.
+
+    A thread looks every 5 ms; where the system's own high-water mark rises within the block, that is exact. Measuring
+    blocks may be nested.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Measure on ``device``."""
+        self._device = device
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="convexlab-peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._mark, used = _high_water(self._device), _in_use(self._device)
+        self._start = self._most = self._mark if used is None else used
+        if used is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rise()
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def rise(self) -> int | None:
+        """Return the peak less the start in bytes, so far or of the whole block; None where nothing tells.
+
+        Where the system tells its high-water mark alone, the rise of that: less, if it was higher before.
+        """
+        if self._start is None or self._most is None:
+            return None
+        if not self._stop.is_set():
+            self._look()
+            high = _high_water(self._device)
+            if high is not None and self._mark is not None and high > self._mark:
+                self._most = max(self._most, high)
+        return self._most - self._start
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_INTERVAL):
+            self._look()
+
+    def _look(self) -> None:
+        used = _in_use(self._device)
+        if used is not None and self._most is not None:
+            self._most = max(self._most, used)
+
+
+class LiveTensors(TorchDispatchMode):
+    """A context manager that counts the storage of tensors made within its block for as long as they live.
+
+    What an operation takes and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        """Count from zero."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        """Of those that are alive now."""
+        self.peak = 0
+        """The largest that ``bytes`` has been."""
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Else torch imports its compiler, a second and 100 MB, to keep it from looking in here.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in self._known and storage._cdata not in given:
+                self._count(storage)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def forget(_: object) -> None:
+            del self._known[key]
+            self.bytes -= size
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout is torch.strided)
+    return [tensor.untyped_storage() for tensor in tensors]
+
+
+def _in_use(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    pages = _read(_PROCESS / "statm").split() if device.type == "cpu" else []
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else None
+
+
+def _high_water(device: torch.device) -> int | None:
+    """Return the most that has been in use since the counter was last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    told = _entry(_PROCESS / "status", "VmHWM:")
+    if told is not None or sys.platform == "win32":
+        return told
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _left_on_host() -> int | None:
+    told = _entry(_HOST, "MemAvailable:")
+    if told is None and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return told
+
+
+def _left_in_group(files: tuple[str, str, str, str]) -> int | None:
+    limit, used = (_read(_GROUP / name).strip() for name in files[:2])
+    if not (limit.isdecimal() and used.isdecimal()):
+        return None
+    return int(limit) - int(used) + (_entry(_GROUP / files[2], files[3]) or 0)
+
+
+def _entry(path: Path, name: str) -> int | None:
+    """Return in bytes what a line ``name number [kB]`` of a file tells."""
+    for line in _read(path).splitlines():
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1]) * (1024 if words[-1] == "kB" else 1)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
