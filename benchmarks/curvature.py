@@ -6,65 +6,88 @@ whose speed drifts slows all alike; every figure is min, median and max of the r
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 
 import click
 import torch
-from curvlinops import HessianLinearOperator
-from hessian_eigenthings import HessianOperator
+from common import Spread, Table, examples_option, models_option, out_option, repeats_option, seconds, write_json
+from libraries import PEERS, ConvexLab
+from measuring import Point, cifar10, load
 
 import convexlab as cl
-from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.problem import Problem, build_problem
+from convexlab.problem import Problem
 
-EXAMPLES = 2048
-REPEATS = 7
 BATCH = 512
-MODELS = ("vit-mlp", "vit-nomlp", "vit-nomlp-wkewq", "vit-nomlp-wkewq-wvwo", "vgg5-max-relu")
+RUNS = 3  # For both ends; each has dozens of products.
 
 
 @click.command()
-@click.option("--examples", default=EXAMPLES, show_default=True)
-@click.option("--repeats", default=REPEATS, show_default=True)
+@models_option
+@examples_option
+@repeats_option(7)
 @click.option("--micro-batches", is_flag=True, help="Compare micro-batch sizes of ours instead of the peers.")
-def main(examples: int, repeats: int, micro_batches: bool) -> None:
-    """Print a table in Markdown."""
-    torch.set_num_threads(1)
-    data = Path(data_folder()) / "cifar10-10k.npz"
-    medians: dict[str, list[float]] = {}
-    for model in MODELS:
-        problem = build_problem(model, f"npz:{data}", "mse", train_size=examples, device="cpu")
+@out_option
+def main(models: Sequence[str], examples: int, repeats: int, micro_batches: bool, out: Path | None) -> None:
+    """Print a table in Markdown: what a product costs in gradients, median [min, max]."""
+    cifar10()
+    options = {"examples": examples, "repeats": repeats, "batch": BATCH, "micro_batches": micro_batches}
+    figures: dict[str, dict[str, Spread]] = {}
+    for model in models:
+        problem = load(Point(model, examples))
         vector = torch.randn(problem.objective.size, generator=torch.Generator().manual_seed(0))
-        gradient = problem.objective.gradient
-        products = sizes(problem, vector) if micro_batches else peers(problem, vector)
-        for name, ratios in interleaved(gradient, products, repeats).items():
-            medians.setdefault(name, []).append(median(ratios))
-            figures = f"{min(ratios):.2f} | {median(ratios):.2f} | {max(ratios):.2f}"
-            click.echo(f"| {model} | {name} | {figures} |")
-    for name, values in medians.items():
-        click.echo(f"| geometric mean | {name} | | {geometric_mean(values):.2f} | |")
+        products = sizes(problem, vector) if micro_batches else libraries(problem, vector)
+        measured = interleaved(problem.objective.gradient, products, repeats)
+        products.clear()  # And with them the graphs that they keep.
+        if not micro_batches:
+            measured[f"{ConvexLab.name}, within a run for both ends"] = within_a_run(problem, min(repeats, RUNS))
+        for name, ratios in measured.items():
+            figures.setdefault(name, {})[model] = ratios
+        write_json(out, options, gradients=figures, geometric_means=dict(means(figures)))
+        click.echo(f"{model} done", err=True)
+    click.echo(table(figures, models))
 
 
-def peers(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """Return one product of each library at the same point, on the same batches, as its documentation has it."""
-    batches = list(problem.dataset.batches("train", BATCH))
-    parameters = list(problem.model.parameters())
-    hessian = problem.objective.hessian()
-    # A criterion of its own for the peer that inspects `reduction`: the same mean squared error on one-hot targets.
-    one_hot = [(x, torch.nn.functional.one_hot(y, problem.dataset.classes).to(x)) for x, y in batches]
-    curvlinops = HessianLinearOperator(
-        problem.model, torch.nn.MSELoss(), parameters, one_hot, check_deterministic=False
-    )
-    eigenthings = HessianOperator(problem.model, batches, lambda model, batch: problem.loss(model(batch[0]), batch[1]))
-    return {
-        "ConvexLab, graphs kept": lambda: hessian @ vector,
-        "ConvexLab, single product": lambda: problem.objective.hvp(vector),
-        "curvlinops": lambda: curvlinops @ vector,
-        "hessian-eigenthings": lambda: eigenthings.matvec(vector),
+def means(figures: dict[str, dict[str, Spread]]) -> list[tuple[str, float]]:
+    """Return the geometric mean over architectures of each product's median."""
+    return [(name, geometric_mean(one.median for one in by_model.values())) for name, by_model in figures.items()]
+
+
+def table(figures: dict[str, dict[str, Spread]], models: Sequence[str]) -> Table:
+    """Return one line a product, one column an architecture."""
+    lines = [
+        {"product": name} | {model: figures[name][model] for model in models} | {"geometric mean": mean}
+        for name, mean in means(figures)
+    ]
+    return Table("A Hessian product, in eager gradients", lines)
+
+
+def libraries(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Return one product of each library at the same point, the peers' on the same batches."""
+    ours = ConvexLab(problem, BATCH)
+    calls: dict[str, Callable[[], object]] = {
+        f"{ConvexLab.name}, again and again with one operator": partial(ours.multiply, vector),
+        f"{ConvexLab.name}, a single product": partial(problem.objective.hvp, vector),
     }
+    for name, library in PEERS.items():
+        calls[name] = partial(library(problem, BATCH).multiply, vector)
+    # Its graph is kept too when all images are one batch.
+    whole = PEERS["PyHessian"](problem, len(problem.y))
+    return calls | {"PyHessian, one batch": partial(whole.multiply, vector)}
+
+
+def within_a_run(problem: Problem, repeats: int) -> Spread:
+    """Return the median product of a whole `extreme_eigenvalues`, over the mean of the gradients around the run."""
+    ratios = []
+    for _ in range(repeats):
+        ours = ConvexLab(problem, BATCH)
+        before = seconds(problem.objective.gradient)
+        ours.find(ours.documented[0][0])
+        gradient = (before + seconds(problem.objective.gradient)) / 2
+        ratios.append(median(ours.products.seconds) / gradient)
+    return Spread.of(ratios)
 
 
 def sizes(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -72,15 +95,14 @@ def sizes(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], obje
     calls: dict[str, Callable[[], object]] = {}
     for size in (32, 64, 128, 256, 512):
         objective = cl.Objective(problem.model, [(problem.x, problem.y)], problem.loss, micro_batch=size)
-        hessian = objective.hessian()
         calls[f"gradient, {size}"] = objective.gradient
-        calls[f"product, {size}"] = lambda hessian=hessian: hessian @ vector  # type: ignore[misc]
+        calls[f"product, {size}"] = partial(objective.hessian().matvec, vector)
     return calls
 
 
 def interleaved(
     gradient: Callable[[], object], calls: dict[str, Callable[[], object]], repeats: int
-) -> dict[str, list[float]]:
+) -> dict[str, Spread]:
     """Return each call's seconds over those of the gradient timed just before it, ``repeats`` times."""
     for call in calls.values():
         call()
@@ -89,14 +111,7 @@ def interleaved(
         for name, call in calls.items():
             unit = seconds(gradient)
             ratios[name].append(seconds(call) / unit)
-    return ratios
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the wall-clock time of one call."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    return {name: Spread.of(values) for name, values in ratios.items()}
 
 
 if __name__ == "__main__":

@@ -223,13 +223,7 @@ class Objective:
 
     def value(self) -> float:
         """Return the loss, the mean over the whole data set."""
-        with self._charge(values=1), self.evaluating():
-            point = self.point(requires_grad=False)
-            total, weights = self._zero(), 0.0
-            for batch, weight in self.parts():
-                total.add_(self.batch_loss(point, batch).detach(), alpha=weight)
-                weights += weight
-            return float(total / weights)
+        return float(self.value_at(self.point(requires_grad=False)))
 
     def gradient(self) -> Tensor:
         """Return the gradient (n,)."""
@@ -338,6 +332,15 @@ class Objective:
             rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
             buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
         )
+
+    def value_at(self, point: Point) -> Tensor:
+        """Return the loss at a point, as summed, in float64."""
+        with self._charge(values=1), self.evaluating():
+            total, weights = self._zero(), 0.0
+            for batch, weight in self.parts():
+                total.add_(self.batch_loss(point, batch).detach(), alpha=weight)
+                weights += weight
+            return total / weights
 
     def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""

@@ -234,6 +234,7 @@ def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, me
         "negative_mass_standard_error": mass_error,
         "trace": trace,
         "trace_standard_error": trace_error,
+        "second_difference": verdict.second_difference,
         "verdict": verdict.kind,
         "verdict_summary": verdict.summary(),
         "rounding_floor": verdict.rounding_floor,
@@ -285,7 +286,8 @@ def _few(names: list[str]) -> str:
 def _nothing(reason: str) -> Row:
     names = (
         "gradient_curvature smallest smallest_lower_bound smallest_residual largest largest_residual negative_mass "
-        "negative_mass_standard_error trace trace_standard_error rounding_floor confidence floor density"
+        "negative_mass_standard_error trace trace_standard_error second_difference rounding_floor confidence floor "
+        "density"
     )
     return dict.fromkeys(names.split()) | {
         "verdict": "unresolved",

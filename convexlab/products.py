@@ -238,6 +238,31 @@ class HessianOperator(ObjectiveOperator):
     def _product(self, linearised: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
         return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
+    def second_difference(self, v: Tensor) -> float:
+        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
+
+        It needs no derivative, so that it checks them, and it sees the kinks that derivatives do not. Made in float64
+        where the loss allows that; rounding is of order √ε L.
+        """
+        try:
+            return self._second_difference(accumulation_dtype(self.device), v)
+        except RuntimeError:  # As in `recomputed`.
+            return self._second_difference(self.dtype, v)
+
+    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
+        objective = self._objective.in_dtype(dtype)
+        step = torch.finfo(dtype).eps ** 0.25
+        leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
+        moves = unflatten(step * v.to(dtype), leaves)
+        below, here, above = (
+            objective.value_at(
+                replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
+            )
+            for side in (-1, 0, 1)
+        )
+        self._objective.spend(objective.cost)
+        return float((below - 2 * here + above) / step**2)
+
     def differences(self) -> GradientDifferences:
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""
         return GradientDifferences(self._objective, self._point)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from convexlab.architectures.perceptron import Perceptron
 from convexlab.architectures.tanh import OneLayerTanh, TwoLayerTanh
 from convexlab.architectures.vgg import VGG5
 from convexlab.architectures.vision_transformer import VisionTransformer
@@ -20,6 +21,7 @@ __all__ = [
     "VGG5",
     "Architecture",
     "OneLayerTanh",
+    "Perceptron",
     "TwoLayerTanh",
     "VisionTransformer",
     "build_model",

@@ -23,12 +23,13 @@ from scipy.optimize import brentq
 
 from convexlab.errors import MisuseError
 
-__all__ = ["check_confidence", "least_overlap", "margins", "steps_for"]
+__all__ = ["check_confidence", "least_overlaps", "margins", "steps_for"]
 
 Array = NDArray[np.float64]
 
 # A polynomial is scaled down when it passes this, long before it overflows.
 _LARGE = 1e100
+_LOWER_SHARE = 0.75
 # A margin is found to this relative accuracy, and rounded up by it.
 _ACCURACY = 1e-6
 
@@ -39,12 +40,14 @@ def check_confidence(confidence: float) -> None:
         raise MisuseError(f"expected a confidence between 0 and 1, got {confidence!r}.")
 
 
-def least_overlap(size: int, confidence: float) -> float:
-    """Return δ such that the start's parts along two given unit vectors both exceed δ with ``confidence``.
+def least_overlaps(size: int, confidence: float) -> tuple[float, float]:
+    """Return δ for the lower and for the upper end: with ``confidence`` the start's parts along both exceed them.
 
-    The part along one has on the unit sphere of n dimensions a chance of at most δ √(2n / π) to be within ±δ.
+    The part along a given unit vector of n dimensions has a chance of at most δ √(2n / π) to be within ±δ. Three
+    quarters of what may fail are the lower end's, which is where a Hessian takes the longer to be resolved.
     """
-    return (1 - confidence) / 2 * math.sqrt(math.pi / (2 * size))
+    chance = (1 - confidence) * math.sqrt(math.pi / (2 * size))
+    return _LOWER_SHARE * chance, (1 - _LOWER_SHARE) * chance
 
 
 def steps_for(size: int, tolerance: float, confidence: float) -> int:
@@ -52,17 +55,19 @@ def steps_for(size: int, tolerance: float, confidence: float) -> int:
 
     From the Chebyshev polynomial; never more than n. A run can be stopped earlier by its `margins`.
     """
-    degree = math.acosh(1 / least_overlap(size, confidence)) / math.acosh(1 + 2 * tolerance)
+    degree = math.acosh(1 / min(least_overlaps(size, confidence))) / math.acosh(1 + 2 * tolerance)
     return min(1 + math.ceil(degree), size)
 
 
-def margins(diagonal: Array, off_diagonal: Array, overlap: float, *, precision: float) -> tuple[float, float]:
+def margins(
+    diagonal: Array, off_diagonal: Array, overlaps: tuple[float, float], *, precision: float
+) -> tuple[float, float]:
     """Return how far the spectrum may reach below the smallest and above the largest Ritz value.
 
     Args:
         diagonal: (k,) of the tridiagonal matrix T.
         off_diagonal: (k,) of T; its last entry is the length of what A maps out of the Krylov space.
-        overlap: least part of the start along either outermost eigenvector, see `least_overlap`.
+        overlaps: least parts of the start along the lowest and the highest eigenvector, see `least_overlaps`.
         precision: ε of the basis; no coupling is taken to be smaller than that, relative to T.
     """
     scale = float(np.max(np.abs(diagonal) + off_diagonal))
@@ -70,7 +75,7 @@ def margins(diagonal: Array, off_diagonal: Array, overlap: float, *, precision: 
         return 0.0, 0.0
     # In units of T and mirrored, the lower end is an upper end too.
     upper, couplings = diagonal / scale, np.maximum(off_diagonal / scale, precision)
-    return scale * _margin(-upper, couplings, overlap), scale * _margin(upper, couplings, overlap)
+    return scale * _margin(-upper, couplings, overlaps[0]), scale * _margin(upper, couplings, overlaps[1])
 
 
 def _margin(diagonal: Array, off_diagonal: Array, overlap: float) -> float:

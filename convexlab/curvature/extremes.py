@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convexlab.curvature.bounds import check_confidence, least_overlap, margins, steps_for
+from convexlab.curvature.bounds import check_confidence, least_overlaps, margins, steps_for
 from convexlab.curvature.effort import Effort, Meter
-from convexlab.curvature.inexact import deviation, replace_products, sample_combinations
+from convexlab.curvature.inexact import deviation, replace_products
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.operators import MatrixVectorProduct
@@ -29,6 +29,10 @@ __all__ = [
 
 # Share of the tolerance that a run on cheap products leaves to their error.
 _DEVIATION_SHARE = 0.25
+# Above this share the run is made again with exact products.
+_LARGEST_DEVIATION = 0.7
+# Share that their bound has of what may fail; the rest is the start's.
+_DEVIATION_FAILURE = 0.2
 # Steps from which a run may be long enough to repay what cheap products cost to check.
 _LONG_RUN = 20
 
@@ -98,57 +102,53 @@ def extreme_eigenvalues(
     check_confidence(confidence)
     if max_steps is not None and max_steps < 1:
         raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
-    limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, confidence)
+    start_confidence = 1 - (1 - _DEVIATION_FAILURE) * (1 - confidence)
+    limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
     limit = limit if max_steps is None else min(limit, max_steps)
     start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
     with Meter(operator) as meter:
-        process = Lanczos(operator, start, limit)
+        process, error = Lanczos(operator, start, limit), 0.0
         if limit >= _LONG_RUN and replace_products(process, tolerance):
-            found = _of_cheap_run(process, operator, tolerance, confidence, meter)
-            if found.converged or found.deviation <= tolerance * (found.largest - found.smallest) / 2:
-                return found
-            process = Lanczos(operator, start, limit)
-            process.products = found.effort.products
-        _extend_until(process, tolerance, confidence)
-        return extremes_of(process, ends_of(process), tolerance=tolerance, confidence=confidence, meter=meter)
+            _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
+            process.operator = operator
+            error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
+            if error > _LARGEST_DEVIATION * tolerance * _spread(process):
+                process, error = _afresh(process, start), 0.0
+        # With exact products from here on no deviation is added.
+        at_start = start_confidence if error else confidence
+        _extend_until(process, tolerance, at_start, error)
+        found = extremes_of(
+            process, ends_of(process), tolerance=tolerance, confidence=at_start, meter=meter, deviation=error
+        )
+    return replace(found, confidence=confidence)
 
 
-def _extend_until(process: Lanczos, tolerance: float, confidence: float) -> None:
+def _afresh(process: Lanczos, start: Tensor) -> Lanczos:
+    again = Lanczos(process.operator, start, process.max_steps)
+    again.products = process.products
+    return again
+
+
+def _spread(process: Lanczos) -> float:
+    values, _ = process.ritz()
+    return float(values[-1] - values[0])
+
+
+def _extend_until(process: Lanczos, tolerance: float, confidence: float, deviation: float = 0.0) -> None:
     """Take steps until both margins are within ``tolerance`` times the range, or as many as there may be."""
-    for steps in stages(process.steps + 1, process.max_steps):
+    for steps in stages(process.steps, process.max_steps):
         process.extend(steps - process.steps)
-        if process.exhausted:
-            return
-        values, _ = process.ritz()
-        if max(margins_of(process, confidence)) <= tolerance * (values[-1] - values[0]):
+        if process.exhausted or max(margins_of(process, confidence)) + deviation <= tolerance * _spread(process):
             return
 
 
 def stages(least: int, most: int) -> Iterator[int]:
-    """Yield numbers of steps at which to look at a run, a tenth apart, up to ``most``."""
+    """Yield numbers of steps at which to look at a run, a twentieth apart, up to ``most``."""
     steps = max(least, 10)
     while steps < most:
         yield steps
-        steps += max(1, steps // 10)
+        steps += max(1, steps // 20)
     yield most
-
-
-def _of_cheap_run(
-    process: Lanczos, operator: MatrixVectorProduct, tolerance: float, confidence: float, meter: Meter
-) -> ExtremeEigenvalues:
-    # Half of what may fail is the start's, half that of the bound on the products' error.
-    start_confidence = (1 + confidence) / 2
-    _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
-    process.operator = operator
-    combinations = sample_combinations(process, seed=process.steps)
-    samples = combinations.split(1, dim=1)  # One after the other, for each takes several vectors.
-    products = (fresh_products(operator, process.combined(sample))[0] for sample in samples)
-    error = deviation(process, combinations, products, failure=1 - start_confidence)
-    process.products += len(samples)
-    found = extremes_of(
-        process, ends_of(process), tolerance=tolerance, confidence=start_confidence, meter=meter, deviation=error
-    )
-    return replace(found, confidence=confidence)
 
 
 @dataclass(frozen=True)
@@ -219,4 +219,4 @@ def margins_of(process: Lanczos, confidence: float) -> tuple[float, float]:
     size = process.operator.shape[0]
     if process.steps == size:
         return 0.0, 0.0
-    return margins(*process.coefficients(), least_overlap(size, confidence), precision=process.precision)
+    return margins(*process.coefficients(), least_overlaps(size, confidence), precision=process.precision)

@@ -9,16 +9,15 @@ included. That the errors do not conspire with the random start is assumed here,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from convexlab.curvature.lanczos import Lanczos
 from convexlab.operators import MatrixVectorProduct
 from convexlab.products import GradientDifferences, HessianOperator
 
-__all__ = ["SAMPLES", "deviation", "replace_products", "sample_combinations"]
+__all__ = ["SAMPLES", "deviation", "replace_products"]
 
 SAMPLES = 4
 """Exact products from which ‖F‖ is bounded."""
@@ -26,7 +25,9 @@ SAMPLES = 4
 # error of some fifty of them, which is about ten times that of one, then takes a fifth of it.
 _SHARE = 1 / 50
 # Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
-_STEPS = (0.5, 0.125, 2.0)
+_STEPS = (0.5, 1.0, 0.25)
+# Off by this many times what is allowed, no other step is tried.
+_FAR = 10
 # Exact steps before the change, such that the vector that is compared is not a random one, which H almost maps to zero.
 _EXACT_STEPS = 2
 
@@ -45,33 +46,34 @@ def replace_products(process: Lanczos, tolerance: float) -> bool:
     differences = operator.differences()
     values, _ = process.ritz()
     allowed = _SHARE * tolerance * max(abs(values[0]), abs(values[-1]))
-    if any(error <= allowed for error in _errors(process, differences)):
-        process.operator = differences
-        return True
+    for error in _errors(process, differences):
+        if error <= allowed:
+            process.operator = differences
+            return True
+        if error > _FAR * allowed:  # Kinks: no other step mends that.
+            return False
     return False
 
 
-def sample_combinations(process: Lanczos, seed: int) -> Tensor:
-    """Return (k, `SAMPLES`) normal coefficients of random vectors in the Krylov space."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((process.steps, SAMPLES), generator=generator, dtype=torch.float64)
-
-
-def deviation(process: Lanczos, combinations: Tensor, products: Iterable[Tensor], failure: float) -> float:
-    """Return a bound on ‖F‖ that fails with probability ``failure``.
+def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
+    """Return a bound on ‖F‖ that fails with probability ``failure``; makes `SAMPLES` products with the run's operator.
 
     ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp
     2011, doi 10.1137/090771806, lemma 4.1).
 
     Args:
-        process: the run.
-        combinations: (k, r), standard normal coefficients ω in its basis.
-        products: (r, n), or its r rows one by one: A V ω, exact.
+        process: a run whose operator makes exact products again.
         failure: probability.
+        seed: of the random vectors.
     """
-    factor = math.exp(-math.log(failure) / combinations.shape[1]) * math.sqrt(2 / math.pi)
-    pairs = zip(products, combinations.split(1, dim=1), strict=True)
-    return factor * max(float(torch.linalg.vector_norm(product - process.image(omega)[0])) for product, omega in pairs)
+    generator, lengths = torch.Generator().manual_seed(seed), []
+    for _ in range(SAMPLES):  # One after the other, for each takes several vectors of size n.
+        combination = torch.randn((process.steps, 1), generator=generator, dtype=torch.float64)
+        vector = process.combined(combination)[0]
+        product = process.operator.matvec(vector.to(process.operator.dtype)).to(vector.dtype)
+        lengths.append(float(torch.linalg.vector_norm(product - process.image(combination)[0])))
+    process.products += SAMPLES
+    return math.exp(-math.log(failure) / SAMPLES) * math.sqrt(2 / math.pi) * max(lengths)
 
 
 def _hopeless(operator: MatrixVectorProduct, tolerance: float) -> bool:

@@ -22,7 +22,8 @@ from convexlab.curvature.extremes import (
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.products import ObjectiveOperator
+from convexlab.operators import MatrixVectorProduct
+from convexlab.products import HessianOperator, ObjectiveOperator
 
 __all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
 
@@ -47,6 +48,11 @@ class Verdict:
     """vᵀHv of the unit vector v found with the least, recomputed by a fresh product."""
     witness: Tensor | None
     """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check it again."""
+    second_difference: float | None
+    """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives. None without a witness.
+
+    Where the loss has kinks within h of θ it contains their share, and may differ from ``curvature`` even in sign.
+    """
     lower_bound: float
     """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""
     largest: float
@@ -68,7 +74,7 @@ class Verdict:
         if self.kind == "non-convex":
             return (
                 f"Non-convex here: a direction of curvature {self.curvature:.3g} was found (rounding error below "
-                f"{self.rounding_floor:.1g}; largest curvature {self.largest:.3g})."
+                f"{self.rounding_floor:.1g}{self._by_values()}; largest curvature {self.largest:.3g})."
             )
         if self.kind == "no-negative-curvature":
             what = "curvature" if self.lower_bound > 0 else "negative curvature"
@@ -81,6 +87,11 @@ class Verdict:
             f"{self.lower_bound:.2g} cannot be ruled out with confidence {chance} (largest {self.largest:.3g}, "
             f"rounding error below {self.rounding_floor:.1g})."
         )
+
+    def _by_values(self) -> str:
+        if self.second_difference is None:
+            return ""
+        return f"; {self.second_difference:.3g} from values of the loss alone"
 
     @property
     def scale(self) -> float:
@@ -174,10 +185,12 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) 
     if process.exhausted or _kind(curvature, bound, rounding, floor * scale) != "unresolved":
         rounding = max(rounding, _SAFETY * _change_on_recomputing(process, ends.vectors[0], curvature))
     kind, lower = _kind(curvature, bound, rounding, floor * scale), bound - rounding
+    witness = extremes.smallest_vector if kind == "non-convex" else None
     return Verdict(
         kind=kind,
         curvature=curvature,
-        witness=extremes.smallest_vector if kind == "non-convex" else None,
+        witness=witness,
+        second_difference=_second_difference(process.operator, witness),
         lower_bound=lower,
         largest=extremes.largest,
         rounding_floor=rounding,
@@ -187,6 +200,12 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) 
         extremes=extremes,
         effort=meter.effort(process.products, process.plan),
     )
+
+
+def _second_difference(operator: MatrixVectorProduct, witness: Tensor | None) -> float | None:
+    if witness is None or not isinstance(operator, HessianOperator):
+        return None
+    return operator.second_difference(witness)
 
 
 def _kind(curvature: float, bound: float, rounding: float, floor: float) -> Kind:

@@ -187,7 +187,7 @@ def test_no_more_steps_are_made_than_the_tolerance_needs(tolerance: float) -> No
     assert found.converged
     assert calls["products"] == found.steps + 2  # Two for the residuals.
     assert found.steps <= steps_for(2000, tolerance, 0.999)
-    # A tenth fewer would not have done, the distance at which a run looks whether it has.
+    # A tenth fewer would not have done; it looks more often than that.
     fewer = cl.extreme_eigenvalues(
         Counting(torch.diag(torch.linspace(0, 1, 2000).double())),
         tolerance=tolerance,

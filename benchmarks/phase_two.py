@@ -1,0 +1,223 @@
+"""Two-phase training against Adam and other second phases, at equal total cost, from the same start.
+
+Run: ``tox -e bench -- benchmarks/phase_two.py run --out FOLDER`` with CONVEXLAB_DATA set, then ``... report FOLDER``.
+Every run is one line of FOLDER/results.jsonl; those that are there are not made again, so that an interrupted or
+extended benchmark goes on. FOLDER/states has the weights and moments that runs start from; afterwards it can go.
+
+Cost is in gradient equivalents: an epoch of Adam 1, every evaluation of a line search 1, or 1/3 without the gradient.
+Seconds are of processor time, one thread a process: what else the machine does hardly changes them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from phase_two_adam import ADAM
+from phase_two_figure import draw
+from phase_two_problems import EQUATIONS, PROBLEMS, Setting, matching, measure_seconds
+from phase_two_report import report
+from phase_two_results import Results, line_key, read_lines
+from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, perform, planned
+from phase_two_solvers import SOLVERS
+
+Work = tuple[Setting, Run]
+Seconds = tuple[float, float, float]
+
+
+@click.group()
+def main() -> None:
+    """Compare two-phase training with its peers."""
+
+
+@main.command("run")
+@click.option("--problems", default="*", show_default=True, help="Comma-separated patterns of model/data/loss.")
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--stages", default="a,b,c", show_default=True, help="a: Adam; b: switches; c: solver against solver.")
+@click.option("--budget", default=150, show_default=True, help="Gradient equivalents.")
+@click.option("--pinn-budget", default=5000, show_default=True, help="The same for physics-informed networks.")
+@click.option("--train-size", default=2000, show_default=True, help="Training examples.")
+@click.option("--batch-size", type=int, help="Adam's.  [default: a twentieth of the examples, 16 to 128]")
+@click.option("--adams", default="*", show_default=True, help="Comma-separated patterns of Adams in stage a.")
+@click.option("--rates", default=",".join(f"{rate:g}" for rate in RATES), show_default=True)
+@click.option("--switches", default=",".join((*FRACTIONS, DETECTOR)), show_default=True)
+@click.option("--solvers", default="*", show_default=True, help="Comma-separated patterns of solvers in stage c.")
+@click.option("--jobs", default=2, show_default=True, help="Processes, of one thread each.")
+@click.option("--dry-run", is_flag=True, help="Only measure and say how long it would take.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+def run_command(
+    problems: str, seeds: str, budget: int, pinn_budget: int, train_size: int, batch_size: int | None, **options: Any
+) -> None:
+    """Make the runs that are not yet in the folder."""
+    settings = [
+        Setting.of(
+            name,
+            seed,
+            budget=pinn_budget if name in EQUATIONS else budget,
+            train_size=train_size,
+            batch_size=batch_size,
+        )
+        for seed in map(int, seeds.split(","))
+        for name in matching(PROBLEMS, problems)
+    ]
+    if not settings:
+        raise click.UsageError(f"no problem matches {problems!r}.")
+    runs = planned(
+        options["stages"].split(","),
+        adams=matching(ADAM, options["adams"]),
+        rates=[float(rate) for rate in options["rates"].split(",")],
+        switches=options["switches"].split(","),
+        solvers=matching(SOLVERS, options["solvers"]),
+    )
+    folder: Path = options["out"]
+    watched = DETECTOR in options["switches"].split(",")
+    there = {
+        line_key(line)
+        for line in read_lines(folder / "results.jsonl", repair=True)
+        if line["name"] != "adam-constant" or line["detector"] or not watched
+    }
+    work = [(setting, run) for setting in settings for run in runs if (*_key(setting), run.key) not in there]
+    click.echo(f"{len(work)} of {len(settings) * len(runs)} runs to make")
+    with _pool(options["jobs"]) as pool:
+        try:
+            seconds = _estimates(pool, work, options["jobs"])
+            if not options["dry_run"]:
+                sys.exit(_Benchmark(pool, folder, work, seconds, options["jobs"], watched).make())
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            click.echo("interrupted; the same command goes on from here")
+            sys.exit(130)
+
+
+@main.command("report")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Markdown; standard output without.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Loss over cost, SVG or PNG.")
+def report_command(folders: Sequence[Path], out: Path | None, figure: Path | None) -> None:
+    """Print the tables of one or several folders."""
+    results = Results(line for folder in folders for line in read_lines(folder / "results.jsonl"))
+    text = report(results)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+    if figure is not None:
+        draw(results, figure)
+
+
+def _key(setting: Setting) -> tuple[Any, ...]:
+    return (setting.problem, setting.seed, setting.budget, setting.train_size, setting.batch_size)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker)
+
+
+def _begin_worker() -> None:
+    # An interrupt ends a worker at once and without a traceback: nothing of an unfinished run is kept anyway.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def _estimates(pool: ProcessPoolExecutor, work: Iterable[Work], jobs: int) -> dict[str, Seconds]:
+    """Measure every problem and say how long its runs will take."""
+    first = {setting.problem: setting for setting, _ in reversed(list(work))}
+    measured = {name: pool.submit(measure_seconds, setting) for name, setting in first.items()}
+    seconds = {name: future.result() for name, future in measured.items()}
+    total = 0.0
+    for name, (gradient, _, epoch) in seconds.items():
+        mine = sum(_expected(one, seconds) for one in work if one[0].problem == name)
+        total += mine
+        click.echo(
+            f"{name}: {gradient:.3g} s a gradient, {epoch:.3g} s an epoch of Adam; {_minutes(mine)} for all its runs"
+        )
+    click.echo(f"all together {_minutes(total)} of one core, {_minutes(total / jobs)} with {jobs} processes")
+    return seconds
+
+
+def _expected(work: Work, seconds: dict[str, Seconds]) -> float:
+    setting, run = work
+    gradient, value, epoch = seconds[setting.problem]
+    record = value if setting.batch_size else 0.0
+    unit = gradient if run.name in SOLVERS else epoch + record
+    return run.share() * setting.budget * unit
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+class _Benchmark:
+    """Keeps the processes busy and writes down what they return."""
+
+    def __init__(
+        self,
+        pool: ProcessPoolExecutor,
+        folder: Path,
+        work: list[Work],
+        seconds: dict[str, Seconds],
+        jobs: int,
+        watched: bool,
+    ) -> None:
+        self._pool, self._folder, self._jobs, self._watched = pool, folder, jobs, watched
+        self._waiting = list(work)
+        self._expected = {one: _expected(one, seconds) for one in work}
+        self._under_way: dict[Future[dict[str, Any]], Work] = {}
+        self._begin = time.perf_counter()
+        self._failed = False
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def make(self) -> int:
+        """Make all runs and return the exit status."""
+        with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
+            while self._waiting or self._under_way:
+                self._submit()
+                for future in wait(self._under_way, return_when=FIRST_COMPLETED).done:
+                    work = self._under_way.pop(future)
+                    try:
+                        line = future.result()
+                    except Exception as error:  # noqa: BLE001  # One run's bug must not cost the others.
+                        self._failed = True
+                        click.echo(f"FAILED {work[0].problem}, seed {work[0].seed}, {work[1].key}: {error!r}", err=True)
+                        continue
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    self._tell(work, line)
+        return 1 if self._failed else 0
+
+    def _submit(self) -> None:
+        """Start the first runs whose Adam is there, or is no longer being made."""
+        for work in list(self._waiting):
+            if len(self._under_way) == self._jobs:
+                return
+            setting, run = work
+            source = (setting, Run("adam-constant", run.rate))
+            if run.switch is None or not (source in self._waiting or source in self._under_way.values()):
+                self._waiting.remove(work)
+                self._under_way[self._pool.submit(perform, setting, run, self._folder, self._watched)] = work
+
+    def _tell(self, work: Work, line: dict[str, Any]) -> None:
+        setting, run = work
+        left = sum(self._expected[one] for one in (*self._waiting, *self._under_way.values()))
+        done = sum(self._expected.values()) - left
+        took = time.perf_counter() - self._begin
+        rest = _minutes(left * took / done if done else left / self._jobs)
+        what = line["absent"] if "absent" in line else f"loss {line['loss']:.3g}, {line['seconds']:.0f} s"
+        click.echo(f"{setting.problem}, seed {setting.seed}, {run.key}: {what}; {len(self._waiting)} runs, {rest} left")
+
+
+if __name__ == "__main__":
+    main()

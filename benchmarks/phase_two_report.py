@@ -1,0 +1,142 @@
+"""The tables of `phase_two.py report`: medians over seeds, geometric means over problems."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+
+from phase_two_results import Results, mean_ratio, spread_of, table
+from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
+from phase_two_solvers import SOLVERS
+from phase_two_whole import switches, whole
+
+from convexlab.training.phase_two import phase_two_names
+
+__all__ = ["report", "torch_best"]
+
+_TORCH = ("torch-lbfgs-20", "torch-lbfgs-100")
+
+
+def report(results: Results) -> str:
+    """Return everything in Markdown."""
+    parts = ["# A phase two against its peers, at equal cost", _inventory(results)]
+    parts += [_solvers(results, fraction) for fraction in SOLVER_FRACTIONS]
+    parts += [whole(results), switches(results), _evaluations(results), _stopped(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _inventory(results: Results) -> str:
+    seeds = sorted({line["seed"] for line in results.all_lines()})
+    absent = sum("absent" in line for line in results.all_lines())
+    return (
+        f"{len(results.problems)} problems (model/data/loss, training examples or points, budget in gradient "
+        f"equivalents), seeds {', '.join(map(str, seeds))}. Losses are the lowest training losses met within the "
+        f"budget, medians over seeds; ratios are of those medians. {absent} runs had nothing to start from."
+    )
+
+
+def torch_best(results: Results, problem: str, fraction: str) -> str | None:
+    """Return torch's better L-BFGS from a switch."""
+    return results.best(problem, [Run(name, SOLVER_RATE, fraction).key for name in _TORCH], "phase_loss")
+
+
+def _solvers(results: Results, fraction: str) -> str:
+    problems = [problem for problem in results.problems if torch_best(results, problem, fraction)]
+    if not problems:
+        return ""
+    ratios = {name: [_solver_ratio(results, one, name, fraction) for one in problems] for name in (*SOLVERS, *_ADAM_ON)}
+    ratios = {name: values for name, values in ratios.items() if any(value is not None for value in values)}
+    summary = [
+        [name, mean_ratio(values), mean_ratio(_where(values, problems, physics=False)), *spread_of(values)]
+        for name, values in ratios.items()
+    ]
+    detail = [
+        [problem, results.value(problem, best, "phase_loss"), best.split()[0], *(ratios[name][row] for name in ratios)]
+        for row, problem in enumerate(problems)
+        if (best := torch_best(results, problem, fraction))
+    ]
+    return "\n\n".join(
+        [
+            f"## From one point: Adam at {SOLVER_RATE:g} to {fraction} of the budget, then the solver",
+            "Lowest loss of the phase over that of torch's better L-BFGS (history 20 or 100).",
+            table(
+                ["solver", "geometric mean", "without physics", "min", "median", "max", "above 1", "problems"], summary
+            ),
+            table(["problem", "torch L-BFGS", "which", *ratios], detail),
+        ]
+    )
+
+
+_ADAM_ON = {"adam-constant": None, ADAM_REST: None}
+
+
+def _solver_ratio(results: Results, problem: str, name: str, fraction: str) -> float | None:
+    reference = torch_best(results, problem, fraction)
+    assert reference is not None
+    theirs = results.value(problem, reference, "phase_loss")
+    if name == "adam-constant":  # It goes on as it was: the run from the start has its loss.
+        mine = results.value(problem, Run(name, SOLVER_RATE).key)
+    else:
+        mine = results.value(problem, Run(name, SOLVER_RATE, fraction).key, "phase_loss")
+    return None if mine is None or not theirs else mine / theirs
+
+
+def _where(values: Sequence[float | None], problems: Sequence[str], *, physics: bool) -> list[float | None]:
+    return [value for value, problem in zip(values, problems, strict=True) if Results.physics(problem) is physics]
+
+
+def _evaluations(results: Results) -> str:
+    rows = []
+    for name in phase_two_names():
+        lines = [line for line in results.all_lines() if line["name"] == name and line.get("evaluations")]
+        means = [_mean(line["evaluations"]) for line in lines]
+        if means:
+            steps = sum((Counter({int(k): n for k, n in line["evaluations"].items()}) for line in lines), Counter())
+            medians = [_median(line["evaluations"]) for line in lines]
+            rows.append([name, median(medians), max(medians), median(means), max(means), steps.total(), len(lines)])
+    head = ["phase two", "median", "largest median", "mean", "largest mean", "iterations", "runs"]
+    note = "Of a run's iterations the median or the mean; of these the median over runs, and the largest."
+    return "\n\n".join(["## Evaluations an iteration", note, table(head, rows)]) if rows else ""
+
+
+def _mean(counts: dict[str, int]) -> float:
+    return sum(int(count) * steps for count, steps in counts.items()) / sum(counts.values())
+
+
+def _median(counts: dict[str, int]) -> float:
+    return median(Counter({int(count): steps for count, steps in counts.items()}).elements())
+
+
+def _stopped(results: Results) -> str:
+    lines = [line for line in results.all_lines() if line["name"] in SOLVERS and "absent" not in line]
+    rows = [
+        [
+            line["problem"],
+            line["key"],
+            line["seed"],
+            line["cost"] / line["budget"],
+            line["loss"],
+            line["gradient_norm"],
+            line["gradient_norm"] / line["rounding_floor"] if line["rounding_floor"] else math.inf,
+            line["stopped"],
+        ]
+        for line in lines
+        if line["stopped"] and line["name"] in phase_two_names()
+    ]
+    peers = Counter(line["name"] for line in lines if line["stopped"] and line["name"] not in phase_two_names())
+    again = Counter(line["name"] for line in lines if line["starts"] > 1)
+    not_finite = Counter(line["name"] for line in lines if line["not_finite"])
+    head = ["problem", "run", "seed", "spent", "loss", "gradient norm", "over its rounding error", "reason"]
+    texts = [
+        "## Runs that stopped before their budget",
+        table(head, rows) if rows else "None of ours.",
+        f"Peers that stopped for good: {_counts(peers)}. Started again: {_counts(again)}. With an evaluation that was "
+        f"infinite or NaN: {_counts(not_finite)}.",
+    ]
+    return "\n\n".join(texts) if lines else ""
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,0 +1,182 @@
+"""Krylov runs on differences of gradients: when they are made, how far off they are, and that the bounds still hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import convexlab as cl
+from convexlab.curvature import Lanczos
+from convexlab.curvature.inexact import SAMPLES, deviation, replace_products
+from convexlab.curvature.lanczos import random_unit_vector
+from convexlab.products import GradientDifferences, HessianOperator
+from tests.dense import Dense, as_vector, derivatives, loss_of
+
+PRECISIONS = (torch.float32, torch.float64)
+every_precision = pytest.mark.parametrize("dtype", PRECISIONS)
+TOLERANCE = 0.03
+"""Small networks in float32 have errors of about 2e-4 of the range, too many for 0.01."""
+
+
+class Problem:
+    """A network of some hundred parameters, a little trained, with its Hessian whole and in float64."""
+
+    def __init__(
+        self, seed: int, activation: Callable[[], nn.Module], criterion: nn.Module, dtype: torch.dtype
+    ) -> None:
+        torch.manual_seed(seed)
+        x = torch.randn(64, 8)
+        y = torch.randint(0, 4, (64,)) if isinstance(criterion, nn.CrossEntropyLoss) else torch.randn(64, 4)
+        model = nn.Sequential(nn.Linear(8, 20), activation(), nn.Linear(20, 15), activation(), nn.Linear(15, 4))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(10 * (seed % 5)):
+            adam.zero_grad()
+            criterion(model(x), y).backward()
+            adam.step()
+        targets = y if y.dtype == torch.int64 else y.to(dtype)
+        self.objective = cl.Objective(model.to(dtype), [(x.to(dtype), targets)], criterion)
+        names = [name for name, _ in model.named_parameters()]
+        precise = model.double()
+        targets = y if y.dtype == torch.int64 else y.double()
+        loss = loss_of(precise, criterion, x.double(), targets, names)
+        self.hessian = derivatives(loss, as_vector(precise, names))[2].detach()
+        model.to(dtype)
+
+    def run(self, steps: int, seed: int = 0) -> Lanczos:
+        operator = self.objective.hessian()
+        return Lanczos(operator, random_unit_vector(operator, torch.Generator().manual_seed(seed)), steps)
+
+
+def _smooth(seed: int = 1, dtype: torch.dtype = torch.float32) -> Problem:
+    return Problem(seed, nn.Tanh, nn.MSELoss(), dtype)
+
+
+def _relation_error(process: Lanczos, hessian: Tensor) -> Tensor:
+    """Return F = A V - (V T + β v eᵀ), whole (n, k)."""
+    unit = torch.eye(process.steps, dtype=torch.float64)
+    return hessian @ process.combined(unit).T - process.image(unit).T
+
+
+@every_precision
+def test_the_bound_on_the_deviation_holds_as_often_as_it_says(dtype: torch.dtype) -> None:
+    failure, missed, trials = 0.2, 0, 0
+    for seed in range(5):
+        problem = _smooth(seed, dtype)
+        process = problem.run(30)
+        assert replace_products(process, TOLERANCE)
+        process.extend(30)
+        error = _relation_error(process, problem.hessian)
+        truth = float(torch.linalg.matrix_norm(error, 2))
+        process.operator = Dense(problem.hessian)
+        for draw in range(8):
+            missed += deviation(process, failure, draw) < truth
+            trials += 1
+    assert missed <= failure * trials
+
+
+def test_the_deviation_of_exact_products_is_rounding() -> None:
+    problem = _smooth(dtype=torch.float64)
+    process = problem.run(25)
+    process.extend(25)
+    process.operator = Dense(problem.hessian)
+    # Normal coefficients, 25 of them, times the rounding of products of 500 terms, times the factor of the bound.
+    norm = float(torch.linalg.matrix_norm(problem.hessian, 2))
+    assert deviation(process, 1e-3) < 1e-11 * norm
+    assert process.products == 25 + SAMPLES
+
+
+@every_precision
+def test_smooth_networks_are_run_on_gradients_and_found_alike(dtype: torch.dtype) -> None:
+    problem = _smooth(dtype=dtype)
+    truth = np.linalg.eigvalsh(problem.hessian.numpy())
+    found = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=TOLERANCE)
+    spread = truth[-1] - truth[0]
+    assert found.converged
+    # A product a step, most of them by a gradient; one gradient at the point, one compared, and the checks.
+    cost = problem.objective.cost
+    assert cost.gradients + cost.hessian_products == found.steps + 1 + 1 + SAMPLES + 2
+    assert cost.gradients > found.steps / 2
+    assert 0 < found.deviation <= TOLERANCE * spread
+    assert found.smallest_lower_bound <= truth[0] <= found.smallest + 1e-6 * spread
+    assert found.largest - 1e-6 * spread <= truth[-1] <= found.largest_upper_bound
+    # The Rayleigh quotient of an exact product, not the Ritz value of inexact ones.
+    vector = found.smallest_vector
+    assert found.smallest == pytest.approx(float(vector @ problem.hessian @ vector), abs=1e-6 * spread)
+    exact = torch.linalg.vector_norm(problem.hessian @ vector - found.smallest * vector)
+    assert found.smallest_residual == pytest.approx(float(exact), abs=1e-5 * spread)
+
+
+def test_networks_with_kinks_are_run_on_products() -> None:
+    problem = Problem(3, nn.ReLU, nn.MSELoss(), torch.float32)
+    found = cl.extreme_eigenvalues(problem.objective.hessian())
+    assert found.converged
+    assert found.deviation == 0
+    assert problem.objective.cost.hessian_products == found.steps + 2
+
+
+def test_a_tolerance_beyond_differences_is_not_tried() -> None:
+    problem = _smooth()
+    assert not replace_products(problem.run(40), 1e-4)
+    assert problem.objective.cost.gradients == 0
+    assert replace_products(_smooth(dtype=torch.float64).run(40), 1e-4)
+
+
+def test_other_operators_keep_their_products() -> None:
+    operator = Dense(torch.eye(30).double())
+    process = Lanczos(operator, random_unit_vector(operator, torch.Generator()), 20)
+    assert not replace_products(process, 1e-1)
+    assert process.products == 0
+
+
+class _WearingOut(GradientDifferences):
+    """As good as any until they were checked."""
+
+    made = 0
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        _WearingOut.made += 1
+        product = super()._multiply(v)
+        return product if self.made <= 1 else product + product.norm() * torch.randn_like(product)
+
+
+def test_differences_that_grow_inaccurate_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = _smooth(dtype=torch.float64)
+    truth = np.linalg.eigvalsh(problem.hessian.numpy())
+    monkeypatch.setattr(HessianOperator, "differences", lambda self: _WearingOut(self._objective, self._point))
+    found = cl.extreme_eigenvalues(problem.objective.hessian())
+    assert _WearingOut.made > 2
+    assert found.deviation == 0
+    assert found.converged
+    assert found.smallest_lower_bound <= truth[0] <= found.smallest + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_and_verdict_hold_on_dense_network_hessians(seed: int) -> None:
+    activation = (nn.Tanh, nn.GELU, nn.ReLU, nn.Softplus)[seed % 4]
+    criterion = (nn.MSELoss(), nn.CrossEntropyLoss())[seed // 4 % 2]
+    problem = Problem(seed, activation, criterion, PRECISIONS[seed // 8 % 2])
+    truth = np.linalg.eigvalsh(problem.hessian.numpy())
+    eps = float(torch.finfo(problem.objective.dtype).eps)
+    # Of some thousand operations each, in the objective's precision.
+    rounding = 100 * eps * np.abs(truth).max()
+    for tolerance in (0.1, 0.01):
+        found = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=tolerance, seed=seed)
+        assert found.converged
+        assert found.smallest_lower_bound - rounding <= truth[0] <= found.smallest + rounding
+        assert found.largest - rounding <= truth[-1] <= found.largest_upper_bound + rounding
+        assert found.smallest - truth[0] <= tolerance * (truth[-1] - truth[0])
+    verdict = cl.convexity_verdict(problem.objective, seed=seed)
+    assert verdict.lower_bound <= truth[0] + rounding
+    if verdict.kind == "non-convex":
+        assert truth[0] < 0
+        assert verdict.second_difference is not None
+        if activation is not nn.ReLU:
+            # Rounding of four losses of order 1 over h² = √ε; the fourth derivative times h².
+            assert verdict.second_difference == pytest.approx(verdict.curvature, abs=1e-4)
+    else:
+        assert verdict.kind == "no-negative-curvature"
+        assert truth[0] >= -verdict.floor * truth[-1] * (1 + 1e-6)
