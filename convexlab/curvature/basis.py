@@ -39,6 +39,11 @@ class Basis:
         self._free -= 1
 
     @property
+    def first(self) -> Tensor:
+        """The first vector; a view."""
+        return self._blocks[0][0]
+
+    @property
     def last(self) -> Tensor:
         """The vector that was appended last; a view."""
         return self._blocks[-1][-self._free - 1]

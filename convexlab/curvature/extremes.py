@@ -105,15 +105,17 @@ def extreme_eigenvalues(
     start_confidence = 1 - (1 - _DEVIATION_FAILURE) * (1 - confidence)
     limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
     limit = limit if max_steps is None else min(limit, max_steps)
-    start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
     with Meter(operator) as meter:
+        start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
         process, error = Lanczos(operator, start, limit), 0.0
+        del start  # The run has a copy.
         if limit >= _LONG_RUN and replace_products(process, tolerance):
             _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
             process.operator = operator
             error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
             if error > _LARGEST_DEVIATION * tolerance * _spread(process):
-                process, error = _afresh(process, start), 0.0
+                process.restart()
+                error = 0.0
         # With exact products from here on no deviation is added.
         at_start = start_confidence if error else confidence
         _extend_until(process, tolerance, at_start, error)
@@ -121,12 +123,6 @@ def extreme_eigenvalues(
             process, ends_of(process), tolerance=tolerance, confidence=at_start, meter=meter, deviation=error
         )
     return replace(found, confidence=confidence)
-
-
-def _afresh(process: Lanczos, start: Tensor) -> Lanczos:
-    again = Lanczos(process.operator, start, process.max_steps)
-    again.products = process.products
-    return again
 
 
 def _spread(process: Lanczos) -> float:

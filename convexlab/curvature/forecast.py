@@ -20,8 +20,8 @@ from convexlab.products import Footprint, GradientDifferences, ObjectiveOperator
 __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 
 _HOST = torch.device("cpu")
-# Float64 vectors beside the basis while the ends of a spectrum are multiplied anew: the start, two of each.
-_VECTORS = 5
+# Float64 vectors beside the basis while the ends of a spectrum are multiplied anew: both ends, both products.
+_VECTORS = 4
 # Graphs that a product, its temporaries included, surely does not outgrow. Where that fits too nobody looks closer.
 _AMPLE = 4
 

@@ -60,6 +60,12 @@ class Lanczos:
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)
         self._steps = 0
 
+    def restart(self) -> None:
+        """Begin again from the same start; `products` counts on."""
+        first = self._basis.first.clone()
+        del self._basis  # Before another one is there.
+        self._basis, self._steps, self.invariant = Basis(first, self.max_steps + 1), 0, False
+
     @property
     def steps(self) -> int:
         """The dimension of the Krylov space."""
