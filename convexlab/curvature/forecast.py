@@ -22,7 +22,7 @@ __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 _HOST = torch.device("cpu")
 # Float64 vectors beside the basis while the ends of a spectrum are multiplied anew: both ends, both products.
 _VECTORS = 4
-# Graphs that a product, its temporaries included, surely does not outgrow. Where that fits too nobody looks closer.
+# A product surely does not outgrow so many times its graph and the vectors. Where that fits too nobody looks closer.
 _AMPLE = 4
 
 
@@ -99,7 +99,7 @@ def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
     if available is None or steps < 1:
         return usual
     try:
-        if _surely_fits(operator, steps, available):
+        if isinstance(operator, ObjectiveOperator) and _surely_fits(operator, steps, available):
             return usual
         footprint = _footprint(operator)
     except torch.OutOfMemoryError as error:
@@ -152,13 +152,12 @@ def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: i
     )
 
 
-def _surely_fits(operator: MatrixVectorProduct, steps: int, available: int) -> bool:
-    needed = _basis_bytes(operator, steps, accumulation_dtype(operator.device)) + _vector_bytes(operator)
-    if needed > available:
+def _surely_fits(operator: ObjectiveOperator, steps: int, available: int) -> bool:
+    basis = _basis_bytes(operator, steps, accumulation_dtype(operator.device))
+    if basis > available:
         return False
-    if isinstance(operator, ObjectiveOperator):
-        needed += operator.graphs_to_come() + _AMPLE * operator.graph_bytes()
-    return needed <= available
+    ample = _AMPLE * (operator.graph_bytes() + _vector_bytes(operator))
+    return basis + operator.graphs_to_come() + ample <= available
 
 
 def _footprint(operator: MatrixVectorProduct) -> Footprint:
