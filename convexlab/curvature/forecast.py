@@ -1,7 +1,7 @@
 """What memory a Krylov run will need, told before its first step, and how it is made where that is not to be had.
 
-What is forecast are bytes of tensors, as an accelerator's allocator counts them. The resident set of a process on the
-CPU follows them to some percent where the C library gives back what is freed.
+What is forecast are bytes of tensors, as an accelerator's allocator counts them. On the CPU the resident set of the
+process rises by up to a fifth more, for the C library does not give back at once what was freed.
 """
 
 from __future__ import annotations
