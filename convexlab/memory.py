@@ -30,6 +30,8 @@ _GROUP_FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+# Version 1 says a number near 2⁶³ where there is no limit.
+_UNLIMITED = 2**60
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -190,12 +192,13 @@ def _left_in_groups() -> Iterator[int]:
     for line in _read(_PROCESS / "cgroup").splitlines():
         _, controller, place = line.split(":", 2)
         if controller in _GROUP_FILES:
-            root, *files = _GROUP_FILES[controller]
+            root, limit, used, droppable = _GROUP_FILES[controller]
             inner = Path(root, place.lstrip("/"))
-            for group in (inner, *inner.parents):
-                limit, used = (_read(_GROUP / group / name).strip() for name in files[:2])
-                if limit.isdecimal() and used.isdecimal():
-                    yield int(limit) - int(used) + (_entry(_GROUP / group / "memory.stat", files[2]) or 0)
+            for group in (_GROUP / part for part in (inner, *inner.parents)):
+                most = _read(group / limit).strip()
+                if most.isdecimal() and int(most) < _UNLIMITED:
+                    left = int(most) - int(_read(group / used) or 0)
+                    yield left + (_entry(group / "memory.stat", droppable) or 0)
 
 
 def _entry(path: Path, name: str) -> int | None:
