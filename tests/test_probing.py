@@ -109,8 +109,9 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
-    # One gradient, and products at 2 each; of the last two a part over the validation examples.
-    products = (row["gradient_equivalents"] - 1) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
+    # One gradient, three values along the witness, and products at 2 each; of the last two a part over the validation
+    # examples.
+    products = (row["gradient_equivalents"] - 2) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
     assert products == pytest.approx(int(products), abs=1e-9)
     assert products > row["steps"]
     assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
