@@ -153,7 +153,7 @@ def _torch_lbfgs(history: int, task: Task, meter: Meter) -> str:
 def _pytorch_minimize(method: str, options: Mapping[str, Any], task: Task, meter: Meter) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
-        import torchmin  # type: ignore[import-untyped]
+        import torchmin
 
     start = task.objective.flat_parameters()
     found = torchmin.minimize(
