@@ -37,7 +37,7 @@ from convexlab.detection import Algorithm1, Detector, FixedEpoch, GradientNormPe
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import SymmetricOperator
-from convexlab.optim import LBFGS, NonlinearCG, adam_preconditioner
+from convexlab.optim import LBFGS, NonlinearCG, SelfScaledBroyden, adam_preconditioner
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
@@ -63,6 +63,7 @@ __all__ = [
     "Probe",
     "Run",
     "SampledCurvature",
+    "SelfScaledBroyden",
     "SpectralDensity",
     "SymmetricOperator",
     "TraceEstimate",

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from convexlab.optim.betas import beta_names
 from convexlab.optim.flat import StepReport
+from convexlab.optim.gauss_newton import GaussNewtonCG
 from convexlab.optim.lbfgs import LBFGS
 from convexlab.optim.line_search import line_search_names
+from convexlab.optim.newton_cg import NewtonCG
 from convexlab.optim.nonlinear_cg import NonlinearCG
-from convexlab.optim.preconditioners import DiagonalPreconditioner, adam_preconditioner
+from convexlab.optim.preconditioners import (
+    DiagonalPreconditioner,
+    LowRankPreconditioner,
+    adam_preconditioner,
+    hessian_diagonal_preconditioner,
+    low_rank_preconditioner,
+    split_operator,
+)
+from convexlab.optim.self_scaled_broyden import SelfScaledBroyden, self_scaled_update_names
 
 __all__ = [
     "LBFGS",
     "DiagonalPreconditioner",
+    "GaussNewtonCG",
+    "LowRankPreconditioner",
+    "NewtonCG",
     "NonlinearCG",
+    "SelfScaledBroyden",
     "StepReport",
     "adam_preconditioner",
     "beta_names",
+    "hessian_diagonal_preconditioner",
     "line_search_names",
+    "low_rank_preconditioner",
+    "self_scaled_update_names",
+    "split_operator",
 ]

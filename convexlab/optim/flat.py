@@ -161,6 +161,15 @@ class FlatOptimizer(torch.optim.Optimizer):
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         """Yield a direction of descent, then others to fall back on if the search along it fails."""
 
+    def _propose(
+        self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None
+    ) -> Iterator[Direction]:
+        """Yield the directions; what evaluates elsewhere to find them overrides this, and may leave the weights there.
+
+        Its evaluations count towards the limit, of which it has to leave the search something.
+        """
+        return self._directions(start)
+
     @property
     def _parameters(self) -> list[Tensor]:
         return self.param_groups[0]["params"]  # type: ignore[no-any-return]
@@ -194,7 +203,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         spent = call.evaluations
         if reason := _hopeless(start):
             return self._give_up(call, weights, start, slope, restarted, reason)
-        for direction in self._directions(start):
+        for direction in self._propose(call, weights, start, limit):
             left = None if limit is None else limit - (call.evaluations - spent)
             if left == 0:
                 break

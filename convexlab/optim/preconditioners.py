@@ -1,4 +1,4 @@
-"""Preconditioners P ≈ H⁻¹ of the flat optimisers: what makes one, and Adam's second moments as one."""
+"""Preconditioners P ≈ H⁻¹ of the flat optimisers: of Adam's second moments, of H's diagonal, of its eigenpairs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.parameters import flatten
+from convexlab.operators import MatrixVectorProduct, SymmetricOperator
+from convexlab.parameters import accumulation_dtype, flatten
 
-__all__ = ["DiagonalPreconditioner", "Preconditioner", "adam_preconditioner", "check_preconditioner", "precondition"]
+__all__ = [
+    "DiagonalPreconditioner",
+    "LowRankPreconditioner",
+    "Preconditioner",
+    "adam_preconditioner",
+    "check_preconditioner",
+    "hessian_diagonal_preconditioner",
+    "low_rank_preconditioner",
+    "precondition",
+    "split_operator",
+]
 
 Preconditioner = Callable[[Tensor], Tensor]
 """Maps a flat gradient (n,), which it leaves as it is, to Pg (n,); linear, symmetric, positive definite."""
@@ -60,8 +71,7 @@ def adam_preconditioner(adam: torch.optim.Optimizer, *, ridge: float = 0.03) -> 
     Raises:
         MisuseError: no Adam, one that has made no step or seen only zero gradients, or a ridge that is not positive.
     """
-    if not 0.0 < ridge < float("inf"):
-        raise MisuseError(f"expected ridge to be a positive number, got {ridge!r}.")
+    _check_ridge(ridge)
     roots = list(_roots(adam))
     seen = [root for root, _ in roots if root is not None]
     mean = torch.cat([root.reshape(-1) for root in seen]).mean() if seen else torch.zeros(())
@@ -72,6 +82,128 @@ def adam_preconditioner(adam: torch.optim.Optimizer, *, ridge: float = 0.03) -> 
         )
     filled = [torch.full_like(parameter, float(mean)) if root is None else root for root, parameter in roots]
     return DiagonalPreconditioner(1.0 / (flatten(filled) + ridge * mean))
+
+
+def hessian_diagonal_preconditioner(
+    operator: MatrixVectorProduct, *, samples: int = 10, seed: int = 0, ridge: float = 0.03
+) -> DiagonalPreconditioner:
+    """Return P = diag(1 / (|h| + r m)) from the diagonal h of a matrix, estimated from products; m is the mean of |h|.
+
+    h is the mean of ω ∘ Hω over random signs ω (Bekas, Kokiopoulou and Saad 2007, doi 10.1016/j.apnum.2007.01.003):
+    unbiased, with variance Σ_{j≠i} H_ij² / ``samples`` in entry i. Absolute values and a ridge make P positive definite
+    where h is not, as in AdaHessian (Yao et al. 2021, arXiv 2006.00719), which averages over parameters and time
+    instead of samples.
+
+    Args:
+        operator: the Hessian, such as ``objective.hessian()``, or the Gauss-Newton matrix.
+        samples: products.
+        seed: of the signs.
+        ridge: r, positive.
+
+    Raises:
+        MisuseError: no sample, a ridge that is not positive, or a diagonal that is zero or not finite.
+    """
+    _check_ridge(ridge)
+    if not isinstance(samples, int) or samples < 1:
+        raise MisuseError(f"expected samples to be a whole number from 1, got {samples!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(operator.shape[0], dtype=accumulation_dtype(operator.device), device=operator.device)
+    for _ in range(samples):
+        signs = (
+            torch.randint(0, 2, (operator.shape[0],), generator=generator).to(operator.device, operator.dtype) * 2 - 1
+        )
+        total += signs * operator.matvec(signs)
+    size = total.abs() / samples
+    mean = size.mean()
+    if not 0.0 < mean.item() < float("inf"):
+        raise MisuseError(f"expected a matrix with a diagonal, but the mean of its size is {mean.item():.3g}.")
+    return DiagonalPreconditioner((1.0 / (size + ridge * mean)).to(operator.dtype))
+
+
+@dataclass(frozen=True)
+class LowRankPreconditioner:
+    """P = B^½ (V diag(w) Vᵀ + c (I - VVᵀ)) B^½."""
+
+    vectors: Tensor
+    """V, (n, k), orthonormal."""
+    weights: Tensor
+    """w, (k,), positive."""
+    rest: float
+    """c, positive."""
+    root: Tensor | None
+    """Diagonal of B^½, (n,); None for B = I."""
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """Return Pg, in the gradient's dtype.
+
+        Raises:
+            MisuseError: a gradient of another size.
+        """
+        if gradient.shape != self.vectors.shape[:1]:
+            raise MisuseError(
+                f"the preconditioner is for {self.vectors.shape[0]} parameters, got a gradient of shape "
+                f"{tuple(gradient.shape)}. Give the optimiser the parameters that it was made from, in their order."
+            )
+        x = gradient.to(self.vectors)
+        x = x if self.root is None else self.root * x
+        x = self.rest * x + self.vectors @ ((self.weights - self.rest) * (self.vectors.T @ x))
+        return (x if self.root is None else self.root * x).to(gradient)
+
+
+def low_rank_preconditioner(
+    values: Tensor, vectors: Tensor, *, ridge: float = 1e-3, base: DiagonalPreconditioner | None = None
+) -> LowRankPreconditioner:
+    """Return P = B^½ (V diag(1 / (|θ| + μ)) Vᵀ + (I - VVᵀ) / (min |θ| + μ)) B^½ from eigenpairs of B^½ H B^½.
+
+    Along V it is the inverse, with negative eigenvalues turned around (Dauphin et al. 2014, arXiv 1406.2572), elsewhere
+    as flat as the smallest pair, which is the form of Nyström preconditioners (Frangella, Tropp and Udell 2023, SIAM J.
+    Matrix Anal. Appl. 44) up to a factor that no optimiser here minds. Pass pairs from the outer ends of a Krylov run,
+    and only those that have converged: their smallest |θ| is taken to bound everything else.
+
+    With a base the pairs have to be those of `split_operator`, not of H: the product of two preconditioners that do not
+    know of each other is worse than either.
+
+    Args:
+        values: θ, (k,).
+        vectors: V, (n, k), orthonormal.
+        ridge: μ relative to the largest |θ|, positive.
+        base: B; None is the identity.
+
+    Raises:
+        MisuseError: shapes that do not fit, vectors that are not orthonormal, no positive |θ|, or a bad ridge.
+    """
+    _check_ridge(ridge)
+    if values.ndim != 1 or vectors.ndim != 2 or vectors.shape[1] != len(values) or not len(values):
+        raise MisuseError(
+            f"expected values of shape (k,) and vectors of shape (n, k), got {tuple(values.shape)} and "
+            f"{tuple(vectors.shape)}."
+        )
+    overlap = vectors.T @ vectors - torch.eye(len(values), dtype=vectors.dtype, device=vectors.device)
+    if not overlap.abs().max().item() <= torch.finfo(vectors.dtype).eps ** 0.5:
+        raise MisuseError("expected orthonormal vectors, in columns. Take those of one Krylov run.")
+    size = values.abs().to(vectors)
+    smallest, largest = size.min().item(), size.max().item()
+    if not 0.0 < largest < float("inf"):
+        raise MisuseError(f"expected finite eigenvalues that are not all zero, got a largest size of {largest}.")
+    shift = ridge * largest
+    root = None if base is None else base.diagonal.to(vectors).sqrt()
+    return LowRankPreconditioner(vectors, 1.0 / (size + shift), 1.0 / (smallest + shift), root)
+
+
+def split_operator(operator: MatrixVectorProduct, base: DiagonalPreconditioner) -> SymmetricOperator:
+    """Return B^½ A B^½, whose eigenpairs say what the base leaves of A's curvature."""
+    return _SplitOperator(operator, base)
+
+
+class _SplitOperator(SymmetricOperator):
+    def __init__(self, operator: MatrixVectorProduct, base: DiagonalPreconditioner) -> None:
+        super().__init__(operator.shape[0], dtype=operator.dtype, device=operator.device)
+        self._operator = operator
+        self._root = base.diagonal.to(operator.device, operator.dtype).sqrt()
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        columns = [self._root * self._operator.matvec(self._root * column) for column in v.unbind(dim=1)]
+        return torch.stack(columns, dim=1)
 
 
 def check_preconditioner(preconditioner: object) -> None:
@@ -100,6 +232,11 @@ def precondition(preconditioner: Preconditioner | None, gradient: Tensor) -> Ten
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise MisuseError(f"the preconditioner must return a flat vector of shape {tuple(gradient.shape)}, got {got}.")
     return z.to(gradient)
+
+
+def _check_ridge(ridge: float) -> None:
+    if not 0.0 < ridge < float("inf"):
+        raise MisuseError(f"expected ridge to be a positive number, got {ridge!r}.")
 
 
 @torch.no_grad()

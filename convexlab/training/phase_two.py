@@ -53,6 +53,11 @@ _PHASES: Mapping[str, PhaseTwo] = MappingProxyType(
             lambda params, adam: LBFGS(params, preconditioner=adam_preconditioner(adam)),
             search_cost=1.0,
         ),
+        "lbfgs-adam-scaled": PhaseTwo(
+            "self-scaled L-BFGS, 400 pairs, preconditioned by Adam's second moments",
+            lambda params, adam: LBFGS(params, history=400, self_scaled=True, preconditioner=adam_preconditioner(adam)),
+            search_cost=1.0,
+        ),
     }
 )
 

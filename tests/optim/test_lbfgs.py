@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from convexlab.errors import MisuseError
 from convexlab.optim import LBFGS, DiagonalPreconditioner, line_search_names
 from convexlab.optim.line_search import HagerZhang, Line, SearchResult, StrongWolfe
+from tests.optim.networks import Regression, quadratic
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import Fetches, Loss, closure_of, run
+from tests.optim.running import Fetches, closure_of, run
 
 EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_search = pytest.mark.parametrize("search", line_search_names())
@@ -34,21 +35,6 @@ _run = functools.partial(run, LBFGS)
 
 def _memory(optimiser: LBFGS) -> dict[str, object]:
     return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
-class Regression:
-    """A small tanh network, whose gradient can be had in float64 at float32 weights."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
-        self.y = torch.sin(2.0 * self.x[:, 0]) * self.x[:, 1]
-        self.start = torch.randn(33, generator=generator, dtype=torch.float64)
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        w_1, b_1, w_2, b_2 = weights.split([16, 8, 8, 1])
-        hidden = torch.tanh(self.x.to(weights) @ w_1.view(2, 8) + b_1)
-        return (hidden @ w_2 + b_2 - self.y.to(weights)).square().mean()
 
 
 # The two loops.
@@ -93,16 +79,6 @@ def test_directions_are_those_of_the_two_loops(history: int, preconditioned: boo
 # Quadratics.
 
 
-def _quadratic(n: int = 8, condition: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Loss]:
-    """Return H, b and ½(x - c)ᵀH(x - c) with Hc = b, zero at its minimum so that no digit of the loss is lost there."""
-    generator = np.random.default_rng(seed)
-    basis, _ = np.linalg.qr(generator.standard_normal((n, n)))
-    h = basis @ np.diag(np.geomspace(1.0, condition, n)) @ basis.T
-    b = generator.standard_normal(n)
-    matrix, centre = torch.tensor(h), torch.tensor(np.linalg.solve(h, b))
-    return h, b, lambda x: 0.5 * (x - centre) @ matrix @ (x - centre)
-
-
 # Steps are exact to ten digits. What that spoils of the conjugacy grows with the square of the condition number, 10,
 # and adds up over 8 steps; the distance to the minimum is of order 1 at the start.
 ITERATE_TOLERANCE = 1e-10 * 10.0**2 * 8
@@ -113,7 +89,7 @@ ITERATE_TOLERANCE = 1e-10 * 10.0**2 * 8
 @pytest.mark.parametrize("seed", range(3))
 def test_quadratic_takes_the_steps_of_linear_conjugate_gradients(history: int, preconditioned: bool, seed: int) -> None:
     # With exact searches sᵀg₊ = 0 for every pair and yᵀPg₊ = 0 for all but the newest, whatever γ and the history.
-    h, b, loss = _quadratic(seed=seed)
+    h, b, loss = quadratic(seed=seed)
     p = np.linspace(0.5, 2.0, 8) / np.diag(h) if preconditioned else np.ones(8)
     options = {"preconditioner": DiagonalPreconditioner(torch.tensor(p))} if preconditioned else {}
     start = torch.zeros(8, dtype=torch.float64)
@@ -127,7 +103,7 @@ def test_quadratic_takes_the_steps_of_linear_conjugate_gradients(history: int, p
 
 def test_after_n_exact_steps_the_matrix_is_the_inverse_hessian() -> None:
     # Nocedal and Wright, theorem 6.4: so one more step with α = 1, to where nothing is left.
-    h, b, loss = _quadratic()
+    h, b, loss = quadratic()
     start = torch.zeros(8, dtype=torch.float64)
     *_, (_, _, optimiser) = _run(loss, start, 8, line_search=EXACT)
     x = optimiser.param_groups[0]["params"][0]
@@ -142,7 +118,7 @@ def test_after_n_exact_steps_the_matrix_is_the_inverse_hessian() -> None:
 
 
 def test_the_inverse_hessian_as_preconditioner_needs_one_step() -> None:
-    h, b, loss = _quadratic()
+    h, b, loss = quadratic()
     inverse = torch.tensor(np.linalg.inv(h))
     start = torch.zeros(8, dtype=torch.float64)
     x, report, _ = next(_run(loss, start, 1, line_search=EXACT, preconditioner=lambda g: inverse @ g))
@@ -365,7 +341,7 @@ def test_failure_along_the_first_direction_is_mended_by_steepest_descent() -> No
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, float("nan"), float("inf")])
 def test_preconditioner_that_is_not_positive_definite_is_left_out(factor: float) -> None:
-    _, _, loss = _quadratic()
+    _, _, loss = quadratic()
     start = torch.ones(8, dtype=torch.float64)
     for _, report, _ in _run(loss, start, 5, preconditioner=lambda g: factor * g):
         assert report.failed is None
@@ -375,7 +351,7 @@ def test_preconditioner_that_is_not_positive_definite_is_left_out(factor: float)
 
 @pytest.mark.parametrize("preconditioner", [lambda g: g[:3], lambda g: g.reshape(2, 4), lambda g: 1.0])
 def test_preconditioner_must_return_a_vector(preconditioner: Callable[[Tensor], object]) -> None:
-    _, _, loss = _quadratic()
+    _, _, loss = quadratic()
     with pytest.raises(MisuseError, match="flat vector of shape"):
         list(_run(loss, torch.ones(8, dtype=torch.float64), 1, preconditioner=preconditioner))
 

@@ -1,4 +1,4 @@
-"""Adam's preconditioner against the steps that torch's Adam takes itself."""
+"""Adam's preconditioner against the steps that Adam takes itself, those of the Hessian against dense matrices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
-from convexlab.optim import LBFGS, DiagonalPreconditioner, NonlinearCG, adam_preconditioner
+from convexlab.optim import (
+    LBFGS,
+    DiagonalPreconditioner,
+    NonlinearCG,
+    adam_preconditioner,
+    hessian_diagonal_preconditioner,
+    low_rank_preconditioner,
+    split_operator,
+)
+from tests.dense import Dense
+from tests.optim.running import run
 
 SHAPES = [(3, 2), (5,), (2, 2, 2)]
 NUMBERS = sum(math.prod(shape) for shape in SHAPES)
@@ -201,3 +211,166 @@ def test_diagonal_leaves_the_gradient_alone() -> None:
     gradient = torch.ones(3)
     assert torch.equal(DiagonalPreconditioner(torch.tensor([1.0, 2.0, 3.0]))(gradient), torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(gradient, torch.ones(3))
+
+
+# Of the Hessian's diagonal.
+
+
+def _symmetric(n: int = 12, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    return matrix + matrix.T
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_diagonal_matrix_one_sample_is_exact(dtype: torch.dtype) -> None:
+    h = torch.tensor([1.0, -2.0, 4.0, 0.0], dtype=dtype)
+    p = hessian_diagonal_preconditioner(Dense(torch.diag(h)), samples=1, ridge=0.5).diagonal
+    # The mean of |h| is 7/4.
+    expected = 1.0 / (torch.tensor([1.0, 2.0, 4.0, 0.0], dtype=dtype) + 0.875)
+    torch.testing.assert_close(p, expected, rtol=torch.finfo(dtype).eps, atol=0.0)
+    assert p.dtype == dtype
+
+
+def test_estimate_is_unbiased_with_the_published_variance() -> None:
+    matrix, ridge, samples, runs = _symmetric(), 1e-9, 4, 2000
+    matrix += 40.0 * torch.eye(12, dtype=torch.float64)  # Far enough from 0 that absolute values change nothing.
+    estimates = torch.stack(
+        [
+            1.0 / hessian_diagonal_preconditioner(Dense(matrix), samples=samples, seed=seed, ridge=ridge).diagonal
+            for seed in range(runs)
+        ]
+    )
+    off = matrix - torch.diag(matrix.diagonal())
+    variance = off.square().sum(dim=1) / samples
+    assert estimates.min() > 0.0
+    # Five standard errors of a mean; the ridge moves it by 1e-9 of the mean.
+    error = (estimates.mean(dim=0) - matrix.diagonal()).abs()
+    assert (error <= 5.0 * (variance / runs).sqrt() + 1e-6).all()
+    # A variance from 2000 runs has a standard error of about √(2 / 2000) = 3 per cent: five of them.
+    torch.testing.assert_close(estimates.var(dim=0), variance, rtol=0.16, atol=0.0)
+
+
+def test_hessian_diagonal_of_an_objectives_operator_evens_out_curvatures() -> None:
+    # Six decades of curvature: what a step along P's steepest descent reaches at once.
+    h = torch.logspace(-3.0, 3.0, 12, dtype=torch.float64)
+    p = hessian_diagonal_preconditioner(Dense(torch.diag(h)), samples=1, ridge=1e-9)
+    *_, (_, report, _) = run(
+        LBFGS, lambda x: 0.5 * (h * x.square()).sum(), torch.ones(12, dtype=torch.float64), 6, preconditioner=p
+    )
+    assert report.loss <= 1e-6 * 0.5 * h.sum()
+
+
+def test_the_seed_draws_the_signs() -> None:
+    operator = Dense(_symmetric())
+    first, again, other = (hessian_diagonal_preconditioner(operator, seed=seed).diagonal for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"samples": 1.5}, "samples"),
+        ({"ridge": 0.0}, "ridge"),
+        ({"ridge": math.nan}, "ridge"),
+    ],
+)
+def test_hessian_diagonal_settings_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(MisuseError, match=message):
+        hessian_diagonal_preconditioner(Dense(_symmetric()), **options)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_matrix_without_a_diagonal_is_refused(value: float) -> None:
+    with pytest.raises(MisuseError, match="expected a matrix with a diagonal"):
+        hessian_diagonal_preconditioner(Dense(torch.full((3, 3), value, dtype=torch.float64)), samples=2)
+
+
+# Of eigenpairs.
+
+
+@pytest.mark.parametrize("based", [False, True])
+@pytest.mark.parametrize("rank", [1, 4, 12])
+def test_low_rank_is_the_dense_formula(based: bool, rank: int) -> None:
+    matrix = _symmetric()
+    base = DiagonalPreconditioner(torch.linspace(0.1, 3.0, 12, dtype=torch.float64)) if based else None
+    root = torch.diag(base.diagonal.sqrt()) if based else torch.eye(12, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(root @ matrix @ root)
+    outer = values.abs().argsort(descending=True)[:rank]
+    values, vectors = values[outer], vectors[:, outer]
+    p = low_rank_preconditioner(values, vectors, ridge=0.01, base=base)
+    shift = 0.01 * values.abs().max()
+    inside = vectors @ torch.diag(1.0 / (values.abs() + shift)) @ vectors.T
+    rest = (torch.eye(12, dtype=torch.float64) - vectors @ vectors.T) / (values.abs().min() + shift)
+    expected = root @ (inside + rest) @ root
+    ours = torch.stack([p(column) for column in torch.eye(12, dtype=torch.float64)])
+    # Sums of twelve, twice, of entries up to the largest.
+    torch.testing.assert_close(ours, expected, rtol=0.0, atol=100 * 2.0**-52 * expected.abs().max().item())
+    assert torch.linalg.eigvalsh(ours)[0] > 0.0
+
+
+@pytest.mark.parametrize("based", [False, True])
+def test_with_all_pairs_of_a_positive_definite_matrix_it_is_the_inverse(based: bool) -> None:
+    matrix = _symmetric()
+    matrix = matrix @ matrix + torch.eye(12, dtype=torch.float64)
+    base = DiagonalPreconditioner(torch.linspace(0.1, 3.0, 12, dtype=torch.float64))
+    operator = split_operator(Dense(matrix), base) if based else Dense(matrix)
+    dense = torch.stack([operator.matvec(column) for column in torch.eye(12, dtype=torch.float64)])
+    torch.testing.assert_close(dense, dense.T, rtol=1e-13, atol=1e-13)
+    values, vectors = torch.linalg.eigh(dense)
+    p = low_rank_preconditioner(values, vectors, ridge=1e-15, base=base if based else None)
+    g = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64)
+    condition = (values[-1] / values[0]).item()
+    torch.testing.assert_close(p(matrix @ g), g, rtol=0.0, atol=100 * 30 * condition * 2.0**-52)
+
+
+def test_outliers_are_taken_away() -> None:
+    # Four outliers of a thousand and a bulk of ones: with them deflated L-BFGS sees the identity.
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(40, 4, generator=generator, dtype=torch.float64))
+    values = torch.tensor([1e3, 2e3, 3e3, 4e3], dtype=torch.float64)
+    matrix = torch.eye(40, dtype=torch.float64) + vectors @ torch.diag(values - 1.0) @ vectors.T
+    one = torch.linalg.qr(torch.cat([vectors, torch.ones(40, 1, dtype=torch.float64)], dim=1))[0]  # A pair of the bulk.
+    pairs = torch.cat([values, torch.ones(1, dtype=torch.float64)]), one
+    p = low_rank_preconditioner(*pairs, ridge=1e-9)
+    start = torch.randn(40, generator=generator, dtype=torch.float64)
+    loss = lambda x: 0.5 * x @ matrix @ x  # noqa: E731
+    *_, (_, report, _) = run(LBFGS, loss, start, 4, preconditioner=p)
+    assert report.loss <= 1e-6 * loss(start)
+    *_, (_, report, _) = run(LBFGS, loss, start, 4)
+    assert report.loss > 1e-4 * loss(start)
+
+
+def test_low_rank_keeps_the_gradients_dtype_and_leaves_it_alone() -> None:
+    values, vectors = torch.linalg.eigh(_symmetric())
+    p = low_rank_preconditioner(values[-3:], vectors[:, -3:])
+    gradient = torch.ones(12)
+    assert p(gradient).dtype == torch.float32
+    assert torch.equal(gradient, torch.ones(12))
+    with pytest.raises(MisuseError, match="for 12 parameters, got a gradient of shape"):
+        p(torch.ones(13))
+
+
+VECTORS = torch.eye(5, dtype=torch.float64)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("values", "vectors", "options", "message"),
+    [
+        (torch.ones(3), VECTORS, {}, "values of shape"),
+        (torch.ones(2, 1), VECTORS, {}, "values of shape"),
+        (torch.ones(0), VECTORS[:, :0], {}, "values of shape"),
+        (torch.ones(2), VECTORS * 2.0, {}, "orthonormal"),
+        (torch.ones(2), VECTORS * float("nan"), {}, "orthonormal"),
+        (torch.zeros(2), VECTORS, {}, "not all zero"),
+        (torch.tensor([1.0, float("inf")]), VECTORS, {}, "finite"),
+        (torch.ones(2), VECTORS, {"ridge": 0.0}, "ridge"),
+    ],
+)
+def test_eigenpairs_that_make_no_sense(
+    values: Tensor, vectors: Tensor, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(MisuseError, match=message):
+        low_rank_preconditioner(values, vectors, **options)
