@@ -46,7 +46,6 @@ from libraries import LIBRARIES, PEERS, STEPS, TOLERANCE, Call, ConvexLab, Ends
 from measuring import Measurement, Point, batch_sizes, cifar10, load, measure, megabytes, run_calls, train
 from torch import Tensor
 
-from convexlab.curvature.extremes import fresh_products
 from convexlab.curvature.lanczos import random_run
 
 REFERENCE_STEPS = 200
@@ -227,7 +226,7 @@ def find_reference(point: Point) -> Reference:
     process = random_run(operator, torch.Generator().manual_seed(1), REFERENCE_STEPS)
     values, coefficients = process.ritz()
     vectors = process.ritz_vectors(coefficients[:, [0, -1]]).T.contiguous()
-    offsets = fresh_products(operator, vectors) - vectors * torch.tensor(values[[0, -1]])[:, None]
+    offsets = process.multiply(vectors) - vectors * torch.tensor(values[[0, -1]])[:, None]
     first, second = torch.linalg.vector_norm(offsets, dim=1).tolist()
     return Reference(float(values[0]), float(values[-1]), (first, second), vectors)
 

@@ -22,7 +22,6 @@ __all__ = [
     "ends_of",
     "extreme_eigenvalues",
     "extremes_of",
-    "fresh_products",
     "margins_of",
     "stages",
 ]
@@ -165,18 +164,9 @@ def ends_of(process: Lanczos) -> Ends:
     """Return the outermost Ritz pairs; makes two products."""
     values, coefficients = process.ritz()
     vectors = process.ritz_vectors(coefficients[:, [0, -1]]).T.contiguous()
-    products = fresh_products(process.operator, vectors)
-    process.products += len(products)
+    products = process.multiply(vectors)
     smallest, largest = (vectors * products).sum(dim=1).tolist()
     return Ends((float(values[0]), float(values[-1])), (smallest, largest), vectors, products)
-
-
-def fresh_products(operator: MatrixVectorProduct, vectors: Tensor) -> Tensor:
-    """Return A v for every row v of ``vectors`` (m, n), in the vectors' dtype."""
-    products = torch.empty_like(vectors)
-    for product, vector in zip(products, vectors, strict=True):
-        product.copy_(operator.matvec(vector.to(operator.dtype)))
-    return products
 
 
 def extremes_of(

@@ -69,10 +69,8 @@ def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
     generator, lengths = torch.Generator().manual_seed(seed), []
     for _ in range(SAMPLES):  # One after the other, for each takes several vectors of size n.
         combination = torch.randn((process.steps, 1), generator=generator, dtype=torch.float64)
-        vector = process.combined(combination)[0]
-        product = process.operator.matvec(vector.to(process.operator.dtype)).to(vector.dtype)
-        lengths.append(float(torch.linalg.vector_norm(product - process.image(combination)[0])))
-    process.products += SAMPLES
+        product = process.multiply(process.combined(combination))
+        lengths.append(float(torch.linalg.vector_norm(product - process.image(combination))))
     return math.exp(-math.log(failure) / SAMPLES) * math.sqrt(2 / math.pi) * max(lengths)
 
 

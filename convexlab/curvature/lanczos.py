@@ -123,6 +123,14 @@ class Lanczos:
         image[:-2] += off_diagonal[: self._steps - 1, None] * coefficients[1:]
         return self.combined(image)
 
+    def multiply(self, vectors: Tensor) -> Tensor:
+        """Return A v for every row v of ``vectors`` (m, n), made anew and in their dtype; `products` counts them."""
+        products = torch.empty_like(vectors)
+        for product, vector in zip(products, vectors, strict=True):
+            product.copy_(self.operator.matvec(vector.to(self.operator.dtype)))
+        self.products += len(vectors)
+        return products
+
     def _step(self, step: int) -> None:
         operator, basis = self.operator, self._basis
         product = operator.matvec(basis.last.to(device=operator.device, dtype=operator.dtype))

@@ -15,7 +15,6 @@ from convexlab.curvature.extremes import (
     ExtremeEigenvalues,
     ends_of,
     extremes_of,
-    fresh_products,
     margins_of,
     stages,
 )
@@ -237,8 +236,7 @@ def _curvature_and_rounding(process: Lanczos, ends: Ends) -> tuple[float, float]
     """Return vᵀHv at the small end and an estimate of its error from the asymmetry of three products."""
     operator = process.operator
     random = random_unit_vector(operator, torch.Generator().manual_seed(1))[None]
-    vectors, products = [*ends.vectors, *random], [*ends.products, *fresh_products(operator, random)]
-    process.products += 1
+    vectors, products = [*ends.vectors, *random], [*ends.products, *process.multiply(random)]
     quotients = torch.stack([vector @ product for vector in vectors for product in products]).reshape(3, 3).cpu()
     asymmetry = float((quotients - quotients.T).abs().max())
     scale = max(abs(value) for value in ends.values)
