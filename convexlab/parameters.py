@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convexlab.errors import MisuseError, unknown_name
 
-__all__ = ["accumulation_dtype", "dot", "flatten", "norm", "select_parameters", "unflatten"]
+__all__ = ["accumulation_dtype", "dot", "flatten", "norm", "select_parameters", "unflatten", "unit_columns"]
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -39,6 +39,25 @@ def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Return views of ``flat`` (n,) in the shapes of ``like``; the inverse of `flatten`."""
     parts = torch.split(flat, [tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def unit_columns(vectors: Tensor, size: int, device: torch.device) -> Tensor:
+    """Return vectors of shape (n,) or (n, k) as columns (n, k) of unit length, in float64 on ``device``.
+
+    Raises:
+        MisuseError: another shape than for n = ``size``, or a vector without a direction.
+    """
+    if vectors.ndim not in {1, 2} or vectors.shape[0] != size:
+        raise MisuseError(f"expected vectors of shape ({size},) or ({size}, k), got {tuple(vectors.shape)}.")
+    columns = vectors.detach().reshape(size, -1) if vectors.ndim == 1 else vectors.detach()
+    columns = columns.to(device=device, dtype=accumulation_dtype(device))
+    lengths: Tensor = torch.linalg.vector_norm(columns, dim=0)
+    if not bool(((lengths > 0) & lengths.isfinite()).all()):
+        raise MisuseError(
+            f"expected vectors of finite length above 0, got lengths {lengths.tolist()}. Leave out what is zero or not "
+            "finite."
+        )
+    return columns / lengths
 
 
 def select_parameters(

@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ __all__ = [
     "differentiate",
     "saved_bytes",
 ]
+
+Result = TypeVar("Result")
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -159,10 +161,14 @@ class ObjectiveOperator(SymmetricOperator):
         sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
         softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
         """
+        return self._precisely(lambda dtype: self._moved(dtype, seed, v))
+
+    def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
+        """Return what is made in float64, or in the operator's dtype where the loss does not allow that."""
         try:
-            return self._moved(accumulation_dtype(self.device), seed, v)
+            return make(accumulation_dtype(self.device))
         except RuntimeError:  # A loss may hold tensors of its own dtype, or not fit into memory twice as large.
-            return self._moved(self.dtype, seed, v)
+            return make(self.dtype)
 
     def _moved(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -187,7 +193,8 @@ class ObjectiveOperator(SymmetricOperator):
         raise NotImplementedError
 
     def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
-        raise NotImplementedError
+        """Return the product of what `_linearise` made, by default the graph of a gradient, with a vector."""
+        return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
     def _multiply(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
@@ -235,19 +242,13 @@ class HessianOperator(ObjectiveOperator):
         loss = self._objective.batch_loss(self._point, batch)
         return differentiate([loss], self._leaves, create_graph=True)
 
-    def _product(self, linearised: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-        return differentiate(linearised, self._leaves, parts, retain_graph=True)
-
     def second_difference(self, v: Tensor) -> float:
         """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
 
         It needs no derivative, so that it checks them, and it sees the kinks that derivatives do not. Made in float64
         where the loss allows that; rounding is of order √ε L.
         """
-        try:
-            return self._second_difference(accumulation_dtype(self.device), v)
-        except RuntimeError:  # As in `recomputed`.
-            return self._second_difference(self.dtype, v)
+        return self._precisely(lambda dtype: self._second_difference(dtype, v))
 
     def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
         objective = self._objective.in_dtype(dtype)
@@ -346,9 +347,6 @@ class ResidualOperator(ObjectiveOperator):
         at = output.detach().requires_grad_()
         slope = differentiate([self._objective.criterion(at, batch)], [at])
         return differentiate([output], self._leaves, slope, create_graph=True)
-
-    def _product(self, linearised: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-        return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
 
 def differentiate(

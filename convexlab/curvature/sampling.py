@@ -17,7 +17,7 @@ from convexlab.cost import Cost
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.parameters import dot, flatten, unflatten
+from convexlab.parameters import dot, flatten, unflatten, unit_columns
 from convexlab.products import differentiate
 
 __all__ = ["SampledCurvature", "sampled_curvature"]
@@ -93,14 +93,9 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
 
 def _directions(objective: Objective, vectors: Tensor) -> Tensor:
     """Return the vectors as rows (k, n), in the dtype and on the device of the objective."""
-    size = objective.size
-    if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
-        raise MisuseError(f"expected vectors of shape ({size},) or ({size}, k), got {tuple(vectors.shape)}.")
-    rows = vectors.detach().reshape(size, -1).T.to(device=objective.device, dtype=objective.dtype).contiguous()
-    lengths = torch.linalg.vector_norm(rows, dim=1)
-    if not bool((lengths.isfinite() & (lengths > 0)).all()):
-        raise MisuseError(f"expected vectors of finite length above 0, got lengths {lengths.tolist()}.")
-    return rows
+    if vectors.numel() == 0:
+        raise MisuseError(f"expected at least one vector of shape ({objective.size},), got {tuple(vectors.shape)}.")
+    return unit_columns(vectors, objective.size, objective.device).T.to(objective.dtype).contiguous()
 
 
 def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tensor, float, int]]:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from convexlab.curvature.effort import Effort, Meter
-from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.parameters import accumulation_dtype
+from convexlab.parameters import unit_columns
 from convexlab.products import GaussNewtonOperator, HessianOperator, ObjectiveOperator, ResidualOperator
 
 __all__ = ["CurvatureSplit", "curvature_split"]
@@ -54,7 +53,7 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
         MisuseError: another shape, a vector that is zero or not finite, or an objective made by ``from_batch_loss``.
     """
     objective.require_criterion("the split of a curvature")
-    columns = _unit_columns(vectors, objective)
+    columns = unit_columns(vectors, objective.size, objective.device)
     kinds = (HessianOperator, GaussNewtonOperator, ResidualOperator)
     with Meter(objective) as meter:
         # One product each: graphs that were kept would not be used again.
@@ -62,19 +61,6 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
         effort = meter.effort(len(kinds) * columns.shape[1])
     hessian, gauss_newton, residual = (part.reshape(vectors.shape[1:]) for part in parts)
     return CurvatureSplit(hessian, gauss_newton, residual, effort)
-
-
-def _unit_columns(vectors: Tensor, objective: Objective) -> Tensor:
-    if vectors.ndim not in {1, 2} or vectors.shape[0] != objective.size:
-        raise MisuseError(
-            f"expected vectors of shape ({objective.size},) or ({objective.size}, k), got {tuple(vectors.shape)}."
-        )
-    columns = vectors.detach() if vectors.ndim == 2 else vectors.detach()[:, None]
-    columns = columns.to(device=objective.device, dtype=accumulation_dtype(objective.device))
-    lengths: Tensor = torch.linalg.vector_norm(columns, dim=0)
-    if not bool(((lengths > 0) & lengths.isfinite()).all()):
-        raise MisuseError("expected vectors with a direction, got one that is zero or not finite. Leave it out.")
-    return columns / lengths
 
 
 def _quotients(operator: ObjectiveOperator, columns: Tensor) -> Tensor:
