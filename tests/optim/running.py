@@ -1,11 +1,13 @@
-"""What the tests of all flat optimisers share: a closure, steps until the end, and a count of host synchronisations."""
+"""What the tests of all flat optimisers share: a closure, steps until the end, states that go on, counted fetches."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from convexlab.optim import StepReport
@@ -42,6 +44,57 @@ def run(
         yield x.detach().clone(), optimiser.report, optimiser
         if optimiser.report.gradient_norm <= tolerance or optimiser.report.failed:
             return
+
+
+def check_state_continues(
+    build: Callable[[nn.Parameter], FlatOptimizer], loss: Loss, start: Tensor, split: int, steps: int
+) -> None:
+    """Check that a state stored after ``split`` of the steps, on disk, goes on to the same bits and reports."""
+
+    def walk(x: nn.Parameter, optimiser: FlatOptimizer, count: int) -> list[tuple[Tensor, StepReport | None]]:
+        seen = []
+        for _ in range(count):
+            optimiser.step(closure_of(loss, x))
+            seen.append((x.detach().clone(), optimiser.report))
+        return seen
+
+    x = nn.Parameter(start.clone())
+    expected = walk(x, build(x), steps)
+    x = nn.Parameter(start.clone())
+    optimiser = build(x)
+    walk(x, optimiser, split)
+    file = io.BytesIO()
+    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+    x = nn.Parameter(stored["x"])
+    optimiser = build(x)
+    optimiser.load_state_dict(stored["optimiser"])
+    for (point, report), (other, other_report) in zip(walk(x, optimiser, steps - split), expected[split:], strict=True):
+        assert torch.equal(point, other)
+        assert report == other_report
+
+
+def check_exceptions_leave_no_trace(
+    build: Callable[[nn.Parameter], FlatOptimizer], loss: Loss, start: Tensor, at: int
+) -> None:
+    """Check that a step that is interrupted, twice, leaves the weights, and that the run goes on as without it."""
+
+    def interrupt() -> Tensor:
+        raise KeyboardInterrupt
+
+    expected = [x for x, *_ in run(lambda parameters: build(parameters[0]), loss, start, 12)]
+    x = nn.Parameter(start.clone())
+    optimiser = build(x)
+    for step, point in enumerate(expected):
+        if step == at:
+            before = x.detach().clone()
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    optimiser.step(interrupt)
+            assert torch.equal(x, before)
+        optimiser.step(closure_of(loss, x))
+        assert torch.equal(x, point)
 
 
 class Fetches:

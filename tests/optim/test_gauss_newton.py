@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 
 import numpy as np
@@ -18,7 +17,7 @@ from convexlab.optim.flat import StepReport
 from tests.dense import Dense
 from tests.optim.networks import Regression
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import closure_of
+from tests.optim.running import check_state_continues, closure_of
 
 EPSILON = 2.0**-52
 EXACTLY = 1e-30  # Tolerance of an inner iteration that goes on to the end.
@@ -157,29 +156,7 @@ def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none() -> None:
 @pytest.mark.parametrize("split", [0, 1, 4])
 def test_state_continues_bit_for_bit(dtype: torch.dtype, split: int) -> None:
     task = Regression()
-
-    def steps(x: nn.Parameter, optimiser: GaussNewtonCG, count: int) -> list[tuple[Tensor, StepReport]]:
-        seen = []
-        for _ in range(count):
-            optimiser.step(closure_of(task, x))
-            seen.append((x.detach().clone(), optimiser.report))
-        return seen
-
-    x = nn.Parameter(task.start.to(dtype, copy=True))
-    expected = steps(x, _build(task, x), 8)
-    x = nn.Parameter(task.start.to(dtype, copy=True))
-    optimiser = _build(task, x)
-    steps(x, optimiser, split)
-    file = io.BytesIO()
-    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-    x = nn.Parameter(stored["x"])
-    optimiser = _build(task, x)
-    optimiser.load_state_dict(stored["optimiser"])
-    for (point, report), (other, other_report) in zip(steps(x, optimiser, 8 - split), expected[split:], strict=True):
-        assert torch.equal(point, other)
-        assert report == other_report
+    check_state_continues(lambda x: _build(task, x), task, task.start.to(dtype), split, 8)
 
 
 @pytest.mark.parametrize(

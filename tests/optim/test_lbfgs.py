@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import math
 import statistics
 from collections.abc import Callable
@@ -19,16 +18,27 @@ from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
 from convexlab.optim import LBFGS, DiagonalPreconditioner, line_search_names
-from convexlab.optim.line_search import HagerZhang, Line, SearchResult, StrongWolfe
-from tests.optim.networks import Regression, quadratic
+from convexlab.optim.line_search import HagerZhang, Line, SearchResult
+from tests.optim.networks import (
+    EXACT,
+    ITERATE_TOLERANCE,
+    ROSENBROCK,
+    Regression,
+    check_linear_conjugate_gradients,
+    quadratic,
+)
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import Fetches, closure_of, run
+from tests.optim.running import (
+    Fetches,
+    check_exceptions_leave_no_trace,
+    check_state_continues,
+    closure_of,
+    run,
+)
 
-EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_search = pytest.mark.parametrize("search", line_search_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 
-ROSENBROCK = torch.tensor([-1.2, 1.0] * 3, dtype=torch.float64)
 
 _run = functools.partial(run, LBFGS)
 
@@ -79,11 +89,6 @@ def test_directions_are_those_of_the_two_loops(history: int, preconditioned: boo
 # Quadratics.
 
 
-# Steps are exact to ten digits. What that spoils of the conjugacy grows with the square of the condition number, 10,
-# and adds up over 8 steps; the distance to the minimum is of order 1 at the start.
-ITERATE_TOLERANCE = 1e-10 * 10.0**2 * 8
-
-
 @pytest.mark.parametrize("history", [1, 3, 100])
 @pytest.mark.parametrize("preconditioned", [False, True])
 @pytest.mark.parametrize("seed", range(3))
@@ -93,12 +98,9 @@ def test_quadratic_takes_the_steps_of_linear_conjugate_gradients(history: int, p
     p = np.linspace(0.5, 2.0, 8) / np.diag(h) if preconditioned else np.ones(8)
     options = {"preconditioner": DiagonalPreconditioner(torch.tensor(p))} if preconditioned else {}
     start = torch.zeros(8, dtype=torch.float64)
-    points = [x.numpy() for x, *_ in _run(loss, start, 8, line_search=EXACT, history=history, **options)]
-    expected: list[np.ndarray] = []
-    scipy.sparse.linalg.cg(h, b, rtol=1e-13, M=np.diag(p), callback=lambda x: expected.append(x.copy()))
-    for ours, theirs in zip(points, expected, strict=False):
-        assert np.linalg.norm(ours - theirs) <= ITERATE_TOLERANCE
-    assert np.linalg.norm(h @ points[-1] - b) <= ITERATE_TOLERANCE * np.linalg.norm(b)
+    points = [x for x, *_ in _run(loss, start, 8, line_search=EXACT, history=history, **options)]
+    check_linear_conjugate_gradients(points, h, b, np.diag(p))
+    assert np.linalg.norm(h @ points[-1].numpy() - b) <= ITERATE_TOLERANCE * np.linalg.norm(b)
 
 
 def test_after_n_exact_steps_the_matrix_is_the_inverse_hessian() -> None:
@@ -378,43 +380,13 @@ def test_settings_that_make_no_sense(options: dict[str, object], message: str) -
 @pytest.mark.parametrize("split", [0, 1, 2, 3, 7, 13])
 def test_state_continues_bit_for_bit(dtype: torch.dtype, history: int, split: int) -> None:
     task = Regression(0)
-    expected = [(x, report) for x, report, _ in _run(task, task.start.to(dtype), 20, history=history)]
-    x = nn.Parameter(task.start.to(dtype))
-    optimiser = LBFGS([x], history=history)
-    for _ in range(split):
-        optimiser.step(closure_of(task, x))
-    file = io.BytesIO()
-    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-    x = nn.Parameter(stored["x"])
-    optimiser = LBFGS([x], history=history)
-    optimiser.load_state_dict(stored["optimiser"])
-    for point, report in expected[split:]:
-        optimiser.step(closure_of(task, x))
-        assert torch.equal(x, point)
-        assert optimiser.report == report
+    check_state_continues(lambda x: LBFGS([x], history=history), task, task.start.to(dtype), split, 20)
 
 
 @pytest.mark.parametrize("history", [2, 100])
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none(history: int, at: int) -> None:
-    expected = [x for x, *_ in _run(PROBLEMS[0], ROSENBROCK, 12, history=history)]
-    x = nn.Parameter(ROSENBROCK.clone())
-    optimiser = LBFGS([x], history=history)
-    for step, point in enumerate(expected):
-        if step == at:
-            before = x.detach().clone()
-            for _ in range(2):
-                with pytest.raises(KeyboardInterrupt):
-                    optimiser.step(_interrupt)
-            assert torch.equal(x, before)
-        optimiser.step(closure_of(PROBLEMS[0], x))
-        assert torch.equal(x, point)
-
-
-def _interrupt() -> Tensor:
-    raise KeyboardInterrupt
+    check_exceptions_leave_no_trace(lambda x: LBFGS([x], history=history), PROBLEMS[0], ROSENBROCK, at)
 
 
 def test_a_loaded_state_and_a_deep_copy_are_left_alone() -> None:

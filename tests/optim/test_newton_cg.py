@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 
 import numpy as np
@@ -17,7 +16,7 @@ from convexlab.optim.line_search import HagerZhang, Line, SearchResult
 from tests.dense import Dense
 from tests.optim.networks import Regression, quadratic
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import Loss, closure_of, run
+from tests.optim.running import Loss, check_state_continues, closure_of, run
 
 EPSILON = 2.0**-52
 EXACTLY = 1e-30  # Tolerance of an inner iteration that goes on to the end.
@@ -222,22 +221,7 @@ def test_an_exception_from_a_product_leaves_the_weights_bit_for_bit(after: int) 
 @pytest.mark.parametrize("split", [0, 1, 4])
 def test_state_continues_bit_for_bit(dtype: torch.dtype, split: int) -> None:
     task = Regression()
-    expected = [(x, report) for x, report, _ in _run(task, task.start.to(dtype), 8)]
-    x = nn.Parameter(task.start.to(dtype, copy=True))
-    optimiser = NewtonCG([x])
-    for _ in range(split):
-        optimiser.step(closure_of(task, x))
-    file = io.BytesIO()
-    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-    x = nn.Parameter(stored["x"])
-    optimiser = NewtonCG([x])
-    optimiser.load_state_dict(stored["optimiser"])
-    for point, report in expected[split:]:
-        optimiser.step(closure_of(task, x))
-        assert torch.equal(x, point)
-        assert optimiser.report == report
+    check_state_continues(lambda x: NewtonCG([x]), task, task.start.to(dtype), split, 8)
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, float("nan"), float("inf")])

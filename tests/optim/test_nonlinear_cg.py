@@ -16,11 +16,17 @@ from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
 from convexlab.optim import NonlinearCG, beta_names, line_search_names
-from convexlab.optim.line_search import HagerZhang, StrongWolfe
+from convexlab.optim.line_search import HagerZhang
+from tests.optim.networks import (
+    EXACT,
+    ITERATE_TOLERANCE,
+    Regression,
+    check_linear_conjugate_gradients,
+    quadratic,
+)
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import Loss, run
+from tests.optim.running import run
 
-EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_beta = pytest.mark.parametrize("beta", beta_names())
 every_search = pytest.mark.parametrize("search", line_search_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -32,56 +38,33 @@ COMPARABLE = [problem for problem in PROBLEMS if problem.number not in (12, 25)]
 _run = functools.partial(run, NonlinearCG)
 
 
-def _quadratic(n: int = 8, condition: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Loss]:
-    """Return H, b and ½(x - c)ᵀH(x - c) with Hc = b, zero at its minimum so that no digit of the loss is lost there."""
-    generator = np.random.default_rng(seed)
-    basis, _ = np.linalg.qr(generator.standard_normal((n, n)))
-    h = basis @ np.diag(np.geomspace(1.0, condition, n)) @ basis.T
-    b = generator.standard_normal(n)
-    matrix, centre = torch.tensor(h), torch.tensor(np.linalg.solve(h, b))
-    return h, b, lambda x: 0.5 * (x - centre) @ matrix @ (x - centre)
-
-
-def _linear_cg(h: np.ndarray, b: np.ndarray, m: np.ndarray | None = None) -> list[np.ndarray]:
-    iterates: list[np.ndarray] = []
-    scipy.sparse.linalg.cg(h, b, rtol=1e-13, M=m, callback=lambda x: iterates.append(x.copy()))
-    return iterates
-
-
-# Steps are exact to ten digits. What that spoils of the conjugacy grows with the square of the condition number, 10,
-# and adds up over 8 steps; the distance to the minimum is of order 1 at the start.
-ITERATE_TOLERANCE = 1e-10 * 10.0**2 * 8
-
-
 @every_beta
 @pytest.mark.parametrize("seed", range(3))
 def test_quadratic_ends_in_n_steps(beta: str, seed: int) -> None:
-    h, b, loss = _quadratic(seed=seed)
+    h, b, loss = quadratic(seed=seed)
     points = [x for x, *_ in _run(loss, torch.zeros(8, dtype=torch.float64), 8, beta=beta, line_search=EXACT)]
     assert np.linalg.norm(h @ points[-1].numpy() - b) <= ITERATE_TOLERANCE * np.linalg.norm(b)
 
 
 @every_beta
 def test_quadratic_takes_the_steps_of_linear_conjugate_gradients(beta: str) -> None:
-    h, b, loss = _quadratic()
-    points = [x.numpy() for x, *_ in _run(loss, torch.zeros(8, dtype=torch.float64), 8, beta=beta, line_search=EXACT)]
-    for ours, theirs in zip(points, _linear_cg(h, b), strict=False):
-        assert np.linalg.norm(ours - theirs) <= ITERATE_TOLERANCE
+    h, b, loss = quadratic()
+    points = [x for x, *_ in _run(loss, torch.zeros(8, dtype=torch.float64), 8, beta=beta, line_search=EXACT)]
+    check_linear_conjugate_gradients(points, h, b)
 
 
 @every_beta
 def test_preconditioned_quadratic_takes_the_steps_of_preconditioned_linear_conjugate_gradients(beta: str) -> None:
-    h, b, loss = _quadratic()
+    h, b, loss = quadratic()
     diagonal = 1.0 / np.diag(h) * np.linspace(0.5, 2.0, 8)
     options = {"beta": beta, "line_search": EXACT, "preconditioner": lambda g: g * torch.tensor(diagonal)}
-    points = [x.numpy() for x, *_ in _run(loss, torch.zeros(8, dtype=torch.float64), 8, **options)]
-    for ours, theirs in zip(points, _linear_cg(h, b, np.diag(diagonal)), strict=False):
-        assert np.linalg.norm(ours - theirs) <= ITERATE_TOLERANCE
+    points = [x for x, *_ in _run(loss, torch.zeros(8, dtype=torch.float64), 8, **options)]
+    check_linear_conjugate_gradients(points, h, b, np.diag(diagonal))
 
 
 @every_beta
 def test_the_inverse_hessian_as_preconditioner_needs_one_step(beta: str) -> None:
-    h, b, loss = _quadratic()
+    h, b, loss = quadratic()
     inverse = torch.tensor(np.linalg.inv(h))
     options = {"beta": beta, "line_search": EXACT, "preconditioner": lambda g: inverse @ g}
     x, report, _ = next(_run(loss, torch.zeros(8, dtype=torch.float64), 1, **options))
@@ -211,21 +194,6 @@ def test_scale_of_the_loss_does_not_matter(beta: str, search: str, scale: float)
         assert torch.linalg.vector_norm(other - x) <= 1e-6 * torch.linalg.vector_norm(x)
 
 
-class Regression:
-    """A small tanh network, whose gradient can be had in float64 at the float32 weights."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
-        self.y = torch.sin(2.0 * self.x[:, 0]) * self.x[:, 1]
-        self.start = torch.randn(33, generator=generator, dtype=torch.float64)
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        w_1, b_1, w_2, b_2 = weights.split([16, 8, 8, 1])
-        hidden = torch.tanh(self.x.to(weights) @ w_1.view(2, 8) + b_1)
-        return (hidden @ w_2 + b_2 - self.y.to(weights)).square().mean()
-
-
 @pytest.mark.parametrize("beta", ["polak-ribiere+", "hager-zhang"])
 @pytest.mark.parametrize("seed", range(2))
 def test_float32_goes_on_to_the_rounding_of_the_gradient(beta: str, seed: int) -> None:
@@ -292,7 +260,7 @@ def test_every_direction_taken_descends(beta: str) -> None:
 
 
 def test_restarts_after_six_n_steps() -> None:
-    h, _, _ = _quadratic(n=3, condition=1e8)
+    h, _, _ = quadratic(n=3, condition=1e8)
     matrix = torch.tensor(h)
     reports = [
         report
@@ -313,7 +281,7 @@ def test_restarts_after_six_n_steps() -> None:
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, float("nan"), float("inf")])
 def test_preconditioner_that_is_not_positive_definite_is_left_out(factor: float) -> None:
-    _, _, loss = _quadratic()
+    _, _, loss = quadratic()
     start = torch.ones(8, dtype=torch.float64)
     for _, report, _ in _run(loss, start, 5, preconditioner=lambda g: factor * g):
         assert report.failed is None
@@ -323,7 +291,7 @@ def test_preconditioner_that_is_not_positive_definite_is_left_out(factor: float)
 
 @pytest.mark.parametrize("preconditioner", [lambda g: g[:3], lambda g: g.reshape(2, 4), lambda g: 1.0])
 def test_preconditioner_must_return_a_vector(preconditioner: Callable[[Tensor], object]) -> None:
-    _, _, loss = _quadratic()
+    _, _, loss = quadratic()
     with pytest.raises(MisuseError, match="flat vector of shape"):
         list(_run(loss, torch.ones(8, dtype=torch.float64), 1, preconditioner=preconditioner))
 
@@ -343,7 +311,7 @@ def test_settings_that_make_no_sense(options: dict[str, object], message: str) -
 
 
 def test_search_settings_are_used() -> None:
-    h, b, loss = _quadratic()
+    h, b, loss = quadratic()
     start = torch.zeros(8, dtype=torch.float64)
     strict = [report for _, report, _ in _run(loss, start, 8, line_search=HagerZhang(delta=1e-9, sigma=1e-9))]
     loose = [report for _, report, _ in _run(loss, start, 8)]

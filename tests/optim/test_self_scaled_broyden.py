@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import math
 
 import numpy as np
 import pytest
-import scipy.sparse.linalg
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convexlab.errors import MisuseError
 from convexlab.optim import DiagonalPreconditioner, SelfScaledBroyden, self_scaled_update_names
-from convexlab.optim.line_search import HagerZhang, Line, SearchResult, StrongWolfe
-from tests.optim.networks import Regression, quadratic
+from convexlab.optim.line_search import HagerZhang, Line, SearchResult
+from tests.optim.networks import (
+    EXACT,
+    ITERATE_TOLERANCE,
+    ROSENBROCK,
+    Regression,
+    check_linear_conjugate_gradients,
+    quadratic,
+)
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import Fetches, closure_of, run
+from tests.optim.running import (
+    Fetches,
+    check_exceptions_leave_no_trace,
+    check_state_continues,
+    closure_of,
+    run,
+)
 
-EXACT = StrongWolfe(decrease=1e-12, curvature=1e-10)  # On a parabola a step exact to ten digits.
 every_update = pytest.mark.parametrize("update", self_scaled_update_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-ROSENBROCK = torch.tensor([-1.2, 1.0] * 3, dtype=torch.float64)
 
 _run = functools.partial(run, SelfScaledBroyden)
 
@@ -94,11 +103,6 @@ def test_the_matrix_meets_the_secant_equation_and_stays_positive_definite(update
         x, g = new_x, new_g
 
 
-# Steps are exact to ten digits. What that spoils of the conjugacy grows with the square of the condition number, 10,
-# and adds up over 8 steps; the distance to the minimum is of order 1 at the start.
-ITERATE_TOLERANCE = 1e-10 * 10.0**2 * 8
-
-
 @every_update
 @pytest.mark.parametrize("preconditioned", [False, True])
 @pytest.mark.parametrize("seed", range(3))
@@ -108,12 +112,9 @@ def test_quadratic_takes_the_steps_of_linear_conjugate_gradients(update: str, pr
     p = np.linspace(0.5, 2.0, 8) / np.diag(h) if preconditioned else np.ones(8)
     options = {"preconditioner": DiagonalPreconditioner(torch.tensor(p))} if preconditioned else {}
     start = torch.zeros(8, dtype=torch.float64)
-    points = [x.numpy() for x, *_ in _run(loss, start, 8, line_search=EXACT, update=update, **options)]
-    expected: list[np.ndarray] = []
-    scipy.sparse.linalg.cg(h, b, rtol=1e-13, M=np.diag(p), callback=lambda x: expected.append(x.copy()))
-    for ours, theirs in zip(points, expected, strict=False):
-        assert np.linalg.norm(ours - theirs) <= ITERATE_TOLERANCE
-    assert np.linalg.norm(h @ points[-1] - b) <= ITERATE_TOLERANCE * np.linalg.norm(b)
+    points = [x for x, *_ in _run(loss, start, 8, line_search=EXACT, update=update, **options)]
+    check_linear_conjugate_gradients(points, h, b, np.diag(p))
+    assert np.linalg.norm(h @ points[-1].numpy() - b) <= ITERATE_TOLERANCE * np.linalg.norm(b)
 
 
 def test_one_parameter_is_newtons_method_by_secants() -> None:
@@ -215,42 +216,12 @@ def test_preconditioner_that_is_not_positive_definite_is_left_out(factor: float)
 @pytest.mark.parametrize("split", [0, 1, 2, 7])
 def test_state_continues_bit_for_bit(dtype: torch.dtype, split: int) -> None:
     task = Regression()
-    expected = [(x, report) for x, report, _ in _run(task, task.start.to(dtype), 15)]
-    x = nn.Parameter(task.start.to(dtype, copy=True))
-    optimiser = SelfScaledBroyden([x])
-    for _ in range(split):
-        optimiser.step(closure_of(task, x))
-    file = io.BytesIO()
-    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-    x = nn.Parameter(stored["x"])
-    optimiser = SelfScaledBroyden([x])
-    optimiser.load_state_dict(stored["optimiser"])
-    for point, report in expected[split:]:
-        optimiser.step(closure_of(task, x))
-        assert torch.equal(x, point)
-        assert optimiser.report == report
+    check_state_continues(lambda x: SelfScaledBroyden([x]), task, task.start.to(dtype), split, 15)
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none(at: int) -> None:
-    expected = [x for x, *_ in _run(PROBLEMS[0], ROSENBROCK, 12)]
-    x = nn.Parameter(ROSENBROCK.clone())
-    optimiser = SelfScaledBroyden([x])
-    for step, point in enumerate(expected):
-        if step == at:
-            before = x.detach().clone()
-            for _ in range(2):
-                with pytest.raises(KeyboardInterrupt):
-                    optimiser.step(_interrupt)
-            assert torch.equal(x, before)
-        optimiser.step(closure_of(PROBLEMS[0], x))
-        assert torch.equal(x, point)
-
-
-def _interrupt() -> Tensor:
-    raise KeyboardInterrupt
+    check_exceptions_leave_no_trace(lambda x: SelfScaledBroyden([x]), PROBLEMS[0], ROSENBROCK, at)
 
 
 def test_a_loaded_state_and_a_deep_copy_are_left_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 
 import numpy as np
 import pytest
@@ -13,9 +12,13 @@ from torch import nn
 from convexlab.optim import LBFGS, DiagonalPreconditioner, SelfScaledBroyden
 from tests.optim.networks import Regression, quadratic
 from tests.optim.problems import PROBLEMS, Problem
-from tests.optim.running import closure_of, run
+from tests.optim.running import check_exceptions_leave_no_trace, check_state_continues, run
 
 _run = functools.partial(run, LBFGS, self_scaled=True)
+
+
+def _build(x: nn.Parameter, history: int) -> LBFGS:
+    return LBFGS([x], history=history, self_scaled=True)
 
 
 def _memory(optimiser: LBFGS) -> dict[str, object]:
@@ -91,39 +94,12 @@ def test_a_quadratic_takes_no_scaling_once_the_matrix_is_right() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_state_continues_bit_for_bit(history: int, split: int, dtype: torch.dtype) -> None:
     task = Regression()
-    expected = [(x, report) for x, report, _ in _run(task, task.start.to(dtype), 15, history=history)]
-    x = nn.Parameter(task.start.to(dtype, copy=True))
-    optimiser = LBFGS([x], history=history, self_scaled=True)
-    for _ in range(split):
-        optimiser.step(closure_of(task, x))
-    file = io.BytesIO()
-    torch.save({"x": x.detach(), "optimiser": optimiser.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-    x = nn.Parameter(stored["x"])
-    optimiser = LBFGS([x], history=history, self_scaled=True)
-    optimiser.load_state_dict(stored["optimiser"])
-    for point, report in expected[split:]:
-        optimiser.step(closure_of(task, x))
-        assert torch.equal(x, point)
-        assert optimiser.report == report
+    build = functools.partial(_build, history=history)
+    check_state_continues(build, task, task.start.to(dtype), split, 15)
 
 
 @pytest.mark.parametrize("history", [2, 100])
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none(history: int, at: int) -> None:
     task = Regression()
-    expected = [x for x, *_ in _run(task, task.start, 12, history=history)]
-    x = nn.Parameter(task.start.clone())
-    optimiser = LBFGS([x], history=history, self_scaled=True)
-    for step, point in enumerate(expected):
-        if step == at:
-            for _ in range(2):
-                with pytest.raises(KeyboardInterrupt):
-                    optimiser.step(_interrupt)
-        optimiser.step(closure_of(task, x))
-        assert torch.equal(x, point)
-
-
-def _interrupt() -> float:
-    raise KeyboardInterrupt
+    check_exceptions_leave_no_trace(functools.partial(_build, history=history), task, task.start, at)
