@@ -33,7 +33,8 @@ def _inventory(results: Results) -> str:
     return (
         f"{len(results.problems)} problems (model/data/loss, training examples or points, budget in gradient "
         f"equivalents), seeds {', '.join(map(str, seeds))}. Losses are the lowest training losses met within the "
-        f"budget, medians over seeds; ratios are of those medians. {absent} runs had nothing to start from."
+        f"budget, medians over seeds; ratios are of those medians. {absent} runs were not possible: "
+        "nothing to start from, or a solver that is not for the problem."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from phase_two_adam import AdamTrajectory, Curve, Watch, cosine
 from phase_two_problems import Setting, Task, build_task
-from phase_two_solvers import Meter, solve
+from phase_two_solvers import Meter, refusal, solve
 
 from convexlab.parameters import norm
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO
@@ -90,6 +90,8 @@ def perform(setting: Setting, run: Run, folder: Path, watched: bool) -> dict[str
     line = asdict(setting) | asdict(run) | {"key": run.key, "parameters": task.objective.size}
     if run.switch is None:
         return line | _adam(task, run, folder, watched)
+    if reason := refusal(run.name, task):
+        return line | {"absent": reason}
     file = _state_file(folder, setting, run.rate, run.switch)
     if not file.exists():
         return line | {"absent": _ABSENT}

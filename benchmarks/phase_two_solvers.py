@@ -27,13 +27,15 @@ from phase_two_adam import Curve, gradients
 from phase_two_problems import Task
 from torch import Tensor
 
+import convexlab as cl
 from convexlab.parameters import flatten
 from convexlab.training.phase_two import phase_two, phase_two_names
 
-__all__ = ["SOLVERS", "Meter", "Outcome", "solve"]
+__all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
 
 _VALUE, _GRADIENT = 1 / 3, 1.0
 _NO_LIMIT = 10**9
+_EXAMPLES_AT_ONCE = 128  # As in the objective.
 _PATIENCE = 2  # Failed steps in a row of ours: from the same weights, without a memory, a third fails alike.
 
 
@@ -49,6 +51,9 @@ class Meter:
         self._budget = budget
         self._before = task.objective.cost.gradient_equivalents
         self._begin = time.process_time()
+        # What is evaluated for the record alone is neither charged nor timed.
+        self._record = task.objective.in_dtype(task.objective.dtype)
+        self._looked, self._recording = 0.0, 0.0
         self.not_finite = 0
         """Evaluations that gave infinity or NaN."""
         self.curve = Curve(budget)
@@ -62,7 +67,7 @@ class Meter:
     @property
     def seconds(self) -> float:
         """Processor time since the solver began, its own work included."""
-        return time.process_time() - self._begin
+        return time.process_time() - self._begin - self._recording
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure at the present weights.
@@ -77,6 +82,33 @@ class Meter:
         self.not_finite += not math.isfinite(value)
         self.curve.add(self.spent, value, self.seconds, self._task.objective.flat_parameters)
         return loss
+
+    def sampled(self, rows: Tensor) -> Tensor:
+        """Evaluate some examples as the closure of `ProgressiveLBFGS` at the present weights, for their share.
+
+        Raises:
+            _BudgetSpentError: as for `closure`.
+        """
+        share = len(rows) / self._task.setting.train_size
+        if self.spent + share > self._budget + 1e-6:
+            raise _BudgetSpentError
+        self._task.model.zero_grad()
+        total = 0.0
+        for part in rows.split(_EXAMPLES_AT_ONCE):
+            loss = self._task.loss(part) * (len(part) / len(rows))
+            loss.backward()
+            total += loss.item()
+        self._task.objective.spend(cl.Cost(gradients=share))
+        return torch.tensor(total, dtype=torch.float64)
+
+    def look(self, *, now: bool = False) -> None:
+        """Put the loss at the present weights on record, each time that a gradient equivalent was spent, or now."""
+        if not now and self.spent - self._looked < 1.0:
+            return
+        begin = time.process_time()
+        self._looked, seconds = self.spent, self.seconds
+        self.curve.add(self.spent, self._record.value(), seconds, self._task.objective.flat_parameters)
+        self._recording += time.process_time() - begin
 
     def at(self, weights: Tensor) -> tuple[float, Tensor]:
         """Return loss and gradient at a flat vector (n,)."""
@@ -100,6 +132,17 @@ Solver = Callable[[Task, Meter, torch.optim.Adam, Outcome], None]
 """Runs until it stops, and says in the outcome why."""
 
 
+def refusal(name: str, task: Task) -> str | None:
+    """Return why one of our second phases is not for this problem, or None."""
+    if name not in phase_two_names():
+        return None
+    phase = phase_two(name)
+    if phase.sampled and not task.setting.batch_size:
+        return "it has no examples to draw"
+    most = phase.max_parameters
+    return f"more than {most} parameters" if most is not None and task.objective.size > most else None
+
+
 def solve(name: str, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcome:
     """Run a solver from the task's present weights until the budget is spent or it stops by itself."""
     outcome = Outcome()
@@ -111,10 +154,20 @@ def solve(name: str, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcom
 
 
 def _ours(name: str, task: Task, meter: Meter, adam: torch.optim.Adam, outcome: Outcome) -> None:
-    optimizer: Any = phase_two(name).build(task.model.parameters(), adam)
+    phase, examples = phase_two(name), task.setting.train_size
+    optimizer: Any = phase.build(task.model.parameters(), adam, examples)
     failures = 0
+    if phase.sampled:
+        meter.look(now=True)
     while failures < _PATIENCE:
-        optimizer.step(meter.closure)
+        try:
+            optimizer.step(meter.sampled if phase.sampled else meter.closure)
+        except _BudgetSpentError:
+            if phase.sampled:  # The weights are those before the step.
+                meter.look(now=True)
+            raise
+        if phase.sampled:
+            meter.look()
         report = optimizer.report
         outcome.evaluations[report.values + report.gradients] += 1
         failures = failures + 1 if report.failed else 0

@@ -37,7 +37,7 @@ from convexlab.detection import Algorithm1, Detector, FixedEpoch, GradientNormPe
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import SymmetricOperator
-from convexlab.optim import LBFGS, NonlinearCG, SelfScaledBroyden, adam_preconditioner
+from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
@@ -61,6 +61,7 @@ __all__ = [
     "NonlinearCG",
     "Objective",
     "Probe",
+    "ProgressiveLBFGS",
     "Run",
     "SampledCurvature",
     "SelfScaledBroyden",

@@ -68,6 +68,11 @@ class Problem:
         """
         return self._in_random_batches(*(self.dataset.fresh or (self.dataset.x_test, self.dataset.y_test)))
 
+    def of_rows(self, rows: Tensor) -> Objective:
+        """Return the loss of some training examples by their rows (m,)."""
+        rows = rows.to(self.y.device)
+        return Objective(self.model, [(self.x[rows], self.y[rows])], self.loss)
+
     def _in_random_batches(self, x: Tensor, y: Tensor) -> Objective:
         batches = _RandomBatches(x, y, min(len(y), self.dataset.train_size))
         return Objective(self.model, batches, self.loss)

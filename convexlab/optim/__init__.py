@@ -17,6 +17,7 @@ from convexlab.optim.preconditioners import (
     low_rank_preconditioner,
     split_operator,
 )
+from convexlab.optim.progressive import ProgressiveLBFGS, SampleClosure
 from convexlab.optim.self_scaled_broyden import SelfScaledBroyden, self_scaled_update_names
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "LowRankPreconditioner",
     "NewtonCG",
     "NonlinearCG",
+    "ProgressiveLBFGS",
+    "SampleClosure",
     "SelfScaledBroyden",
     "StepReport",
     "adam_preconditioner",

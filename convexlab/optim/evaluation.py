@@ -14,7 +14,7 @@ from torch import Tensor
 from convexlab.errors import MisuseError
 from convexlab.parameters import accumulation_dtype, dot, flatten
 
-__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray"]
+__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray", "gradient_of"]
 
 Closure = Callable[..., Tensor | float]
 
@@ -68,7 +68,7 @@ class CountedClosure:
         self.gradients += 1
         with torch.enable_grad():
             loss = self._closure()
-        gradient = flatten(_gradient(parameter) for parameter in self._parameters)
+        gradient = flatten(gradient_of(parameter) for parameter in self._parameters)
         products = [dot(gradient, gradient)]
         if direction is not None:
             products.append(dot(gradient, direction))
@@ -103,7 +103,8 @@ class Ray:
         return evaluation.loss, slope
 
 
-def _gradient(parameter: Tensor) -> Tensor:
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return what the last backward pass has left; zeros where there is nothing."""
     if parameter.grad is None:
         return torch.zeros_like(parameter)
     return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad

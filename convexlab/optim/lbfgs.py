@@ -63,7 +63,8 @@ class LBFGS(FlatOptimizer):
 
     Args:
         params: parameters, or one group of them.
-        history: the number of pairs kept.
+        history: the number of pairs kept at most.
+        memory_budget: bytes that the pairs may take, of which there are fewer then, at least one; None for no limit.
         preconditioner: P, as in `NonlinearCG`, and linear. `adam_preconditioner` makes one of Adam's second moments.
         self_scaled: whether B is scaled at every step.
         line_search: a name from `line_search_names`, or a `LineSearch`. It should be one that uses slopes.
@@ -79,6 +80,7 @@ class LBFGS(FlatOptimizer):
         params: Any,
         *,
         history: int = 100,
+        memory_budget: int | None = None,
         preconditioner: Preconditioner | None = None,
         self_scaled: bool = False,
         line_search: str | LineSearch = "hager-zhang",
@@ -87,11 +89,16 @@ class LBFGS(FlatOptimizer):
     ) -> None:
         if not isinstance(history, int) or history < 1:
             raise MisuseError(f"history must be an integer of at least 1, got {history!r}. It is the pairs kept.")
+        if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 1):
+            raise MisuseError(f"memory_budget must be None or a whole number of bytes, got {memory_budget!r}.")
         check_preconditioner(preconditioner)
         self.history = history
         self.preconditioner = preconditioner
         self.self_scaled = self_scaled
         super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
+        if memory_budget is not None:
+            pair = 2 * sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
+            self.history = max(1, min(history, memory_budget // pair))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a stored state, which later steps leave as it is.

@@ -20,7 +20,10 @@ from convexlab.optim.line_search import LineSearch
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 from convexlab.parameters import accumulation_dtype, dot
 
-__all__ = ["SelfScaledBroyden", "self_scaled_update_names"]
+__all__ = ["MAX_PARAMETERS", "SelfScaledBroyden", "self_scaled_update_names"]
+
+MAX_PARAMETERS = 10_000
+"""The most that are taken unless asked for more: a matrix of 0.8 GB."""
 
 _GROWTH = 1.2  # First trial as a share of the step before.
 _DAMPED = 0.1  # Least sᵀy as a share of -sᵀg, as in `LBFGS`.
@@ -75,7 +78,7 @@ class SelfScaledBroyden(FlatOptimizer):
         update: str = "ssbroyden",
         preconditioner: Preconditioner | None = None,
         line_search: str | LineSearch = "hager-zhang",
-        max_parameters: int = 10_000,
+        max_parameters: int = MAX_PARAMETERS,
         max_evaluations: int | None = None,
         reuse: bool = True,
     ) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import FailureError
+from convexlab.optim import ProgressiveLBFGS
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.parameters import norm
 from convexlab.problem import Problem
@@ -56,6 +57,11 @@ class Trajectory:
     def cost(self) -> float:
         """Gradient equivalents charged so far."""
         return sum(self.costs.values())
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest training loss so far."""
+        return self._best_loss
 
     def charge(self, purpose: str, gradient_equivalents: float) -> None:
         """Add to what was spent."""
@@ -103,6 +109,33 @@ class Trajectory:
         self.phase = phase
         report = self.second.report
         return None if report is None else report.failed
+
+    def sampled_steps(self, phase: str, *, budget: float) -> str | None:
+        """Take steps of the second phase on its samples until about one gradient equivalent of ``budget`` is spent.
+
+        Returns:
+            None, or why the last step failed.
+        """
+        second, examples = self.second, len(self.problem.y)
+        assert isinstance(second, ProgressiveLBFGS)
+
+        def closure(rows: Tensor) -> Tensor:
+            self.charge(phase, len(rows) / examples)
+            return self.problem.of_rows(rows).closure()
+
+        begin, failed = self.cost, None
+        with self.timed(phase):
+            while failed is None and self.cost - begin < 1.0:
+                # What the sample has grown by since the last step costs less than one evaluation of it.
+                affordable = int((budget - (self.cost - begin)) * examples / second.sample_size) - 1
+                if affordable < 1:
+                    break
+                second.param_groups[0]["max_evaluations"] = affordable
+                second.step(closure)
+                failed = None if second.report is None else second.report.failed
+        self.epoch += 1
+        self.phase = phase
+        return failed
 
     def measure(self) -> None:
         """Evaluate the loss and its gradient over the whole training set, unless the second phase just did.

@@ -29,8 +29,11 @@ __all__ = ["default_directory", "train_two_phase"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
-# Failed steps in a row after which the second phase is given up for Adam, the paper's "safe resort".
+# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps that together
+# lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
 _PATIENCE = 2
+_STALL_STEPS, _STALL_SHARE = 50, 1e-3
+_RISE_STEPS = 10
 # The smallest default batch.
 _LEAST_BATCH = 16
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
@@ -120,6 +123,7 @@ def _train(
             dtype=config.dtype,
             device=config.device,
         )
+        phase_two(config.phase_two).check_size(problem.objective.size)
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
@@ -282,21 +286,43 @@ class _TwoPhaseTraining:
             left = budget - trajectory.cost
             if left < 1 + self.phase.search_cost:
                 return
-            failed = trajectory.second_step(name, search_cost=self.phase.search_cost, budget=left)
+            failed = (
+                trajectory.sampled_steps(name, budget=left)
+                if self.phase.sampled
+                else trajectory.second_step(name, search_cost=self.phase.search_cost, budget=left)
+            )
             trajectory.measure()
-            failures = trajectory.notes.get("failures", 0) + 1 if failed else 0
-            trajectory.notes["failures"] = failures
-            # A search that the budget cut short has not failed for good.
-            if failures >= _PATIENCE:
-                trajectory.notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": failed}
+            if reason := self._against(trajectory, failed):
+                trajectory.notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": reason}
             self._record(trajectory)
         while trajectory.cost + 1 <= budget:
             trajectory.adam_epoch()
             trajectory.measure()
             self._record(trajectory)
 
+    def _against(self, trajectory: Trajectory, failed: str | None) -> str | None:
+        """Take in a step of the second phase, and return what speaks against going on with it, if anything does."""
+        notes = trajectory.notes
+        # A search that the budget cut short has not failed for good.
+        notes["failures"] = notes.get("failures", 0) + 1 if failed else 0
+        notes["best_losses"] = [*notes.get("best_losses", []), trajectory.best_loss][-_STALL_STEPS - 1 :]
+        norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
+        above = bool(norms) and trajectory.gradient_norm > max(norms)
+        notes["risen"] = notes.get("risen", 0) + 1 if above else 0
+        if notes["failures"] >= _PATIENCE:
+            return failed
+        if notes["risen"] >= _RISE_STEPS:
+            return (
+                f"the gradient norm has been above Adam's largest, {max(norms):.3g}, for {_RISE_STEPS} steps: the peak "
+                "before the switch was not the only one"
+            )
+        before, now = notes["best_losses"][0], notes["best_losses"][-1]
+        if len(notes["best_losses"]) > _STALL_STEPS and before - now < _STALL_SHARE * before:
+            return f"{_STALL_STEPS} steps have lowered the loss by less than {_STALL_SHARE:.1%}"
+        return None
+
     def _build_second(self, adam: torch.optim.Adam) -> FlatOptimizer:
-        return self.phase.build(self.problem.model.parameters(), adam)
+        return self.phase.build(self.problem.model.parameters(), adam, self.problem.dataset.train_size)
 
     def _detector(self) -> Detector:
         switch_epoch = self.config.switch_epoch

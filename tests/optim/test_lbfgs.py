@@ -363,6 +363,7 @@ def test_preconditioner_must_return_a_vector(preconditioner: Callable[[Tensor], 
     [
         ({"history": 0}, "history"),
         ({"history": 2.5}, "history"),
+        ({"memory_budget": 0}, "memory_budget must be None or a whole number of bytes, got 0"),
         ({"line_search": "armijo"}, "unknown line search"),
         ({"preconditioner": torch.ones(2)}, "preconditioner must be"),
     ],
@@ -431,6 +432,12 @@ def test_room_grows_with_the_pairs_up_to_the_history() -> None:
     assert rows[0] == 8
     assert rows[-1] == 20
     assert rows == sorted(rows)
+
+
+@pytest.mark.parametrize(("budget", "pairs"), [(None, 9), (10**9, 9), (5 * 2 * 8 * 33, 5), (1, 1)])
+def test_pairs_fit_their_memory_budget(budget: int | None, pairs: int) -> None:
+    *_, (_, _, optimiser) = _run(Regression(), Regression().start, 12, history=9, memory_budget=budget)
+    assert optimiser.history == len(_memory(optimiser)["s"]) == pairs  # 33 weights in float64, twice a pair.
 
 
 def test_changed_weights_drop_the_pairs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import runpy
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.optim import NonlinearCG
+from convexlab.optim import NonlinearCG, ProgressiveLBFGS, SampleClosure
 from convexlab.problem import build_problem
 from convexlab.progress import Progress
 from convexlab.runs import Run
@@ -355,6 +356,91 @@ def test_a_single_failure_is_no_reason(tiny: Options, tmp_path: Path, monkeypatc
     assert made.summary is not None
     assert made.summary["safe_resort"] is None
     assert {row["phase"] for row in rows_of(made, "two-phase")[5:]} == {"stuck"}
+
+
+class Scripted(Stuck):
+    """Moves the weights at every step by so much."""
+
+    def __init__(self, params: Iterable[nn.Parameter], move: float) -> None:
+        super().__init__(lambda _: False)
+        self._params = list(params)
+        self._move = move
+
+    def step(self, closure: Callable[[], Tensor]) -> None:
+        super().step(closure)
+        with torch.no_grad():
+            for parameter in self._params:
+                parameter.mul_(1.0 + self._move)
+
+
+def train_scripted(move: float, tiny: Options, out: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Run:
+    phase = PhaseTwo("under test", lambda params, *_: Scripted(params, move))  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(dict_of_phases(monkeypatch), "scripted", phase)
+    return cl.train_two_phase(out=out, **tiny | {"phase_two": "scripted", "no_baseline": True} | more)
+
+
+def test_a_stalled_phase_resorts_to_adam(tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = train_scripted(0.0, tiny, tmp_path / "run", monkeypatch, epochs=60)
+    assert made.summary is not None
+    reason = "50 steps have lowered the loss by less than 0.1%"
+    assert made.summary["safe_resort"] == {"epoch": 4 + 51, "reason": reason}
+    assert [row["phase"] for row in rows_of(made, "two-phase")[-5:]] == ["adam"] * 5
+
+
+def test_a_gradient_norm_above_adams_resorts_to_adam(
+    tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = train_scripted(0.2, tiny, tmp_path / "run", monkeypatch, epochs=40)
+    rows = rows_of(made, "two-phase")
+    largest = max(row["gradient_norm"] for row in rows if row["phase"] == "adam" and row["epoch"] <= 4)
+    above = [row["epoch"] for row in rows if row["phase"] == "scripted" and row["gradient_norm"] > largest]
+    assert made.summary is not None
+    resort = made.summary["safe_resort"]
+    assert resort["epoch"] == above[-1]
+    assert above[-10:] == list(range(above[-1] - 9, above[-1] + 1))
+    assert resort["reason"].startswith(f"the gradient norm has been above Adam's largest, {largest:.3g}, for 10 steps")
+    assert {row["phase"] for row in rows if row["epoch"] > resort["epoch"]} == {"adam"}
+
+
+def test_a_growing_sample_is_charged_by_its_share(
+    tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Watched(ProgressiveLBFGS):
+        def step(self, closure: SampleClosure) -> Tensor:  # type: ignore[override]
+            def watched(rows: Tensor) -> Tensor:
+                sizes.append(len(rows))
+                return closure(rows)
+
+            return super().step(watched)
+
+    def build(params: Iterable[nn.Parameter], adam: torch.optim.Adam, examples: int) -> ProgressiveLBFGS:
+        return Watched(params, examples=examples, sample_size=20, theta=0.5)
+
+    monkeypatch.setitem(dict_of_phases(monkeypatch), "sampled", PhaseTwo("under test", build, sampled=True))
+    made = cl.train_two_phase(out=tmp_path / "run", **tiny | {"phase_two": "sampled", "no_baseline": True})
+    assert made.summary is not None
+    breakdown = made.summary["two_phase"]["cost_breakdown"]
+    assert breakdown["sampled"] == pytest.approx(sum(sizes) / TRAIN_SIZE, rel=1e-12)
+    assert 6.0 < breakdown["sampled"] <= 8.0
+    assert len(sizes) > 30  # Of 7 examples or fewer at first.
+    # What is written down is the loss over all examples, not over the sample.
+    last = made.checkpoints[-1]
+    problem = build_problem(str(tiny["model"]), str(tiny["dataset"]), "mse", device="cpu")
+    problem.model.load_state_dict(load_file(last))
+    assert rows_of(made, "two-phase")[-1]["train_loss"] == pytest.approx(problem.objective.value(), rel=1e-6)
+
+
+def test_a_network_too_large_for_a_dense_matrix_is_refused_before_any_work(
+    tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = dataclasses.replace(_PHASES["ssbroyden-adam"], max_parameters=PARAMETERS - 1)
+    monkeypatch.setitem(dict_of_phases(monkeypatch), "ssbroyden-adam", phase)
+    message = f"takes at most {PARAMETERS - 1} parameters, but the model has {PARAMETERS}. Choose another --phase-two"
+    with pytest.raises(cl.MisuseError, match=message):
+        cl.train_two_phase(out=tmp_path / "run", **tiny | {"phase_two": "ssbroyden-adam"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_fails_and_keeps_what_was_done(tiny: Options, tmp_path: Path) -> None:
