@@ -223,7 +223,7 @@ class FlatOptimizer(torch.optim.Optimizer):
     def _search(
         self, ray: Ray, weights: Tensor, start: Evaluation, direction: Direction, limit: int | None
     ) -> SearchResult:
-        resolution = torch.finfo(weights.dtype).eps
+        resolution = self._memory.get("resolution", torch.finfo(weights.dtype).eps)
         line = Line(ray.evaluate, start.loss, direction.slope, max_evaluations=limit, resolution=resolution)
         if direction.initial_step is not None:
             initial = direction.initial_step
@@ -231,7 +231,10 @@ class FlatOptimizer(torch.optim.Optimizer):
             initial = self.line_search.next_step(line, *direction.previous)
         else:
             initial = self._memory.get("first_step") or _first_step(weights, start, direction)
-        return self.line_search(line, initial)
+        result = self.line_search(line, initial)
+        if line.resolution > resolution:  # Found out once, for the steps to come too.
+            self._memory["resolution"] = line.resolution
+        return result
 
     def _accept(self, ray: Ray, direction: Direction, result: SearchResult) -> None:
         weights = ray.at(result.step_size)
@@ -250,7 +253,10 @@ class FlatOptimizer(torch.optim.Optimizer):
         reason: str,
     ) -> StepReport:
         self._write(weights)
+        resolution = self._memory.get("resolution")
         self.restart()
+        if resolution is not None:  # It is the loss's, not of what was learnt about directions.
+            self._memory["resolution"] = resolution
         self._keep(weights, start if start.finite else None)
         return _report(start, call, slope, restarted=restarted, failed=reason)
 

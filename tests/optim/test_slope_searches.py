@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize._dcsrch import DCSRCH
 
+from convexlab.optim import LBFGS
 from convexlab.optim.line_search import HagerZhang, Line, SearchResult, StrongWolfe
 from tests.optim.lines import BARRIER, CUBIC, MORE_THUENTE, Function, power
 
@@ -173,3 +176,44 @@ def test_hager_zhang_is_not_misled_by_noise(seed: int) -> None:
     result = HagerZhang(delta=0.45, sigma=0.45)(function.line(resolution=2.0**-23), 0.01)
     assert result.converged
     assert 0.55 - 2.0**-20 <= result.step_size < 2.0
+
+
+class _Coarse(torch.autograd.Function):
+    """Lets the value through in steps of ``grain``, and the gradient as it is: what cancellation does to a loss."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, grain: float, phase: float) -> torch.Tensor:
+        return torch.round(value / grain + phase) * grain
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient, None, None
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_values_that_are_less_exact_than_their_type_are_found_out(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(0, 6, 20, dtype=torch.float64)
+    centre = torch.randn(20, generator=generator, dtype=torch.float64)
+    x = torch.nn.Parameter(torch.zeros(20, dtype=torch.float64))
+
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        return 1.0 + (scales * (x - centre).square()).sum() / 2.0
+
+    def closure() -> torch.Tensor:
+        x.grad = None
+        # The grain's phase jumps from point to point, as rounding does.
+        phase = float((x.detach() * 1e6).sum().sin()) / 2.0
+        loss = _Coarse.apply(exact(x), 1e-3, phase)
+        loss.backward()
+        return loss
+
+    optimiser = LBFGS([x])
+    for _ in range(200):
+        optimiser.step(closure)
+        assert optimiser.report is not None
+        if optimiser.report.failed:
+            break
+    # A search that takes the values at their word gives up at an excess of 1e-3 to 5e-2.
+    assert float(exact(x.detach())) - 1.0 <= 1e-8
+    assert 1e-4 <= optimiser.state[x]["resolution"] <= 1e-3

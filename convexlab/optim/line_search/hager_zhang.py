@@ -21,12 +21,17 @@ from convexlab.optim.line_search.interface import (
 
 __all__ = ["HagerZhang"]
 
+_NOISIEST = 1e-2  # Relative rounding of a loss beyond which no step is taken on its slopes alone.
 _TRUSTED = 8.0  # The parabola's curvature must exceed this many roundings of the loss: known to some 20 per cent.
 
 
 class _Accepted(Exception):  # noqa: N818 - not an error: a trial inside nested updates met the conditions.
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
+
+
+class _Noisy(Exception):  # noqa: N818 - not an error: the search begins again, knowing more.
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,10 @@ class HagerZhang(LineSearch):
 
     T2 asks of the values only that they do not rise by more than their rounding. It resolves a minimum to the rounding
     of the slope, where values resolve it to the root of theirs; so it goes on where float32 losses no longer differ.
+
+    Where the loss rises at once although the slope hardly changes, its values are less exact than ε: cancellation, as
+    in the residuals of physics-informed networks. Then `Line.resolution` becomes what was seen, and the search begins
+    again.
     """
 
     delta: float = 0.1
@@ -102,7 +111,13 @@ class HagerZhang(LineSearch):
         return super().next_step(line, previous_step, previous_slope)
 
     def _search(self, line: Line, initial_step: float) -> Trial:
-        search = _Search(self, line)
+        try:
+            return self._search_once(line, initial_step)
+        except _Noisy:
+            return self._search_once(line, initial_step, learns=False)
+
+    def _search_once(self, line: Line, initial_step: float, *, learns: bool = True) -> Trial:
+        search = _Search(self, line, learns=learns)
         try:
             a, b = search.bracket(initial_step)
             while True:
@@ -118,9 +133,10 @@ class HagerZhang(LineSearch):
 class _Search:
     """The nested procedures; every trial that meets T1 or T2 ends them all at once, as the paper has it."""
 
-    def __init__(self, rule: HagerZhang, line: Line) -> None:
+    def __init__(self, rule: HagerZhang, line: Line, *, learns: bool) -> None:
         self.rule = rule
         self.line = line
+        self.learns = learns
         epsilon = max(rule.epsilon, 8.0 * line.resolution)
         self.limit = line.start.value + epsilon * abs(line.start.value)
 
@@ -174,7 +190,18 @@ class _Search:
         """Stop where the loss is too high at b but not at a, so near by that φ'(0) predicts no visible change."""
         _check_progress(self.line, a, b)
         if -self.line.start.slope * (b.step - a.step) <= self.line.resolution * abs(self.line.start.value):
+            self.learn(b)
             raise SearchStopped("the loss rises at once where its slope says that it falls")
+
+    def learn(self, b: Trial) -> None:
+        """Begin again if the loss at b is too high by no more than its rounding may be, where the slope is as at 0."""
+        start = self.line.start
+        # Twice the rise is allowed for then.
+        resolution = (b.value - start.value) / (4.0 * abs(start.value)) if start.value != 0.0 else math.inf
+        steady = abs(b.slope - start.slope) <= 0.5 * -start.slope
+        if self.learns and steady and self.line.resolution < resolution <= _NOISIEST / 8.0:
+            self.line.resolution = resolution
+            raise _Noisy
 
     def double_secant(self, a: Trial, b: Trial) -> tuple[Trial, Trial]:
         c = _secant(a, b)  # S1.

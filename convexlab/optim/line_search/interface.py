@@ -59,7 +59,8 @@ class Line:
         value: φ(0).
         slope: φ'(0), negative.
         max_evaluations: limit on calls of ``evaluate`` (None: none).
-        resolution: relative rounding error of a value (unit of the floating-point type).
+        resolution: relative rounding error of a value, at least the unit of the floating-point type. A search that
+            finds the values less exact raises it.
 
     Raises:
         MisuseError: φ(0) or φ'(0) is not finite, or φ'(0) is not negative.
