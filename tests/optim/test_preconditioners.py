@@ -91,6 +91,31 @@ def test_first_step_by_hand() -> None:
     torch.testing.assert_close(adam_preconditioner(adam, ridge=0.5).diagonal, expected, rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.75, 1.0])
+def test_adams_moments_to_another_power(exponent: float) -> None:
+    x = nn.Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    adam = torch.optim.Adam([x], betas=(0.9, 0.9))
+    squares = torch.zeros(3, dtype=torch.float64)
+    for step in range(3):
+        x.grad = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64) * (step + 1)
+        squares = 0.9 * squares + 0.1 * x.grad.square()
+        adam.step()
+    powers = (squares / (1.0 - 0.9**3)) ** exponent
+    expected = 1.0 / (powers + 0.2 * powers.mean())
+    found = adam_preconditioner(adam, ridge=0.2, exponent=exponent).diagonal
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 1.5, float("nan")])
+def test_an_exponent_out_of_range(exponent: float) -> None:
+    x = nn.Parameter(torch.ones(2))
+    adam = torch.optim.Adam([x])
+    x.grad = torch.ones(2)
+    adam.step()
+    with pytest.raises(MisuseError, match="expected exponent to be from 0 to 1"):
+        adam_preconditioner(adam, exponent=exponent)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 def test_scale_of_the_loss_only_scales_it(scale: float) -> None:
     diagonals = []
