@@ -1,8 +1,12 @@
 """Detectors: when to hand over from Adam to the second phase."""
 
+from collections.abc import Callable
+
 from convexlab.detection.base import Detector
+from convexlab.detection.change import GradientNormChange, UnimodalNorm
 from convexlab.detection.fixed import FixedEpoch
 from convexlab.detection.peak import Algorithm1, GradientNormPeak
+from convexlab.detection.plateau import LossPlateau
 from convexlab.errors import unknown_name
 
 __all__ = [
@@ -10,16 +14,22 @@ __all__ = [
     "Algorithm1",
     "Detector",
     "FixedEpoch",
+    "GradientNormChange",
     "GradientNormPeak",
+    "LossPlateau",
+    "UnimodalNorm",
     "build_detector",
     "detector_names",
 ]
 
 DEFAULT_DETECTOR = "gradient-norm-peak"
 
-_DETECTORS: dict[str, type[Algorithm1 | GradientNormPeak]] = {
+_DETECTORS: dict[str, Callable[[], Detector]] = {
     "algorithm-1": Algorithm1,
     "gradient-norm-peak": GradientNormPeak,
+    "gradient-norm-change": GradientNormChange,
+    "unimodal-norm": UnimodalNorm,
+    "loss-plateau": LossPlateau,
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-__all__ = ["Detector"]
+from convexlab.errors import MisuseError
+
+__all__ = ["Detector", "at_least", "fraction", "positive"]
 
 
 class Detector(ABC):
@@ -41,3 +43,36 @@ class Detector(ABC):
     @abstractmethod
     def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
         """Return whether to switch, and why or why not yet."""
+
+
+def fraction(name: str, value: float) -> float:
+    """Return a setting that lies between 0 and 1.
+
+    Raises:
+        MisuseError: it does not.
+    """
+    if not 0 < value < 1:
+        raise MisuseError(f"expected {name} between 0 and 1, got {value!r}.")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """Return a setting that is positive and finite.
+
+    Raises:
+        MisuseError: it is not.
+    """
+    if not 0 < value < math.inf:
+        raise MisuseError(f"expected {name} to be a positive number, got {value!r}.")
+    return value
+
+
+def at_least(name: str, epochs: int, least: int) -> int:
+    """Return a number of epochs that is not below the least.
+
+    Raises:
+        MisuseError: it is.
+    """
+    if not epochs >= least:
+        raise MisuseError(f"expected {name} of at least {least} epoch{'s' if least > 1 else ''}, got {epochs!r}.")
+    return epochs

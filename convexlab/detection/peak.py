@@ -6,7 +6,7 @@ import math
 from collections import deque
 from statistics import median
 
-from convexlab.detection.base import Detector
+from convexlab.detection.base import Detector, at_least, fraction
 from convexlab.errors import MisuseError
 
 __all__ = ["Algorithm1", "GradientNormPeak"]
@@ -22,7 +22,7 @@ class Algorithm1(Detector):
     def __init__(self, factor: float = 0.9) -> None:
         """Take the paper's ``gnfact``."""
         super().__init__()
-        self.factor = _fraction("factor", factor)
+        self.factor = fraction("factor", factor)
         self._largest = 0.0
 
     def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
@@ -56,15 +56,12 @@ class GradientNormPeak(Detector):
 
     def __init__(self, factor: float = 0.9, *, rise: float = 1.25, window: int = 5, patience: int = 2) -> None:
         super().__init__()
-        self.factor = _fraction("factor", factor)
+        self.factor = fraction("factor", factor)
         if not rise > 1:
             raise MisuseError(f"expected rise to be above 1, got {rise!r}.")
-        for name, value in (("window", window), ("patience", patience)):
-            if value < 1:
-                raise MisuseError(f"expected {name} of at least 1 epoch, got {value!r}.")
         self.rise = rise
-        self.patience = patience
-        self._recent: deque[float] = deque(maxlen=window)
+        self.patience = at_least("patience", patience, 1)
+        self._recent: deque[float] = deque(maxlen=at_least("window", window, 1))
         self._trough = math.inf
         self._peak: float | None = None
         self._fallen = 0
@@ -90,9 +87,3 @@ class GradientNormPeak(Detector):
             True,
             f"{rose} and fell to {norm:.3g}, below {self.factor:g} of it (medians of {len(self._recent)} epochs)",
         )
-
-
-def _fraction(name: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise MisuseError(f"expected {name} between 0 and 1, got {value!r}.")
-    return value

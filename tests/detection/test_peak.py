@@ -6,12 +6,14 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convexlab import Algorithm1, Detector, GradientNormPeak, MisuseError
+from convexlab.detection import build_detector, detector_names
 
 # Full gradient norms after every epoch of Adam on the digits with vit-mlp: batch 72 and rate 2e-3, 512 and 1e-3.
 SMALL_BATCH = [
@@ -27,7 +29,11 @@ NAN = math.nan
 
 quick = settings(deadline=None, max_examples=50)
 norms = st.lists(st.floats(1e-3, 1e3), max_size=40)
-detectors = pytest.mark.parametrize("make", [Algorithm1, GradientNormPeak, lambda: GradientNormPeak(patience=1)])
+detectors = pytest.mark.parametrize(
+    "make",
+    [*(partial(build_detector, name) for name in detector_names()), lambda: GradientNormPeak(patience=1)],
+    ids=[*detector_names(), "patience 1"],
+)
 
 
 def fires_at(detector: Detector, curve: Sequence[float], loss: float = 1.0) -> int | None:

@@ -30,7 +30,13 @@ def test_unknown_name_suggests_a_known_one() -> None:
 
 
 def test_only_what_looks_at_the_gradient_is_charged() -> None:
-    assert all(build_detector(name).cost == 1.0 for name in ("algorithm-1", "gradient-norm-peak"))
+    assert {name: build_detector(name).cost for name in detector_names()} == {
+        "algorithm-1": 1.0,
+        "gradient-norm-peak": 1.0,
+        "gradient-norm-change": 1.0,
+        "unimodal-norm": 1.0,
+        "loss-plateau": 1 / 3,
+    }
     assert FixedEpoch(3).cost == 0.0
 
 
