@@ -86,8 +86,10 @@ class UnimodalNorm(Detector):
 
     The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Least squares fit log
     norm, in the order of falling losses, by a sequence that rises, then falls, exactly (pool adjacent violators, Barlow
-    et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005). The switch is where the highest level
-    of the fit is above both its first and its last by 1 / ``factor`` and by ``threshold`` standard deviations of the
+    et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005).
+
+    The switch is where the fit's highest
+    level is above both its first and its last by 1 / ``factor`` and by ``threshold`` standard deviations of the
     difference of their means, the noise as in `GradientNormChange`. The initial transient is cut off: the sequence
     begins at the least norm before the largest rise.
 
