@@ -31,7 +31,15 @@ from convexlab.curvature import (
 from convexlab.datasets import Dataset, load_dataset
 
 # When to hand over, and to what
-from convexlab.detection import Algorithm1, Detector, FixedEpoch, GradientNormPeak
+from convexlab.detection import (
+    Algorithm1,
+    Detector,
+    FixedEpoch,
+    GradientNormChange,
+    GradientNormPeak,
+    LossPlateau,
+    UnimodalNorm,
+)
 
 # Errors
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
@@ -55,7 +63,9 @@ __all__ = [
     "ExtremeEigenvalues",
     "FailureError",
     "FixedEpoch",
+    "GradientNormChange",
     "GradientNormPeak",
+    "LossPlateau",
     "MemoryForecast",
     "MisuseError",
     "NonlinearCG",
@@ -69,6 +79,7 @@ __all__ = [
     "SymmetricOperator",
     "TraceEstimate",
     "TwoPhaseConfig",
+    "UnimodalNorm",
     "Verdict",
     "__version__",
     "adam_preconditioner",
