@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from phase_two_results import Results, mean_ratio, spread_of, table
+from phase_two_results import FLOOR, Results, mean_ratio, spread_of, table
 from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_solvers import SOLVERS
 from phase_two_whole import switches, whole
@@ -33,7 +33,8 @@ def _inventory(results: Results) -> str:
     return (
         f"{len(results.problems)} problems (model/data/loss, training examples or points, budget in gradient "
         f"equivalents), seeds {', '.join(map(str, seeds))}. Losses are the lowest training losses met within the "
-        f"budget, medians over seeds; ratios are of those medians. {absent} runs were not possible: "
+        f"budget, medians over seeds; ratios are of those medians. One below {FLOOR:.2g}, "
+        f"float32's resolution, counts as that. {absent} runs were not possible: "
         "nothing to start from, or a solver that is not for the problem."
     )
 

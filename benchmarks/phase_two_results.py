@@ -11,10 +11,13 @@ from typing import Any
 
 from phase_two_problems import EQUATIONS, PROBLEMS
 
-__all__ = ["Line", "Results", "line_key", "mean_ratio", "read_lines", "spread_of", "table"]
+__all__ = ["FLOOR", "Line", "Results", "line_key", "mean_ratio", "read_lines", "spread_of", "table"]
 
 Line = dict[str, Any]
-_TINY = 1e-300  # A loss of zero has no logarithm.
+FLOOR = 2.0**-23
+"""Training losses below float32's resolution count as that: how far cross-entropy falls beyond it, on examples that are
+told apart without error, means nothing, and zero has no ratio."""
+_FLOORED = ("loss", "phase_loss")
 
 
 def read_lines(file: Path, *, repair: bool = False) -> Iterator[Line]:
@@ -63,7 +66,7 @@ class Results:
 
     def value(self, problem: str, key: str, name: str = "loss") -> float | None:
         """Return the median over seeds of one figure of a run, or None without any."""
-        values = [line[name] for line in self.lines(problem, key).values() if line.get(name) is not None]
+        values = [_figure(line, name) for line in self.lines(problem, key).values() if line.get(name) is not None]
         return median(values) if values else None
 
     def best(self, problem: str, keys: Iterable[str], name: str = "loss") -> str | None:
@@ -76,13 +79,18 @@ class Results:
         if key is None or other is None:
             return None
         mine, theirs = self.value(problem, key, name), self.value(problem, other, name)
-        return None if mine is None or theirs is None else max(mine, _TINY) / max(theirs, _TINY)
+        return None if mine is None or theirs is None else mine / theirs
 
     def spread(self, problem: str, key: str, other: str, name: str = "loss") -> tuple[float, float] | None:
         """Return the least and the largest ratio of two runs, seed by seed."""
         mine, theirs = self.lines(problem, key), self.lines(problem, other)
-        ratios = [mine[seed][name] / max(theirs[seed][name], _TINY) for seed in mine.keys() & theirs.keys()]
+        ratios = [_figure(mine[seed], name) / _figure(theirs[seed], name) for seed in mine.keys() & theirs.keys()]
         return (min(ratios), max(ratios)) if ratios else None
+
+
+def _figure(line: Line, name: str) -> float:
+    value: float = line[name]
+    return max(value, FLOOR) if name in _FLOORED else value
 
 
 def mean_ratio(ratios: Iterable[float | None]) -> float | None:

@@ -135,7 +135,8 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: the digits of scikit-learn, about a minute and a half on two cores. Ends by naming the report it wrote.
+    With no option: the digits of scikit-learn, about a minute and a half on two cores. Ends by naming the report it
+    wrote.
     """
     from convexlab.reporting import summary_lines, write_report
 
