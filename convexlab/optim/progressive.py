@@ -104,32 +104,35 @@ class ProgressiveLBFGS(LBFGS):
         if not callable(closure):
             raise MisuseError(f"step needs a closure that takes the rows of examples, got {closure!r}.")
         sample = _Sample(closure, self._parameters)
+        limit = self._limit()
+        try:
+            return self._step_on_samples(sample, math.inf if limit is None else limit * self.sample_size)
+        finally:
+            self.param_groups[0]["max_evaluations"] = limit
+
+    def _step_on_samples(self, sample: _Sample, left: float) -> Tensor:
+        """Search on the present sample, and on twice as many where that fails, for at most ``left`` single examples."""
         first: Tensor | None = None
         values = gradients = 0
         while True:
             size = self.sample_size
             self._take_up(sample, size)
             sample.rows = self._rows(0, size)
+            self.param_groups[0]["max_evaluations"] = None if left == math.inf else int(left // size)
             loss = super().step(sample)
             first = loss if first is None else first
             report = self.report
             assert report is not None
+            left -= report.gradients * size
             values, gradients = values + report.values, gradients + report.gradients
             self.report = dataclasses.replace(report, values=values, gradients=gradients)
             self._memory["kept_examples"] = size
-            if report.failed is None:
-                wanted = self._wanted_size(sample, size)
-            elif size < self.examples and not self._spent(gradients):
-                wanted = 2 * size
-            else:
-                return first
+            wanted = self._wanted_size(sample, size) if report.failed is None else 2 * size
             self.param_groups[0]["sample_size"] = min(self.examples, max(size, wanted))
-            if report.failed is None:
+            # As many again to take up, then all of them once: where that is too much, the next step does it.
+            if report.failed is None or size == self.examples or left < 3 * size:
                 return first
-
-    def _spent(self, evaluations: int) -> bool:
-        limit = self._limit()
-        return limit is not None and evaluations >= limit
+            left -= size
 
     def _rows(self, begin: int, end: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

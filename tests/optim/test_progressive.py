@@ -173,6 +173,23 @@ def test_a_search_that_fails_on_a_sample_goes_on_with_twice_as_many() -> None:
     assert optimiser.report.gradients > 1
 
 
+@pytest.mark.parametrize("limit", [1, 4, 12, 40])
+def test_a_limit_holds_however_often_the_sample_doubles(limit: int) -> None:
+    examples = Examples()
+    x, optimiser = begin(examples, sample_size=20, theta=1e100)
+    doubled = False
+    for _ in range(60):
+        size = optimiser.sample_size
+        optimiser.param_groups[0]["max_evaluations"] = limit
+        examples.seen.clear()
+        optimiser.step(examples.closure(x))
+        # One more evaluation opens a step that has no gradient to reuse, as in every flat optimiser.
+        assert sum(examples.seen) <= (limit + 1) * size + size // 2  # What an earlier step has doubled it by.
+        assert optimiser.param_groups[0]["max_evaluations"] == limit
+        doubled |= optimiser.sample_size > size
+    assert doubled
+
+
 def test_what_it_knows_is_of_all_examples_or_nothing() -> None:
     examples = Examples()
     x, optimiser = begin(examples)
