@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from convexlab.detection.base import Detector
+from convexlab.detection.base import Detector, Signals
 from convexlab.detection.change import GradientNormChange, UnimodalNorm
 from convexlab.detection.fixed import FixedEpoch
 from convexlab.detection.peak import Algorithm1, GradientNormPeak
@@ -17,6 +17,7 @@ __all__ = [
     "GradientNormChange",
     "GradientNormPeak",
     "LossPlateau",
+    "Signals",
     "UnimodalNorm",
     "build_detector",
     "detector_names",

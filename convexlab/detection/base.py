@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from convexlab.errors import MisuseError
 
-__all__ = ["Detector", "at_least", "fraction", "positive"]
+__all__ = ["Detector", "Signals", "at_least", "fraction", "positive"]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a detector may be told of an epoch; None was not measured at all, NaN is not known this time.
+
+    A loss that is multiplied by a number multiplies all of them but the rate, which it divides.
+    """
+
+    loss: float
+    """Of the training set."""
+    gradient_norm: float
+    """‖g‖ of that loss."""
+    gradient_noise: float | None = None
+    """Standard error of ``gradient_norm`` where it was estimated from mini-batches."""
+    gradient_curvature: float | None = None
+    """gᵀHg / gᵀg."""
+    smallest: float | None = None
+    """Smallest eigenvalue of the Hessian."""
+    largest: float | None = None
+    """Its largest."""
+    projected_rate: float | None = None
+    """The rate at which gradient descent would have gone as far along the gradient as Adam did: -pᵀp / pᵀg, p Adam's
+    step (Keskar and Socher 2017, arXiv 1712.07628, equation 3)."""
 
 
 class Detector(ABC):
     """Decides online, from what it has been told so far.
 
-    Only ratios of losses and of norms may decide, so that a rescaled loss gives the same decision.
+    Only ratios may decide, so that a rescaled loss gives the same decision.
     """
 
     cost = 1.0
     """Gradient equivalents an epoch for what it is told: the norm of the whole training set's gradient."""
+    needs: frozenset[str] = frozenset()
+    """Fields of `Signals` that it has to be told of beside loss and gradient norm."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
@@ -28,20 +55,35 @@ class Detector(ABC):
         self.reason = "no epoch was seen"
         """Why it was made, or what is being waited for: one clause."""
 
-    def update(self, *, loss: float, gradient_norm: float) -> bool:
+    def update(self, *, loss: float, gradient_norm: float, **more: float | None) -> bool:
         """Take in one epoch and return whether to switch now, or has been.
 
         An epoch whose loss or norm is not finite counts as an epoch and decides nothing.
+
+        Args:
+            loss: see `Signals`.
+            gradient_norm: see `Signals`.
+            **more: the other fields of `Signals`.
+
+        Raises:
+            MisuseError: something that it needs is not among them.
         """
+        seen = Signals(loss, gradient_norm, **more)
+        missing = [name for name in sorted(self.needs) if getattr(seen, name) is None]
+        if missing:
+            raise MisuseError(
+                f"{type(self).__name__} has to be told {' and '.join(missing)} as well, NaN where an epoch has none. "
+                "convexlab.Watch measures them."
+            )
         if self.fired:
             return True
         self.epoch += 1
         if math.isfinite(loss) and math.isfinite(gradient_norm):
-            self.fired, self.reason = self._decide(loss, gradient_norm)
+            self.fired, self.reason = self._decide(seen)
         return self.fired
 
     @abstractmethod
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
         """Return whether to switch, and why or why not yet."""
 
 

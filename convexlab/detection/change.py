@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
 
-from convexlab.detection.base import Detector, at_least, fraction, positive
+from convexlab.detection.base import Detector, Signals, at_least, fraction, positive
 
 __all__ = ["GradientNormChange", "UnimodalNorm"]
 
@@ -47,7 +47,8 @@ class GradientNormChange(Detector):
         self._begin = 0
         self._risen: int | None = None
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
+        gradient_norm = seen.gradient_norm
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._logs else self._unit
@@ -113,11 +114,12 @@ class UnimodalNorm(Detector):
         self._unit = math.nan
         self._points: list[tuple[float, float]] = []
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
+        gradient_norm = seen.gradient_norm
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._points else self._unit
-        self._points.append((loss, math.log(gradient_norm / self._unit)))
+        self._points.append((seen.loss, math.log(gradient_norm / self._unit)))
         if len(self._points) < self.warmup:
             return False, f"{self.warmup} epochs are needed to see a shape"
         logs = [log for _, log in sorted(self._points, key=lambda point: -point[0])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convexlab.detection.base import Detector
+from convexlab.detection.base import Detector, Signals
 from convexlab.errors import MisuseError
 
 __all__ = ["FixedEpoch"]
@@ -20,7 +20,7 @@ class FixedEpoch(Detector):
             raise MisuseError(f"expected switch_epoch of at least 1, got {switch_epoch!r}.")
         self.switch_epoch = switch_epoch
 
-    def update(self, *, loss: float, gradient_norm: float) -> bool:
+    def update(self, *, loss: float, gradient_norm: float, **more: float | None) -> bool:
         """Count one epoch, finite or not, and return whether it is time."""
         if not self.fired:
             self.epoch += 1
@@ -28,5 +28,5 @@ class FixedEpoch(Detector):
             self.reason = f"the switch was set to epoch {self.switch_epoch}"
         return self.fired
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
         raise NotImplementedError  # `update` needs neither

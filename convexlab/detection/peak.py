@@ -6,7 +6,7 @@ import math
 from collections import deque
 from statistics import median
 
-from convexlab.detection.base import Detector, at_least, fraction
+from convexlab.detection.base import Detector, Signals, at_least, fraction
 from convexlab.errors import MisuseError
 
 __all__ = ["Algorithm1", "GradientNormPeak"]
@@ -25,7 +25,8 @@ class Algorithm1(Detector):
         self.factor = fraction("factor", factor)
         self._largest = 0.0
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
+        gradient_norm = seen.gradient_norm
         self._largest = max(gradient_norm, self._largest)
         fired = not gradient_norm > self._largest * self.factor
         relation = "fell to" if fired else "is still above"
@@ -66,8 +67,8 @@ class GradientNormPeak(Detector):
         self._peak: float | None = None
         self._fallen = 0
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
-        self._recent.append(gradient_norm)
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
+        self._recent.append(seen.gradient_norm)
         norm = median(self._recent)
         if self._peak is None:
             self._trough = min(self._trough, norm)

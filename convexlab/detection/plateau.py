@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convexlab.detection.base import Detector, at_least, fraction
+from convexlab.detection.base import Detector, Signals, at_least, fraction
 
 __all__ = ["LossPlateau"]
 
@@ -31,7 +31,8 @@ class LossPlateau(Detector):
         self._best = math.inf
         self._waited = 0
 
-    def _decide(self, loss: float, gradient_norm: float) -> tuple[bool, str]:
+    def _decide(self, seen: Signals) -> tuple[bool, str]:
+        loss = seen.loss
         if loss < self._best * (1.0 - self.share) or self._best == math.inf:
             self._best, self._waited = loss, 0
         else:

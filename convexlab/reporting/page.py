@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from convexlab.errors import MisuseError
 from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.comparison_figure import comparison_chart
@@ -28,6 +26,7 @@ from convexlab.reporting.tables import (
     results_table,
     settings_tables,
 )
+from convexlab.reporting.templating import template
 from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.reporting.wording import (
     headline,
@@ -195,23 +194,11 @@ def _title(digests: Sequence[Digest]) -> str:
     return subject if len(digests) == 1 or len(subjects) > 1 else f"{subject}, {len(digests)} runs"
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
 def render(digests: Sequence[Digest]) -> str:
     """Return the page as HTML; everything that came from a run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("convexlab.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "count": count, "sentence": _sentence}
     anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
     several, compact = len(digests) > 1, len(digests) > MANY
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=_title(digests),
         several=several,
         headline=_top(digests),

@@ -14,11 +14,14 @@ from convexlab.reporting.wording import algorithm_name, place, verdict_name
 
 __all__ = [
     "Cell",
+    "Column",
     "Table",
     "comparison_table",
     "cost_table",
     "curvature_table",
     "environment_table",
+    "make_table",
+    "pairs_table",
     "results_table",
     "settings_tables",
 ]
@@ -51,7 +54,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def _table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Cell | str]]) -> Table:
+def make_table(caption: str, columns: Sequence[Column | str], rows: Iterable[Sequence[Cell | str]]) -> Table:
     """Make a table of plain texts and cells, without its empty columns."""
     heads = [Column(column) if isinstance(column, str) else column for column in columns]
     body = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
@@ -90,7 +93,7 @@ def results_table(digest: Digest) -> Table | None:
         )
         for run, outcome in outcomes.items()
     ]
-    return _table(
+    return make_table(
         f"Results on {digest.dataset}, each run at its best epoch; the lowest training loss is in bold.",
         [
             Column("Model variant", False),
@@ -116,7 +119,7 @@ def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table
         if len({str(row[column]) for row in rows}) == 1:
             for row in rows:
                 row[column] = ""
-    return _table(
+    return make_table(
         "The runs side by side. Ratio: two-phase loss over that of the better Adam; "
         "bold where two-phase is better at no more cost.",
         [
@@ -185,7 +188,7 @@ def curvature_table(digest: Digest) -> Table | None:
         )
         for c in digest.probe
     ]
-    return _table(
+    return make_table(
         "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
         "Fresh: the same direction on examples that it was not found on. "
         "A value inside the rounding floor is printed as 0, without a sign.",
@@ -227,7 +230,7 @@ def cost_table(digest: Digest) -> Table | None:
         )
         for run, outcome in outcomes.items()
     ]
-    return _table(
+    return make_table(
         "Cost in gradient equivalents: one is a value and gradient over the whole training set.",
         [Column("Run", False), *parts, "Recorded total", "Seconds"],
         rows,
@@ -251,12 +254,14 @@ def settings_tables(digests: Sequence[Digest]) -> list[Table]:
     keys = list(dict.fromkeys(key for digest in digests for key in digest.config))
     values = {key: [_shown(digest.config.get(key)) for digest in digests] for key in keys}
     shared = {key: texts[0] for key, texts in values.items() if len(set(texts)) == 1}
-    tables = [_pairs("Settings" if len(digests) == 1 else "Settings that all runs share", shared)] if shared else []
+    tables = (
+        [pairs_table("Settings" if len(digests) == 1 else "Settings that all runs share", shared)] if shared else []
+    )
     differing = [key for key in keys if key not in shared]
     if differing:
         rows = [_row(Cell(digest.label), *(values[key][i] for key in differing)) for i, digest in enumerate(digests)]
         columns = [Column("Run", False), *(Column(key, False) for key in differing)]
-        tables.append(_table("Settings that differ", columns, rows))
+        tables.append(make_table("Settings that differ", columns, rows))
     return tables
 
 
@@ -268,9 +273,10 @@ def environment_table(digests: Sequence[Digest]) -> Table | None:
         texts = [_shown(digest.environment.get(key)) for digest in digests]
         told = [f"{digest.label}: {text}" for digest, text in zip(digests, texts, strict=True)]
         pairs[key] = texts[0] if len(set(texts)) == 1 else "; ".join(told)
-    return _pairs("Environment", pairs) if pairs else None
+    return pairs_table("Environment", pairs) if pairs else None
 
 
-def _pairs(caption: str, pairs: Mapping[str, str]) -> Table:
-    rows = [(Cell(key.replace("_", " ")), value) for key, value in pairs.items()]
-    return _table(caption, [Column("Name", False), Column("Value", False)], rows)
+def pairs_table(caption: str, pairs: Mapping[str, Any]) -> Table:
+    """Return names beside what they stand for."""
+    rows = [(Cell(key.replace("_", " ")), _shown(value)) for key, value in pairs.items()]
+    return make_table(caption, [Column("Name", False), Column("Value", False)], rows)

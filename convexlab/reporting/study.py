@@ -1,0 +1,65 @@
+"""The page of a study: a claim, the answer first, then charts and tables, in the look of the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convexlab.environment import describe_environment
+from convexlab.reporting.svg import Chart
+from convexlab.reporting.tables import Table, pairs_table
+from convexlab.reporting.templating import template
+from convexlab.runs import write_atomically
+
+__all__ = ["Part", "Study", "write_study"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `write_study` sets on a page; all text is escaped."""
+
+    title: str
+    """The question."""
+    claim: str
+    """What is tested."""
+    answer: Sequence[str]
+    """Sentences with the numbers; the first is set large."""
+    command: str
+    """What makes the page again."""
+    parts: Sequence[Part]
+    settings: Mapping[str, Any]
+    """By name; numbers, texts and lists of them."""
+    dtype: str = "float32"
+    """What was computed in."""
+
+
+def write_study(study: Study, out: str | Path) -> Path:
+    """Write the page: one HTML file that needs no network and no script, whole or not at all.
+
+    Returns:
+        Its path.
+    """
+    environment = describe_environment(torch.device("cpu"), study.dtype)
+    page = template("study.html.j2").render(
+        title=study.title,
+        headline=study.answer,
+        study=study,
+        settings=[pairs_table("Settings", study.settings), pairs_table("Environment", environment)],
+    )
+    path = Path(out)
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path

@@ -1,0 +1,26 @@
+"""The templates of pages: everything that is filled in is escaped, and nothing may be left undefined."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from convexlab.reporting.numbers import count, number
+
+__all__ = ["template"]
+
+
+def template(name: str) -> Template:
+    """Return the template of that file name."""
+    environment = Environment(
+        loader=PackageLoader("convexlab.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": count, "sentence": _sentence}
+    return environment.get_template(name)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
