@@ -28,7 +28,7 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
 from convexlab.sampling_error import sampling_error
 
-__all__ = ["Probe", "ProbeOptions", "probe", "probe_point"]
+__all__ = ["Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]
 
 Place = str | os.PathLike[str] | Run
 """Where checkpoints are: a run, its directory, or a checkpoint file."""
@@ -188,26 +188,35 @@ def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict |
         product with its Hessian is not finite.
     """
     with Meter(problem.objective) as meter:
-        row, verdict = _measured(problem, options, meter)
-        effort = meter.effort(products=verdict.effort.products if verdict else 0)
-    names = ("gradient_equivalents", "seconds", "peak_memory")
-    return row | {name: getattr(effort, name) for name in names}, verdict
+        row, verdict = _measured(problem.objective, options, meter)
+        row |= sampling_error(problem, verdict)
+        return row | _effort(meter, verdict), verdict
 
 
-def _measured(problem: Problem, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict | None]:
-    objective = problem.objective
+def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[Row, Verdict | None]:
+    """Measure the same of any objective, but nothing on fresh examples, of which it does not know."""
+    with Meter(objective) as meter:
+        row, verdict = _measured(objective, options, meter)
+        return row | _effort(meter, verdict), verdict
+
+
+def _effort(meter: Meter, verdict: Verdict | None) -> Row:
+    effort = meter.effort(products=verdict.effort.products if verdict else 0)
+    return {name: getattr(effort, name) for name in ("gradient_equivalents", "seconds", "peak_memory")}
+
+
+def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict | None]:
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
     row: Row = {"train_loss": value, "gradient_norm": gradient_norm}
-    verdict = None
-    if math.isfinite(value) and math.isfinite(gradient_norm):
-        try:
-            measured, verdict = _curvature(objective, gradient, options, meter)
-        except FailureError as error:
-            measured = _nothing(f"Nothing can be said about curvature here: {error}")
-    else:
-        measured = _nothing(f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning.")
-    return row | measured | sampling_error(problem, verdict), verdict
+    if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+        reason = f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning."
+        return row | _nothing(reason), None
+    try:
+        measured, verdict = _curvature(objective, gradient, options, meter)
+    except FailureError as error:
+        return row | _nothing(f"Nothing can be said about curvature here: {error}"), None
+    return row | measured, verdict
 
 
 def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict]:

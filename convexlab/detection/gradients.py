@@ -1,0 +1,125 @@
+"""What an optimiser's own mini-batch gradients and steps tell of an epoch, without evaluating anything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.parameters import dot, flatten
+
+__all__ = ["GradientStatistics", "StepStatistics"]
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """An epoch's steps; NaN where they do not tell."""
+
+    steps: int
+    batch_gradient_norm: float
+    """Root mean square of the steps' ‖g‖, the noise of mini-batches included."""
+    gradient_norm: float
+    """‖g‖ of the training loss along the epoch, the noise taken out; known where a step's gradient came in parts."""
+    gradient_noise: float
+    """Its standard error."""
+    projected_rate: float
+    """-Σpᵀp / Σpᵀg over the steps p; see `Signals`."""
+
+
+class GradientStatistics:
+    """Looks on, from hooks, as an optimiser steps: an epoch's gradient norm costs no evaluation.
+
+    A mini-batch's squared norm is too large by its noise. Where its gradient is accumulated from k ≥ 2 equal parts at
+    the same weights, the products of different parts are free of that: ‖g‖² is without bias the mean over the steps of
+    k/(k-1) (‖Σ gᵢ‖² - Σ ‖gᵢ‖²). (Products of successive steps would not do: a step moves the weights against its own
+    gradient, so that the next one is the smaller along it; on the digits they came out negative.)
+
+    Memory: two vectors of the size of the parameters, three with parts. No host synchronisation before `epoch`.
+
+    Args:
+        optimizer: whose parameters' gradients are read as it steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+        self._parts: list[Tensor] = []
+        self._accumulated: Tensor | None = None
+        self._start()
+
+    def accumulated(self) -> None:
+        """Take in a part of a step's gradient: to be called after each of its backward passes but the last."""
+        gradient = self._gradient()
+        part = gradient if self._accumulated is None else gradient - self._accumulated
+        self._parts.append(dot(part, part))
+        self._accumulated = gradient
+
+    @torch.no_grad()
+    def epoch(self) -> StepStatistics:
+        """Return what the steps since the last call tell, and begin anew."""
+        steps = len(self._squares)
+        if not steps:
+            return StepStatistics(0, math.nan, math.nan, math.nan, math.nan)
+        columns = (self._squares, self._unbiased, self._lengths, self._projections)
+        squares, unbiased, lengths, projections = (torch.stack(column).tolist() for column in columns)
+        self._start()
+        known = [value for value in unbiased if math.isfinite(value)]
+        norm, noise = _root(known)
+        descent = -math.fsum(projections)
+        rate = math.fsum(lengths) / descent if descent > 0 else math.nan
+        return StepStatistics(steps, math.sqrt(math.fsum(squares) / steps), norm, noise, rate)
+
+    def close(self) -> None:
+        """Look on no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self) -> None:
+        self._squares: list[Tensor] = []
+        self._unbiased: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+        self._projections: list[Tensor] = []
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def _gradient(self) -> Tensor:
+        parameters = self._parameters()
+        return flatten([torch.zeros_like(one) if one.grad is None else one.grad for one in parameters])
+
+    @torch.no_grad()
+    def _before(self, *_: Any) -> None:
+        gradient = self._gradient()
+        square = dot(gradient, gradient)
+        if self._accumulated is not None:
+            self.accumulated()
+        count, parts = len(self._parts), self._parts
+        without_noise = count / (count - 1) * (square - torch.stack(parts).sum()) if count else square * math.nan
+        self._squares.append(square)
+        self._unbiased.append(without_noise)
+        self._parts, self._accumulated = [], None
+        self._weights, self._last = flatten(self._parameters()), gradient
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        step = flatten(self._parameters()) - self._weights
+        self._lengths.append(dot(step, step))
+        self._projections.append(dot(step, self._last))
+
+
+def _root(squares: list[float]) -> tuple[float, float]:
+    """Return the root of the mean of estimates of a square, zero if that is negative, and its standard error."""
+    if len(squares) < 2:
+        return math.nan, math.nan
+    mean = math.fsum(squares) / len(squares)
+    variance = math.fsum((value - mean) ** 2 for value in squares) / (len(squares) - 1)
+    error, root = math.sqrt(variance / len(squares)), math.sqrt(max(mean, 0.0))
+    # error / (2 root) where that is small; never more than the root of the error, which it is at zero.
+    return root, error / (root + math.sqrt(root**2 + error)) if error else 0.0

@@ -1,0 +1,123 @@
+"""Adam along a task, recorded epoch by epoch, with every state that a second phase may start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.detection.gradients import GradientStatistics
+from convexlab.parameters import norm
+from convexlab.runs import Row
+from convexlab.validation.tasks import Task
+
+__all__ = ["AdamRun", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where Adam stood after an epoch."""
+
+    epoch: int
+    weights: Tensor
+    """(n,)."""
+    adam: dict[str, Any]
+    order: Tensor
+    """State of the generator of the mini-batches' order."""
+    best_loss: float
+    """Lowest full loss at the end of an epoch until then."""
+
+
+class AdamRun:
+    """Adam from the task's start at a constant rate.
+
+    An epoch costs 1 gradient equivalent; on the whole batch, as many as it has steps. Full loss and gradient norm are
+    measured for the record: whoever decides by them is charged for them.
+
+    Args:
+        task: what is trained; its model is moved.
+        rate: the learning rate.
+        seed: of the mini-batches' order.
+        steps: Adam steps that make an epoch on the whole batch.
+    """
+
+    def __init__(self, task: Task, *, rate: float, seed: int, steps: int = 1) -> None:
+        self.task = task
+        self.epoch = 0
+        self.epoch_cost = 1 if task.batch_size else steps
+        task.write(task.initial)
+        self.adam = torch.optim.Adam(task.model.parameters(), lr=rate, fused=True)
+        self.best_loss = math.inf
+        self._statistics = GradientStatistics(self.adam)
+        self._order = torch.Generator().manual_seed(seed)
+
+    def train(self) -> float:
+        """Take an epoch of steps, and return the mean loss over them."""
+        self.task.model.train()
+        losses = []
+        for _ in range(1 if self.task.batch_size else self.epoch_cost):
+            for rows in self.task.batches(self._order):
+                self.adam.zero_grad()
+                losses.append(self._backward(rows))
+                self.adam.step()
+        self.epoch += 1
+        return float(torch.stack(losses).mean())
+
+    def record(self, running_loss: float = math.nan) -> Row:
+        """Measure where it stands, and return what a detector may be told of the epoch."""
+        loss, gradient = self.task.objective.value_and_gradient()
+        self.best_loss = min(self.best_loss, loss)
+        told = self._statistics.epoch()
+        return {
+            "epoch": self.epoch,
+            "cost": self.epoch * self.epoch_cost,
+            "train_loss": loss,
+            "gradient_norm": float(norm(gradient)),
+            "running_loss": running_loss,
+            "batch_gradient_norm": told.batch_gradient_norm,
+            "unbiased_gradient_norm": told.gradient_norm,
+            "gradient_noise": told.gradient_noise,
+            "projected_rate": told.projected_rate,
+        }
+
+    def state(self) -> State:
+        """Return all that a second phase needs to start here."""
+        adam = self.adam.state_dict()
+        state = {key: {name: value.clone() for name, value in one.items()} for key, one in adam["state"].items()}
+        weights = self.task.objective.flat_parameters()
+        return State(self.epoch, weights, adam | {"state": state}, self._order.get_state(), self.best_loss)
+
+    def restore(self, state: State) -> None:
+        """Go back to such a state."""
+        self.task.write(state.weights)
+        self.adam.load_state_dict(state.adam)
+        self._order.set_state(state.order)
+        self.epoch, self.best_loss = state.epoch, state.best_loss
+
+    def _backward(self, rows: Tensor | None) -> Tensor:
+        """Set the gradient of a mini-batch, in two halves: that tells the gradient's norm without the noise."""
+        if rows is None or len(rows) < 2:
+            loss = self.task.loss(rows)
+            loss.backward()
+            return loss.detach()
+        halves, total = rows.tensor_split(2), []
+        for half in halves:
+            loss = self.task.loss(half) * (len(half) / len(rows))
+            loss.backward()
+            total.append(loss.detach())
+            if half is halves[0]:
+                self._statistics.accumulated()
+        return torch.stack(total).sum()
+
+
+def until(run: AdamRun, epochs: int, tell: Callable[[Row], None]) -> None:
+    """Train to that epoch, passing on every epoch's record; an infinite loss ends it earlier."""
+    while run.epoch < epochs:
+        row = run.record(run.train())
+        tell(row)
+        if not math.isfinite(row["train_loss"]):
+            return

@@ -1,0 +1,76 @@
+"""The second phase from one of Adam's states, within what is left of a budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from convexlab.training.phase_two import PhaseTwo
+from convexlab.validation.adam import AdamRun, State
+
+__all__ = ["Ending", "switch_at"]
+
+# Failed steps in a row before Adam takes over again, as in the trainer.
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a switch led to."""
+
+    loss: float
+    """Lowest training loss within the budget, Adam's before the switch included: anyone can keep those weights."""
+    cost: float
+    """Gradient equivalents in all."""
+    resorted: bool
+    """Whether the second phase failed and Adam took the rest."""
+    weights: Tensor
+    """(n,), where the second phase ended."""
+
+
+class _BudgetSpentError(Exception):
+    """Ends a step from within its closure."""
+
+
+def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spent: float) -> Ending:
+    """Start the second phase from one of Adam's states and go on until the budget is spent.
+
+    Args:
+        run: Adam's run, which is moved.
+        state: where it is taken up.
+        phase: the second phase.
+        budget: gradient equivalents in all.
+        spent: of these, what Adam and the detector have taken already.
+    """
+    run.restore(state)
+    objective, best = run.task.objective, state.best_loss
+    second = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
+
+    def closure(*, backward: bool = True) -> Tensor:
+        nonlocal spent, best
+        price = 1.0 if backward else 1 / 3
+        if spent + price > budget + 1e-9:
+            raise _BudgetSpentError
+        spent += price
+        loss = objective.closure(backward=backward)
+        best = min(best, float(loss)) if math.isfinite(float(loss)) else best
+        return loss
+
+    failures = 0
+    while failures < _PATIENCE and spent + 1.0 <= budget + 1e-9:
+        second.param_groups[0]["max_evaluations"] = max(1, int((budget - spent) / phase.search_cost + 1e-9))
+        try:
+            second.step(closure)
+        except _BudgetSpentError:
+            break
+        failures = failures + 1 if second.report is not None and second.report.failed else 0
+    weights = objective.flat_parameters()
+    while failures >= _PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
+        run.train()
+        spent += run.epoch_cost
+        loss = objective.value()
+        best = min(best, loss) if math.isfinite(loss) else best
+        weights = objective.flat_parameters()
+    return Ending(best, spent, failures >= _PATIENCE, weights)
