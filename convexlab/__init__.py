@@ -39,6 +39,7 @@ from convexlab.detection import (
     GradientNormPeak,
     LossPlateau,
     UnimodalNorm,
+    Watch,
 )
 
 # Errors
@@ -81,6 +82,7 @@ __all__ = [
     "TwoPhaseConfig",
     "UnimodalNorm",
     "Verdict",
+    "Watch",
     "__version__",
     "adam_preconditioner",
     "block_curvature",

@@ -13,7 +13,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -208,6 +208,7 @@ class Objective:
         self.memory_budget = memory_budget
         self.cost = Cost()
         self._whole: Objective | None = None
+        self._share = 1.0
 
     # What callers ask for.
 
@@ -281,8 +282,45 @@ class Objective:
         part = copy.copy(self)
         part._parameters = select_parameters(self._model, [self._parameters[name] for name in chosen])
         part.cost = Cost()
-        part._whole = self
+        part._whole, part._share = self, 1.0
         return part
+
+    def sample(self, examples: int) -> Objective:
+        """Return the same loss over about so many of its examples, the same share of every batch.
+
+        They are kept in memory. Its `cost` counts evaluations over the sample; this objective is charged the share of them
+        that the sample is. Batches whose tensors differ in length stay whole.
+
+        Args:
+            examples: rows wanted; with as many as there are, or more, it is the whole.
+
+        Raises:
+            MisuseError: fewer than one.
+        """
+        if examples < 1:
+            raise MisuseError(f"expected a sample of at least 1 example, got {examples!r}.")
+        rows = sum(rows_of(batch) for batch in self._data)
+        share, seen, chosen = min(1.0, examples / max(rows, 1)), 0, []
+        for batch in self._data:
+            size = rows_of(batch)
+            wanted = round((seen + size) * share) - round(seen * share)
+            seen += size
+            if common_rows(batch) is None or wanted == size:
+                chosen.append(batch)
+            elif wanted:
+                # Evenly spaced: a batch may be in the order of its labels.
+                places = torch.arange(wanted) * size // wanted
+                chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
+        part = copy.copy(self)
+        part._data = chosen
+        part.cost = Cost()
+        part._whole, part._share = self, sum(map(rows_of, chosen)) / max(rows, 1)
+        return part
+
+    @property
+    def share(self) -> float:
+        """Of the objective that it is a sample of, by the number of examples; 1 for one that is none."""
+        return self._share
 
     def flat_parameters(self) -> Tensor:
         """Return a copy of the selected parameters as a vector (n,)."""
@@ -421,7 +459,7 @@ class Objective:
         """Add to `cost`, and to that of the objective of which this is a part."""
         self.cost += cost
         if self._whole is not None:
-            self._whole.spend(cost)
+            self._whole.spend(replace(cost * self._share, seconds=cost.seconds))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from convexlab.detection.change import GradientNormChange, UnimodalNorm
 from convexlab.detection.fixed import FixedEpoch
 from convexlab.detection.peak import Algorithm1, GradientNormPeak
 from convexlab.detection.plateau import LossPlateau
+from convexlab.detection.watch import Watch
 from convexlab.errors import unknown_name
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LossPlateau",
     "Signals",
     "UnimodalNorm",
+    "Watch",
     "build_detector",
     "detector_names",
 ]

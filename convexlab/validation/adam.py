@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +111,3 @@ class AdamRun:
             if half is halves[0]:
                 self._statistics.accumulated()
         return torch.stack(total).sum()
-
-
-def until(run: AdamRun, epochs: int, tell: Callable[[Row], None]) -> None:
-    """Train to that epoch, passing on every epoch's record; an infinite loss ends it earlier."""
-    while run.epoch < epochs:
-        row = run.record(run.train())
-        tell(row)
-        if not math.isfinite(row["train_loss"]):
-            return

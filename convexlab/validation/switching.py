@@ -28,6 +28,8 @@ class Ending:
     """Whether the second phase failed and Adam took the rest."""
     weights: Tensor
     """(n,), where the second phase ended."""
+    curve: list[tuple[float, float]]
+    """(gradient equivalents in all, loss) of every evaluation of the second phase, and of every epoch after it."""
 
 
 class _BudgetSpentError(Exception):
@@ -46,16 +48,22 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
     """
     run.restore(state)
     objective, best = run.task.objective, state.best_loss
+    curve: list[tuple[float, float]] = []
     second = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
 
+    def take(loss: float) -> None:
+        nonlocal best
+        best = min(best, loss) if math.isfinite(loss) else best
+        curve.append((spent, loss))
+
     def closure(*, backward: bool = True) -> Tensor:
-        nonlocal spent, best
+        nonlocal spent
         price = 1.0 if backward else 1 / 3
         if spent + price > budget + 1e-9:
             raise _BudgetSpentError
         spent += price
         loss = objective.closure(backward=backward)
-        best = min(best, float(loss)) if math.isfinite(float(loss)) else best
+        take(float(loss))
         return loss
 
     failures = 0
@@ -70,7 +78,6 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
     while failures >= _PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
         run.train()
         spent += run.epoch_cost
-        loss = objective.value()
-        best = min(best, loss) if math.isfinite(loss) else best
+        take(objective.value())
         weights = objective.flat_parameters()
-    return Ending(best, spent, failures >= _PATIENCE, weights)
+    return Ending(best, spent, failures >= _PATIENCE, weights, curve)

@@ -17,7 +17,7 @@ from convexlab.parameters import unflatten
 from convexlab.physics_informed import DifferentialEquation
 from convexlab.problem import build_problem
 
-__all__ = ["Task", "images", "physics", "regression"]
+__all__ = ["Task", "images", "perceptron", "physics", "regression"]
 
 _VALIDATION = 2000
 _EVALUATION_BATCH = 512
@@ -81,6 +81,14 @@ def images(
 
     start = problem.objective.flat_parameters()
     return Task(problem.model, problem.objective, batch_loss, validate, len(y), batch_size, start)
+
+
+def perceptron(channels: int, classes: int, image_size: int) -> nn.Module:
+    """Return two layers of 16 tanh units on flattened images: far fewer parameters than the digits have conditions.
+
+    As a model by name it is ``convexlab.validation.tasks:perceptron``.
+    """
+    return nn.Sequential(nn.Flatten(), Perceptron(channels * image_size**2, classes, width=16, depth=2))
 
 
 def regression(*, train_size: int, seed: int, batch_size: int) -> Task:

@@ -1,0 +1,152 @@
+"""Does the gradient norm's peak mark entry into a convex region, and is it the right moment to switch?
+
+Claim: the paper's claims 1 and 2, and that a detector of the peak finds the right moment to leave Adam (claim 3).
+Command: ``python analyses/detector_validation.py --scale desk`` (an interrupted study goes on where it was).
+Run time: toy under a minute; desk under an hour on two cores.
+Expected outcome: the page ``reports/detector-validation.html``. Along every run curvature is measured, the second phase
+is started from every few epochs, and every rule's decision is followed to the end of the same budget, so that its
+regret against the best switch is known; the rule with the least regret is chosen on half of the tasks and reported on
+the other half.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.progress import track
+
+from convexlab.datasets.torchvision_sets import data_folder
+from convexlab.physics_informed import burgers, convection
+from convexlab.reporting import write_study
+from convexlab.reporting.validation_page import validation_study
+from convexlab.runs import Row, write_json
+from convexlab.validation.runs import Plan, validate_run
+from convexlab.validation.tasks import Task, images, physics, regression
+
+PERCEPTRON = "convexlab.validation.tasks:perceptron"
+SMALLEST = "vit-nomlp-wkewq-wvwo"
+EQUATIONS = {"convection": convection, "burgers": burgers}
+FULL_STEPS = 20
+"""Steps of Adam on the whole batch that count as an epoch."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the study."""
+
+    model: str
+    dataset: str
+    loss: str
+    rate: float
+    seed: int
+    train_size: int
+
+    @property
+    def task(self) -> str:
+        """What it has in common with the same at other rates and seeds: model, data and loss."""
+        return f"{self.model.rpartition(':')[2]}, {self.dataset}, {self.loss}"
+
+    @property
+    def key(self) -> str:
+        """A file name."""
+        return f"{self.task.replace(', ', '-')}-{self.train_size}-{self.rate:g}-{self.seed}"
+
+    def build(self) -> Task:
+        """Return the task at its start; mini-batches are a twentieth of the data."""
+        batch = max(16, self.train_size // 20)
+        if self.dataset in EQUATIONS:
+            return physics(EQUATIONS[self.dataset](), points=self.train_size, seed=self.seed)
+        if self.dataset == "friedman":
+            return regression(train_size=self.train_size, seed=self.seed, batch_size=batch)
+        compact = data_folder() / "cifar10-10k.npz"
+        dataset = f"npz:{compact}" if self.dataset == "cifar10" and compact.exists() else self.dataset
+        return images(self.model, dataset, self.loss, train_size=self.train_size, seed=self.seed, batch_size=batch)
+
+
+def desk() -> Iterator[Case]:
+    """Yield the runs at desk scale."""
+    for loss in ("mse", "cross-entropy"):
+        for rate in (1e-3, 3e-3):
+            for seed in (0, 1):
+                yield Case(PERCEPTRON, "digits", loss, rate, seed, 1442)
+        for dataset in ("digits", "mnist", "cifar10"):
+            for rate in (1e-3, 2e-3):
+                yield Case(SMALLEST, dataset, loss, rate, 0, 1000)
+    for seed in (0, 1, 2):
+        yield Case("perceptron", "friedman", "mse", 1e-3, seed, 1000)
+    yield Case("perceptron", "convection", "residual", 1e-3, 0, 1000)
+    yield Case("perceptron", "convection", "residual", 1e-3, 1, 1000)
+    yield Case("perceptron", "burgers", "residual", 1e-3, 0, 1000)
+    yield Case("vit-nomlp", "mnist", "mse", 1e-3, 0, 500)
+    yield Case("vit-nomlp", "cifar10", "cross-entropy", 1e-3, 0, 500)
+    yield Case("vit-mlp", "mnist", "mse", 1e-3, 0, 500)
+    yield Case("vgg5-max-relu", "mnist", "mse", 1e-3, 0, 500)
+
+
+def toy() -> Iterator[Case]:
+    """Yield runs that take seconds and need no files."""
+    for loss in ("mse", "cross-entropy"):
+        yield Case(PERCEPTRON, "digits", loss, 3e-3, 0, 200)
+    yield Case("perceptron", "friedman", "mse", 3e-3, 0, 100)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The frozen settings of a scale."""
+
+    cases: list[Case]
+    epochs: int
+    every: int
+    """Epochs between two switches of the oracle, and two measured points."""
+
+
+SCALES = {"toy": Scale(list(toy()), 12, 4), "desk": Scale(list(desk()), 60, 6)}
+
+
+def perform(case: Case, scale: Scale, file: Path) -> Row:
+    """Make one run, or read it where it was made before."""
+    if not file.exists():
+        torch.set_num_threads(1)
+        plan = Plan(
+            scale.epochs,
+            case.rate,
+            case.seed,
+            steps=FULL_STEPS,
+            switch_every=scale.every,
+            truth_every=scale.every,
+        )
+        write_json(file, {"case": asdict(case), "task": case.task} | validate_run(case.build(), plan))
+    run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return run
+
+
+@click.command()
+@click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/detector-validation.html"), show_default=True
+)
+@click.option("--jobs", type=int, default=2, show_default=True, help="Processes, of one thread each.")
+def main(name: str, out: Path, jobs: int) -> None:
+    """Make every run, and write one page."""
+    scale, folder = SCALES[name], Path("runs/detector-validation") / name
+    runs: dict[str, Row] = {}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = {pool.submit(perform, case, scale, folder / f"{case.key}.json"): case.key for case in scale.cases}
+        for done in track(as_completed(pending), "runs", total=len(pending)):
+            runs[pending[done]] = done.result()
+    ordered = [runs[case.key] for case in scale.cases]
+    settings = {"scale": name, "runs": len(ordered), "epochs": scale.epochs, "switch_every": scale.every}
+    study = validation_study(ordered, settings, f"python analyses/detector_validation.py --scale {name}")
+    click.echo("\n".join([*study.answer, str(write_study(study, out))]))
+
+
+if __name__ == "__main__":
+    main()

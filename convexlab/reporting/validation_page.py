@@ -1,0 +1,343 @@
+"""The page of the validation study, from its runs' records."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from convexlab.reporting.numbers import MISSING, number, percent
+from convexlab.reporting.study import Part, Study
+from convexlab.reporting.tables import Cell, Column, make_table
+from convexlab.reporting.validation_figures import curvature_chart, oracle_chart, regret_chart, run_chart
+from convexlab.runs import Row
+from convexlab.validation.choosing import Choice, choose
+from convexlab.validation.claims import Judgement, Outcome, claim_1, claim_2, share_along_gradient
+from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, proportion, score
+from convexlab.validation.truth import pattern, relative_kind
+
+__all__ = ["validation_study"]
+
+_OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "undecided")
+
+
+def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
+    """Return the page: the claims, the rules, the choice of a default, and the runs."""
+    labels = list(runs[0]["firings"])
+    scores = {label: [score(run, label) for run in runs] for label in labels}
+    medians = {label: bootstrap([one.regret for one in scores[label]]) for label in labels}
+    choices = choose(runs, scores)
+    judged = {"1": [claim_1(run) for run in runs], "2": [claim_2(run) for run in runs]}
+    return Study(
+        title="Does the gradient norm’s peak say when to switch?",
+        claim="Training first passes a non-convex, then a convex region; the gradient norm’s peak marks the border, "
+        "and is "
+        "the moment to hand over from Adam (Hrycej et al., claims 1 to 3).",
+        answer=_answer(runs, judged, scores, choices),
+        command=command,
+        parts=[
+            _claims_part(runs, judged),
+            _rules_part(runs, scores, medians),
+            _default_part(choices),
+            _runs_part(runs, scores, choices),
+        ],
+        settings=settings,
+    )
+
+
+def _answer(
+    runs: Sequence[Row],
+    judged: Mapping[str, list[Judgement]],
+    scores: Mapping[str, list[Score]],
+    choices: Sequence[Choice],
+) -> list[str]:
+    counts = {claim: Counter(one.outcome for one in found) for claim, found in judged.items()}
+    places = [
+        1.0 if best_switch(run)["epoch"] is None else best_switch(run)["epoch"] / (len(run["rows"]) - 1) for run in runs
+    ]
+    held_out = [regret for choice in choices for regret in choice.regrets]
+    names = list(dict.fromkeys(choice.label for choice in choices))
+    negative = sum(run["minimum"]["verdict"] == "non-convex" for run in runs)
+    return [
+        f"In {len(runs)} runs the swap of claim 1 was seen in {counts['1']['supported']} and contradicted in "
+        f"{counts['1']['contradicted']}; the peak marked it (claim 2) in {counts['2']['supported']} and not in "
+        f"{counts['2']['contradicted']}. The best moment to switch lay anywhere from {min(places):.0%} to "
+        f"{max(places):.0%} of the budget.",
+        f"At the lowest point that any switch reached the loss was still proven non-convex in {negative} of "
+        f"{len(runs)} "
+        "runs: the second phase works without convexity.",
+        f"Chosen on one half of the tasks and used on the other, {' and '.join(names)} had the least regret: a median "
+        f"{percent(round(median(held_out), 3))} above the best switch, at worst a factor of "
+        f"{number(1 + max(held_out))}.",
+    ]
+
+
+def _interval(found: Interval, form: Any = number) -> str:
+    if found.low == found.high:
+        return str(form(found.value))
+    return f"{form(found.value)} ({form(found.low)} to {form(found.high)})"
+
+
+def _share(count: int, total: int) -> str:
+    found = proportion(count, total)
+    return f"{count} of {total} ({found.low:.0%} to {found.high:.0%})"
+
+
+def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> Part:
+    rows = []
+    for claim, found in judged.items():
+        counts = Counter(one.outcome for one in found)
+        rows.append([f"Claim {claim}", *(_share(counts[outcome], len(found)) for outcome in _OUTCOMES)])
+    reasons = Counter(
+        (f"Claim {claim}", one.outcome, _anonymous(one.reason)) for claim, found in judged.items() for one in found
+    )
+    why = [[claim, outcome, reason, str(count)] for (claim, outcome, reason), count in sorted(reasons.items())]
+    strict = Counter(pattern(*_kinds(run)).word for run in runs)
+    near = Counter(pattern(*_kinds(run, 0.05)).word for run in runs)
+    words = list(dict.fromkeys([*strict, *near]))
+    patterns = [[word, str(strict[word]), str(near[word])] for word in words]
+    segments = [segment for run in runs for segment in run["segments"]]
+    bent = sum(not segment["convex"] for segment in segments)
+    along = [share_along_gradient(run) for run in runs]
+    residual = [
+        row["witness_residual"] for run in runs for row in run["truth"] if row.get("witness_residual") is not None
+    ]
+    paragraphs = [
+        "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
+        "supported as "
+        "far as no negative curvature was found below a thousandth of the largest, with 99.9 % confidence. Undecided "
+        "is "
+        "the rest, and above all the runs that never leave the non-convex region within their budget.",
+        f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs: along "
+        "the gradient the loss looks convex while other directions bend downwards. That is why the norm’s peak cannot "
+        "tell.",
+        f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the "
+        "loss at "
+        "nine points, in float64). "
+        + (
+            f"Along {len(residual)} witnesses the residual part of the curvature, Σ ∂L/∂f ∇²f, is negative in "
+            f"{sum(value < 0 for value in residual)}."
+            if residual
+            else ""
+        ),
+    ]
+    return Part(
+        "The hypothesis",
+        paragraphs,
+        [curvature_chart(runs, "curvature")],
+        [
+            make_table(
+                "Claims, in runs, with 95 % intervals (Clopper and Pearson).", ["Claim", *_titles(_OUTCOMES)], rows
+            ),
+            make_table(
+                "Why.", [Column("Claim", False), Column("Outcome", False), Column("Reason", False), "Runs"], why
+            ),
+            make_table(
+                "How the verdict changes along Adam: with the verdict’s floor of 0.1 % of the largest eigenvalue, "
+                "and if a "
+                "smallest eigenvalue above −5 % of it counted as convex.",
+                [Column("Pattern", False), "0.1 %", "5 %"],
+                patterns,
+            ),
+        ],
+    )
+
+
+def _titles(words: Sequence[str]) -> list[str]:
+    return [word.capitalize() for word in words]
+
+
+def _anonymous(reason: str) -> str:
+    """Drop the numbers, so that equal reasons count together."""
+    return " ".join("…" if word.strip(",").isdigit() else word for word in reason.split())
+
+
+def _kinds(run: Row, share: float | None = None) -> tuple[list[float], list[str]]:
+    rows = run["truth"]
+    kinds = [row["verdict"] if share is None else relative_kind(row, share) for row in rows]
+    return [row["epoch"] for row in rows], kinds
+
+
+def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians: Mapping[str, Interval]) -> Part:
+    total = len(runs)
+    rows = []
+    for label in sorted(scores, key=lambda name: medians[name].value):
+        found = scores[label]
+        logs = [math.log(1 + one.regret) for one in found]
+        mean = bootstrap(logs, np.mean)
+        lags = [one.lag for one in found if one.lag is not None]
+        transitions = [one.transition_lag for one in found if one.transition_lag is not None]
+        rows.append(
+            [
+                label,
+                _interval(
+                    Interval(*(1 + value for value in (medians[label].value, medians[label].low, medians[label].high)))
+                ),
+                _interval(Interval(*(math.exp(value) for value in (mean.value, mean.low, mean.high)))),
+                f"{sum(one.regret <= 0.1 for one in found)} of {total}",
+                str(sum(one.early for one in found)),
+                str(sum(one.missed for one in found)),
+                str(sum(one.epoch is None for one in found)),
+                _signed(lags),
+                MISSING
+                if not transitions
+                else f"{_plain(median(low for low, _ in transitions))} to "
+                f"{_plain(median(high for _, high in transitions))} "
+                f"({len(transitions)})",
+            ]
+        )
+    columns: list[Column | str] = [
+        Column("Rule (what it is told)", False),
+        "Loss / best switch: median (95 %)",
+        "Geometric mean (95 %)",
+        "Within 10 %",
+        "In the transient",
+        "Missed",
+        "Never fired",
+        "Lag after the most negative curvature, epochs",
+        "Lag after −5 % for good, epochs (runs)",
+    ]
+    told = (
+        "“full” is the gradient of the whole training set once an epoch, which doubles what an epoch costs and is "
+        "charged; "
+        "“halves” is the norm from the mini-batches’ own gradients, each computed in two halves so that their noise "
+        "can be taken out, for nothing; “batch” leaves the noise in. A physics-informed network trains on the whole "
+        "batch: "
+        "there all three are the same and free. “Curvature” is told both ends of the spectrum for nothing, which "
+        "nobody "
+        "can have."
+    )
+    return Part(
+        "The rules against the best switch",
+        [
+            "Every rule is told of each run epoch by epoch. Where it fires, the second phase takes over and goes on "
+            "to the "
+            "end of the same budget. The best switch is the lowest of all endings that cost nothing beside Adam, "
+            "Adam alone "
+            "among them: an oracle that has seen every outcome.",
+            told,
+        ],
+        [
+            oracle_chart(runs, "oracle"),
+            regret_chart({label: [one.regret for one in found] for label, found in scores.items()}, medians, "regret"),
+        ],
+        [make_table("Rules by their median regret.", columns, rows)],
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−")
+
+
+def _signed(values: Sequence[float]) -> str:
+    return MISSING if not values else f"{_plain(median(values))} ({_plain(min(values))} to {_plain(max(values))})"
+
+
+def _default_part(choices: Sequence[Choice]) -> Part:
+    rows: list[list[Cell | str]] = []
+    for choice in choices:
+        found = bootstrap(choice.regrets)
+        rows.append(
+            [
+                choice.chosen_on,
+                Cell(choice.label, strong=True),
+                number(1 + choice.own),
+                choice.reported_on,
+                _interval(Interval(*(1 + value for value in (found.value, found.low, found.high)))),
+                number(1 + max(choice.regrets)),
+                f"{choice.early} of {len(choice.regrets)}",
+                choice.runner_up,
+            ]
+        )
+    held_out = [regret for choice in choices for regret in choice.regrets]
+    reached = median(held_out) <= 0.1 and not any(choice.early for choice in choices)
+    verdict = (
+        "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, is met."
+        if reached
+        else "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, "
+        "is missed: "
+        f"the median is {number(1 + median(held_out))}, with {sum(choice.early for choice in choices)} decisions in "
+        "the "
+        "transient."
+    )
+    return Part(
+        "A default, chosen on one half of the tasks and reported on the other",
+        [
+            verdict,
+            "What a detector can know: the loss, the gradient, how noisy they are. What decides is how fast the "
+            "second phase "
+            "will be from here on, and how much budget it will have for it; nothing that is seen along Adam tells the "
+            "former.",
+        ],
+        [],
+        [
+            make_table(
+                "Halves of the tasks; all rates and seeds of a task are in the same half. Loss over that of the best "
+                "switch.",
+                [
+                    Column("Chosen on", False),
+                    Column("Rule", False),
+                    "Median there",
+                    Column("Reported on", False),
+                    "Median (95 %)",
+                    "Worst",
+                    "In the transient",
+                    Column("Next best", False),
+                ],
+                rows,
+            )
+        ],
+    )
+
+
+def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: Sequence[Choice]) -> Part:
+    chosen = {task: choice.label for choice in choices for task in choice.tasks}
+    rows = []
+    for index, run in enumerate(runs):
+        best, last = best_switch(run), run["truth"][-1]
+        mine = scores[chosen[run["task"]]][index]
+        rows.append(
+            [
+                run["task"],
+                f"{run['case']['rate']:g}",
+                str(run["case"]["seed"]),
+                f"{run['examples']:,}",
+                f"{run['parameters']:,}",
+                number(run["adam"]),
+                number(best["loss"]),
+                MISSING if best["epoch"] is None else str(best["epoch"]),
+                MISSING if mine.epoch is None else str(mine.epoch),
+                number(1 + mine.regret),
+                pattern(*_kinds(run)).word,
+                number(last["smallest"]),
+                number(last["largest"]),
+                run["minimum"]["verdict"],
+            ]
+        )
+    columns: list[Column | str] = [
+        Column("Task", False),
+        "Rate",
+        "Seed",
+        "Examples",
+        "Parameters",
+        "Adam alone",
+        "Best switch",
+        "at epoch",
+        "Default’s epoch",
+        "its loss / best",
+        Column("Verdicts along Adam", False),
+        "Smallest at the end",
+        "Largest",
+        Column("Where the best switch ended", False),
+    ]
+    rules = [
+        name for name in ("gradient-norm-peak (full)", "noise-aware (halves)", "loss-plateau (batch)") if name in scores
+    ]
+    examples = {run["task"]: run for run in runs}
+    shown = [examples[task] for task in list(examples)[:: max(1, len(examples) // 4)]][:4]
+    charts = [run_chart(run, rules, f"run-{place}") for place, run in enumerate(shown)]
+    return Part("The runs", [], charts, [make_table("All runs.", columns, rows)])

@@ -1,0 +1,132 @@
+"""What a run's record says of each rule: too early, too late or never, and what it cost against the best switch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import scipy.stats
+
+from convexlab.runs import Row
+from convexlab.validation.truth import pattern, relative_kind
+
+__all__ = ["Interval", "Score", "best_switch", "bootstrap", "curvature_peak", "proportion", "score", "transient"]
+
+_WINDOW = 5
+_WORTH = 0.1
+"""A switch that ends this much lower than Adam alone was worth making."""
+_NEARLY = 0.05
+"""Of the largest eigenvalue: above minus this the smallest counts as nearly convex."""
+
+
+def transient(norms: Sequence[float]) -> int:
+    """Return the epochs of the initial transient: in hindsight, until the gradient norm first stops falling.
+
+    Of its centred median over five epochs; 0 where the norm rises from the start. Norms begin with that of the start.
+    """
+    half = _WINDOW // 2
+    smooth = [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
+    return next((i for i in range(len(smooth) - 1) if smooth[i + 1] >= smooth[i]), len(smooth) - 1)
+
+
+def best_switch(run: Row) -> Row:
+    """Return the ending with the lowest loss among those that cost nothing beside Adam, or Adam alone.
+
+    The oracle: it has seen them all. ``epoch`` is None where Adam alone ends lowest.
+    """
+    price = run["budget"] / (len(run["rows"]) - 1)
+    free = [one for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9]
+    alone: Row = {"epoch": None, "spent": run["budget"], "loss": run["adam"]}
+    return min([alone, *free], key=lambda one: one["loss"])
+
+
+def curvature_peak(run: Row) -> int | None:
+    """Return the epoch, of those measured, at which the smallest eigenvalue is most negative; None if none is."""
+    known = [row for row in run["truth"] if row["smallest"] is not None and row["smallest"] < 0]
+    lowest: Row | None = min(known, key=lambda row: row["smallest"], default=None)
+    return None if lowest is None else int(lowest["epoch"])
+
+
+@dataclass(frozen=True)
+class Score:
+    """One rule on one run."""
+
+    epoch: int | None
+    """Where it fired; None if it never did in time."""
+    loss: float
+    """Where that led within the budget."""
+    regret: float
+    """loss / the oracle's - 1; negative never."""
+    early: bool
+    """Fired within the initial transient."""
+    missed: bool
+    """Never fired though a switch would have ended at least a tenth lower than Adam alone."""
+    lag: int | None
+    """Epochs after the most negative curvature; negative is before."""
+    transition_lag: tuple[int, int] | None
+    """The same after the smallest eigenvalue came above -5 % of the largest for good: from and to, by the bracket."""
+
+
+def score(run: Row, label: str) -> Score:
+    """Judge a rule's decision on a run, see `validate_run`."""
+    firing, best = run["firings"][label], best_switch(run)
+    epoch = firing["epoch"]
+    loss = _loss(run, label)
+    worth = best["epoch"] is not None and best["loss"] < (1 - _WORTH) * run["adam"]
+    peak = curvature_peak(run)
+    rows = run["truth"]
+    bracket = pattern([row["epoch"] for row in rows], [relative_kind(row, _NEARLY) for row in rows]).bracket
+    return Score(
+        epoch=epoch,
+        loss=loss,
+        regret=max(loss / best["loss"] - 1.0, 0.0),
+        early=epoch is not None and epoch <= transient([row["gradient_norm"] for row in run["rows"]]),
+        missed=epoch is None and worth,
+        lag=None if epoch is None or peak is None else epoch - peak,
+        transition_lag=None if epoch is None or bracket is None else (int(epoch - bracket[1]), int(epoch - bracket[0])),
+    )
+
+
+def _loss(run: Row, label: str) -> float:
+    firing = run["firings"][label]
+    if firing["epoch"] is None:
+        affordable = [
+            row["train_loss"] for row in run["rows"] if row["cost"] * firing["factor"] <= run["budget"] + 1e-9
+        ]
+        return float(min(affordable))
+    found = (one for one in run["endings"] if (one["epoch"], one["spent"]) == (firing["epoch"], firing["spent"]))
+    return float(next(found)["loss"])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with a confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    values: Sequence[float], statistic: Callable[..., float] = np.median, *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return a statistic of independent values with its percentile bootstrap interval (Efron 1979), 9,999 samples."""
+    array = np.asarray(values, dtype=np.float64)
+    value = float(statistic(array))
+    if len(array) < 2 or np.ptp(array) == 0:
+        return Interval(value, value, value)
+    found = scipy.stats.bootstrap(
+        (array,), statistic, confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def proportion(count: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """Return a share of independent cases with its exact interval (Clopper and Pearson 1934)."""
+    if total == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    found = scipy.stats.binomtest(count, total).proportion_ci(confidence_level=confidence, method="exact")
+    return Interval(count / total, float(found.low), float(found.high))
