@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from convexlab.detection import Watch
+from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError
 from convexlab.optim import ProgressiveLBFGS
 from convexlab.optim.flat import FlatOptimizer
@@ -21,7 +23,28 @@ from convexlab.random_state import fixed_random_state
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
 
-__all__ = ["Trajectory"]
+__all__ = ["Trajectory", "backward"]
+
+
+def backward(loss: Callable[[Tensor], Tensor], rows: Tensor, watch: GradientStatistics | Watch | None = None) -> Tensor:
+    """Add the gradient of the mean loss of some examples (m,) to the parameters', and return that loss, detached.
+
+    With a watch it does so in two halves, which is no more arithmetic, and tells it of the first: their product is free
+    of the mini-batch's noise.
+    """
+    if watch is None or len(rows) < 2:
+        whole = loss(rows)
+        whole.backward()
+        return whole.detach()
+    first, second = rows.tensor_split(2)
+    parts = []
+    for half in (first, second):
+        part = loss(half) * (len(half) / len(rows))
+        part.backward()
+        parts.append(part.detach())
+        if half is first:
+            watch.accumulated()
+    return parts[0] + parts[1]
 
 
 class Trajectory:
@@ -74,13 +97,16 @@ class Trajectory:
         yield
         self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - begin
 
-    def adam_epoch(self, learning_rate: Callable[[float], float] | None = None) -> None:
-        """Take one epoch of Adam steps over the shuffled training set.
+    def adam_epoch(
+        self, learning_rate: Callable[[float], float] | None = None, watch: GradientStatistics | Watch | None = None
+    ) -> float:
+        """Take one epoch of Adam steps over the shuffled training set, and return the mean of their losses.
 
         Args:
             learning_rate: maps the epochs done, a fraction within an epoch, to the rate; None keeps it.
+            watch: looks on; it is given each step's gradient in two halves.
         """
-        problem, size = self.problem, self._batch_size
+        problem, size, losses = self.problem, self._batch_size, []
         problem.model.train()
         order = torch.randperm(len(problem.y), generator=self._order).to(problem.y.device)
         # Dropout draws from the global generator: the same after a resume, and nothing of the caller's.
@@ -89,11 +115,12 @@ class Trajectory:
                 if learning_rate is not None:
                     self.adam.param_groups[0]["lr"] = learning_rate(self.epoch + step * size / len(order))
                 self.adam.zero_grad()
-                problem.loss(problem.model(problem.x[rows]), problem.y[rows]).backward()
+                losses.append(backward(self._loss, rows, watch if self._divisible else None))
                 self.adam.step()
         self.charge("adam", 1.0)
         self.epoch += 1
         self.phase = "adam"
+        return float(torch.stack(losses).mean())
 
     def second_step(self, phase: str, *, search_cost: float, budget: float) -> str | None:
         """Take one step of the second phase's optimiser within ``budget`` gradient equivalents.
@@ -218,6 +245,15 @@ class Trajectory:
             self.second = second(self.adam)
             self.second.load_state_dict(state["second"])
         self._order.set_state(state["order"])
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether a mini-batch's gradient is the mean of its halves': not with batch normalisation."""
+        return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.problem.model.modules())
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        problem = self.problem
+        return problem.loss(problem.model(problem.x[rows]), problem.y[rows])
 
     def _closure(self, phase: str) -> Callable[..., Tensor]:
         """Return the objective's closure with every evaluation charged.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from convexlab.detection import Detector, FixedEpoch, build_detector
+from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.environment import describe_environment
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.optim.flat import FlatOptimizer
@@ -188,7 +188,7 @@ class _TwoPhaseTraining:
         detector = self._detector()
         for row in self.journal.rows("two-phase"):
             if row["phase"] == "adam" and not detector.fired:
-                detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"])
+                detector.update(**{name: math.nan if value is None else value for name, value in row["told"].items()})
         if "switch" not in trajectory.notes:
             self._adam_until_switch(trajectory, detector)
         if trajectory.notes["switch"]["epoch"] is not None:
@@ -243,17 +243,24 @@ class _TwoPhaseTraining:
             self.journal.forget_after(name, trajectory.epoch if epoch is None else epoch)
 
     def _adam_until_switch(self, trajectory: Trajectory, detector: Detector) -> None:
-        budget = self.config.epochs
-        while not detector.fired and trajectory.cost + 1 + detector.cost <= budget:
-            trajectory.adam_epoch()
-            if detector.cost:
-                with trajectory.timed("detector"):
-                    trajectory.measure()
-                trajectory.charge("detector", detector.cost)
+        budget, share = self.config.epochs, detector.cost
+        # What was fixed beforehand needs no looking on.
+        watch = None if isinstance(detector, FixedEpoch) else self._watch(trajectory, detector)
+        while not detector.fired and trajectory.cost + 1 + share <= budget:
+            running_loss = trajectory.adam_epoch(watch=watch)
+            told: dict[str, float | None] = {"loss": running_loss, "gradient_norm": math.nan}
+            if watch is None:
+                detector.update(loss=running_loss, gradient_norm=math.nan)
             else:
-                trajectory.measure()
-            detector.update(loss=trajectory.train_loss, gradient_norm=trajectory.gradient_norm)
-            self._record(trajectory)
+                with trajectory.timed("detector"):
+                    watch.update(loss=running_loss)
+                told = vars(watch.history[-1])
+                trajectory.costs["detector"] = watch.spent
+                trajectory.notes["watch"] = watch.state_dict()
+            trajectory.measure()
+            self._record(trajectory, told=told)
+        if watch is not None:
+            watch.close()
         trajectory.notes["switch"] = {
             "epoch": trajectory.epoch if detector.fired else None,
             "detector": self._detector_name(),
@@ -266,6 +273,12 @@ class _TwoPhaseTraining:
         self._save_shared(trajectory)
         self._checkpoint(trajectory)
         trajectory.save()
+
+    def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
+        watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost)
+        if "watch" in trajectory.notes:
+            watch.load_state_dict(trajectory.notes["watch"])
+        return watch
 
     def _save_shared(self, trajectory: Trajectory) -> None:
         """Store the end of the Adam phase as the constant-rate baseline will find it: without the detector's cost."""
@@ -331,11 +344,16 @@ class _TwoPhaseTraining:
     def _detector_name(self) -> str:
         return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector
 
-    def _record(self, trajectory: Trajectory, budget: int | None = None) -> None:
-        """Write down an epoch that was measured; ``budget`` is what progress is told as the total."""
-        rows = [trajectory.row()]
+    def _record(
+        self, trajectory: Trajectory, budget: int | None = None, told: Mapping[str, float | None] | None = None
+    ) -> None:
+        """Write down an epoch that was measured.
+
+        ``budget`` is what progress is told as the total, ``told`` what the detector was told.
+        """
+        rows = [trajectory.row() | ({} if told is None else {"told": dict(told)})]
         two_phase = trajectory.name == "two-phase"
-        shared = two_phase and trajectory.phase in {"start", "adam"} and not trajectory.notes
+        shared = two_phase and trajectory.phase in {"start", "adam"} and "switch" not in trajectory.notes
         if shared and not self.config.no_baseline:
             rows.append(trajectory.row("adam-constant", purposes=("adam",)))
         self.journal.append(*rows)

@@ -12,6 +12,7 @@ from torch import Tensor
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.parameters import norm
 from convexlab.runs import Row
+from convexlab.training.trajectory import backward
 from convexlab.validation.tasks import Task
 
 __all__ = ["AdamRun", "State"]
@@ -98,16 +99,8 @@ class AdamRun:
         self.epoch, self.best_loss = state.epoch, state.best_loss
 
     def _backward(self, rows: Tensor | None) -> Tensor:
-        """Set the gradient of a mini-batch, in two halves: that tells the gradient's norm without the noise."""
-        if rows is None or len(rows) < 2:
-            loss = self.task.loss(rows)
-            loss.backward()
-            return loss.detach()
-        halves, total = rows.tensor_split(2), []
-        for half in halves:
-            loss = self.task.loss(half) * (len(half) / len(rows))
-            loss.backward()
-            total.append(loss.detach())
-            if half is halves[0]:
-                self._statistics.accumulated()
-        return torch.stack(total).sum()
+        if rows is not None:
+            return backward(self.task.loss, rows, self._statistics)
+        loss = self.task.loss(None)
+        loss.backward()
+        return loss.detach()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-
-from torch import Tensor
 
 from convexlab.probing import ProbeOptions
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
 from convexlab.validation.adam import AdamRun, State
-from convexlab.validation.candidates import CANDIDATES, Candidate, Firing, replay
-from convexlab.validation.switching import switch_at
+from convexlab.validation.candidates import CANDIDATES, Candidate, replay
+from convexlab.validation.switching import Ending, switch_at
 from convexlab.validation.tasks import Task
 from convexlab.validation.truth import curvature_at, segment_between
 
@@ -42,45 +40,80 @@ class Plan:
 
 
 def validate_run(
-    task: Task, plan: Plan, candidates: Sequence[Candidate] = CANDIDATES, progress: Listener = silent
+    task: Task,
+    plan: Plan,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    *,
+    known: Row | None = None,
+    progress: Listener = silent,
 ) -> Row:
     """Train, measure and switch; everything that the study needs of this run, as JSON can hold it.
+
+    Args:
+        task: what is trained.
+        plan: how.
+        candidates: the rules that are asked.
+        known: what an earlier call with the same task and plan returned: only what it lacks is done.
+        progress: told where the work stands.
 
     Returns:
         ``rows`` (of every epoch), ``truth`` and ``segments`` (of every ``truth_every``-th), ``endings`` (by epoch and
         cost, of every ``switch_every``-th epoch and where a rule fired), ``firings`` (by rule), ``adam`` (its lowest
         loss), ``minimum`` (the truth where the best switch ended).
     """
-    run = AdamRun(task, rate=plan.rate, seed=plan.seed, steps=plan.steps)
+    run, known = AdamRun(task, rate=plan.rate, seed=plan.seed, steps=plan.steps), known or {}
     budget = float(plan.epochs * run.epoch_cost)
     states, rows = _adam(run, plan, progress)
-    truth = {}
+    truth = {row["epoch"]: row for row in known.get("truth", [])}
     for epoch in range(0, len(states), plan.truth_every):
         progress(Progress("curvature", epoch, len(states)))
-        truth[epoch] = curvature_at(task, states[epoch].weights, plan.probe)
-    marks = list(truth)
-    segments = [
-        {"begin": a, "end": b} | segment_between(task, states[a].weights, states[b].weights) for a, b in pairwise(marks)
+        if epoch not in truth:
+            truth[epoch] = {"epoch": epoch} | curvature_at(task, states[epoch].weights, plan.probe)
+    segments = known.get("segments") or [
+        {"begin": begin, "end": end} | segment_between(task, states[begin].weights, states[end].weights)
+        for begin, end in pairwise(truth)
     ]
     whole = not task.batch_size
     firings = {one.label: replay(one, rows[1:], truth, whole_batch=whole, budget=budget) for one in candidates}
-    endings, best = _endings(run, states, firings, plan, budget, progress)
-    minimum = curvature_at(task, best, plan.probe)
+    wanted = {
+        (epoch, float(epoch * run.epoch_cost)) for epoch in range(plan.switch_every, plan.epochs, plan.switch_every)
+    }
+    wanted |= {(one.epoch, one.spent) for one in firings.values() if one.epoch is not None}
+    endings = {(one["epoch"], one["spent"]): one for one in known.get("endings", [])}
+    before = min(endings.values(), key=_loss, default=None)
+    lowest: Ending | None = None
+    for done, (epoch, spent) in enumerate(sorted(wanted - endings.keys())):
+        progress(Progress("switches", done, len(wanted)))
+        if epoch >= len(states) or spent >= budget:
+            continue
+        ending = switch_at(run, states[epoch], phase_two(plan.phase), budget=budget, spent=spent)
+        endings[epoch, spent] = {
+            "epoch": epoch,
+            "spent": spent,
+            "loss": ending.loss,
+            "resorted": ending.resorted,
+            "curve": ending.curve,
+        }
+        lowest = ending if lowest is None or ending.loss < lowest.loss else lowest
+    minimum = known.get("minimum")
+    if lowest is not None and (minimum is None or before is None or lowest.loss < before["loss"]):
+        minimum = curvature_at(task, lowest.weights, plan.probe)
     return {
         "parameters": task.objective.size,
         "examples": task.examples,
         "budget": budget,
         "rows": rows,
-        "truth": [{"epoch": epoch} | row for epoch, row in truth.items()],
+        "truth": list(truth.values()),
         "segments": segments,
-        "firings": {
-            label: {"epoch": one.epoch, "reason": one.reason, "spent": one.spent, "factor": one.factor}
-            for label, one in firings.items()
-        },
-        "endings": endings,
+        "firings": {label: asdict(one) for label, one in firings.items()},
+        "endings": [endings[key] for key in sorted(endings)],
         "adam": min(state.best_loss for state in states),
         "minimum": minimum,
     }
+
+
+def _loss(ending: Row) -> float:
+    return float(ending["loss"])
 
 
 def _adam(run: AdamRun, plan: Plan, progress: Listener) -> tuple[list[State], list[Row]]:
@@ -94,24 +127,3 @@ def _adam(run: AdamRun, plan: Plan, progress: Listener) -> tuple[list[State], li
         states.append(run.state())
         progress(Progress("adam", run.epoch, plan.epochs))
     return states, rows
-
-
-def _endings(
-    run: AdamRun, states: list[State], firings: dict[str, Firing], plan: Plan, budget: float, progress: Listener
-) -> tuple[list[Row], Tensor]:
-    wanted = {
-        (epoch, float(epoch * run.epoch_cost)) for epoch in range(plan.switch_every, len(states), plan.switch_every)
-    }
-    wanted |= {(one.epoch, one.spent) for one in firings.values() if one.epoch is not None}
-    best, lowest, endings = states[-1].weights, math.inf, []
-    for done, (epoch, spent) in enumerate(sorted(wanted)):
-        if spent >= budget:
-            continue
-        progress(Progress("switches", done, len(wanted)))
-        ending = switch_at(run, states[epoch], phase_two(plan.phase), budget=budget, spent=spent)
-        endings.append(
-            {"epoch": epoch, "spent": spent, "loss": ending.loss, "resorted": ending.resorted, "curve": ending.curve}
-        )
-        if ending.loss < lowest:
-            best, lowest = ending.weights, ending.loss
-    return endings, best

@@ -21,6 +21,7 @@ __all__ = ["Task", "images", "perceptron", "physics", "regression"]
 
 _VALIDATION = 2000
 _EVALUATION_BATCH = 512
+_SIDE = 8
 _NOISE, _INPUTS, _WIDTH, _DEPTH = 0.1, 8, 64, 2
 
 
@@ -84,11 +85,14 @@ def images(
 
 
 def perceptron(channels: int, classes: int, image_size: int) -> nn.Module:
-    """Return two layers of 16 tanh units on flattened images: far fewer parameters than the digits have conditions.
+    """Return two layers of 16 tanh units on images of 8 × 8: far fewer parameters than the digits have conditions.
 
     As a model by name it is ``convexlab.validation.tasks:perceptron``.
     """
-    return nn.Sequential(nn.Flatten(), Perceptron(channels * image_size**2, classes, width=16, depth=2))
+    side = min(image_size, _SIDE)
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(side), nn.Flatten(), Perceptron(channels * side**2, classes, width=16, depth=2)
+    )
 
 
 def regression(*, train_size: int, seed: int, batch_size: int) -> Task:
