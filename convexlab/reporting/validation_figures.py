@@ -12,7 +12,7 @@ from convexlab.reporting.figures import INK, MUTED, PALETTE, draw, label, legend
 from convexlab.reporting.numbers import number
 from convexlab.reporting.svg import Chart, chart
 from convexlab.runs import Row
-from convexlab.validation.scores import Interval, best_switch
+from convexlab.validation.scores import Interval, best_switch, counted
 
 __all__ = ["curvature_chart", "oracle_chart", "regret_chart", "run_chart"]
 
@@ -32,11 +32,11 @@ def _kind(run: Row) -> tuple[str, str, str]:
 
 def oracle_curve(run: Row) -> tuple[list[float], list[float]]:
     """Return the shares of the budget at which a switch was tried for Adam's cost alone, and loss over the lowest."""
-    best, price = best_switch(run)["loss"], run["budget"] / (len(run["rows"]) - 1)
-    free = {one["epoch"]: one["loss"] for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9}
+    best, price = counted(best_switch(run)["loss"]), run["budget"] / (len(run["rows"]) - 1)
+    free = {one["epoch"]: counted(one["loss"]) for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9}
     epochs = sorted(free)
     shares = [epoch * price / run["budget"] for epoch in epochs]
-    return [*shares, 1.0], [*(free[epoch] / best for epoch in epochs), run["adam"] / best]
+    return [*shares, 1.0], [*(free[epoch] / best for epoch in epochs), counted(run["adam"]) / best]
 
 
 def oracle_chart(runs: Sequence[Row], key: str) -> Chart:

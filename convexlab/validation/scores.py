@@ -13,13 +13,29 @@ import scipy.stats
 from convexlab.runs import Row
 from convexlab.validation.truth import pattern, relative_kind
 
-__all__ = ["Interval", "Score", "best_switch", "bootstrap", "curvature_peak", "proportion", "score", "transient"]
+__all__ = [
+    "Interval",
+    "Score",
+    "best_switch",
+    "bootstrap",
+    "counted",
+    "curvature_peak",
+    "proportion",
+    "score",
+    "transient",
+]
 
 _WINDOW = 5
+_RESOLUTION = 2.0**-23
 _WORTH = 0.1
 """A switch that ends this much lower than Adam alone was worth making."""
 _NEARLY = 0.05
 """Of the largest eigenvalue: above minus this the smallest counts as nearly convex."""
+
+
+def counted(loss: float) -> float:
+    """Return a loss as it is compared: what lies below the resolution of float32, 2⁻²³, counts as that."""
+    return max(loss, _RESOLUTION)
 
 
 def transient(norms: Sequence[float]) -> int:
@@ -35,12 +51,12 @@ def transient(norms: Sequence[float]) -> int:
 def best_switch(run: Row) -> Row:
     """Return the ending with the lowest loss among those that cost nothing beside Adam, or Adam alone.
 
-    The oracle: it has seen them all. ``epoch`` is None where Adam alone ends lowest.
+    The oracle: it has seen them all. ``epoch`` is None where Adam alone ends lowest. Of equal ones the earliest.
     """
     price = run["budget"] / (len(run["rows"]) - 1)
     free = [one for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9]
     alone: Row = {"epoch": None, "spent": run["budget"], "loss": run["adam"]}
-    return min([alone, *free], key=lambda one: one["loss"])
+    return min([*free, alone], key=lambda one: counted(one["loss"]))
 
 
 def curvature_peak(run: Row) -> int | None:
@@ -59,7 +75,7 @@ class Score:
     loss: float
     """Where that led within the budget."""
     regret: float
-    """loss / the oracle's - 1; negative never."""
+    """loss / the oracle's - 1, as `counted`; negative never."""
     early: bool
     """Fired within the initial transient."""
     missed: bool
@@ -75,14 +91,14 @@ def score(run: Row, label: str) -> Score:
     firing, best = run["firings"][label], best_switch(run)
     epoch = firing["epoch"]
     loss = _loss(run, label)
-    worth = best["epoch"] is not None and best["loss"] < (1 - _WORTH) * run["adam"]
+    worth = best["epoch"] is not None and counted(best["loss"]) < (1 - _WORTH) * run["adam"]
     peak = curvature_peak(run)
     rows = run["truth"]
     bracket = pattern([row["epoch"] for row in rows], [relative_kind(row, _NEARLY) for row in rows]).bracket
     return Score(
         epoch=epoch,
         loss=loss,
-        regret=max(loss / best["loss"] - 1.0, 0.0),
+        regret=max(counted(loss) / counted(best["loss"]) - 1.0, 0.0),
         early=epoch is not None and epoch <= transient([row["gradient_norm"] for row in run["rows"]]),
         missed=epoch is None and worth,
         lag=None if epoch is None or peak is None else epoch - peak,
