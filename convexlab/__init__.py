@@ -33,11 +33,16 @@ from convexlab.datasets import Dataset, load_dataset
 # When to hand over, and to what
 from convexlab.detection import (
     Algorithm1,
+    BudgetFraction,
     Detector,
     FixedEpoch,
     GradientNormChange,
     GradientNormPeak,
     LossPlateau,
+    NoiseAwarePeak,
+    NoNegativeCurvature,
+    SmoothedNormPeak,
+    Swats,
     UnimodalNorm,
 )
 
@@ -54,6 +59,7 @@ __all__ = [
     "LBFGS",
     "Algorithm1",
     "BlockCurvature",
+    "BudgetFraction",
     "ConvexLabError",
     "Cost",
     "CurvatureSplit",
@@ -68,6 +74,8 @@ __all__ = [
     "LossPlateau",
     "MemoryForecast",
     "MisuseError",
+    "NoNegativeCurvature",
+    "NoiseAwarePeak",
     "NonlinearCG",
     "Objective",
     "Probe",
@@ -75,7 +83,9 @@ __all__ = [
     "Run",
     "SampledCurvature",
     "SelfScaledBroyden",
+    "SmoothedNormPeak",
     "SpectralDensity",
+    "Swats",
     "SymmetricOperator",
     "TraceEstimate",
     "TwoPhaseConfig",
