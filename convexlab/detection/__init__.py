@@ -1,24 +1,30 @@
 """Detectors: when to hand over from Adam to the second phase."""
 
-from collections.abc import Callable
-
 from convexlab.detection.base import Detector, Signals
 from convexlab.detection.change import GradientNormChange, UnimodalNorm
-from convexlab.detection.fixed import FixedEpoch
-from convexlab.detection.peak import Algorithm1, GradientNormPeak
+from convexlab.detection.curvature import NoNegativeCurvature
+from convexlab.detection.fixed import BudgetFraction, FixedEpoch
+from convexlab.detection.noise import NoiseAwarePeak
+from convexlab.detection.peak import Algorithm1, GradientNormPeak, SmoothedNormPeak
 from convexlab.detection.plateau import LossPlateau
+from convexlab.detection.swats import Swats
 from convexlab.detection.watch import Watch
-from convexlab.errors import unknown_name
+from convexlab.errors import MisuseError, unknown_name
 
 __all__ = [
     "DEFAULT_DETECTOR",
     "Algorithm1",
+    "BudgetFraction",
     "Detector",
     "FixedEpoch",
     "GradientNormChange",
     "GradientNormPeak",
     "LossPlateau",
+    "NoNegativeCurvature",
+    "NoiseAwarePeak",
     "Signals",
+    "SmoothedNormPeak",
+    "Swats",
     "UnimodalNorm",
     "Watch",
     "build_detector",
@@ -27,12 +33,17 @@ __all__ = [
 
 DEFAULT_DETECTOR = "gradient-norm-peak"
 
-_DETECTORS: dict[str, Callable[[], Detector]] = {
+_DETECTORS: dict[str, type[Detector]] = {
     "algorithm-1": Algorithm1,
     "gradient-norm-peak": GradientNormPeak,
+    "smoothed-norm": SmoothedNormPeak,
+    "noise-aware": NoiseAwarePeak,
     "gradient-norm-change": GradientNormChange,
     "unimodal-norm": UnimodalNorm,
+    "curvature": NoNegativeCurvature,
     "loss-plateau": LossPlateau,
+    "swats": Swats,
+    "budget-fraction": BudgetFraction,
 }
 
 
@@ -41,12 +52,23 @@ def detector_names() -> dict[str, str]:
     return {name: (cls.__doc__ or "").splitlines()[0] for name, cls in _DETECTORS.items()}
 
 
-def build_detector(name: str) -> Detector:
+def build_detector(name: str, *, budget: int | None = None) -> Detector:
     """Return a fresh detector with its default settings.
 
+    Args:
+        name: one of `detector_names`.
+        budget: epochs that there are; only ``budget-fraction`` asks.
+
     Raises:
-        MisuseError: an unknown name.
+        MisuseError: an unknown name, or a budget that is missing or below 1.
     """
     if name not in _DETECTORS:
         raise unknown_name("detector", name, _DETECTORS)
-    return _DETECTORS[name]()
+    kind = _DETECTORS[name]
+    if kind is not BudgetFraction:
+        return kind()
+    if budget is None:
+        raise MisuseError(
+            f"expected a budget in epochs, which {name} switches at a fraction of, got none: pass budget=."
+        )
+    return BudgetFraction(budget)

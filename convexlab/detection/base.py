@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convexlab.errors import MisuseError
 
-__all__ = ["Detector", "Signals", "at_least", "fraction", "positive"]
+__all__ = ["Detector", "Signals", "above_one", "at_least", "fraction", "positive", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,31 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def at_least(name: str, epochs: int, least: int) -> int:
-    """Return a number of epochs that is not below the least.
+def above_one(name: str, value: float) -> float:
+    """Return a setting that is above 1.
+
+    Raises:
+        MisuseError: it is not.
+    """
+    if not value > 1:
+        raise MisuseError(f"expected {name} to be above 1, got {value!r}.")
+    return value
+
+
+def at_least(name: str, epochs: int, least: int, unit: str = "epoch") -> int:
+    """Return a number of epochs, or of another unit, that is not below the least.
 
     Raises:
         MisuseError: it is.
     """
     if not epochs >= least:
-        raise MisuseError(f"expected {name} of at least {least} epoch{'s' if least > 1 else ''}, got {epochs!r}.")
+        raise MisuseError(f"expected {name} of at least {least} {unit}{'s' if least > 1 else ''}, got {epochs!r}.")
     return epochs
+
+
+def ratio(value: float, unit: float) -> float:
+    """Return value / unit of two positive numbers, within what a logarithm and back has room for.
+
+    Rounding does not make it depend on the scale of the two, as it does the difference of their logarithms.
+    """
+    return min(max(value / unit, 1e-300), 1e300)

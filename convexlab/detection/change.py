@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
 
-from convexlab.detection.base import Detector, Signals, at_least, fraction, positive
+from convexlab.detection.base import Detector, Signals, at_least, fraction, positive, ratio
 
 __all__ = ["GradientNormChange", "UnimodalNorm"]
 
@@ -40,9 +40,7 @@ class GradientNormChange(Detector):
         self.drift = positive("drift", drift)
         self.threshold = positive("threshold", threshold)
         self.warmup = at_least("warmup", warmup, 2)
-        self._unit = (
-            math.nan
-        )  # The first norm: logarithms of ratios do not depend on the loss's scale, to the last bit.
+        self._unit = math.nan  # The first norm.
         self._logs: list[float] = []
         self._begin = 0
         self._risen: int | None = None
@@ -52,7 +50,7 @@ class GradientNormChange(Detector):
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._logs else self._unit
-        self._logs.append(math.log(gradient_norm / self._unit))
+        self._logs.append(math.log(ratio(gradient_norm, self._unit)))
         if len(self._logs) < self.warmup:
             return False, f"the noise of the gradient norm is not known before {self.warmup} epochs"
         noise = _noise(self._logs)
@@ -119,7 +117,7 @@ class UnimodalNorm(Detector):
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._points else self._unit
-        self._points.append((seen.loss, math.log(gradient_norm / self._unit)))
+        self._points.append((seen.loss, math.log(ratio(gradient_norm, self._unit))))
         if len(self._points) < self.warmup:
             return False, f"{self.warmup} epochs are needed to see a shape"
         logs = [log for _, log in sorted(self._points, key=lambda point: -point[0])]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from convexlab.detection.base import Detector, Signals
+from convexlab.detection.base import Detector, Signals, at_least
+from convexlab.detection.base import fraction as _fraction
 from convexlab.errors import MisuseError
 
-__all__ = ["FixedEpoch"]
+__all__ = ["BudgetFraction", "FixedEpoch"]
 
 
 class FixedEpoch(Detector):
@@ -25,8 +26,33 @@ class FixedEpoch(Detector):
         if not self.fired:
             self.epoch += 1
             self.fired = self.epoch >= self.switch_epoch
-            self.reason = f"the switch was set to epoch {self.switch_epoch}"
+            self.reason = self._choice()
         return self.fired
+
+    def _choice(self) -> str:
+        return f"the switch was set to epoch {self.switch_epoch}"
 
     def _decide(self, seen: Signals) -> tuple[bool, str]:
         raise NotImplementedError  # `update` needs neither
+
+
+class BudgetFraction(FixedEpoch):
+    """Budget: switch after a fraction of the epochs that there are, as one would guess by hand.
+
+    The first epoch at the earliest, whatever loss and norm are. What every detector that looks at the run has to beat.
+
+    Args:
+        budget: epochs that there are.
+        fraction: share of them before the switch.
+
+    Raises:
+        MisuseError: a setting out of range.
+    """
+
+    def __init__(self, budget: int, fraction: float = 0.5) -> None:
+        self.budget = at_least("budget", budget, 1)
+        self.fraction = _fraction("fraction", fraction)
+        super().__init__(max(1, round(fraction * budget)))
+
+    def _choice(self) -> str:
+        return f"{super()._choice()}, {self.fraction:.0%} of a budget of {self.budget}"

@@ -339,7 +339,9 @@ class _TwoPhaseTraining:
 
     def _detector(self) -> Detector:
         switch_epoch = self.config.switch_epoch
-        return FixedEpoch(switch_epoch) if switch_epoch is not None else build_detector(self.config.detector)
+        if switch_epoch is not None:
+            return FixedEpoch(switch_epoch)
+        return build_detector(self.config.detector, budget=self.config.epochs)
 
     def _detector_name(self) -> str:
         return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector

@@ -6,12 +6,25 @@ import math
 
 import pytest
 
-from convexlab import Algorithm1, FixedEpoch, GradientNormPeak, MisuseError
+from convexlab import Algorithm1, BudgetFraction, FixedEpoch, GradientNormPeak, MisuseError
 from convexlab.detection import DEFAULT_DETECTOR, build_detector, detector_names
+
+COSTS = {
+    "algorithm-1": 1.0,
+    "gradient-norm-peak": 1.0,
+    "smoothed-norm": 1.0,
+    "noise-aware": 0.0,
+    "gradient-norm-change": 1.0,
+    "unimodal-norm": 1.0,
+    "curvature": 0.05,
+    "loss-plateau": 1 / 3,
+    "swats": 0.0,
+    "budget-fraction": 0.0,
+}
 
 
 def test_names() -> None:
-    assert set(detector_names()) >= {"algorithm-1", "gradient-norm-peak"}
+    assert set(detector_names()) == set(COSTS)
     assert DEFAULT_DETECTOR in detector_names()
     assert all(20 < len(description) < 200 for description in detector_names().values())
 
@@ -30,13 +43,7 @@ def test_unknown_name_suggests_a_known_one() -> None:
 
 
 def test_only_what_looks_at_the_gradient_is_charged() -> None:
-    assert {name: build_detector(name).cost for name in detector_names()} == {
-        "algorithm-1": 1.0,
-        "gradient-norm-peak": 1.0,
-        "gradient-norm-change": 1.0,
-        "unimodal-norm": 1.0,
-        "loss-plateau": 1 / 3,
-    }
+    assert {name: build_detector(name, budget=9).cost for name in detector_names()} == COSTS
     assert FixedEpoch(3).cost == 0.0
 
 
@@ -54,3 +61,34 @@ def test_fixed_epoch_counts_every_epoch(switch_epoch: int) -> None:
 def test_fixed_epoch_below_one(switch_epoch: int) -> None:
     with pytest.raises(MisuseError, match="expected switch_epoch of at least 1"):
         FixedEpoch(switch_epoch)
+
+
+@pytest.mark.parametrize(
+    ("budget", "fraction", "epoch"), [(30, 0.5, 15), (30, 0.7, 21), (1, 0.5, 1), (9, 0.01, 1), (9, 0.99, 9)]
+)
+def test_budget_fraction_by_hand(budget: int, fraction: float, epoch: int) -> None:
+    detector = BudgetFraction(budget, fraction)
+    fired = [detector.update(loss=math.nan, gradient_norm=1.0) for _ in range(budget)]
+    assert fired == [at >= epoch for at in range(1, budget + 1)]
+    assert detector.reason == f"the switch was set to epoch {epoch}, {fraction:.0%} of a budget of {budget}"
+
+
+def test_only_budget_fraction_asks_for_the_budget() -> None:
+    detector = build_detector("budget-fraction", budget=30)
+    assert isinstance(detector, BudgetFraction)
+    assert detector.switch_epoch == 15
+    with pytest.raises(MisuseError, match=r"expected a budget in epochs, .*got none: pass budget="):
+        build_detector("budget-fraction")
+
+
+@pytest.mark.parametrize(
+    ("budget", "fraction", "message"),
+    [
+        (0, 0.5, "expected budget of at least 1 epoch, got 0"),
+        (30, 0.0, "expected fraction between 0 and 1, got 0.0"),
+        (30, 1.0, "expected fraction between 0 and 1, got 1.0"),
+    ],
+)
+def test_budget_fraction_out_of_range(budget: int, fraction: float, message: str) -> None:
+    with pytest.raises(MisuseError, match=message):
+        BudgetFraction(budget, fraction)
