@@ -286,31 +286,35 @@ class Objective:
         return part
 
     def sample(self, examples: int) -> Objective:
-        """Return the same loss over about so many of its examples, the same share of every batch.
+        """Return the same loss over so many of its examples, the same share of every batch and of every part of it.
 
-        They are kept in memory. Its `cost` counts evaluations over the sample; this objective is charged the share of them
-        that the sample is. Batches whose tensors differ in length stay whole.
+        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole,
+        and then there are more. Its `cost` counts evaluations over the sample; this objective is charged the `share`
+        of them that the sample is, and their seconds.
 
         Args:
             examples: rows wanted; with as many as there are, or more, it is the whole.
 
         Raises:
-            MisuseError: fewer than one.
+            MisuseError: fewer than one, or batches without tensors.
         """
         if examples < 1:
             raise MisuseError(f"expected a sample of at least 1 example, got {examples!r}.")
-        rows = sum(rows_of(batch) for batch in self._data)
+        # The fixed state is that of evaluations: a loader that shuffles gives the same batches twice.
+        with fixed_random_state(self.device):
+            rows = sum(map(rows_of, self._data))
         share, seen, chosen = min(1.0, examples / max(rows, 1)), 0, []
-        for batch in self._data:
-            size = rows_of(batch)
-            wanted = round((seen + size) * share) - round(seen * share)
-            seen += size
-            if common_rows(batch) is None or wanted == size:
-                chosen.append(batch)
-            elif wanted:
-                # Evenly spaced: a batch may be in the order of its labels.
-                places = torch.arange(wanted) * size // wanted
-                chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
+        generator = torch.Generator().manual_seed(0)
+        with fixed_random_state(self.device):
+            for batch in self._data:
+                size = rows_of(batch)
+                wanted = round((seen + size) * share) - round(seen * share)
+                seen += size
+                if common_rows(batch) is None or wanted == size:
+                    chosen.append(batch)
+                elif wanted:
+                    places = _places(size, wanted, generator)
+                    chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
         part = copy.copy(self)
         part._data = chosen
         part.cost = Cost()
@@ -319,7 +323,7 @@ class Objective:
 
     @property
     def share(self) -> float:
-        """Of the objective that it is a sample of, by the number of examples; 1 for one that is none."""
+        """What part of the examples of the objective that it was drawn from a `sample` has; 1 for any other."""
         return self._share
 
     def flat_parameters(self) -> Tensor:
@@ -544,6 +548,13 @@ class Objective:
             needed = saved_bytes(lambda: self.batch_loss(point, trial), trial, shared)
         fits = int(self.memory_budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
         return max(1, fits if size is None else min(fits, size))
+
+
+def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Return rows, one at random from each of equal stretches: a batch may be in the order of its labels, or repeat."""
+    starts = torch.arange(wanted + 1) * size // wanted
+    within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
+    return starts[:-1] + within.long()
 
 
 def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:

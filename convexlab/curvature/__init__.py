@@ -1,4 +1,4 @@
-"""Curvature: Lanczos, both ends of the spectrum, density, trace, blocks, parts, sampling error, and the verdict."""
+"""Curvature: Lanczos, both ends of the spectrum, density, trace, blocks, parts, segments, sampling error, verdict."""
 
 from convexlab.curvature.blocks import BlockCurvature, block_curvature
 from convexlab.curvature.density import SpectralDensity, spectral_density
@@ -7,6 +7,7 @@ from convexlab.curvature.extremes import ExtremeEigenvalues, extreme_eigenvalues
 from convexlab.curvature.forecast import MemoryForecast, forecast_memory
 from convexlab.curvature.lanczos import Lanczos
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
+from convexlab.curvature.segment import Segment, segment_curvature
 from convexlab.curvature.split import CurvatureSplit, curvature_split
 from convexlab.curvature.trace import TraceEstimate, trace
 from convexlab.curvature.verdict import Verdict, convexity_verdict
@@ -19,6 +20,7 @@ __all__ = [
     "Lanczos",
     "MemoryForecast",
     "SampledCurvature",
+    "Segment",
     "SpectralDensity",
     "TraceEstimate",
     "Verdict",
@@ -28,6 +30,7 @@ __all__ = [
     "extreme_eigenvalues",
     "forecast_memory",
     "sampled_curvature",
+    "segment_curvature",
     "spectral_density",
     "trace",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +14,14 @@ from convexlab.parameters import accumulation_dtype, unflatten
 
 __all__ = ["Segment", "segment_curvature"]
 
-# Of a loss summed in float64 from outputs in float64: a hundred times the rounding of one addition.
-_ROUNDING = 100 * torch.finfo(torch.float64).eps
+_POINTS = 9  # Four differences of the fifth order.
+# Rounding of a loss relative to it: at least a hundred additions', and never above √ε, where it would be a feature.
+_LEAST_ROUNDING = 100
+# The differences that tell noise: a smooth loss adds to those of lower order, and of higher ones there are few.
+_NOISE_ORDER = 5
+# Standard deviations of noise that a second difference may err by: of independent errors at nine points one draw in
+# 20,000 had one that was larger.
+_NOISE_FACTOR = 50
 
 
 @dataclass(frozen=True)
@@ -26,25 +33,41 @@ class Segment:
     second_differences: tuple[float, ...]
     """(k - 2,), L₋ - 2 L + L₊ at each inner point; in the unit of the loss."""
     rounding: float
-    """What a second difference may err by."""
+    """What a second difference may err by; in the unit of the loss."""
 
     @property
     def convex(self) -> bool:
-        """Whether no second difference is negative: so it must be on a segment within a convex region."""
-        return min(self.second_differences) >= -self.rounding
+        """Whether no second difference is negative: so it must be on a segment within a convex region.
+
+        False where a value is not finite.
+        """
+        return self._finite and min(self.second_differences) >= -self.rounding
 
     @property
     def least(self) -> float:
-        """The smallest second difference over the range of the values; negative proves the loss non-convex here."""
+        """The smallest second difference over the range of the values; NaN where one of them is not finite.
+
+        Below -`rounding` over that range it proves the loss non-convex here.
+        """
+        if not self._finite:
+            return math.nan
         span = max(self.values) - min(self.values)
         return min(self.second_differences) / span if span > 0 else 0.0
 
+    @property
+    def _finite(self) -> bool:
+        return all(map(math.isfinite, self.values))
 
-def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, points: int = 9) -> Segment:
-    """Return the loss along the segment between two flat vectors (n,), evaluated in float64.
 
-    Costs a value a point. A convex function is convex on every segment; one that is convex on a segment may bend
-    downwards in other directions, or between the points.
+def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, points: int = _POINTS) -> Segment:
+    """Return the loss along the segment between two flat vectors (n,); the model stays where it is.
+
+    Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment; one
+    that is convex on a segment may bend downwards in other directions, or between the points.
+
+    Where the loss is a small difference of large numbers, its rounding is larger than its size says. From nine points
+    on it is read off the differences of higher order, which a smooth function leaves to the noise (Moré and Wild 2011,
+    doi 10.1137/100786125, section 3.1).
 
     Raises:
         MisuseError: fewer than three points, or vectors of another shape.
@@ -55,16 +78,34 @@ def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, point
         raise MisuseError(
             f"expected ends of shape ({objective.size},), got {tuple(begin.shape)} and {tuple(end.shape)}."
         )
-    exact = objective.in_dtype(accumulation_dtype(objective.device))
+    dtype = accumulation_dtype(objective.device)
+    try:
+        values = _values(objective, begin, end, points, dtype)
+    except RuntimeError:  # The loss holds tensors of its own dtype.
+        dtype = objective.dtype
+        values = _values(objective, begin, end, points, dtype)
+    return Segment(tuple(values.tolist()), tuple(values.diff(n=2).tolist()), _rounding(values, torch.finfo(dtype).eps))
+
+
+def _values(objective: Objective, begin: Tensor, end: Tensor, points: int, dtype: torch.dtype) -> Tensor:
+    """Return the loss at the points (k,); these are not rounded to the model's dtype, which would bend the line."""
+    exact = objective.in_dtype(dtype)
     point = exact.point(requires_grad=False)
-    first, last = (vector.to(device=exact.device, dtype=exact.dtype) for vector in (begin, end))
-    # Not rounded to the model's dtype, which would bend the line: the model itself is left where it is.
+    first, last = (vector.to(device=exact.device, dtype=dtype) for vector in (begin, end))
     values = [
         float(exact.value_at(replace(point, leaves=unflatten(torch.lerp(first, last, share), point.leaves))))
         for share in torch.linspace(0.0, 1.0, points, dtype=torch.float64).tolist()
     ]
     objective.spend(exact.cost)
-    differences = tuple(
-        before - 2 * here + after for before, here, after in zip(values, values[1:], values[2:], strict=False)
-    )
-    return Segment(tuple(values), differences, _ROUNDING * max(map(abs, values)))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _rounding(values: Tensor, precision: float) -> float:
+    """Return what a second difference of the values may err by."""
+    scale = float(values.abs().max())
+    least, most = _LEAST_ROUNDING * precision * scale, math.sqrt(precision) * scale
+    if len(values) < _POINTS:
+        return least
+    # σ² is (k!)² / (2k)! times the mean square of the k-th differences.
+    variance = values.diff(n=_NOISE_ORDER).square().mean() / math.comb(2 * _NOISE_ORDER, _NOISE_ORDER)
+    return min(max(least, _NOISE_FACTOR * math.sqrt(float(variance))), most)

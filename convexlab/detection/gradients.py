@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +37,17 @@ class GradientStatistics:
     A mini-batch's squared norm is too large by its noise. Where its gradient is accumulated from k ≥ 2 equal parts at
     the same weights, the products of different parts are free of that: ‖g‖² is without bias the mean over the steps of
     k/(k-1) (‖Σ gᵢ‖² - Σ ‖gᵢ‖²). (Products of successive steps would not do: a step moves the weights against its own
-    gradient, so that the next one is the smaller along it; on the digits they came out negative.)
+    gradient, so that the next one is the smaller along it; on the digits they came out negative.) Examples drawn
+    without replacement, as in an epoch over N of them, leave -tr(Σ) / (N - 1), Σ the covariance of their gradients.
 
-    Memory: two vectors of the size of the parameters, three with parts. No host synchronisation before `epoch`.
+    Gradients are read as the optimiser finds them: clipped, if the loop clips them, and parts tell nothing then. Of a
+    closure, what is read is that of its first evaluation in a step.
+
+    Memory: two vectors of the size of the parameters during a step, three with parts, and temporaries in float64. No
+    host synchronisation before `epoch`.
 
     Args:
-        optimizer: whose parameters' gradients are read as it steps.
+        optimizer: whose parameters' gradients are read as it steps; one without a gradient has gradient zero.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -51,11 +58,14 @@ class GradientStatistics:
         ]
         self._parts: list[Tensor] = []
         self._accumulated: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._gradient: Tensor | None = None
         self._start()
 
+    @torch.no_grad()
     def accumulated(self) -> None:
         """Take in a part of a step's gradient: to be called after each of its backward passes but the last."""
-        gradient = self._gradient()
+        gradient = self._read()
         part = gradient if self._accumulated is None else gradient - self._accumulated
         self._parts.append(dot(part, part))
         self._accumulated = gradient
@@ -89,29 +99,50 @@ class GradientStatistics:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    @torch.no_grad()
-    def _gradient(self) -> Tensor:
+    def _read(self) -> Tensor:
         parameters = self._parameters()
-        return flatten([torch.zeros_like(one) if one.grad is None else one.grad for one in parameters])
+        return flatten([torch.zeros_like(one) if one.grad is None else one.grad.to_dense() for one in parameters])
 
     @torch.no_grad()
-    def _before(self, *_: Any) -> None:
-        gradient = self._gradient()
-        square = dot(gradient, gradient)
+    def _before(self, _: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Read the gradient where the step begins; a closure is yet to compute it."""
+        self._weights, self._gradient = flatten(self._parameters()), None
+        closure = args[1] if len(args) > 1 else options.get("closure")
+        if closure is None:
+            self._take()
+            return None
+        watched = self._watched(closure)
+        return ((args[0], watched, *args[2:]), options) if len(args) > 1 else (args, options | {"closure": watched})
+
+    def _watched(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(closure)
+        def watched(*args: Any, **options: Any) -> Any:
+            loss = closure(*args, **options)
+            if self._gradient is None:
+                self._take()
+            return loss
+
+        return watched
+
+    @torch.no_grad()
+    def _take(self) -> None:
         if self._accumulated is not None:
             self.accumulated()
-        count, parts = len(self._parts), self._parts
+        self._gradient, parts = self._read(), self._parts
+        square, count = dot(self._gradient, self._gradient), len(parts)
         without_noise = count / (count - 1) * (square - torch.stack(parts).sum()) if count else square * math.nan
         self._squares.append(square)
         self._unbiased.append(without_noise)
-        self._parts, self._accumulated = [], None
-        self._weights, self._last = flatten(self._parameters()), gradient
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
-        step = flatten(self._parameters()) - self._weights
-        self._lengths.append(dot(step, step))
-        self._projections.append(dot(step, self._last))
+        if self._weights is not None and self._gradient is not None:
+            step = flatten(self._parameters()) - self._weights
+            self._lengths.append(dot(step, step))
+            self._projections.append(dot(step, self._gradient))
+        # Not kept: memory, and parts of a closure's later evaluations.
+        self._weights = self._gradient = self._accumulated = None
+        self._parts = []
 
 
 def _root(squares: list[float]) -> tuple[float, float]:

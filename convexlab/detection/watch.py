@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -21,6 +22,7 @@ __all__ = ["Watch"]
 _VALUE_AND_GRADIENT, _PRODUCT = 1.0, 2.0
 # Products that a Krylov run of exact products makes beside its steps; a longer one may be made with others.
 _FRESH, _LONGEST = 2, 19
+_CURVATURE = frozenset({"gradient_curvature", "smallest", "largest"})
 
 
 class Watch:
@@ -39,19 +41,21 @@ class Watch:
     but the last: then the noise is taken out, and told too (`GradientStatistics`).
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
-    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. The ends of a sample lie
-    further out than those of the whole; the smallest is an upper bound on the sample's own.
+    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. Of m of N examples, with
+    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. The ends of a sample
+    tend to lie further out than those of the whole; the smallest is an upper bound on the sample's own.
 
     Args:
         objective: the training loss of the model that the optimiser trains.
-        optimizer: whose steps are looked at; any of torch's.
+        optimizer: whose steps are looked at, with or without a closure; any of torch's.
         detector: what decides; None measures only.
         share: of what training costs, at most, in gradient equivalents; 0 measures no curvature.
         examples: in the sample. The fewer, the more often it is measured.
         steps: of the Krylov run, 2 to 19.
 
     Raises:
-        MisuseError: a share or number of steps out of range.
+        MisuseError: a share, or a number of examples or steps, out of range; a detector that needs curvature with a
+            share of 0.
     """
 
     def __init__(
@@ -68,9 +72,15 @@ class Watch:
             raise MisuseError(f"expected share from 0 to below 1, got {share!r}.")
         if not 2 <= steps <= _LONGEST:
             raise MisuseError(f"expected steps from 2 to {_LONGEST}, got {steps!r}.")
+        missing = sorted(detector.needs & _CURVATURE) if detector is not None and not share else []
+        if missing:
+            raise MisuseError(
+                f"{type(detector).__name__} has to be told {' and '.join(missing)}, which share=0 does not measure. "
+                "Pass a positive share."
+            )
         self.detector = detector
         self.history: list[Signals] = []
-        """What was told, an epoch each; NaN where something was not measured."""
+        """What was told, an epoch each: NaN where something was not measured, None for curvature that never is."""
         self.trained = 0.0
         """Gradient equivalents of training, as `update` was told."""
         self._share, self._steps = share, steps
@@ -80,13 +90,13 @@ class Watch:
 
     @property
     def spent(self) -> float:
-        """Gradient equivalents spent on measuring, of the whole objective."""
-        return self._sample.cost.gradient_equivalents * self._sample.share
+        """Gradient equivalents of the whole objective that were spent on measuring."""
+        return self._sample.cost.gradient_equivalents * self._sample.share if self._share else 0.0
 
     @property
     def seconds(self) -> float:
         """Seconds of these evaluations."""
-        return self._sample.cost.seconds
+        return self._sample.cost.seconds if self._share else 0.0
 
     @property
     def fired(self) -> bool:
@@ -107,23 +117,28 @@ class Watch:
 
         Args:
             loss: the mean training loss over the epoch, which the loop has.
-            cost: of the epoch, in gradient equivalents.
+            cost: of the epoch, in gradient equivalents: 1 for one over mini-batches, a step's worth each on the whole
+                batch.
+
+        Raises:
+            MisuseError: a cost that is negative or not finite.
         """
+        if not 0 <= cost < math.inf:
+            raise MisuseError(f"expected the cost of an epoch in gradient equivalents, at least 0, got {cost!r}.")
         self.trained += cost
         told = self._statistics.epoch()
         known = math.isfinite(told.gradient_norm)
         for account in self._saved:
             self._saved[account] += 0.5 * self._share * cost
-        smallest, largest = self._ends()
         signals = Signals(
             loss=loss,
             gradient_norm=told.gradient_norm if known else told.batch_gradient_norm,
             gradient_noise=told.gradient_noise,
-            gradient_curvature=self._along(),
-            smallest=smallest,
-            largest=largest,
             projected_rate=told.projected_rate,
         )
+        if self._share:
+            along, (smallest, largest) = self._along(), self._ends()
+            signals = replace(signals, gradient_curvature=along, smallest=smallest, largest=largest)
         self.history.append(signals)
         return self.detector is not None and self.detector.update(**vars(signals))
 
@@ -140,7 +155,8 @@ class Watch:
             square = float(dot(gradient, gradient))
             if not 0 < square < math.inf:
                 return math.nan
-            return float(dot(gradient, self._sample.hvp(gradient))) / square
+            curvature = float(dot(gradient, self._sample.hvp(gradient))) / square
+            return curvature if math.isfinite(curvature) else math.nan
 
     def _ends(self) -> tuple[float, float]:
         """Return both ends of the spectrum on the sample; NaN where they are not affordable or not finite."""
@@ -157,5 +173,5 @@ class Watch:
     def _paying(self, account: str, price: float) -> Iterator[bool]:
         """Say whether an account can pay a price, in gradients over the sample, and take from it what was spent."""
         before = self.spent
-        yield self._share > 0 and self._saved[account] >= price * self._sample.share
+        yield self._saved[account] >= price * self._sample.share
         self._saved[account] -= self.spent - before
