@@ -1,12 +1,12 @@
-"""What `convexlab.Watch` costs in a training loop, in gradient equivalents and in processor seconds, and what it measures.
+"""What `convexlab.Watch` costs in a training loop, in gradient equivalents and in processor seconds.
 
-Run: ``python benchmarks/watch.py`` with CONVEXLAB_DATA set. Adam at 1e-3 trains two copies of a problem in turn, an epoch
-of the one without a watch, an epoch of the other with it: vit-nomlp on MNIST and vit-mlp on CIFAR-10 with mini-batches,
-the perceptron for convection on the whole batch, where ten steps are an epoch. Both end with the same weights, bit for
-bit, or the benchmark fails.
+Run: ``python benchmarks/watch.py`` with CONVEXLAB_DATA set. Adam at 1e-3 trains two copies of a problem in turn, an
+epoch of the one without a watch, an epoch of the other with it: vit-nomlp on MNIST and vit-mlp on CIFAR-10 with
+mini-batches, the perceptron for convection on the whole batch, where ten steps are an epoch. Both end with the same
+weights, bit for bit, or the benchmark fails.
 
-The watch's share is a limit on gradient equivalents. *Hooks* is what its look at every step adds to an epoch, *measuring*
-what `Watch.update` takes, both over the epoch without a watch.
+The watch's share is a limit on gradient equivalents. *Hooks* is what its look at every step adds to an epoch,
+*measuring* what `Watch.update` takes, both over the epoch without a watch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def line(setting: Setting, epochs: int, share: float, examples: int) -> dict[str
     plain, watched = copies(setting)
     watch = cl.Watch(watched.task.objective, watched.adam, share=share, examples=examples)
     cost = 1.0 if setting.batch_size else float(STEPS)
-    updates, worst = [], 0.0
+    updates: list[float] = []
+    worst = 0.0
     for _ in range(epochs):
         with timed(plain.seconds):
             plain.epoch()

@@ -41,8 +41,9 @@ class Detector(ABC):
     Only ratios may decide, so that a rescaled loss gives the same decision.
     """
 
-    cost = 1.0
-    """Gradient equivalents an epoch for what it is told: the norm of the whole training set's gradient."""
+    cost = 0.0
+    """Share of what training costs that is spent on measuring what it needs; loss and norm come from the mini-batches'
+    own losses and gradients, for nothing."""
     needs: frozenset[str] = frozenset()
     """Fields of `Signals` that it has to be told of beside loss and gradient norm."""
 

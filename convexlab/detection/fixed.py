@@ -12,8 +12,6 @@ __all__ = ["BudgetFraction", "FixedEpoch"]
 class FixedEpoch(Detector):
     """Switch after a given number of epochs, whatever loss and norm are."""
 
-    cost = 0.0
-
     def __init__(self, switch_epoch: int) -> None:
         """Take the number of epochs before the switch, at least 1."""
         super().__init__()

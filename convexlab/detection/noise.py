@@ -52,7 +52,6 @@ class NoiseAwarePeak(Detector):
         MisuseError: a setting out of range.
     """
 
-    cost = 0.0
     needs = frozenset({"gradient_noise"})
 
     def __init__(self, factor: float = 0.9, *, error: float = 0.05, window: int = 5) -> None:

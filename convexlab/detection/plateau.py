@@ -22,8 +22,6 @@ class LossPlateau(Detector):
         MisuseError: a setting out of range.
     """
 
-    cost = 1 / 3
-
     def __init__(self, *, share: float = 0.05, patience: int = 5) -> None:
         super().__init__()
         self.share = fraction("share", share)

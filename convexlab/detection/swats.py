@@ -39,7 +39,6 @@ class Swats(Detector):
         MisuseError: a setting out of range.
     """
 
-    cost = 0.0
     needs = frozenset({"projected_rate"})
 
     def __init__(self, *, tolerance: float = 0.05, smoothing: float = 0.9, patience: int = 5) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -87,11 +87,12 @@ class Watch:
         self._sample = objective.sample(examples) if share else objective
         self._statistics = GradientStatistics(optimizer)
         self._saved = {"along": 0.0, "ends": 0.0}
+        self._before = 0.0
 
     @property
     def spent(self) -> float:
         """Gradient equivalents of the whole objective that were spent on measuring."""
-        return self._sample.cost.gradient_equivalents * self._sample.share if self._share else 0.0
+        return self._before + (self._sample.cost.gradient_equivalents * self._sample.share if self._share else 0.0)
 
     @property
     def seconds(self) -> float:
@@ -145,6 +146,15 @@ class Watch:
     def close(self) -> None:
         """Look on no longer."""
         self._statistics.close()
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what it may still spend, for a run that is taken up again; the detector is told `history` again."""
+        return {"trained": self.trained, "spent": self.spent, **self._saved}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on with such a state."""
+        self.trained, self._before = state["trained"], state["spent"] - (self.spent - self._before)
+        self._saved = {account: state[account] for account in self._saved}
 
     def _along(self) -> float:
         """Return gᵀHg/gᵀg on the sample; NaN where it is not affordable or not finite."""

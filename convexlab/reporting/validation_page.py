@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convexlab.proportion import Proportion
 from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
@@ -17,7 +18,7 @@ from convexlab.reporting.validation_figures import curvature_chart, oracle_chart
 from convexlab.runs import Row
 from convexlab.validation.choosing import Choice, choose
 from convexlab.validation.claims import Judgement, Outcome, claim_1, claim_2, share_along_gradient
-from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, proportion, score
+from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, score
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = ["validation_study"]
@@ -82,16 +83,11 @@ def _interval(found: Interval, form: Any = number) -> str:
     return f"{form(found.value)} ({form(found.low)} to {form(found.high)})"
 
 
-def _share(count: int, total: int) -> str:
-    found = proportion(count, total)
-    return f"{count} of {total} ({found.low:.0%} to {found.high:.0%})"
-
-
 def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> Part:
     rows = []
     for claim, found in judged.items():
         counts = Counter(one.outcome for one in found)
-        rows.append([f"Claim {claim}", *(_share(counts[outcome], len(found)) for outcome in _OUTCOMES)])
+        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(found))) for outcome in _OUTCOMES)])
     reasons = Counter(
         (f"Claim {claim}", one.outcome, _anonymous(one.reason)) for claim, found in judged.items() for one in found
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -20,7 +19,6 @@ __all__ = [
     "bootstrap",
     "counted",
     "curvature_peak",
-    "proportion",
     "score",
     "transient",
 ]
@@ -138,11 +136,3 @@ def bootstrap(
         (array,), statistic, confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed)
     )
     return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
-def proportion(count: int, total: int, *, confidence: float = 0.95) -> Interval:
-    """Return a share of independent cases with its exact interval (Clopper and Pearson 1934)."""
-    if total == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    found = scipy.stats.binomtest(count, total).proportion_ci(confidence_level=confidence, method="exact")
-    return Interval(count / total, float(found.low), float(found.high))

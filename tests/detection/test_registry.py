@@ -9,22 +9,9 @@ import pytest
 from convexlab import Algorithm1, BudgetFraction, FixedEpoch, GradientNormPeak, MisuseError
 from convexlab.detection import DEFAULT_DETECTOR, build_detector, detector_names
 
-COSTS = {
-    "algorithm-1": 1.0,
-    "gradient-norm-peak": 1.0,
-    "smoothed-norm": 1.0,
-    "noise-aware": 0.0,
-    "gradient-norm-change": 1.0,
-    "unimodal-norm": 1.0,
-    "curvature": 0.05,
-    "loss-plateau": 1 / 3,
-    "swats": 0.0,
-    "budget-fraction": 0.0,
-}
-
 
 def test_names() -> None:
-    assert set(detector_names()) == set(COSTS)
+    assert set(detector_names()) >= {"algorithm-1", "gradient-norm-peak", "curvature", "budget-fraction"}
     assert DEFAULT_DETECTOR in detector_names()
     assert all(20 < len(description) < 200 for description in detector_names().values())
 
@@ -42,8 +29,10 @@ def test_unknown_name_suggests_a_known_one() -> None:
         build_detector("algorithm1")
 
 
-def test_only_what_looks_at_the_gradient_is_charged() -> None:
-    assert {name: build_detector(name, budget=9).cost for name in detector_names()} == COSTS
+def test_only_what_needs_curvature_costs_something() -> None:
+    for name in detector_names():
+        detector = build_detector(name, budget=9)
+        assert (detector.cost > 0) == ("smallest" in detector.needs), name
     assert FixedEpoch(3).cost == 0.0
 
 

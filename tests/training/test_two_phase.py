@@ -112,7 +112,9 @@ def test_metrics_are_complete(which: str, request: pytest.FixtureRequest) -> Non
     made = request.getfixturevalue(which)
     for name in ("two-phase", *BASELINES):
         rows = rows_of(made, name)
-        assert all(row.keys() == METRIC for row in rows)
+        # Until the switch a row also says what the detector was told.
+        assert all(row.keys() - {"told"} == METRIC for row in rows)
+        assert sum("told" in row for row in rows) == (made.summary["switch"]["epoch"] if name == "two-phase" else 0)
         assert [row["epoch"] for row in rows] == list(range(len(rows)))
         costs, seconds = ([row[key] for row in rows] for key in ("gradient_equivalents", "seconds"))
         assert costs[0] == seconds[0] == 0
@@ -138,25 +140,32 @@ def test_phases_follow_each_other(run: Run) -> None:
         assert {row["phase"] for row in rows_of(run, name)[1:]} == {"adam"}
 
 
-def test_the_detector_is_charged_and_a_fixed_epoch_is_not(run: Run, detected: Run) -> None:
-    assert detected.summary is not None
-    assert run.summary is not None
-    epoch = detected.summary["switch"]["epoch"]
-    rows = rows_of(detected, "two-phase")
-    assert [row["gradient_equivalents"] for row in rows[: epoch + 1]] == [2.0 * k for k in range(epoch + 1)]
-    assert detected.summary["two_phase"]["cost_breakdown"]["detector"] == epoch
-    assert [row["gradient_equivalents"] for row in rows_of(run, "two-phase")[:5]] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert run.summary["two_phase"]["cost_breakdown"].keys() == {"adam", cl.TwoPhaseConfig.phase_two}
-    # A baseline neither needs nor pays a detector.
-    for row in rows_of(detected, "adam-constant"):
-        assert row["gradient_equivalents"] == row["epoch"]
+def test_a_detector_of_the_norm_costs_nothing(run: Run, detected: Run) -> None:
+    for made in (run, detected):
+        assert made.summary is not None
+        epoch = made.summary["switch"]["epoch"]
+        rows = rows_of(made, "two-phase")
+        assert [row["gradient_equivalents"] for row in rows[: epoch + 1]] == [float(k) for k in range(epoch + 1)]
+        assert made.summary["two_phase"]["cost_breakdown"].get("detector", 0.0) == 0.0
+
+
+def test_measured_curvature_is_charged_within_its_share(tiny: Options, tmp_path: Path) -> None:
+    options = tiny | {"switch_epoch": None, "detector": "curvature", "epochs": 150, "no_baseline": True}
+    made = cl.train_two_phase(out=tmp_path / "run", **options)
+    assert made.summary is not None
+    spent = made.summary["two_phase"]["cost_breakdown"]
+    assert 0 < spent["detector"] <= 0.05 * spent["adam"]
+    told = [row["told"] for row in rows_of(made, "two-phase") if "told" in row]
+    assert any(one["gradient_curvature"] is not None for one in told)
+    assert made.summary["two_phase"]["gradient_equivalents"] <= 150
 
 
 def test_algorithm_1_switches_where_the_recorded_norms_say(detected: Run) -> None:
     largest, expected = 0.0, None
     for row in rows_of(detected, "two-phase")[1:]:
-        largest = max(largest, row["gradient_norm"])
-        if row["gradient_norm"] <= 0.9 * largest:
+        told = row["told"]["gradient_norm"]
+        largest = max(largest, told)
+        if told <= 0.9 * largest:
             expected = row["epoch"]
             break
     assert expected is not None
@@ -174,7 +183,7 @@ def test_without_a_peak_it_never_switches(tiny: Options, tmp_path: Path) -> None
     assert switch["epoch"] is None
     assert switch["reason"].startswith("no switch within the budget of 9 epoch equivalents: the gradient norm has not")
     assert {row["phase"] for row in rows_of(made, "two-phase")} == {"start", "adam"}
-    assert made.summary["two_phase"]["gradient_equivalents"] == 8  # four epochs with a detector; no room for a fifth
+    assert made.summary["two_phase"]["gradient_equivalents"] == 9
 
 
 def test_no_baseline(tiny: Options, tmp_path: Path) -> None:

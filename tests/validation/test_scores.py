@@ -10,7 +10,7 @@ import pytest
 
 from convexlab.validation.choosing import choose, halves
 from convexlab.validation.claims import claim_1, claim_2, norm_peak, share_along_gradient
-from convexlab.validation.scores import Score, best_switch, bootstrap, curvature_peak, proportion, score, transient
+from convexlab.validation.scores import Score, best_switch, bootstrap, curvature_peak, score, transient
 from convexlab.validation.truth import CONVEX, NON_CONVEX
 
 Run = dict[str, Any]
@@ -158,13 +158,6 @@ def test_share_of_points_convex_along_the_gradient() -> None:
     truth = [point(0, NON_CONVEX), point(1, NON_CONVEX) | {"gradient_curvature": -1.0}]
     assert share_along_gradient(a_run([1.0] * 3, truth)) == 0.5
     assert math.isnan(share_along_gradient(a_run([1.0] * 3, [])))
-
-
-def test_proportion_is_clopper_and_pearsons() -> None:
-    # Closed forms at the ends: 1 - (α/2)^(1/n).
-    assert proportion(0, 10).high == pytest.approx(1 - 0.025 ** (1 / 10))
-    assert proportion(10, 10).low == pytest.approx(0.025 ** (1 / 10))
-    assert (proportion(0, 0).low, proportion(0, 0).high) == (0.0, 1.0)
 
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says() -> None:

@@ -1,0 +1,54 @@
+"""How often something happened, with the uncertainty of so many trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+from convexlab.errors import MisuseError
+
+__all__ = ["Proportion"]
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A count among independent trials, with its exact (Clopper-Pearson 1934) confidence interval.
+
+    Raises:
+        MisuseError: If the count is not between 0 and the number of trials, or there is none.
+    """
+
+    count: int
+    trials: int
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.count <= self.trials and self.trials > 0):
+            raise MisuseError(
+                f"a proportion needs 0 <= count <= trials with at least one trial, got {self.count} of {self.trials}"
+            )
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> Proportion:
+        """Count the trials that are hits."""
+        trials = list(hits)
+        return cls(sum(map(bool, trials)), len(trials))
+
+    @property
+    def share(self) -> float:
+        """The count over the trials."""
+        return self.count / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the confidence interval of the probability."""
+        found = binomtest(self.count, self.trials).proportion_ci(confidence_level=self.confidence, method="exact")
+        return float(found.low), float(found.high)
+
+    def __str__(self) -> str:
+        """As in ``38 of 40 (95 %; 83.1 to 99.4 %)``: the count, its share, and the interval."""
+        low, high = (f"{100 * end:.1f}" for end in self.interval)
+        space = "\N{NO-BREAK SPACE}"
+        return f"{self.count:,} of {self.trials:,} ({100 * self.share:.1f}{space}%; {low} to {high}{space}%)"
