@@ -43,7 +43,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
         parts=[
             _claims_part(runs, judged),
             _rules_part(runs, scores, medians),
-            _default_part(choices),
+            _default_part([*choices, *choose(runs, scores, by="median")]),
             _runs_part(runs, scores, choices),
         ],
         settings=settings,
@@ -176,6 +176,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
                 _interval(Interval(*(math.exp(value) for value in (mean.value, mean.low, mean.high)))),
                 f"{sum(one.regret <= 0.1 for one in found)} of {total}",
                 str(sum(one.early for one in found)),
+                str(sum(one.before_rise for one in found)),
                 str(sum(one.missed for one in found)),
                 str(sum(one.epoch is None for one in found)),
                 _signed(lags),
@@ -192,6 +193,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
         "Geometric mean (95 %)",
         "Within 10 %",
         "In the transient",
+        "Before the norm’s first rise",
         "Missed",
         "Never fired",
         "Lag after the most negative curvature, epochs",
@@ -233,13 +235,14 @@ def _signed(values: Sequence[float]) -> str:
     return MISSING if not values else f"{_plain(median(values))} ({_plain(min(values))} to {_plain(max(values))})"
 
 
-def _default_part(choices: Sequence[Choice]) -> Part:
+def _default_part(both: Sequence[Choice]) -> Part:
     rows: list[list[Cell | str]] = []
-    for choice in choices:
+    choices = [choice for choice in both if choice.criterion == "geometric mean"]
+    for choice in both:
         found = bootstrap(choice.regrets)
         rows.append(
             [
-                choice.chosen_on,
+                f"{choice.chosen_on}, by {choice.criterion}",
                 Cell(choice.label, strong=True),
                 number(1 + choice.own),
                 choice.reported_on,

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Literal
 
 import numpy as np
 
 from convexlab.runs import Row
 from convexlab.validation.scores import Score
 
-__all__ = ["Choice", "choose", "halves", "is_rule"]
+__all__ = ["Choice", "Criterion", "choose", "halves", "is_rule"]
+
+Criterion = Literal["geometric mean", "median"]
 
 
 @dataclass(frozen=True)
 class Choice:
     """The rule that one half of the tasks chose, and its regret on the other."""
 
+    criterion: Criterion
+    """By which it was chosen."""
     label: str
     own: float
     """Its median regret on the half that chose it."""
@@ -44,33 +49,48 @@ def halves(runs: Sequence[Row]) -> tuple[list[str], list[str]]:
     return tasks[::2], tasks[1::2]
 
 
-def choose(runs: Sequence[Row], scores: Mapping[str, Sequence[Score]]) -> list[Choice]:
-    """Return, for each half, the rule of least median regret there and how it did on the other half.
+def choose(
+    runs: Sequence[Row], scores: Mapping[str, Sequence[Score]], *, by: Criterion = "geometric mean"
+) -> list[Choice]:
+    """Return, for each half, the rule of least regret there and how it did on the other half.
 
-    Of two equal medians the lower mean of the logarithms wins.
+    Of those that fire in no run of the half within the initial transient. By the geometric mean of loss over the best
+    switch's, because a default must not lose everything on a few runs; or by the median regret, which does not see
+    them, and of two equal ones by the geometric mean.
     """
     first, second = halves(runs)
-    return [_choice(runs, scores, first, second, "first half"), _choice(runs, scores, second, first, "second half")]
+    return [
+        _choice(runs, scores, first, second, "first half", by),
+        _choice(runs, scores, second, first, "second half", by),
+    ]
 
 
 def _choice(
-    runs: Sequence[Row], scores: Mapping[str, Sequence[Score]], own: list[str], other: list[str], name: str
+    runs: Sequence[Row],
+    scores: Mapping[str, Sequence[Score]],
+    own: list[str],
+    other: list[str],
+    name: str,
+    by: Criterion,
 ) -> Choice:
-    def regrets(label: str, tasks: list[str]) -> list[float]:
-        return [one.regret for run, one in zip(runs, scores[label], strict=True) if run["task"] in tasks]
+    def of(label: str, tasks: list[str]) -> list[Score]:
+        return [one for run, one in zip(runs, scores[label], strict=True) if run["task"] in tasks]
 
-    def rank(label: str) -> tuple[float, float]:
-        found = regrets(label, own)
-        return median(found), fmean(np.log1p(found))
+    def rank(label: str) -> tuple[float, ...]:
+        found = [one.regret for one in of(label, own)]
+        mean = fmean(np.log1p(found))
+        return (mean,) if by == "geometric mean" else (median(found), mean)
 
-    first, second, *_ = sorted(filter(is_rule, scores), key=rank)
-    pairs = zip(runs, scores[first], strict=True)
+    allowed = [label for label in scores if is_rule(label) and not any(one.early for one in of(label, own))]
+    first, second, *_ = sorted(allowed, key=rank)
+    held_out = of(first, other)
     names = ("first half", "second half")
     return Choice(
+        criterion=by,
         label=first,
-        own=median(regrets(first, own)),
-        regrets=regrets(first, other),
-        early=sum(one.early for run, one in pairs if run["task"] in other),
+        own=median(one.regret for one in of(first, own)),
+        regrets=[one.regret for one in held_out],
+        early=sum(one.early for one in held_out),
         tasks=other,
         chosen_on=name,
         reported_on=names[1 - names.index(name)],

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Literal
 
 from convexlab.runs import Row
-from convexlab.validation.scores import transient
+from convexlab.validation.scores import first_rise
 from convexlab.validation.truth import CONVEX, NON_CONVEX, pattern
 
 __all__ = ["Judgement", "Outcome", "claim_1", "claim_2", "norm_peak", "share_along_gradient"]
@@ -52,15 +52,15 @@ def claim_1(run: Row) -> Judgement:
 
 
 def norm_peak(rows: Sequence[Row]) -> int | None:
-    """Return the epoch after the initial transient at which the full gradient norm is largest, if it is a peak.
+    """Return the epoch, from its first trough on, at which the full gradient norm is largest, if it is a peak.
 
-    Of its centred median over five epochs: the largest must be above both where the transient ended and the end by
+    Of its centred median over five epochs: the largest must be above both that trough and the end by
     1 / 0.9.
     """
     norms = [row["gradient_norm"] for row in rows]
     half = _WINDOW // 2
     smooth = [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
-    begin = transient(norms)
+    begin = first_rise(norms)
     top = max(range(begin, len(smooth)), key=smooth.__getitem__)
     peak = smooth[top] * _FALL >= smooth[begin] and smooth[top] * _FALL >= smooth[-1]
     return top if peak else None
@@ -74,7 +74,7 @@ def claim_2(run: Row) -> Judgement:
     """
     peak = norm_peak(run["rows"])
     if peak is None:
-        return Judgement("undecided", "the gradient norm has no peak after the initial transient")
+        return Judgement("undecided", "the gradient norm has no peak after its first trough")
     truth = run["truth"]
     after = [row for row in truth if row["epoch"] > peak]
     before = [row for row in truth if row["epoch"] <= peak]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -19,11 +20,13 @@ __all__ = [
     "bootstrap",
     "counted",
     "curvature_peak",
+    "first_rise",
     "score",
     "transient",
 ]
 
 _WINDOW = 5
+_COLLAPSE = 0.9
 _RESOLUTION = 2.0**-23
 _WORTH = 0.1
 """A switch that ends this much lower than Adam alone was worth making."""
@@ -37,13 +40,22 @@ def counted(loss: float) -> float:
 
 
 def transient(norms: Sequence[float]) -> int:
-    """Return the epochs of the initial transient: in hindsight, until the gradient norm first stops falling.
+    """Return the epochs of the initial transient, in hindsight: as long as the gradient norm falls by a tenth an epoch.
 
-    Of its centred median over five epochs; 0 where the norm rises from the start. Norms begin with that of the start.
+    Of its centred median over five epochs. Norms begin with that of the start.
     """
+    return _first(norms, lambda now, after: after > _COLLAPSE * now)
+
+
+def first_rise(norms: Sequence[float]) -> int:
+    """Return the epoch after which the gradient norm, as in `transient`, no longer falls: its first trough."""
+    return _first(norms, lambda now, after: after >= now)
+
+
+def _first(norms: Sequence[float], ends: Callable[[float, float], bool]) -> int:
     half = _WINDOW // 2
     smooth = [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
-    return next((i for i in range(len(smooth) - 1) if smooth[i + 1] >= smooth[i]), len(smooth) - 1)
+    return next((i for i, (now, after) in enumerate(pairwise(smooth)) if ends(now, after)), len(smooth) - 1)
 
 
 def best_switch(run: Row) -> Row:
@@ -76,6 +88,8 @@ class Score:
     """loss / the oracle's - 1, as `counted`; negative never."""
     early: bool
     """Fired within the initial transient."""
+    before_rise: bool
+    """Fired before the gradient norm had ever stopped falling."""
     missed: bool
     """Never fired though a switch would have ended at least a tenth lower than Adam alone."""
     lag: int | None
@@ -91,13 +105,15 @@ def score(run: Row, label: str) -> Score:
     loss = _loss(run, label)
     worth = best["epoch"] is not None and counted(best["loss"]) < (1 - _WORTH) * run["adam"]
     peak = curvature_peak(run)
+    norms = [row["gradient_norm"] for row in run["rows"]]
     rows = run["truth"]
     bracket = pattern([row["epoch"] for row in rows], [relative_kind(row, _NEARLY) for row in rows]).bracket
     return Score(
         epoch=epoch,
         loss=loss,
         regret=max(counted(loss) / counted(best["loss"]) - 1.0, 0.0),
-        early=epoch is not None and epoch <= transient([row["gradient_norm"] for row in run["rows"]]),
+        early=epoch is not None and epoch <= transient(norms),
+        before_rise=epoch is not None and epoch <= first_rise(norms),
         missed=epoch is None and worth,
         lag=None if epoch is None or peak is None else epoch - peak,
         transition_lag=None if epoch is None or bracket is None else (int(epoch - bracket[1]), int(epoch - bracket[0])),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlab.validation.choosing import choose, halves
+from convexlab.validation.choosing import Criterion, choose, halves
 from convexlab.validation.claims import claim_1, claim_2, norm_peak, share_along_gradient
-from convexlab.validation.scores import Score, best_switch, bootstrap, curvature_peak, score, transient
+from convexlab.validation.scores import Score, best_switch, bootstrap, curvature_peak, first_rise, score, transient
 from convexlab.validation.truth import CONVEX, NON_CONVEX
 
 Run = dict[str, Any]
@@ -44,19 +44,19 @@ def a_run(norms: list[float], truth: list[Run], **more: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("norms", "epochs"),
+    ("norms", "steep", "rise"),
     [
-        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0),
-        # Medians of up to five: 4 4 4 3 2 2 2.5: falls from the third on, no further after the fifth.
-        ([9.0, 4.0, 4.0, 2.0, 1.0, 3.0, 2.0, 4.0], 0),
-        # 8 7 6 5 4 3 2 ... a steady fall ends nowhere before the end.
-        ([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 7),
-        # Medians: 5, 4.5, 4, 3, 2, 2, 3, ...
-        ([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0], 4),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0, 0),
+        # Medians of up to five: 5 4.5 4 3 2 2 3: each but one falls by a tenth or more, until the fifth.
+        ([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0], 4, 4),
+        # Each falls by a twentieth: no collapse, and no rise to the end.
+        ([0.95**epoch for epoch in range(12)], 0, 11),
+        ([0.5**epoch for epoch in range(12)], 11, 11),
+        ([1.0], 0, 0),
     ],
 )
-def test_transient(norms: list[float], epochs: int) -> None:
-    assert transient(norms) == epochs
+def test_transient_and_first_rise(norms: list[float], steep: int, rise: int) -> None:
+    assert (transient(norms), first_rise(norms)) == (steep, rise)
 
 
 ENDINGS = [
@@ -96,7 +96,9 @@ def test_scores_by_hand() -> None:
     assert curvature_peak(RUN) == 2
     found = {name: score(RUN, name) for name in FIRINGS}
     # The smallest eigenvalue is above -5 % of 10 from epoch 6 on; the last one below it was at 4.
-    assert found["free"] == Score(4, 0.002, 0.0, False, False, 2, (-2, 0))
+    assert found["free"] == Score(
+        4, 0.002, 0.0, early=False, before_rise=False, missed=False, lag=2, transition_lag=(-2, 0)
+    )
     assert found["early"].regret == pytest.approx(1.0)
     assert found["early"].early
     assert found["paid"].regret == 0.0  # below the oracle, which had twice the price: no negative regret
@@ -171,19 +173,35 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
     assert bootstrap([2.0, 2.0]).low == bootstrap([2.0, 2.0]).high == 2.0
 
 
-def test_the_default_is_chosen_on_one_half_and_reported_on_the_other() -> None:
+@pytest.mark.parametrize("by", ["geometric mean", "median"])
+def test_the_default_is_chosen_on_one_half_and_reported_on_the_other(by: Criterion) -> None:
     runs = [{"task": task} for task in ("a", "a", "b", "c", "d")]
     assert halves(runs) == (["a", "c"], ["b", "d"])
 
-    def scores(*regrets: float) -> list[Score]:
-        return [Score(1, 1.0, regret, early=False, missed=False, lag=None, transition_lag=None) for regret in regrets]
+    def scores(*regrets: float, early: bool = False) -> list[Score]:
+        return [
+            Score(1, 1.0, regret, early, before_rise=early, missed=False, lag=None, transition_lag=None)
+            for regret in regrets
+        ]
 
     table = {
         "good on a and c": scores(0.0, 0.0, 9.0, 0.0, 9.0),
         "good on b and d": scores(9.0, 9.0, 0.1, 9.0, 0.1),
         "curvature, known for nothing": scores(0.0, 0.0, 0.0, 0.0, 0.0),
+        "good, but within the transient": scores(0.0, 0.0, 0.0, 0.0, 0.0, early=True),
     }
-    first, second = choose(runs, table)
+    first, second = choose(runs, table, by=by)
     assert (first.label, first.own, first.regrets, first.tasks) == ("good on a and c", 0.0, [9.0, 9.0], ["b", "d"])
     assert (second.label, second.regrets) == ("good on b and d", [9.0, 9.0, 9.0])
     assert first.runner_up == "good on b and d"
+
+
+def test_the_median_does_not_see_what_the_geometric_mean_does() -> None:
+    runs = [{"task": task} for task in ("a", "a", "a", "b")]
+
+    def scores(*regrets: float) -> list[Score]:
+        return [Score(1, 1.0, regret, False, False, False, None, None) for regret in regrets]
+
+    table = {"lost once": scores(0.0, 0.0, 1e6, 0.0), "steady": scores(0.1, 0.1, 0.1, 0.0)}
+    assert choose(runs, table)[0].label == "steady"
+    assert choose(runs, table, by="median")[0].label == "lost once"
