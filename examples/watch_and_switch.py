@@ -1,0 +1,46 @@
+"""A plain torch loop with a watch: it measures within 5 % of the cost, says when to leave Adam and why.
+
+Runs in seconds: ``python examples/watch_and_switch.py``
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import convexlab as cl
+
+torch.manual_seed(0)
+images, labels = load_digits(return_X_y=True)
+x, y = torch.tensor(images / 16.0, dtype=torch.float32), nn.functional.one_hot(torch.tensor(labels)).float()
+model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 10))
+adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+objective = cl.Objective(model, list(zip(x.split(512), y.split(512), strict=True)), nn.MSELoss())
+watch = cl.Watch(objective, adam, detector=cl.GradientNormPeak(), examples=64)
+
+budget, epoch = 100, 0
+while epoch < budget and not watch.fired:
+    losses = []
+    for rows in torch.randperm(len(x)).split(72):
+        adam.zero_grad()
+        for half in rows.tensor_split(2):  # in two halves, so that the watch can take out the mini-batch's noise
+            loss = nn.functional.mse_loss(model(x[half]), y[half]) / 2
+            loss.backward()
+            losses.append(2 * loss.item())
+            if len(losses) % 2:
+                watch.accumulated()
+        adam.step()
+    epoch += 1
+    watch.update(loss=sum(losses) / len(losses))
+print(f"epoch {epoch}, loss {objective.value():.2e}: {watch.reason}")
+print(f"measured for {watch.spent:.1f} gradient equivalents beside {watch.trained:.0f} of training")
+for name in ("gradient_curvature", "smallest", "largest"):
+    known = [value for signals in watch.history if (value := getattr(signals, name)) == value]
+    print(f"{name}: {', '.join(f'{value:.3g}' for value in known) or 'not affordable yet'}")
+
+watch.close()
+optimizer = cl.LBFGS(model.parameters(), self_scaled=True, preconditioner=cl.adam_preconditioner(adam))
+spent = epoch + watch.spent
+while spent < budget:
+    optimizer.step(objective.closure)
+    spent += optimizer.report.gradients if optimizer.report else 1
+print(f"after {spent:.0f} gradient equivalents in all: loss {objective.value():.2e}")
