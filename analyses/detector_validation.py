@@ -28,8 +28,7 @@ from convexlab.physics_informed import burgers, convection
 from convexlab.reporting import write_study
 from convexlab.reporting.validation_page import validation_study
 from convexlab.runs import Row, write_json
-from convexlab.validation.candidates import CANDIDATES
-from convexlab.validation.runs import Plan, validate_run
+from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.tasks import Task, images, physics, regression
 
 PERCEPTRON = "convexlab.validation.tasks:perceptron"
@@ -117,11 +116,11 @@ def perform(case: Case, scale: Scale, file: Path) -> Row:
     known: Row | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     if known is not None and any(known.get(key) != value for key, value in identity.items()):
         known = None
-    asked = sorted(candidate.label for candidate in CANDIDATES)
-    if known is None or sorted(known["firings"]) != asked:
-        known = identity | validate_run(case.build(), plan, known=known)
-        write_json(file, known)
-    return known
+    asked = decided(known) if known is not None else None
+    if asked is None:
+        asked = identity | validate_run(case.build(), plan, known=known)
+        write_json(file, asked)
+    return asked
 
 
 @click.command()

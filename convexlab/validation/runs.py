@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
@@ -12,12 +12,12 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
 from convexlab.validation.adam import AdamRun, State
-from convexlab.validation.candidates import CANDIDATES, Candidate, replay
+from convexlab.validation.candidates import CANDIDATES, Candidate, Firing, replay
 from convexlab.validation.switching import Ending, switch_at
 from convexlab.validation.tasks import Task
 from convexlab.validation.truth import curvature_at, segment_between
 
-__all__ = ["Plan", "validate_run"]
+__all__ = ["Plan", "decided", "validate_run"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def validate_run(
         {"begin": begin, "end": end} | segment_between(task, states[begin].weights, states[end].weights)
         for begin, end in pairwise(truth)
     ]
-    whole = not task.batch_size
-    firings = {one.label: replay(one, rows[1:], truth, whole_batch=whole, budget=budget) for one in candidates}
+    firings = _firings(candidates, rows, truth, budget, whole_batch=not task.batch_size)
     wanted = {
         (epoch, float(epoch * run.epoch_cost)) for epoch in range(plan.switch_every, plan.epochs, plan.switch_every)
     }
@@ -101,6 +100,7 @@ def validate_run(
     return {
         "parameters": task.objective.size,
         "examples": task.examples,
+        "whole_batch": not task.batch_size,
         "budget": budget,
         "rows": rows,
         "truth": list(truth.values()),
@@ -110,6 +110,24 @@ def validate_run(
         "adam": min(state.best_loss for state in states),
         "minimum": minimum,
     }
+
+
+def decided(known: Row, candidates: Sequence[Candidate] = CANDIDATES) -> Row | None:
+    """Return a record with every rule asked anew, or None where one fires from where no ending is known."""
+    truth = {row["epoch"]: row for row in known["truth"]}
+    firings = _firings(candidates, known["rows"], truth, known["budget"], whole_batch=known["whole_batch"])
+    endings = {(one["epoch"], one["spent"]) for one in known["endings"]}
+    if any(one.epoch is not None and (one.epoch, one.spent) not in endings for one in firings.values()):
+        return None
+    return known | {"firings": {label: asdict(one) for label, one in firings.items()}}
+
+
+def _firings(
+    candidates: Sequence[Candidate], rows: Sequence[Row], truth: Mapping[int, Row], budget: float, *, whole_batch: bool
+) -> dict[str, Firing]:
+    # The start itself is no epoch.
+    told = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows[1:]]
+    return {one.label: replay(one, told, truth, whole_batch=whole_batch, budget=budget) for one in candidates}
 
 
 def _loss(ending: Row) -> float:

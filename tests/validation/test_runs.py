@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from convexlab.detection import Algorithm1, BudgetFraction
+from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
 from convexlab.physics_informed import convection
 from convexlab.reporting.validation_page import validation_study
 from convexlab.training.phase_two import phase_two
 from convexlab.validation import runs as runs_module
 from convexlab.validation.adam import AdamRun
 from convexlab.validation.candidates import CANDIDATES, Candidate, replay
-from convexlab.validation.runs import Plan, validate_run
+from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.scores import score
 from convexlab.validation.switching import switch_at
 from convexlab.validation.tasks import Task, images, physics, regression
@@ -64,6 +64,19 @@ def test_what_is_known_is_not_done_again(task: Task, made: dict[str, Any], monke
     for name in ("switch_at", "curvature_at", "segment_between"):
         monkeypatch.setattr(runs_module, name, never)
     assert json.loads(json.dumps(validate_run(task, PLAN, known=made))) == made
+
+
+def test_rules_are_asked_anew_from_the_record_alone(made: dict[str, Any]) -> None:
+    assert decided(made) == made
+    first = Candidate("at epoch 3", lambda budget: BudgetFraction(budget, 3 / 8), "batch")
+    again = decided(made, [first])
+    assert again is not None
+    assert again["firings"]["at epoch 3"] == {"epoch": 3, "spent": 3.0, "factor": 1.0} | {
+        "reason": "the switch was set to epoch 3, 38% of a budget of 8"
+    }
+    # No rule fired at the first epoch, at twice its cost.
+    paid = Candidate("algorithm-1", lambda budget: _At(1), "full")
+    assert decided(made, [paid]) is None
 
 
 def test_only_what_another_rule_needs_is_added(task: Task, made: dict[str, Any]) -> None:
@@ -121,6 +134,10 @@ def test_the_second_phase_is_the_optimiser_itself(task: Task) -> None:
     assert [loss for _, loss in ending.curve] == [float(loss) for loss in losses]
 
 
+class _At(FixedEpoch):
+    """A rule that fires at an epoch and, being no `BudgetFraction`, pays for what it is told."""
+
+
 class _Failing(torch.optim.SGD):
     """A second phase whose every search fails."""
 
@@ -170,7 +187,7 @@ def test_the_page_says_what_the_runs_say(made: dict[str, Any]) -> None:
     cases = [{"dataset": "friedman", "loss": "mse", "rate": 3e-3, "seed": seed} for seed in (0, 1)]
     runs = [made | {"case": case, "task": task} for case, task in zip(cases, ("first", "second"), strict=True)]
     study = validation_study(runs, {"scale": "toy"}, "python x.py")
-    assert study.answer[0].startswith("In 2 runs ")
+    assert " of 2 runs" in study.answer[0]
     rules = study.parts[1].tables[0]
     assert {row[0].text for row in rules.rows} == set(made["firings"])
     assert [row[0].text for row in study.parts[3].tables[0].rows] == ["first", "second"]
