@@ -25,8 +25,8 @@ EPOCHS = 40
 LATE = 0.8
 WAYS: dict[str, dict[str, Any]] = {
     "paper": {"detector": "algorithm-1", "phase_two": "cg-golden"},
-    "peak": {"detector": "gradient-norm-peak", "phase_two": "lbfgs-adam"},
-    "late": {"phase_two": "lbfgs-adam"},
+    "peak": {"detector": "gradient-norm-peak"},
+    "late": {},
 }
 SCALES: dict[str, dict[str, Any]] = {
     "toy": {"epochs": 5, "seeds": 1, "train_size": 80, "model": "vit-nomlp-wkewq-wvwo", "probe_every": 0},

@@ -55,8 +55,10 @@ class AdamRun:
         self._statistics = GradientStatistics(self.adam)
         self._order = torch.Generator().manual_seed(seed)
 
-    def train(self) -> float:
-        """Take an epoch of steps, and return the mean loss over them."""
+    def train(self, learning_rate: float | None = None) -> float:
+        """Take an epoch of steps, at another rate from now on if one is given, and return the mean loss over them."""
+        if learning_rate is not None:
+            self.adam.param_groups[0]["lr"] = learning_rate
         self.task.model.train()
         losses = []
         for _ in range(1 if self.task.batch_size else self.epoch_cost):

@@ -73,7 +73,8 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
             second.step(closure)
         except _BudgetSpentError:
             break
-        failures = failures + 1 if second.report is not None and second.report.failed else 0
+        report = getattr(second, "report", None)  # Which only ours write.
+        failures = failures + 1 if report is not None and report.failed else 0
     weights = objective.flat_parameters()
     while failures >= _PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
         run.train()
