@@ -13,9 +13,9 @@ from convexlab.reporting.figures import INK, MUTED, PALETTE, draw, label, legend
 from convexlab.reporting.numbers import number
 from convexlab.reporting.svg import Chart, chart
 from convexlab.runs import Row
-from convexlab.validation.scores import Interval, best_switch, counted
+from convexlab.validation.scores import Interval, best_switch, counted, outcomes
 
-__all__ = ["curvature_chart", "oracle_chart", "regret_chart", "run_chart"]
+__all__ = ["curvature_chart", "kind_of", "oracle_chart", "regret_chart", "run_chart"]
 
 _KINDS = {
     "mse": (PALETTE["blue"], "-", "squared error, images"),
@@ -27,6 +27,11 @@ _FAR = 1e4
 _LEAST, _FLOOR, _NEARLY = 1e-5, 1e-3, 0.05
 
 
+def kind_of(run: Row) -> str:
+    """Return what sort of loss a run has, in words."""
+    return _kind(run)[2]
+
+
 def _kind(run: Row) -> tuple[str, str, str]:
     images = run["case"]["dataset"] not in {"friedman", "convection", "burgers"}
     return _KINDS[run["case"]["loss"] if images else "other"]
@@ -34,11 +39,10 @@ def _kind(run: Row) -> tuple[str, str, str]:
 
 def oracle_curve(run: Row) -> tuple[list[float], list[float]]:
     """Return the shares of the budget at which a switch was tried for Adam's cost alone, and loss over the lowest."""
-    best, price = counted(best_switch(run)["loss"]), run["budget"] / (len(run["rows"]) - 1)
-    free = {one["epoch"]: counted(one["loss"]) for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9}
-    epochs = sorted(free)
-    shares = [epoch * price / run["budget"] for epoch in epochs]
-    return [*shares, 1.0], [*(free[epoch] / best for epoch in epochs), counted(run["adam"]) / best]
+    best, last = counted(best_switch(run)["loss"]), len(run["rows"]) - 1
+    found = outcomes(run)
+    shares = [1.0 if one["epoch"] is None else one["epoch"] / last for one in found]
+    return shares, [counted(one["loss"]) / best for one in found]
 
 
 def oracle_chart(runs: Sequence[Row], key: str) -> Chart:

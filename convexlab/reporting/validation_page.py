@@ -14,11 +14,17 @@ from convexlab.proportion import Proportion
 from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
-from convexlab.reporting.validation_figures import curvature_chart, oracle_chart, regret_chart, run_chart
+from convexlab.reporting.validation_figures import (
+    curvature_chart,
+    kind_of,
+    oracle_chart,
+    regret_chart,
+    run_chart,
+)
 from convexlab.runs import Row
 from convexlab.validation.choosing import Choice, choose
 from convexlab.validation.claims import Judgement, Outcome, claim_1, claim_2, share_along_gradient
-from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, score
+from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, jump, score
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = ["validation_study"]
@@ -45,7 +51,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
         parts=[
             _claims_part(runs, judged),
             _rules_part(runs, scores, medians),
-            _default_part([*choices, *choose(runs, scores, by="median")]),
+            _default_part(runs, [*choices, *choose(runs, scores, by="median")]),
             _runs_part(runs, scores, choices),
         ],
         settings=settings,
@@ -66,12 +72,13 @@ def _answer(
     names = list(dict.fromkeys(choice.label for choice in choices))
     lowest = Counter(run["minimum"]["verdict"] for run in runs)
     return [
-        f"Along Adam the loss was proven non-convex at every measured point in {throughout} of {total} runs: the "
-        "norm’s "
-        f"peak marked a border in {peaks['supported']}, and none in {peaks['contradicted']}.",
-        f"As a moment to switch: {_told(PEAK, scores)} above the best switch of the same run. Algorithm 1 as printed: "
-        f"{_told(PRINTED, scores)}, and {sum(one.early for one in scores[PRINTED])} of {total} times within the "
-        "initial "
+        f"Along Adam the loss was proven non-convex at every measured point in {throughout} of {total} runs. The "
+        "gradient "
+        f"norm’s peak marked the entry into a region without negative curvature in {peaks['supported']}, and "
+        "provably did "
+        f"not in {peaks['contradicted']}.",
+        f"Switching where {PEAK} fires ends {_told(PEAK, scores)}; where Algorithm 1 as printed does, "
+        f"{_told(PRINTED, scores)}, {sum(one.early for one in scores[PRINTED])} of {total} times within the initial "
         "transient.",
         f"The best moment lay anywhere from {percent(round(min(places), 2))} to {percent(round(max(places), 2))} of "
         "the "
@@ -86,7 +93,8 @@ def _answer(
 def _told(label: str, scores: Mapping[str, list[Score]]) -> str:
     regrets = [one.regret for one in scores[label]]
     within = sum(regret <= 0.1 for regret in regrets)
-    return f"{label} ends a median {percent(round(median(regrets), 3))} ({within} of {len(regrets)} runs within 10 %)"
+    above = percent(round(median(regrets), 3))
+    return f"a median {above} above the best switch of the same run ({within} of {len(regrets)} within 10 %)"
 
 
 def _place(run: Row) -> float:
@@ -125,6 +133,10 @@ def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> 
         "far as no negative curvature was found below a thousandth of the largest, with 99.9 % confidence. Undecided "
         "is "
         "the rest, and above all the runs that never leave the non-convex region within their budget.",
+        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of "
+        f"{_negative(runs, 0)} of it at the start to {_negative(runs, -1)} at the end of Adam. Nearly convex the "
+        "region "
+        "does become, without a border.",
         f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs: along "
         "the gradient the loss looks convex while other directions bend downwards. That is why the norm’s peak cannot "
         "tell.",
@@ -160,6 +172,11 @@ def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> 
     )
 
 
+def _negative(runs: Sequence[Row], place: int) -> str:
+    rows = [run["truth"][place] for run in runs if run["truth"][place]["largest"]]
+    return percent(round(median(row["smallest"] / row["largest"] for row in rows), 4)).replace("-", "−")
+
+
 def _titles(words: Sequence[str]) -> list[str]:
     return [word.capitalize() for word in words]
 
@@ -192,6 +209,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
                 ),
                 _interval(Interval(*(math.exp(value) for value in (mean.value, mean.low, mean.high)))),
                 f"{sum(one.regret <= 0.1 for one in found)} of {total}",
+                number(1 + median(one.smooth_regret for one in found)),
                 str(sum(one.early for one in found)),
                 str(sum(one.before_rise for one in found)),
                 str(sum(one.missed for one in found)),
@@ -209,6 +227,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
         "Loss / best switch: median (95 %)",
         "Geometric mean (95 %)",
         "Within 10 %",
+        "Loss / best neighbourhood: median",
         "In the transient",
         "Before the norm’s first rise",
         "Missed",
@@ -252,7 +271,7 @@ def _signed(values: Sequence[float]) -> str:
     return MISSING if not values else f"{_plain(median(values))} ({_plain(min(values))} to {_plain(max(values))})"
 
 
-def _default_part(both: Sequence[Choice]) -> Part:
+def _default_part(runs: Sequence[Row], both: Sequence[Choice]) -> Part:
     rows: list[list[Cell | str]] = []
     choices = [choice for choice in both if choice.criterion == "geometric mean"]
     for choice in both:
@@ -270,6 +289,7 @@ def _default_part(both: Sequence[Choice]) -> Part:
             ]
         )
     held_out = [regret for choice in choices for regret in choice.regrets]
+    smooth = [regret for choice in choices for regret in choice.smooth_regrets]
     reached = median(held_out) <= 0.1 and not any(choice.early for choice in choices)
     verdict = (
         "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, is met."
@@ -284,10 +304,17 @@ def _default_part(both: Sequence[Choice]) -> Part:
         "A default, chosen on one half of the tasks and reported on the other",
         [
             verdict,
-            "What a detector can know: the loss, the gradient, how noisy they are. What decides is how fast the "
-            "second phase "
-            "will be from here on, and how much budget it will have for it; nothing that is seen along Adam tells the "
-            "former.",
+            "What no rule can know: the outcome is partly chance. From one switch that was tried to the next the "
+            "final loss "
+            f"changes by a median factor of {_jumps(runs)}. The best switch is the luckiest of some twenty. Against "
+            "the best "
+            "neighbourhood, the lowest geometric mean of three successive ones, the same decisions end at a median of "
+            f"{number(1 + median(smooth))}.",
+            "What it could know does not help: a rule that is told both ends of the spectrum for nothing, and fires "
+            "where the "
+            "region has become nearly convex, is no better than a switch at a fixed share of the budget. What "
+            "decides is how "
+            "fast the second phase will be from here on and how much budget is left for it.",
         ],
         [],
         [
@@ -308,6 +335,13 @@ def _default_part(both: Sequence[Choice]) -> Part:
             )
         ],
     )
+
+
+def _jumps(runs: Sequence[Row]) -> str:
+    kinds: dict[str, list[float]] = {}
+    for run in runs:
+        kinds.setdefault(kind_of(run), []).append(jump(run))
+    return ", ".join(f"{number(median(found))} ({kind})" for kind, found in kinds.items())
 
 
 def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: Sequence[Choice]) -> Part:

@@ -28,6 +28,8 @@ class Choice:
     """Its median regret on the half that chose it."""
     regrets: list[float]
     """On the other half, one a run."""
+    smooth_regrets: list[float]
+    """The same against the best neighbourhood."""
     early: int
     """Runs of the other half in which it fired within the initial transient."""
     tasks: list[str]
@@ -90,6 +92,7 @@ def _choice(
         label=first,
         own=median(one.regret for one in of(first, own)),
         regrets=[one.regret for one in held_out],
+        smooth_regrets=[one.smooth_regret for one in held_out],
         early=sum(one.early for one in held_out),
         tasks=other,
         chosen_on=name,

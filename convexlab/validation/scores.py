@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import geometric_mean, median
 
 import numpy as np
 import scipy.stats
@@ -16,11 +17,14 @@ from convexlab.validation.truth import pattern, relative_kind
 __all__ = [
     "Interval",
     "Score",
+    "best_neighbourhood",
     "best_switch",
     "bootstrap",
     "counted",
     "curvature_peak",
     "first_rise",
+    "jump",
+    "outcomes",
     "score",
     "transient",
 ]
@@ -58,15 +62,32 @@ def _first(norms: Sequence[float], ends: Callable[[float, float], bool]) -> int:
     return next((i for i, (now, after) in enumerate(pairwise(smooth)) if ends(now, after)), len(smooth) - 1)
 
 
-def best_switch(run: Row) -> Row:
-    """Return the ending with the lowest loss among those that cost nothing beside Adam, or Adam alone.
-
-    The oracle: it has seen them all. ``epoch`` is None where Adam alone ends lowest. Of equal ones the earliest.
-    """
+def outcomes(run: Row) -> list[Row]:
+    """Return where each switch ended that cost nothing beside Adam, by epoch, and Adam alone as the last."""
     price = run["budget"] / (len(run["rows"]) - 1)
     free = [one for one in run["endings"] if one["spent"] <= one["epoch"] * price + 1e-9]
     alone: Row = {"epoch": None, "spent": run["budget"], "loss": run["adam"]}
-    return min([*free, alone], key=lambda one: counted(one["loss"]))
+    return [*sorted(free, key=lambda one: int(one["epoch"])), alone]
+
+
+def best_switch(run: Row) -> Row:
+    """Return the outcome with the lowest loss.
+
+    The oracle: it has seen them all. ``epoch`` is None where Adam alone ends lowest. Of equal ones the earliest.
+    """
+    return min(outcomes(run), key=lambda one: counted(one["loss"]))
+
+
+def best_neighbourhood(run: Row) -> float:
+    """Return the lowest geometric mean of three successive outcomes: the oracle without its luck."""
+    losses = [counted(one["loss"]) for one in outcomes(run)]
+    return min(geometric_mean(losses[i : i + 3]) for i in range(max(1, len(losses) - 2)))
+
+
+def jump(run: Row) -> float:
+    """Return the median factor between successive outcomes: how much of a final loss is chance."""
+    losses = [math.log(counted(one["loss"])) for one in outcomes(run)]
+    return math.exp(median(abs(after - before) for before, after in pairwise(losses))) if len(losses) > 1 else 1.0
 
 
 def curvature_peak(run: Row) -> int | None:
@@ -86,6 +107,8 @@ class Score:
     """Where that led within the budget."""
     regret: float
     """loss / the oracle's - 1, as `counted`; negative never."""
+    smooth_regret: float
+    """The same against the best neighbourhood; negative where luck was on its side."""
     early: bool
     """Fired within the initial transient."""
     before_rise: bool
@@ -112,6 +135,7 @@ def score(run: Row, label: str) -> Score:
         epoch=epoch,
         loss=loss,
         regret=max(counted(loss) / counted(best["loss"]) - 1.0, 0.0),
+        smooth_regret=counted(loss) / best_neighbourhood(run) - 1.0,
         early=epoch is not None and epoch <= transient(norms),
         before_rise=epoch is not None and epoch <= first_rise(norms),
         missed=epoch is None and worth,

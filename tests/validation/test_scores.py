@@ -10,7 +10,18 @@ import pytest
 
 from convexlab.validation.choosing import Criterion, choose, halves
 from convexlab.validation.claims import claim_1, claim_2, norm_peak, share_along_gradient
-from convexlab.validation.scores import Score, best_switch, bootstrap, curvature_peak, first_rise, score, transient
+from convexlab.validation.scores import (
+    Score,
+    best_neighbourhood,
+    best_switch,
+    bootstrap,
+    curvature_peak,
+    first_rise,
+    jump,
+    outcomes,
+    score,
+    transient,
+)
 from convexlab.validation.truth import CONVEX, NON_CONVEX
 
 Run = dict[str, Any]
@@ -92,12 +103,30 @@ def test_the_oracle_takes_the_best_of_what_costs_nothing_beside_adam() -> None:
     assert (alone["epoch"], alone["loss"]) == (None, 0.5**8)
 
 
+SMOOTH = (0.004 * 0.002 * 0.5**8) ** (1 / 3)
+
+
+def test_the_oracle_without_its_luck() -> None:
+    # Outcomes 0.004, 0.002 and, for Adam alone, 2⁻⁸: one neighbourhood of three.
+    assert [one["epoch"] for one in outcomes(RUN)] == [2, 4, None]
+    assert best_neighbourhood(RUN) == pytest.approx(SMOOTH)
+    assert jump(RUN) == pytest.approx(math.sqrt(2.0 * 0.5**8 / 0.002))
+
+
 def test_scores_by_hand() -> None:
     assert curvature_peak(RUN) == 2
     found = {name: score(RUN, name) for name in FIRINGS}
     # The smallest eigenvalue is above -5 % of 10 from epoch 6 on; the last one below it was at 4.
     assert found["free"] == Score(
-        4, 0.002, 0.0, early=False, before_rise=False, missed=False, lag=2, transition_lag=(-2, 0)
+        4,
+        0.002,
+        0.0,
+        pytest.approx(0.002 / SMOOTH - 1),
+        early=False,
+        before_rise=False,
+        missed=False,
+        lag=2,
+        transition_lag=(-2, 0),
     )
     assert found["early"].regret == pytest.approx(1.0)
     assert found["early"].early
@@ -180,7 +209,7 @@ def test_the_default_is_chosen_on_one_half_and_reported_on_the_other(by: Criteri
 
     def scores(*regrets: float, early: bool = False) -> list[Score]:
         return [
-            Score(1, 1.0, regret, early, before_rise=early, missed=False, lag=None, transition_lag=None)
+            Score(1, 1.0, regret, regret, early, before_rise=early, missed=False, lag=None, transition_lag=None)
             for regret in regrets
         ]
 
@@ -200,7 +229,7 @@ def test_the_median_does_not_see_what_the_geometric_mean_does() -> None:
     runs = [{"task": task} for task in ("a", "a", "a", "b")]
 
     def scores(*regrets: float) -> list[Score]:
-        return [Score(1, 1.0, regret, False, False, False, None, None) for regret in regrets]
+        return [Score(1, 1.0, regret, regret, False, False, False, None, None) for regret in regrets]
 
     table = {"lost once": scores(0.0, 0.0, 1e6, 0.0), "steady": scores(0.1, 0.1, 0.1, 0.0)}
     assert choose(runs, table)[0].label == "steady"
