@@ -65,7 +65,7 @@ def test_budget_fraction_by_hand(budget: int, fraction: float, epoch: int) -> No
 def test_only_budget_fraction_asks_for_the_budget() -> None:
     detector = build_detector("budget-fraction", budget=30)
     assert isinstance(detector, BudgetFraction)
-    assert detector.switch_epoch == 15
+    assert detector.switch_epoch == 9
     with pytest.raises(MisuseError, match=r"expected a budget in epochs, .*got none: pass budget="):
         build_detector("budget-fraction")
 
