@@ -11,7 +11,6 @@ the other half.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,6 +27,7 @@ from convexlab.physics_informed import burgers, convection
 from convexlab.reporting import write_study
 from convexlab.reporting.validation_page import validation_study
 from convexlab.runs import Row, write_json
+from convexlab.validation.records import stored
 from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.tasks import Task, images, physics, regression
 
@@ -112,10 +112,8 @@ def perform(case: Case, scale: Scale, file: Path) -> Row:
     """Make one run, or what an earlier one with the same settings lacks."""
     torch.set_num_threads(1)
     plan = Plan(scale.epochs, case.rate, case.seed, steps=FULL_STEPS, switch_every=scale.every, truth_every=scale.every)
-    identity = json.loads(json.dumps({"case": asdict(case), "task": case.task, "plan": asdict(plan)}))
-    known: Row | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if known is not None and any(known.get(key) != value for key, value in identity.items()):
-        known = None
+    identity = {"case": asdict(case), "task": case.task, "plan": asdict(plan)}
+    known = stored(file, identity)
     asked = decided(known) if known is not None else None
     if asked is None:
         asked = identity | validate_run(case.build(), plan, known=known)

@@ -10,9 +10,8 @@ alone is far from solving either; second phases are ahead of it by orders of mag
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -32,6 +31,7 @@ from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
 from convexlab.validation.adam import AdamRun, State
+from convexlab.validation.records import stored
 from convexlab.validation.switching import switch_at
 from convexlab.validation.tasks import Task, physics
 
@@ -87,38 +87,37 @@ def solve(equation: str, seed: int, scale: Scale) -> Row:
     """Return loss, relative error and curve of every way to train one network."""
     torch.set_num_threads(1)
     task = physics(EQUATIONS[equation](), points=scale.points, seed=seed)
-    found = {COSINE: adam_alone(task, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))}
+    cosine, _ = adam(task, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))
+    detector = cl.GradientNormPeak()
+    constant, states = adam(task, seed, scale, lambda done: RATE, detector)
+    switch = detector.epoch if detector.fired else None
     run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
-    states, detector = [run.state()], cl.GradientNormPeak()
-    switch: int | None = None
-    curve, best = [[0, run.record()["train_loss"]]], run.state()
-    for _ in range(scale.epochs):
-        run.train()
-        row = run.record()
-        curve.append([row["cost"], row["train_loss"]])
-        states.append(run.state())
-        best = states[-1] if row["train_loss"] <= min(loss for _, loss in curve) else best
-        if switch is None and detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"]):
-            switch = run.epoch
-    found[ADAM] = judged(task, best.weights, curve, None)
+    found = {COSINE: cosine, ADAM: constant}
     for name, where, phase in ways():
         epoch = switch if where == "detected" else round(float(where) * scale.epochs)
         found[name] = switched(run, states, epoch, phase, scale) if epoch else found[ADAM] | {"switch": None}
     return {"equation": equation, "seed": seed, "reason": detector.reason, "ways": found}
 
 
-def adam_alone(task: Task, seed: int, scale: Scale, rate: Callable[[float], float]) -> Row:
-    """Train with Adam at a rate over the share of the budget that is done, and judge its best epoch."""
+def adam(
+    task: Task, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
+) -> tuple[Row, list[State]]:
+    """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
+
+    A detector is told of every epoch.
+    """
     run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
-    curve: list[list[float]] = []
-    best: State | None = None
+    curve, states = [[0, run.record()["train_loss"]]], [run.state()]
+    best = states[0]
     for epoch in range(scale.epochs):
         run.train(rate(epoch / scale.epochs))
         row = run.record()
         curve.append([row["cost"], row["train_loss"]])
-        best = run.state() if row["train_loss"] <= min(loss for _, loss in curve) else best
-    assert best is not None
-    return judged(task, best.weights, curve, None)
+        states.append(run.state())
+        best = states[-1] if row["train_loss"] <= run.best_loss else best
+        if detector is not None:
+            detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"])
+    return judged(task, best.weights, curve, None), states
 
 
 def switched(run: AdamRun, states: Sequence[State], epoch: int, phase: PhaseTwo, scale: Scale) -> Row:
@@ -260,12 +259,6 @@ def study(rows: Sequence[Row], scale: Scale, command: str) -> Study:
     )
 
 
-def known(file: Path, settings: Mapping[str, Any]) -> Row | None:
-    """Return what was stored under the same settings."""
-    stored: Row | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    return stored if stored is not None and stored["settings"] == settings else None
-
-
 @click.command()
 @click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/pinn.html"), show_default=True)
@@ -276,7 +269,7 @@ def main(name: str, out: Path) -> None:
     cases = [(equation, seed) for seed in range(scale.seeds) for equation in EQUATIONS]
     for equation, seed in track(cases, "networks"):
         file = Path("runs/pinn") / name / f"{equation.partition(',')[0]}-{seed}.json"
-        row = known(file, settings)
+        row = stored(file, {"settings": settings})
         if row is None:
             row = solve(equation, seed, scale) | {"settings": settings}
             write_json(file, row)

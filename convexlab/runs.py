@@ -29,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "Run",
     "read_checkpoint",
+    "read_json",
     "write_atomically",
     "write_checkpoint",
     "write_json",
@@ -200,12 +201,12 @@ class Run:
     @property
     def config(self) -> Row:
         """The settings."""
-        return _read_object(self.config_path)
+        return read_json(self.config_path)
 
     @property
     def summary(self) -> Row | None:
         """The result, or None while the run is not finished."""
-        return _read_object(self.summary_path) if self.summary_path.is_file() else None
+        return read_json(self.summary_path) if self.summary_path.is_file() else None
 
     @property
     def metrics(self) -> list[Row]:
@@ -238,7 +239,12 @@ def _numeric(path: Path) -> tuple[int, str]:
     return len(path.name), path.name
 
 
-def _read_object(path: Path) -> Row:
+def read_json(path: Path) -> Row:
+    """Read one JSON object.
+
+    Raises:
+        MisuseError: the file cannot be read, or holds something else.
+    """
     return _parse(_read_text(path), f"cannot read {str(path)!r}: its content")
 
 

@@ -107,6 +107,7 @@ class Trajectory:
             watch: looks on; it is given each step's gradient in two halves.
         """
         problem, size, losses = self.problem, self._batch_size, []
+        watch = watch if self._divisible else None
         problem.model.train()
         order = torch.randperm(len(problem.y), generator=self._order).to(problem.y.device)
         # Dropout draws from the global generator: the same after a resume, and nothing of the caller's.
@@ -115,7 +116,7 @@ class Trajectory:
                 if learning_rate is not None:
                     self.adam.param_groups[0]["lr"] = learning_rate(self.epoch + step * size / len(order))
                 self.adam.zero_grad()
-                losses.append(backward(self._loss, rows, watch if self._divisible else None))
+                losses.append(backward(self._loss, rows, watch))
                 self.adam.step()
         self.charge("adam", 1.0)
         self.epoch += 1

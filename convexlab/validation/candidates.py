@@ -39,21 +39,19 @@ class Candidate:
     name: str
     build: Callable[[int], Detector] = field(repr=False)
     """Takes the budget in epochs."""
-    source: str = "full"
+    source: str | None = None
+    """A key of `SOURCES`; None where what it is told decides nothing."""
     curvature: bool = False
     """Whether it is told the ground truth of curvature, for nothing: no rule that could be had."""
 
     @property
     def label(self) -> str:
         """Its name with what it is told, where that is a choice."""
-        if isinstance(self.build(100), BudgetFraction) or self.curvature:
-            return self.name
-        return f"{self.name} ({self.source})"
+        return self.name if self.source is None else f"{self.name} ({self.source})"
 
     def price(self, *, whole_batch: bool) -> float:
         """Return the gradient equivalents an epoch beside Adam's."""
-        free = whole_batch or self.curvature or isinstance(self.build(100), BudgetFraction)
-        return 0.0 if free else SOURCES[self.source].cost
+        return 0.0 if whole_batch or self.source is None else SOURCES[self.source].cost
 
 
 def _named(name: str, *sources: str) -> list[Candidate]:
@@ -61,7 +59,7 @@ def _named(name: str, *sources: str) -> list[Candidate]:
 
 
 def _fraction(share: float) -> Candidate:
-    return Candidate(f"at {share:.0%} of the budget", lambda budget: BudgetFraction(budget, share), "batch")
+    return Candidate(f"at {share:.0%} of the budget", lambda budget: BudgetFraction(budget, share))
 
 
 CANDIDATES: Sequence[Candidate] = (
@@ -73,7 +71,7 @@ CANDIDATES: Sequence[Candidate] = (
     *_named("noise-aware", "halves"),
     *_named("loss-plateau", "batch"),
     *_named("swats", "batch"),
-    Candidate("curvature, known for nothing", lambda budget: build_detector("curvature"), "full", curvature=True),
+    Candidate("curvature, known for nothing", lambda budget: build_detector("curvature"), curvature=True),
     *map(_fraction, (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)),
 )
 
@@ -104,7 +102,7 @@ def replay(
         budget: gradient equivalents in all.
     """
     detector = candidate.build(len(rows))
-    source = SOURCES["full" if whole_batch else candidate.source]
+    source = SOURCES["full" if whole_batch else candidate.source or "full"]
     price = candidate.price(whole_batch=whole_batch)
     factor = 1.0 + price * len(rows) / max(1, rows[-1]["cost"]) if rows else 1.0
     for row in rows:

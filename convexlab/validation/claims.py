@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from convexlab.runs import Row
-from convexlab.validation.scores import first_rise
+from convexlab.validation.scores import first_rise, smoothed
 from convexlab.validation.truth import CONVEX, NON_CONVEX, pattern
 
 __all__ = ["Judgement", "Outcome", "claim_1", "claim_2", "norm_peak", "share_along_gradient"]
@@ -21,7 +20,6 @@ __all__ = ["Judgement", "Outcome", "claim_1", "claim_2", "norm_peak", "share_alo
 Outcome = Literal["supported", "contradicted", "undecided"]
 
 _FALL = 0.9  # The paper's gnfact.
-_WINDOW = 5
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,7 @@ def norm_peak(rows: Sequence[Row]) -> int | None:
     1 / 0.9.
     """
     norms = [row["gradient_norm"] for row in rows]
-    half = _WINDOW // 2
-    smooth = [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
+    smooth = smoothed(norms)
     begin = first_rise(norms)
     top = max(range(begin, len(smooth)), key=smooth.__getitem__)
     peak = smooth[top] * _FALL >= smooth[begin] and smooth[top] * _FALL >= smooth[-1]

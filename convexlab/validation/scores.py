@@ -26,6 +26,7 @@ __all__ = [
     "jump",
     "outcomes",
     "score",
+    "smoothed",
     "transient",
 ]
 
@@ -57,9 +58,14 @@ def first_rise(norms: Sequence[float]) -> int:
 
 
 def _first(norms: Sequence[float], ends: Callable[[float, float], bool]) -> int:
-    half = _WINDOW // 2
-    smooth = [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
+    smooth = smoothed(norms)
     return next((i for i, (now, after) in enumerate(pairwise(smooth)) if ends(now, after)), len(smooth) - 1)
+
+
+def smoothed(norms: Sequence[float]) -> list[float]:
+    """Return the centred median over five epochs, over fewer at the ends."""
+    half = _WINDOW // 2
+    return [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
 
 
 def outcomes(run: Row) -> list[Row]:

@@ -68,7 +68,7 @@ def test_what_is_known_is_not_done_again(task: Task, made: dict[str, Any], monke
 
 def test_rules_are_asked_anew_from_the_record_alone(made: dict[str, Any]) -> None:
     assert decided(made) == made
-    first = Candidate("at epoch 3", lambda budget: BudgetFraction(budget, 3 / 8), "batch")
+    first = Candidate("at epoch 3", lambda budget: BudgetFraction(budget, 3 / 8))
     again = decided(made, [first])
     assert again is not None
     assert again["firings"]["at epoch 3"] == {"epoch": 3, "spent": 3.0, "factor": 1.0} | {
@@ -80,7 +80,7 @@ def test_rules_are_asked_anew_from_the_record_alone(made: dict[str, Any]) -> Non
 
 
 def test_only_what_another_rule_needs_is_added(task: Task, made: dict[str, Any]) -> None:
-    fifth = Candidate("at epoch 5", lambda budget: BudgetFraction(budget, 5 / 8), "batch")
+    fifth = Candidate("at epoch 5", lambda budget: BudgetFraction(budget, 5 / 8))
     more = validate_run(task, PLAN, [*CANDIDATES, fifth], known=made)
     added = {(one["epoch"], one["spent"]) for one in more["endings"]} - {
         (one["epoch"], one["spent"]) for one in made["endings"]
@@ -135,7 +135,7 @@ def test_the_second_phase_is_the_optimiser_itself(task: Task) -> None:
 
 
 class _At(FixedEpoch):
-    """A rule that fires at an epoch and, being no `BudgetFraction`, pays for what it is told."""
+    """A rule that fires at an epoch."""
 
 
 class _Failing(torch.optim.SGD):

@@ -1,0 +1,24 @@
+"""Records of a study on disk: kept from run to run, used again where they were made with the same settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convexlab.runs import Row, read_json
+
+__all__ = ["stored"]
+
+
+def stored(file: Path, settings: Mapping[str, Any]) -> Row | None:
+    """Return a record that holds these settings, or None where there is none or it was made with others.
+
+    Raises:
+        MisuseError: the file is no JSON object.
+    """
+    if not file.is_file():
+        return None
+    record, wanted = read_json(file), json.loads(json.dumps(settings))
+    return record if all(record.get(key) == value for key, value in wanted.items()) else None
