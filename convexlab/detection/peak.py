@@ -82,6 +82,11 @@ class GradientNormPeak(_Peak):
     times the largest since then, for ``patience`` epochs in a row, is the switch. A norm that only falls, as at first
     from a random head, is no peak.
 
+    The median of five does not outlast much noise. Of 200 curves of noise without a trend 97 % fired in 60 epochs, half
+    of them by epoch 22; of 200 that only fall 8 %; and of 200 that rise by 4 at epoch 16 and fall at 31, 22 % within
+    epochs 31 to 33 and 74 % before (20 % noise). On a noisy norm it is an early switch rather than a test for a peak:
+    that `SmoothedNormPeak` is.
+
     Args:
         factor: the paper's ``gnfact``.
         rise: how much the norm must have grown from its trough.

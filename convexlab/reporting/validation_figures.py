@@ -140,8 +140,7 @@ def curvature_chart(runs: Sequence[Row], key: str) -> Chart:
             key=key,
             title="Negative curvature along Adam",
             caption="Above the lower dotted line, 0.1 %, the loss is non-convex by the verdict’s floor; the upper is "
-            "5 %. "
-            "What is positive or below 10⁻⁵ lies at 10⁻⁵.",
+            "5 %. What is positive or below 10⁻⁵ lies at 10⁻⁵.",
             description=f"At the last point the smallest eigenvalue is, in the median, {number(median(ends))} of the "
             "largest.",
         )
@@ -196,8 +195,8 @@ def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
             title=f"From near: {label(run['task'], 60)}",
             caption=f"Upright lines, from short to long dashes: {'; '.join(told)}.",
             description="The gradient norm is largest at epoch "
-            f"{max(rows, key=lambda row: row['gradient_norm'])['epoch']}; "
-            f"the best switch is at {best_switch(run)['epoch'] or 'none'}.",
+            f"{max(rows, key=lambda row: row['gradient_norm'])['epoch']}; the best switch is at "
+            f"{best_switch(run)['epoch'] or 'none'}.",
         )
 
 

@@ -31,6 +31,7 @@ __all__ = ["validation_study"]
 
 PEAK, PRINTED = "gradient-norm-peak (halves)", "algorithm-1 (full)"
 """The rules that the answer speaks of."""
+TOLD = "curvature, known for nothing"
 _OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "undecided")
 
 
@@ -44,14 +45,13 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
     return Study(
         title="Does the gradient norm’s peak say when to switch?",
         claim="Training first passes a non-convex, then a convex region; the gradient norm’s peak marks the border, "
-        "and is "
-        "the moment to hand over from Adam (Hrycej et al., claims 1 to 3).",
+        "and is the moment to hand over from Adam (Hrycej et al., claims 1 to 3).",
         answer=_answer(runs, judged, scores, choices),
         command=command,
         parts=[
             _claims_part(runs, judged),
             _rules_part(runs, scores, medians),
-            _default_part(runs, [*choices, *choose(runs, scores, by="median")]),
+            _default_part(runs, scores, [*choices, *choose(runs, scores, by="median")]),
             _runs_part(runs, scores, choices),
         ],
         settings=settings,
@@ -73,20 +73,16 @@ def _answer(
     lowest = Counter(run["minimum"]["verdict"] for run in runs)
     return [
         f"Along Adam the loss was proven non-convex at every measured point in {throughout} of {total} runs. The "
-        "gradient "
-        f"norm’s peak marked the entry into a region without negative curvature in {peaks['supported']}, and "
-        "provably did "
-        f"not in {peaks['contradicted']}.",
+        f"gradient norm’s peak marked the entry into a region without negative curvature in {peaks['supported']}, and "
+        f"provably did not in {peaks['contradicted']}.",
         f"Switching where {PEAK} fires ends {_told(PEAK, scores)}; where Algorithm 1 as printed does, "
         f"{_told(PRINTED, scores)}, {sum(one.early for one in scores[PRINTED])} of {total} times within the initial "
         "transient.",
         f"The best moment lay anywhere from {percent(round(min(places), 2))} to {percent(round(max(places), 2))} of "
-        "the "
-        f"budget. Chosen on one half of the tasks and used on the other, {' and '.join(names)} had the least regret: a "
-        f"median of {percent(round(median(held_out), 3))}, at worst a factor of {number(1 + max(held_out))}.",
-        "At the lowest point that any switch reached, the loss was still proven non-convex in "
-        f"{lowest['non-convex']} of "
-        f"{total} runs, without negative curvature in {lowest['no-negative-curvature']}.",
+        f"the budget. Chosen on one half of the tasks and used on the other, {' and '.join(names)} had the least "
+        f"regret: a median of {percent(round(median(held_out), 3))}, at worst a factor of {number(1 + max(held_out))}.",
+        f"At the lowest point that any switch reached, the loss was still proven non-convex in {lowest['non-convex']} "
+        f"of {total} runs, without negative curvature in {lowest['no-negative-curvature']}.",
     ]
 
 
@@ -129,20 +125,15 @@ def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> 
     ]
     paragraphs = [
         "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
-        "supported as "
-        "far as no negative curvature was found below a thousandth of the largest, with 99.9 % confidence. Undecided "
-        "is "
-        "the rest, and above all the runs that never leave the non-convex region within their budget.",
-        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of "
-        f"{_negative(runs, 0)} of it at the start to {_negative(runs, -1)} at the end of Adam. Nearly convex the "
-        "region "
-        "does become, without a border.",
-        f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs: along "
-        "the gradient the loss looks convex while other directions bend downwards. That is why the norm’s peak cannot "
-        "tell.",
-        f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the "
-        "loss at "
-        "nine points, in float64). "
+        "supported as far as no negative curvature was found below a thousandth of the largest, with 99.9 % "
+        "confidence. Undecided is the rest, and above all the runs that never leave the non-convex region within "
+        "their budget.",
+        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
+        f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
+        f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
+        "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot tell.",
+        f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the loss "
+        "at nine points, in float64). "
         + (
             f"Along {len(residual)} witnesses the residual part of the curvature, Σ ∂L/∂f ∇²f, is negative in "
             f"{sum(value < 0 for value in residual)}."
@@ -163,8 +154,7 @@ def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> 
             ),
             make_table(
                 "How the verdict changes along Adam: with the verdict’s floor of 0.1 % of the largest eigenvalue, "
-                "and if a "
-                "smallest eigenvalue above −5 % of it counted as convex.",
+                "and if a smallest eigenvalue above −5 % of it counted as convex.",
                 [Column("Pattern", False), "0.1 %", "5 %"],
                 patterns,
             ),
@@ -218,8 +208,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
                 MISSING
                 if not transitions
                 else f"{_plain(median(low for low, _ in transitions))} to "
-                f"{_plain(median(high for _, high in transitions))} "
-                f"({len(transitions)})",
+                f"{_plain(median(high for _, high in transitions))} ({len(transitions)})",
             ]
         )
     columns: list[Column | str] = [
@@ -237,22 +226,17 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
     ]
     told = (
         "“full” is the gradient of the whole training set once an epoch, which doubles what an epoch costs and is "
-        "charged; "
-        "“halves” is the norm from the mini-batches’ own gradients, each computed in two halves so that their noise "
-        "can be taken out, for nothing; “batch” leaves the noise in. A physics-informed network trains on the whole "
-        "batch: "
-        "there all three are the same and free. “Curvature” is told both ends of the spectrum for nothing, which "
-        "nobody "
-        "can have."
+        "charged; “halves” is the norm from the mini-batches’ own gradients, each computed in two halves so that "
+        "their noise can be taken out, for nothing; “batch” leaves the noise in. A physics-informed network trains on "
+        "the whole batch: there all three are the same and free. “Curvature” is told both ends of the spectrum for "
+        "nothing, which nobody can have."
     )
     return Part(
         "The rules against the best switch",
         [
             "Every rule is told of each run epoch by epoch. Where it fires, the second phase takes over and goes on "
-            "to the "
-            "end of the same budget. The best switch is the lowest of all endings that cost nothing beside Adam, "
-            "Adam alone "
-            "among them: an oracle that has seen every outcome.",
+            "to the end of the same budget. The best switch is the lowest of all endings that cost nothing beside "
+            "Adam, Adam alone among them: an oracle that has seen every outcome.",
             told,
         ],
         [
@@ -271,7 +255,7 @@ def _signed(values: Sequence[float]) -> str:
     return MISSING if not values else f"{_plain(median(values))} ({_plain(min(values))} to {_plain(max(values))})"
 
 
-def _default_part(runs: Sequence[Row], both: Sequence[Choice]) -> Part:
+def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: Sequence[Choice]) -> Part:
     rows: list[list[Cell | str]] = []
     choices = [choice for choice in both if choice.criterion == "geometric mean"]
     for choice in both:
@@ -295,26 +279,23 @@ def _default_part(runs: Sequence[Row], both: Sequence[Choice]) -> Part:
         "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, is met."
         if reached
         else "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, "
-        "is missed: "
-        f"the median is {number(1 + median(held_out))}, with {sum(choice.early for choice in choices)} decisions in "
-        "the "
-        "transient."
+        f"is missed: the median is {number(1 + median(held_out))}, with {sum(choice.early for choice in choices)} "
+        "decisions in the transient."
     )
     return Part(
         "A default, chosen on one half of the tasks and reported on the other",
         [
             verdict,
             "What no rule can know: the outcome is partly chance. From one switch that was tried to the next the "
-            "final loss "
-            f"changes by a median factor of {_jumps(runs)}. The best switch is the luckiest of some twenty. Against "
-            "the best "
-            "neighbourhood, the lowest geometric mean of three successive ones, the same decisions end at a median of "
-            f"{number(1 + median(smooth))}.",
-            "What it could know does not help: a rule that is told both ends of the spectrum for nothing, and fires "
-            "where the "
-            "region has become nearly convex, is no better than a switch at a fixed share of the budget. What "
-            "decides is how "
-            "fast the second phase will be from here on and how much budget is left for it.",
+            f"final loss changes by a median factor of {_jumps(runs)}. The best switch is the luckiest of some "
+            "twenty. Against the best neighbourhood, the lowest geometric mean of three successive ones, the same "
+            f"decisions end at a median of {number(1 + median(smooth))}.",
+            f"{PEAK} fired at a median of epoch {_fired(runs)}. On noise without any trend that rule fires as early "
+            "(its docstring has the rates): it is an early switch more than a test for a peak.",
+            f"Medians with their intervals: {PEAK} {_loss_of(PEAK, scores)}; at 20 % of the budget "
+            f"{_loss_of('at 20% of the budget', scores)}, at 30 % {_loss_of('at 30% of the budget', scores)}; told "
+            "both ends of the spectrum for nothing, and fired where the region had become nearly convex, "
+            f"{_loss_of(TOLD, scores)}.",
         ],
         [],
         [
@@ -335,6 +316,16 @@ def _default_part(runs: Sequence[Row], both: Sequence[Choice]) -> Part:
             )
         ],
     )
+
+
+def _loss_of(label: str, scores: Mapping[str, list[Score]]) -> str:
+    return _interval(bootstrap([1 + one.regret for one in scores[label]]))
+
+
+def _fired(runs: Sequence[Row]) -> str:
+    epochs = [run["firings"][PEAK]["epoch"] for run in runs]
+    low, middle, high = np.quantile([epoch for epoch in epochs if epoch is not None] or [math.nan], [0.25, 0.5, 0.75])
+    return f"{middle:.0f} of {len(runs[0]['rows']) - 1} (middle half {low:.0f} to {high:.0f})"
 
 
 def _jumps(runs: Sequence[Row]) -> str:
