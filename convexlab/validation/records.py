@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convexlab.errors import MisuseError
 from convexlab.runs import Row, read_json
 
 __all__ = ["stored"]
@@ -20,5 +21,9 @@ def stored(file: Path, settings: Mapping[str, Any]) -> Row | None:
     """
     if not file.is_file():
         return None
-    record, wanted = read_json(file), json.loads(json.dumps(settings))
+    try:
+        record = read_json(file)
+    except MisuseError as error:
+        raise MisuseError(f"{error} Delete the file to make this run again.") from error
+    wanted = json.loads(json.dumps(settings))
     return record if all(record.get(key) == value for key, value in wanted.items()) else None

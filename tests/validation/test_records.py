@@ -24,5 +24,5 @@ def test_only_the_same_settings_are_taken_up(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text('{"rate": 1e-')
-    with pytest.raises(MisuseError, match=r"run\.json.* is not JSON"):
+    with pytest.raises(MisuseError, match=r"run\.json.* is not JSON .*Delete the file"):
         stored(file, {"rate": 1e-3})
