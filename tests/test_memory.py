@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from pathlib import Path
@@ -21,13 +20,13 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 @pytest.fixture(autouse=True)
-def _no_garbage() -> None:
-    """What earlier tests left in reference cycles would be given back within a block, and lower what it took."""
-    gc.collect()
+def _no_holes() -> None:
+    """A hole that earlier tests left in the heap, still resident, would be filled without the process taking more."""
+    release_freed_memory()
 
 
 def _fill(size: int) -> torch.Tensor:
-    """Return so many bytes, all of them touched; above 32 MB glibc always maps them and gives them back at once."""
+    """Return so many bytes, all of them touched; above 32 MB glibc maps them, and gives them back at once."""
     return torch.ones(size, dtype=torch.uint8)
 
 
