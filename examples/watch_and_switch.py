@@ -3,6 +3,8 @@
 Runs in seconds: ``python examples/watch_and_switch.py``
 """
 
+import copy
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -17,8 +19,9 @@ adam = torch.optim.Adam(model.parameters(), lr=3e-3)
 objective = cl.Objective(model, list(zip(x.split(512), y.split(512), strict=True)), nn.MSELoss())
 watch = cl.Watch(objective, adam, detector=cl.GradientNormPeak(), examples=64)
 
-budget, epoch = 100, 0
-while epoch < budget and not watch.fired:
+
+def train_one_epoch() -> float:
+    """Take an epoch of Adam's steps and return the mean loss over them."""
     losses = []
     for rows in torch.randperm(len(x)).split(72):
         adam.zero_grad()
@@ -29,18 +32,28 @@ while epoch < budget and not watch.fired:
             if len(losses) % 2:
                 watch.accumulated()
         adam.step()
+    return sum(losses) / len(losses)
+
+
+budget, epoch = 100, 0
+while epoch < budget and not watch.fired:
+    watch.update(loss=train_one_epoch())
     epoch += 1
-    watch.update(loss=sum(losses) / len(losses))
-print(f"epoch {epoch}, loss {objective.value():.2e}: {watch.reason}")
+watch.close()
 print(f"measured for {watch.spent:.1f} gradient equivalents beside {watch.trained:.0f} of training")
 for name in ("gradient_curvature", "smallest", "largest"):
     known = [value for signals in watch.history if (value := getattr(signals, name)) == value]
     print(f"{name}: {', '.join(f'{value:.3g}' for value in known) or 'not affordable yet'}")
+print(f"epoch {epoch}, {watch.reason}: loss {objective.value():.2e}")
 
-watch.close()
+switch, spent = copy.deepcopy(model.state_dict()), epoch + watch.spent
 optimizer = cl.LBFGS(model.parameters(), self_scaled=True, preconditioner=cl.adam_preconditioner(adam))
-spent = epoch + watch.spent
 while spent < budget:
     optimizer.step(objective.closure)
     spent += optimizer.report.gradients if optimizer.report else 1
-print(f"after {spent:.0f} gradient equivalents in all: loss {objective.value():.2e}")
+print(f"then L-BFGS, {spent:.0f} gradient equivalents in all: loss {objective.value():.2e}")
+
+model.load_state_dict(switch)
+for _ in range(epoch, budget):
+    train_one_epoch()
+print(f"or Adam on, {budget} gradient equivalents in all: loss {objective.value():.2e}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexlab.parameters import dot, flatten
+from convexlab.parameters import accumulation_dtype, dot, flatten
 
 __all__ = ["GradientStatistics", "StepStatistics"]
 
@@ -43,8 +43,8 @@ class GradientStatistics:
     Gradients are read as the optimiser finds them: clipped, if the loop clips them, and parts tell nothing then. Of a
     closure, what is read is that of its first evaluation in a step.
 
-    Memory: two vectors of the size of the parameters during a step, three with parts, and temporaries in float64. No
-    host synchronisation before `epoch`.
+    Memory: during a step the weights and the gradient, that in float64, and with parts as much again before it. No host
+    synchronisation before `epoch`.
 
     Args:
         optimizer: whose parameters' gradients are read as it steps; one without a gradient has gradient zero.
@@ -60,11 +60,14 @@ class GradientStatistics:
         self._accumulated: Tensor | None = None
         self._weights: Tensor | None = None
         self._gradient: Tensor | None = None
+        self._squared: tuple[Tensor, Tensor] | None = None
         self._start()
 
     @torch.no_grad()
     def accumulated(self) -> None:
         """Take in a part of a step's gradient: to be called after each of its backward passes but the last."""
+        if not self._handles:
+            return
         gradient = self._read()
         part = gradient if self._accumulated is None else gradient - self._accumulated
         self._parts.append(dot(part, part))
@@ -87,8 +90,8 @@ class GradientStatistics:
 
     def close(self) -> None:
         """Look on no longer."""
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
 
     def _start(self) -> None:
         self._squares: list[Tensor] = []
@@ -101,7 +104,8 @@ class GradientStatistics:
 
     def _read(self) -> Tensor:
         parameters = self._parameters()
-        return flatten([torch.zeros_like(one) if one.grad is None else one.grad.to_dense() for one in parameters])
+        read = flatten([torch.zeros_like(one) if one.grad is None else one.grad.to_dense() for one in parameters])
+        return read.to(accumulation_dtype(read.device))  # Once: every product would do so again.
 
     @torch.no_grad()
     def _before(self, _: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -131,13 +135,15 @@ class GradientStatistics:
         self._gradient, parts = self._read(), self._parts
         square, count = dot(self._gradient, self._gradient), len(parts)
         without_noise = count / (count - 1) * (square - torch.stack(parts).sum()) if count else square * math.nan
-        self._squares.append(square)
-        self._unbiased.append(without_noise)
+        self._squared = square, without_noise
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
-        if self._weights is not None and self._gradient is not None:
-            step = flatten(self._parameters()) - self._weights
+        if self._weights is not None and self._gradient is not None and self._squared is not None:
+            step = (flatten(self._parameters()) - self._weights).to(self._gradient.dtype)
+            # All at once: a step that failed is none.
+            self._squares.append(self._squared[0])
+            self._unbiased.append(self._squared[1])
             self._lengths.append(dot(step, step))
             self._projections.append(dot(step, self._gradient))
         # Not kept: memory, and parts of a closure's later evaluations.

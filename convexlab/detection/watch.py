@@ -49,7 +49,8 @@ class Watch:
         objective: the training loss of the model that the optimiser trains.
         optimizer: whose steps are looked at, with or without a closure; any of torch's.
         detector: what decides; None measures only.
-        share: of what training costs, at most, in gradient equivalents; 0 measures no curvature.
+        share: of what training costs, at most, in gradient equivalents; 0 measures no curvature. Of a small network's
+            seconds it was about twice that, for small samples are evaluated less efficiently (benchmarks/README.md).
         examples: in the sample. The fewer, the more often it is measured.
         steps: of the Krylov run, 2 to 19.
 

@@ -281,9 +281,27 @@ def test_closed_it_looks_on_no_longer() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     statistics = GradientStatistics(optimizer)
     statistics.close()
-    _backward(model, x, y)
-    optimizer.step()
+    _step_in_parts(statistics, optimizer, model, list(zip(x.split(30), y.split(30), strict=True)))
     assert statistics.epoch().steps == 0
+    assert not statistics._parts  # A loop that goes on does not fill the memory.
+
+
+def test_a_step_that_fails_is_none() -> None:
+    model, x, y = _problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = GradientStatistics(optimizer)
+
+    def closure() -> Tensor:
+        _backward(model, x, y)
+        raise ValueError("no luck today")
+
+    with pytest.raises(ValueError, match="no luck"):
+        optimizer.step(closure)
+    assert statistics.epoch().steps == 0
+    optimizer.zero_grad()
+    gradient = _gradient(model, x, y)
+    _step_in_parts(statistics, optimizer, model, [(x, y)])
+    assert statistics.epoch().batch_gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-12)
 
 
 def test_parameters_without_a_gradient_count_as_zero() -> None:
