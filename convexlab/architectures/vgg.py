@@ -45,10 +45,16 @@ class VGG5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the outputs (N, classes) of images (N, channels, image_size, image_size)."""
-        if images.dim() == 4 and images.device.type == "cpu":
-            # In this layout a gradient takes 0.6 of the time (three channels, one thread), a Hessian product the same.
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.head(self.hidden(self.features(images).flatten(-3)).relu())  # type: ignore[no-any-return]
+        return self.head(self.hidden(self.features(_channels_last(images)).flatten(-3)).relu())  # type: ignore[no-any-return]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Lay images out so that a gradient takes 0.6 of the time on a CPU (one thread), a Hessian product the same."""
+    if images.dim() != 4 or images.device.type != "cpu":
+        return images
+    if images.shape[1] == 1:  # Both layouts at once: the strides say which is meant.
+        return images.squeeze(1).unsqueeze(-1).movedim(-1, 1)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _stage(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
