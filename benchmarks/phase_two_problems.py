@@ -85,12 +85,12 @@ def build_task(setting: Setting) -> Task:
 def _task(setting: Setting) -> tasks.Task:
     if setting.problem in EQUATIONS:
         return tasks.physics(EQUATIONS[setting.problem](), points=setting.train_size, seed=setting.seed)
-    common = {"train_size": setting.train_size, "seed": setting.seed, "batch_size": setting.batch_size}
+    size, seed, batch_size = setting.train_size, setting.seed, setting.batch_size
     if setting.problem == REGRESSION:
-        return tasks.regression(**common)
+        return tasks.regression(train_size=size, seed=seed, batch_size=batch_size)
     model, data, loss = setting.problem.split("/")
     source = f"npz:{Path(data_folder()) / 'cifar10-10k.npz'}" if data == "cifar10" else data
-    return tasks.images(model, source, loss, **common)
+    return tasks.images(model, source, loss, train_size=size, seed=seed, batch_size=batch_size)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,20 +79,20 @@ class Problem:
 
     def performance(self) -> Performance:
         """Evaluate the model as it is now."""
-        train = self._loss_and_accuracy(Batches(self.x, self.y, _BATCH))
-        validation = self._loss_and_accuracy(self.dataset.batches("test", _BATCH))
-        return Performance(*train, *validation)
+        train = self.evaluate(Batches(self.x, self.y, _BATCH))
+        return Performance(*train, *self.evaluate(self.dataset.batches("test", _BATCH)))
 
-    def _loss_and_accuracy(self, batches: Batches) -> tuple[float, float]:
-        loss = accuracy_sum = torch.zeros((), dtype=torch.float64)
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Return mean loss and accuracy of the model as it is now, over batches of (images, labels)."""
+        loss = right = torch.zeros((), dtype=torch.float64)
         examples = 0
         with self.objective.evaluating(), torch.no_grad():
             for images, labels in batches:
                 output, target = self.model(images.to(self.x)), labels.to(self.x.device)
                 loss = loss + self.loss(output, target).cpu().double() * len(labels)
-                accuracy_sum = accuracy_sum + accuracy(output, target).cpu().double() * len(labels)
+                right = right + accuracy(output, target).cpu().double() * len(labels)
                 examples += len(labels)
-        return float(loss) / examples, float(accuracy_sum) / examples
+        return float(loss) / examples, float(right) / examples
 
 
 class _RandomBatches:

@@ -22,16 +22,15 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_checkpoint, write_json
 from convexlab.training.config import TwoPhaseConfig
 from convexlab.training.journal import Journal
-from convexlab.training.phase_two import PhaseTwo, phase_two
+from convexlab.training.phase_two import PATIENCE, PhaseTwo, phase_two
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
-# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps that together
-# lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
-_PATIENCE = 2
+# When the second phase is given up for Adam, the paper's "safe resort", besides failed steps in a row: steps that
+# together lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
 _STALL_STEPS, _STALL_SHARE = 50, 1e-3
 _RISE_STEPS = 10
 # The smallest default batch.
@@ -322,7 +321,7 @@ class _TwoPhaseTraining:
         norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
         above = bool(norms) and trajectory.gradient_norm > max(norms)
         notes["risen"] = notes.get("risen", 0) + 1 if above else 0
-        if notes["failures"] >= _PATIENCE:
+        if notes["failures"] >= PATIENCE:
             return failed
         if notes["risen"] >= _RISE_STEPS:
             return (

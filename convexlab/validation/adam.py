@@ -43,16 +43,17 @@ class AdamRun:
         rate: the learning rate.
         seed: of the mini-batches' order.
         steps: Adam steps that make an epoch on the whole batch.
+        watched: whether the gradients of its mini-batches are looked at, for a detector.
     """
 
-    def __init__(self, task: Task, *, rate: float, seed: int, steps: int = 1) -> None:
+    def __init__(self, task: Task, *, rate: float, seed: int, steps: int = 1, watched: bool = True) -> None:
         self.task = task
         self.epoch = 0
         self.epoch_cost = 1 if task.batch_size else steps
         task.write(task.initial)
         self.adam = torch.optim.Adam(task.model.parameters(), lr=rate, fused=True)
         self.best_loss = math.inf
-        self._statistics = GradientStatistics(self.adam)
+        self._statistics = GradientStatistics(self.adam) if watched else None
         self._order = torch.Generator().manual_seed(seed)
 
     def train(self, learning_rate: float | None = None) -> float:
@@ -72,19 +73,25 @@ class AdamRun:
     def record(self, running_loss: float = math.nan) -> Row:
         """Measure where it stands, and return what a detector may be told of the epoch."""
         loss, gradient = self.task.objective.value_and_gradient()
+        return self._row(loss, running_loss) | {"gradient_norm": float(norm(gradient))}
+
+    def record_loss(self, running_loss: float = math.nan) -> Row:
+        """Measure the loss alone, a third of the work, and return the rest as `record` does."""
+        return self._row(self.task.objective.value(), running_loss)
+
+    def _row(self, loss: float, running_loss: float) -> Row:
         self.best_loss = min(self.best_loss, loss)
-        told = self._statistics.epoch()
-        return {
-            "epoch": self.epoch,
-            "cost": self.epoch * self.epoch_cost,
-            "train_loss": loss,
-            "gradient_norm": float(norm(gradient)),
-            "running_loss": running_loss,
-            "batch_gradient_norm": told.batch_gradient_norm,
-            "unbiased_gradient_norm": told.gradient_norm,
-            "gradient_noise": told.gradient_noise,
-            "projected_rate": told.projected_rate,
-        }
+        row: Row = {"epoch": self.epoch, "cost": self.epoch * self.epoch_cost, "train_loss": loss}
+        row["running_loss"] = running_loss
+        if self._statistics is not None:
+            told = self._statistics.epoch()
+            row |= {
+                "batch_gradient_norm": told.batch_gradient_norm,
+                "unbiased_gradient_norm": told.gradient_norm,
+                "gradient_noise": told.gradient_noise,
+                "projected_rate": told.projected_rate,
+            }
+        return row
 
     def state(self) -> State:
         """Return all that a second phase needs to start here."""
@@ -101,8 +108,8 @@ class AdamRun:
         self.epoch, self.best_loss = state.epoch, state.best_loss
 
     def _backward(self, rows: Tensor | None) -> Tensor:
-        if rows is not None:
+        if rows is not None and self._statistics is not None:
             return backward(self.task.loss, rows, self._statistics)
-        loss = self.task.loss(None)
+        loss = self.task.loss(rows)
         loss.backward()
         return loss.detach()

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convexlab.training.phase_two import PhaseTwo
+from convexlab.training.phase_two import PATIENCE, PhaseTwo
 from convexlab.validation.adam import AdamRun, State
 
 __all__ = ["Ending", "switch_at"]
-
-# Failed steps in a row before Adam takes over again, as in the trainer.
-_PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
         return loss
 
     failures = 0
-    while failures < _PATIENCE and spent + 1.0 <= budget + 1e-9:
+    while failures < PATIENCE and spent + 1.0 <= budget + 1e-9:
         second.param_groups[0]["max_evaluations"] = max(1, int((budget - spent) / phase.search_cost + 1e-9))
         try:
             second.step(closure)
@@ -76,9 +73,9 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
         report = getattr(second, "report", None)  # Which only ours write.
         failures = failures + 1 if report is not None and report.failed else 0
     weights = objective.flat_parameters()
-    while failures >= _PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
+    while failures >= PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
         run.train()
         spent += run.epoch_cost
         take(objective.value())
         weights = objective.flat_parameters()
-    return Ending(best, spent, failures >= _PATIENCE, weights, curve)
+    return Ending(best, spent, failures >= PATIENCE, weights, curve)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from sklearn.datasets import make_friedman1
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from convexlab.architectures import Perceptron
 from convexlab.datasets import Batches
-from convexlab.losses import accuracy
 from convexlab.objective import Objective
 from convexlab.parameters import unflatten
 from convexlab.physics_informed import DifferentialEquation
@@ -41,6 +40,8 @@ class Task:
     """Adam's; 0 is the whole set, so that a step of Adam is a gradient equivalent."""
     initial: Tensor
     """(n,), the start."""
+    train_accuracy: Callable[[], float] | None = field(default=None, kw_only=True)
+    """Share of the training examples whose class is right at the present weights; None where there are no classes."""
 
     def write(self, weights: Tensor) -> None:
         """Set the parameters from a flat vector (n,)."""
@@ -56,32 +57,39 @@ class Task:
 
 
 def images(
-    model: str, dataset: str, loss: str, *, train_size: int, seed: int, batch_size: int, validation: int = _VALIDATION
+    model: str,
+    dataset: str,
+    loss: str,
+    *,
+    train_size: int | None,
+    seed: int,
+    batch_size: int,
+    validation: int = _VALIDATION,
+    device: str = "cpu",
 ) -> Task:
-    """Return a network on a data set, both by name as in `build_problem`, on the CPU.
+    """Return a network on a data set, both by name as in `build_problem`.
 
     ``validation`` is the most examples that are held out.
     """
-    problem = build_problem(model, dataset, loss, train_size=train_size, seed=seed, device="cpu")
+    problem = build_problem(model, dataset, loss, train_size=train_size, seed=seed, device=device)
     data, x, y = problem.dataset, problem.x, problem.y
     every = max(1, data.validation_size // validation)
-    held_out = Batches(data.x_test[::every].to(x), data.y_test[::every], _EVALUATION_BATCH)
+    held_out = Batches(data.x_test[::every], data.y_test[::every], _EVALUATION_BATCH)
 
     def batch_loss(rows: Tensor | None) -> Tensor:
         return problem.loss(problem.model(x if rows is None else x[rows]), y if rows is None else y[rows])
 
-    def validate() -> tuple[float, float | None]:
-        total = right = torch.zeros((), dtype=torch.float64)
-        with problem.objective.evaluating(), torch.no_grad():
-            for inputs, labels in held_out:
-                output = problem.model(inputs)
-                total = total + problem.loss(output, labels).double() * len(labels)
-                right = right + accuracy(output, labels).double() * len(labels)
-        examples = len(data.y_test[::every])
-        return float(total) / examples, float(right) / examples
-
     start = problem.objective.flat_parameters()
-    return Task(problem.model, problem.objective, batch_loss, validate, len(y), batch_size, start)
+    return Task(
+        problem.model,
+        problem.objective,
+        batch_loss,
+        lambda: problem.evaluate(held_out),
+        len(y),
+        batch_size,
+        start,
+        train_accuracy=lambda: problem.evaluate(Batches(x, y, _EVALUATION_BATCH))[1],
+    )
 
 
 def perceptron(channels: int, classes: int, image_size: int) -> nn.Module:

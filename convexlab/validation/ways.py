@@ -1,0 +1,225 @@
+"""Every way to train one network of the paper's Table 1, from the same start and on shared work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from convexlab.detection import DEFAULT_DETECTOR, build_detector
+from convexlab.errors import MisuseError
+from convexlab.runs import Row
+from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
+from convexlab.validation.adam import AdamRun, State
+from convexlab.validation.tasks import Task
+
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "second_phase", "train_ways"]
+
+ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained."""
+
+    epochs: int
+    """Of Adam: the budget in gradient equivalents, and the number of epochs as the paper counts them."""
+    switch: int
+    """Epoch of the paper's fixed switch."""
+    rate: float
+    """Adam's learning rate."""
+    seed: int
+    """Of the order of the mini-batches."""
+    papers: str = "cg-golden"
+    """The second phase after the fixed switch; by name."""
+    ours: str = DEFAULT_PHASE_TWO
+    """The second phase after the detected switch, and after the paper's."""
+    detector: str = DEFAULT_DETECTOR
+
+    def __post_init__(self) -> None:
+        """Refuse a switch that leaves either phase nothing."""
+        if not 1 <= self.switch < self.epochs:
+            raise MisuseError(f"expected a switch within the {self.epochs} epochs, got {self.switch}.")
+
+
+@dataclass
+class _Best:
+    """The lowest loss along a way, where it was met, and the curve that led there."""
+
+    task: Task
+    loss: float = math.inf
+    weights: Tensor | None = None
+    curve: list[tuple[float, float, float]] = field(default_factory=list)
+    """(epoch as the paper counts, gradient equivalents, loss)."""
+
+    def take(self, epoch: float, cost: float, loss: float) -> None:
+        self.curve.append((epoch, cost, loss))
+        if loss < self.loss:
+            self.loss, self.weights = loss, self.task.objective.flat_parameters()
+
+    def judged(self) -> Row:
+        """Return what the network is worth with the weights of the lowest loss."""
+        if self.weights is None:  # No finite loss along the whole way.
+            return {"train_loss": None, "train_accuracy": None, "validation_loss": None, "validation_accuracy": None}
+        self.task.write(self.weights)
+        accuracy = None if self.task.train_accuracy is None else self.task.train_accuracy()
+        loss, validation_accuracy = self.task.validate()
+        return {
+            "train_loss": self.loss,
+            "train_accuracy": accuracy,
+            "validation_loss": loss,
+            "validation_accuracy": validation_accuracy,
+        }
+
+
+def train_ways(task: Task, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
+    """Train a network with Adam at a constant and at a cosine rate, as the paper does, and in our two phases.
+
+    The paper's second phase starts from its fixed switch, ours from there (`FIXED`) and from the detected one (`OURS`).
+
+    The Adam phase of either second phase is the beginning of the constant-rate run. A detector is told what Adam's own
+    mini-batches say, which costs nothing.
+
+    Args:
+        task: what is trained; its model is moved.
+        plan: how.
+        paper: whether the paper's way is among them.
+
+    Returns:
+        By way: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training loss
+        was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's way
+        goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and ``steps`` and
+        ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed`` (None, or why it ended
+        early), ours ``reason``.
+    """
+    run = AdamRun(task, rate=plan.rate, seed=plan.seed)
+    constant, fixed, detected, reason = _adam_watched(run, plan)
+    ways: dict[str, Row] = {ADAM: constant.judged() | {"curve": constant.curve}}
+    if paper:
+        ways[PAPERS] = _papers(run, plan, fixed, constant)
+    ways[FIXED] = _ours(run, plan, fixed, constant)
+    ways[OURS] = _ours(run, plan, detected, constant) | {"reason": reason}
+    cosine = _adam(
+        AdamRun(task, rate=plan.rate, seed=plan.seed, watched=False),
+        plan.epochs,
+        lambda done: plan.rate * 0.5 * (1 + math.cos(math.pi * done)),
+    )
+    ways[COSINE] = cosine.judged() | {"curve": cosine.curve}
+    return ways
+
+
+def second_phase(run: AdamRun, phase: PhaseTwo, *, budget: float = math.inf, steps: float = math.inf) -> Iterator[Row]:
+    """Go on with a second phase from where Adam's run stands, a step at a time.
+
+    Ends when the budget or the steps are used up, or two steps in a row have failed.
+
+    Yields:
+        After a step: ``steps`` so far, ``cost`` (gradient equivalents of this phase), ``train_loss``, ``failed``
+        (None, or why the last step failed).
+    """
+    objective, spent = run.task.objective, 0.0
+    optimizer: Any = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
+
+    def closure(*, backward: bool = True) -> Tensor:
+        nonlocal spent
+        spent += 1.0 if backward else 1 / 3
+        return objective.closure(backward=backward)
+
+    done = failures = 0
+    while failures < PATIENCE and done < steps and spent + 1.0 + phase.search_cost <= budget:
+        if math.isfinite(budget):  # One evaluation may open the step.
+            affordable = int((budget - spent - 1.0) / phase.search_cost + 1e-9)
+            optimizer.param_groups[0]["max_evaluations"] = max(1, affordable)
+        optimizer.step(closure)
+        done += 1
+        failed = optimizer.report.failed
+        failures = failures + 1 if failed else 0
+        loss = optimizer.known[0] if optimizer.known else objective.value()
+        yield {"steps": done, "cost": spent, "train_loss": loss, "failed": failed}
+
+
+def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
+    """Return Adam's way, its states at the fixed and at the detected switch, and the detector's reason."""
+    detector = build_detector(plan.detector, budget=plan.epochs)
+    states: dict[str, State] = {}
+
+    def watch(row: Row) -> None:
+        if run.epoch == plan.switch:
+            states["fixed"] = run.state()
+        if run.epoch and not detector.fired:
+            detector.update(loss=row["running_loss"], gradient_norm=row["unbiased_gradient_norm"])
+            if detector.fired and run.epoch < plan.epochs:
+                states["detected"] = run.state()
+
+    best = _adam(run, plan.epochs, watch=watch)
+    return best, states["fixed"], states.get("detected"), detector.reason
+
+
+def _adam(
+    run: AdamRun,
+    epochs: int,
+    rate: Callable[[float], float] | None = None,
+    watch: Callable[[Row], None] = lambda row: None,
+) -> _Best:
+    best = _Best(run.task)
+    running = math.nan
+    while True:
+        row = run.record_loss(running)
+        best.take(row["epoch"], row["cost"], row["train_loss"])
+        watch(row)
+        if run.epoch == epochs:
+            return best
+        running = run.train(None if rate is None else rate(run.epoch / epochs))
+
+
+def _begun(task: Task, constant: _Best, run: AdamRun, switch: State) -> _Best:
+    """Return Adam's way up to a switch, to which the run goes back, with its best weights."""
+    run.restore(switch)
+    curve = [point for point in constant.curve if point[0] <= switch.epoch]
+    # The weights of an earlier epoch are not kept; those at the switch stand for them, and their loss.
+    return _Best(task, curve[-1][2], switch.weights, curve)
+
+
+def _papers(run: AdamRun, plan: Plan, switch: State, constant: _Best) -> Row:
+    best, at_equal_cost = _begun(run.task, constant, run, switch), None
+    row: Row = {"steps": 0, "cost": 0.0, "failed": None}
+    before = plan.switch * run.epoch_cost
+    for row in second_phase(run, phase_two(plan.papers), steps=plan.epochs - plan.switch):
+        if at_equal_cost is None and before + row["cost"] > plan.epochs * run.epoch_cost:
+            at_equal_cost = _aside(run, best)
+        best.take(plan.switch + row["steps"], before + row["cost"], row["train_loss"])
+    return best.judged() | {
+        "curve": best.curve,
+        "switch": plan.switch,
+        "steps": row["steps"],
+        "cost": before + row["cost"],
+        "failed": row["failed"],
+        "at_equal_cost": at_equal_cost or best.judged(),
+    }
+
+
+def _aside(run: AdamRun, best: _Best) -> Row:
+    """Judge the best so far, and come back to where the run stands."""
+    here = run.task.objective.flat_parameters()
+    judged = best.judged()
+    run.task.write(here)
+    return judged
+
+
+def _ours(run: AdamRun, plan: Plan, switch: State | None, constant: _Best) -> Row:
+    if switch is None:
+        return constant.judged() | {"curve": constant.curve, "switch": None, "failed": None}
+    best = _begun(run.task, constant, run, switch)
+    before, budget = switch.epoch * run.epoch_cost, plan.epochs * run.epoch_cost
+    row: Row = {"steps": 0, "cost": 0.0, "failed": None}
+    for row in second_phase(run, phase_two(plan.ours), budget=budget - before):
+        best.take(switch.epoch + row["steps"], before + row["cost"], row["train_loss"])
+    epoch, cost, failed = switch.epoch + row["steps"], before + row["cost"], row["failed"]
+    while failed and cost + run.epoch_cost <= budget + 1e-9:  # The paper's safe resort.
+        run.train()
+        epoch, cost = epoch + 1, cost + run.epoch_cost
+        best.take(epoch, cost, run.task.objective.value())
+    return best.judged() | {"curve": best.curve, "switch": switch.epoch, "failed": failed}
