@@ -1,0 +1,68 @@
+"""Table 1 of the paper at equal cost: does a second phase end lower than the best Adam?
+
+Claim: Adam, then a second-order method, ends at a lower training loss than Adam alone, when every evaluation is charged
+and Adam has the best of three learning rates and of two schedules.
+Command: ``python analyses/fair_table_1.py --scale desk`` (an interrupted study goes on where it was).
+Run time: toy seconds; desk half an hour on two cores; paper days on a GPU.
+Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each way at the learning rate that serves it
+best. At desk scale they have few images, so that they are trained to a low loss: the other end of ``table_1.py``, whose
+rows have the images but few epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import click
+
+from convexlab.reporting import write_study
+from convexlab.reporting.fair_page import fair_study
+from convexlab.validation.processes import side_by_side
+from convexlab.validation.table import FULL_SIZES, MODELS, Case, train_case
+
+# Frozen settings.
+RATES = (3e-4, 1e-3, 2e-3)
+SWITCH = 0.3
+"""Of the epochs, as in the paper."""
+DATASETS = tuple(FULL_SIZES)
+
+
+def toy() -> Iterator[Case]:
+    """Yield two networks on digits, which need no files."""
+    for rate, model in product(RATES[:2], MODELS[-2:]):
+        yield Case("digits", model, 60, 4, 1, 20, 0, rate)
+
+
+def desk() -> Iterator[Case]:
+    """Yield the rows with 500 images and one seed; the costly ones first."""
+    for model, rate, dataset in product(sorted(MODELS), RATES, DATASETS):
+        yield Case(dataset, model, 500, 80, round(SWITCH * 80), 32, 0, rate)
+
+
+def paper() -> Iterator[Case]:
+    """Yield the rows with all images and the paper's epochs, three seeds."""
+    for seed, model, rate, dataset in product((0, 1, 2), MODELS, RATES, DATASETS):
+        epochs = 700 if model == "vit-mlp" else 1000
+        yield Case(dataset, model, FULL_SIZES[dataset], epochs, round(SWITCH * epochs), 512, seed, rate, "auto")
+
+
+SCALES = {"toy": toy, "desk": desk, "paper": paper}
+
+
+@click.command()
+@click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/fair-table-1.html"), show_default=True)
+@click.option("--jobs", type=int, default=2, show_default=True, help="Processes, of one thread each.")
+def main(name: str, out: Path, jobs: int) -> None:
+    """Train every row in every way at every rate, and write one page."""
+    cases = list(SCALES[name]())
+    train = partial(train_case, folder=Path("runs/fair-table-1") / name, paper=False)
+    study = fair_study(side_by_side(train, cases, jobs=jobs), f"python analyses/fair_table_1.py --scale {name}")
+    click.echo("\n".join([*study.answer, str(write_study(study, out))]))
+
+
+if __name__ == "__main__":
+    main()
