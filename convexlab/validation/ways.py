@@ -117,8 +117,8 @@ def second_phase(run: AdamRun, phase: PhaseTwo, *, budget: float = math.inf, ste
     Ends when the budget or the steps are used up, or two steps in a row have failed.
 
     Yields:
-        After a step: ``steps`` so far, ``cost`` (gradient equivalents of this phase), ``train_loss``, ``failed``
-        (None, or why the last step failed).
+        After a step: ``steps`` so far, ``cost`` (gradient equivalents of this phase), ``train_loss``,
+        ``gradient_norm`` (NaN where the optimiser does not know it), ``failed`` (None, or why the last step failed).
     """
     objective, spent = run.task.objective, 0.0
     optimizer: Any = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
@@ -137,8 +137,8 @@ def second_phase(run: AdamRun, phase: PhaseTwo, *, budget: float = math.inf, ste
         done += 1
         failed = optimizer.report.failed
         failures = failures + 1 if failed else 0
-        loss = optimizer.known[0] if optimizer.known else objective.value()
-        yield {"steps": done, "cost": spent, "train_loss": loss, "failed": failed}
+        loss, norm = optimizer.known or (objective.value(), math.nan)
+        yield {"steps": done, "cost": spent, "train_loss": loss, "gradient_norm": norm, "failed": failed}
 
 
 def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
