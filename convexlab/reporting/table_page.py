@@ -218,6 +218,11 @@ def _ratio(ratios: Sequence[float]) -> str:
     return text if len(ratios) == 1 else f"{text} ({number(min(ratios))}–{number(max(ratios))})"
 
 
+def _printed(loss: float) -> str:
+    """As in the paper's table."""
+    return f"{loss:.4f}"
+
+
 def _protocol(groups: Sequence[Group]) -> Table:
     def line(group: Group) -> list[str]:
         one = group.published
@@ -226,8 +231,8 @@ def _protocol(groups: Sequence[Group]) -> Table:
             group.name,
             count(group.runs[0]["examples"]),
             number(group.runs[0]["overdetermination"]),
-            number(one.adam[0]) if one else MISSING,
-            number(one.adam_cg[0]) if one else MISSING,
+            _printed(one.adam[0]) if one else MISSING,
+            _printed(one.adam_cg[0]) if one else MISSING,
             number(one.adam_cg[0] / one.adam[0]) if one else MISSING,
             number(group.middle(ADAM)),
             number(group.middle(PAPERS)),
@@ -292,14 +297,20 @@ def _equal(groups: Sequence[Group]) -> Table:
     )
 
 
-def _of(kind: str, shown: Callable[[float | None], str], title: str, groups: Sequence[Group]) -> Table:
+def _of(
+    kind: str,
+    shown: Callable[[float | None], str],
+    printed: Callable[[float], str],
+    title: str,
+    groups: Sequence[Group],
+) -> Table:
     place = _KINDS.index(kind)
 
     def line(group: Group) -> list[str]:
         one = group.published
         return [
             group.name,
-            *((shown(pair[place]) for pair in (one.adam, one.adam_cg)) if one else (MISSING, MISSING)),
+            *((printed(pair[place]) for pair in (one.adam, one.adam_cg)) if one else (MISSING, MISSING)),
             *(shown(group.middle(way, kind)) for way in (ADAM, PAPERS, COSINE)),
             shown(median(row[kind] for row in group.at_equal_cost)),
             *(shown(group.middle(way, kind)) for way in (FIXED, OURS)),
@@ -323,12 +334,12 @@ def _of(kind: str, shown: Callable[[float | None], str], title: str, groups: Seq
 
 
 def _accuracy(groups: Sequence[Group]) -> Table:
-    return _of("train_accuracy", accuracy, "Training accuracy, where the training loss is lowest.", groups)
+    return _of("train_accuracy", accuracy, accuracy, "Training accuracy, where the training loss is lowest.", groups)
 
 
 def _validation(groups: Sequence[Group]) -> Table:
-    losses = _of("validation_loss", number, "", groups)
-    accuracies = _of("validation_accuracy", accuracy, "", groups)
+    losses = _of("validation_loss", number, _printed, "", groups)
+    accuracies = _of("validation_accuracy", accuracy, accuracy, "", groups)
     return make_table(
         "Validation loss (accuracy), where the training loss is lowest.",
         losses.columns,
