@@ -11,24 +11,24 @@ the other half.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import click
 import torch
-from rich.progress import track
 
-from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.physics_informed import burgers, convection
 from convexlab.reporting import write_study
 from convexlab.reporting.validation_page import validation_study
 from convexlab.runs import Row, write_json
+from convexlab.validation.candidates import CANDIDATES, Candidate
+from convexlab.validation.processes import side_by_side
 from convexlab.validation.records import stored
 from convexlab.validation.runs import Plan, decided, validate_run
+from convexlab.validation.table import source
 from convexlab.validation.tasks import Task, images, physics, regression
 
 PERCEPTRON = "convexlab.validation.tasks:perceptron"
@@ -66,9 +66,9 @@ class Case:
             return physics(EQUATIONS[self.dataset](), points=self.train_size, seed=self.seed)
         if self.dataset == "friedman":
             return regression(train_size=self.train_size, seed=self.seed, batch_size=batch)
-        compact = data_folder() / "cifar10-10k.npz"
-        dataset = f"npz:{compact}" if self.dataset == "cifar10" and compact.exists() else self.dataset
-        return images(self.model, dataset, self.loss, train_size=self.train_size, seed=self.seed, batch_size=batch)
+        return images(
+            self.model, source(self.dataset), self.loss, train_size=self.train_size, seed=self.seed, batch_size=batch
+        )
 
 
 def desk() -> Iterator[Case]:
@@ -104,19 +104,25 @@ class Scale:
     every: int
     """Epochs between two switches of the oracle, and two measured points."""
 
+    def plan(self, case: Case) -> Plan:
+        """Return how a run is made."""
+        return Plan(
+            self.epochs, case.rate, case.seed, steps=FULL_STEPS, switch_every=self.every, truth_every=self.every
+        )
+
 
 SCALES = {"toy": Scale(list(toy()), 12, 4), "desk": Scale(list(desk()), 100, 10)}
 
 
-def perform(case: Case, scale: Scale, file: Path) -> Row:
+def perform(case: Case, scale: Scale, folder: Path, candidates: Sequence[Candidate] = CANDIDATES) -> Row:
     """Make one run, or what an earlier one with the same settings lacks."""
     torch.set_num_threads(1)
-    plan = Plan(scale.epochs, case.rate, case.seed, steps=FULL_STEPS, switch_every=scale.every, truth_every=scale.every)
-    identity = {"case": asdict(case), "task": case.task, "plan": asdict(plan)}
+    plan = scale.plan(case)
+    file, identity = folder / f"{case.key}.json", {"case": asdict(case), "task": case.task, "plan": asdict(plan)}
     known = stored(file, identity)
-    asked = decided(known) if known is not None else None
+    asked = decided(known, candidates) if known is not None else None
     if asked is None:
-        asked = identity | validate_run(case.build(), plan, known=known)
+        asked = identity | validate_run(case.build(), plan, candidates, known=known)
         write_json(file, asked)
     return asked
 
@@ -130,12 +136,7 @@ def perform(case: Case, scale: Scale, file: Path) -> Row:
 def main(name: str, out: Path, jobs: int) -> None:
     """Make every run, and write one page."""
     scale, folder = SCALES[name], Path("runs/detector-validation") / name
-    runs: dict[str, Row] = {}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(perform, case, scale, folder / f"{case.key}.json"): case.key for case in scale.cases}
-        for done in track(as_completed(pending), "runs", total=len(pending)):
-            runs[pending[done]] = done.result()
-    ordered = [runs[case.key] for case in scale.cases]
+    ordered = side_by_side(partial(perform, scale=scale, folder=folder), scale.cases, jobs=jobs)
     settings = {"scale": name, "runs": len(ordered), "epochs": scale.epochs, "switch_every": scale.every}
     study = validation_study(ordered, settings, f"python analyses/detector_validation.py --scale {name}")
     click.echo("\n".join([*study.answer, str(write_study(study, out))]))

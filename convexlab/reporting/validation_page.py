@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from convexlab.proportion import Proportion
+from convexlab.reporting.claims_page import claims_part, judge, kinds
 from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.reporting.validation_figures import (
-    curvature_chart,
     kind_of,
     oracle_chart,
     regret_chart,
@@ -23,16 +22,15 @@ from convexlab.reporting.validation_figures import (
 )
 from convexlab.runs import Row
 from convexlab.validation.choosing import Choice, choose
-from convexlab.validation.claims import Judgement, Outcome, claim_1, claim_2, share_along_gradient
+from convexlab.validation.claims import Judgement
 from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, jump, score
-from convexlab.validation.truth import pattern, relative_kind
+from convexlab.validation.truth import pattern
 
 __all__ = ["validation_study"]
 
 PEAK, PRINTED = "gradient-norm-peak (halves)", "algorithm-1 (full)"
 """The rules that the answer speaks of."""
 TOLD = "curvature, known for nothing"
-_OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "undecided")
 
 
 def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
@@ -41,7 +39,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
     scores = {label: [score(run, label) for run in runs] for label in labels}
     medians = {label: bootstrap([one.regret for one in scores[label]]) for label in labels}
     choices = choose(runs, scores)
-    judged = {"1": [claim_1(run) for run in runs], "2": [claim_2(run) for run in runs]}
+    judged = judge(runs)
     return Study(
         title="Does the gradient norm’s peak say when to switch?",
         claim="Training first passes a non-convex, then a convex region; the gradient norm’s peak marks the border, "
@@ -49,7 +47,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
         answer=_answer(runs, judged, scores, choices),
         command=command,
         parts=[
-            _claims_part(runs, judged),
+            claims_part(runs, judged),
             _rules_part(runs, scores, medians),
             _default_part(runs, scores, [*choices, *choose(runs, scores, by="median")]),
             _runs_part(runs, scores, choices),
@@ -65,7 +63,7 @@ def _answer(
     choices: Sequence[Choice],
 ) -> list[str]:
     total = len(runs)
-    throughout = sum(pattern(*_kinds(run)).word == "non-convex throughout" for run in runs)
+    throughout = sum(pattern(*kinds(run)).word == "non-convex throughout" for run in runs)
     peaks = Counter(one.outcome for one in judged["2"])
     places = [_place(run) for run in runs]
     held_out = [regret for choice in choices for regret in choice.regrets]
@@ -102,84 +100,6 @@ def _interval(found: Interval, form: Any = number) -> str:
     if found.low == found.high:
         return str(form(found.value))
     return f"{form(found.value)} ({form(found.low)} to {form(found.high)})"
-
-
-def _claims_part(runs: Sequence[Row], judged: Mapping[str, list[Judgement]]) -> Part:
-    rows = []
-    for claim, found in judged.items():
-        counts = Counter(one.outcome for one in found)
-        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(found))) for outcome in _OUTCOMES)])
-    reasons = Counter(
-        (f"Claim {claim}", one.outcome, _anonymous(one.reason)) for claim, found in judged.items() for one in found
-    )
-    why = [[claim, outcome, reason, str(count)] for (claim, outcome, reason), count in sorted(reasons.items())]
-    strict = Counter(pattern(*_kinds(run)).word for run in runs)
-    near = Counter(pattern(*_kinds(run, 0.05)).word for run in runs)
-    words = list(dict.fromkeys([*strict, *near]))
-    patterns = [[word, str(strict[word]), str(near[word])] for word in words]
-    segments = [segment for run in runs for segment in run["segments"]]
-    bent = sum(not segment["convex"] for segment in segments)
-    along = [share_along_gradient(run) for run in runs]
-    residual = [
-        row["witness_residual"] for run in runs for row in run["truth"] if row.get("witness_residual") is not None
-    ]
-    paragraphs = [
-        "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
-        "supported as far as no negative curvature was found below a thousandth of the largest, with 99.9 % "
-        "confidence. Undecided is the rest, and above all the runs that never leave the non-convex region within "
-        "their budget.",
-        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
-        f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
-        f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
-        "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot tell.",
-        f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the loss "
-        "at nine points, in float64). "
-        + (
-            f"Along {len(residual)} witnesses the residual part of the curvature, Σ ∂L/∂f ∇²f, is negative in "
-            f"{sum(value < 0 for value in residual)}."
-            if residual
-            else ""
-        ),
-    ]
-    return Part(
-        "The hypothesis",
-        paragraphs,
-        [curvature_chart(runs, "curvature")],
-        [
-            make_table(
-                "Claims, in runs, with 95 % intervals (Clopper and Pearson).", ["Claim", *_titles(_OUTCOMES)], rows
-            ),
-            make_table(
-                "Why.", [Column("Claim", False), Column("Outcome", False), Column("Reason", False), "Runs"], why
-            ),
-            make_table(
-                "How the verdict changes along Adam: with the verdict’s floor of 0.1 % of the largest eigenvalue, "
-                "and if a smallest eigenvalue above −5 % of it counted as convex.",
-                [Column("Pattern", False), "0.1 %", "5 %"],
-                patterns,
-            ),
-        ],
-    )
-
-
-def _negative(runs: Sequence[Row], place: int) -> str:
-    rows = [run["truth"][place] for run in runs if run["truth"][place]["largest"]]
-    return percent(round(median(row["smallest"] / row["largest"] for row in rows), 4)).replace("-", "−")
-
-
-def _titles(words: Sequence[str]) -> list[str]:
-    return [word.capitalize() for word in words]
-
-
-def _anonymous(reason: str) -> str:
-    """Drop the numbers, so that equal reasons count together."""
-    return " ".join("…" if word.strip(",").isdigit() else word for word in reason.split())
-
-
-def _kinds(run: Row, share: float | None = None) -> tuple[list[float], list[str]]:
-    rows = run["truth"]
-    kinds = [row["verdict"] if share is None else relative_kind(row, share) for row in rows]
-    return [row["epoch"] for row in rows], kinds
 
 
 def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians: Mapping[str, Interval]) -> Part:
@@ -353,7 +273,7 @@ def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: 
                 MISSING if best["epoch"] is None else str(best["epoch"]),
                 MISSING if mine.epoch is None else str(mine.epoch),
                 number(1 + mine.regret),
-                pattern(*_kinds(run)).word,
+                pattern(*kinds(run)).word,
                 number(last["smallest"]),
                 number(last["largest"]),
                 run["minimum"]["verdict"],
