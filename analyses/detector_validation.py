@@ -2,7 +2,7 @@
 
 Claim: the paper's claims 1 and 2, and that a detector of the peak finds the right moment to leave Adam (claim 3).
 Command: ``python analyses/detector_validation.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy under a minute; desk under an hour on two cores.
+Run time: toy under a minute; desk under an hour on two cores; paper days on a GPU.
 Expected outcome: the page ``reports/detector-validation.html``. Along every run curvature is measured, the second phase
 is started from every few epochs, and every rule's decision is followed to the end of the same budget, so that its
 regret against the best switch is known; the rule with the least regret is chosen on half of the tasks and reported on
@@ -28,7 +28,7 @@ from convexlab.validation.candidates import CANDIDATES, Candidate
 from convexlab.validation.processes import side_by_side
 from convexlab.validation.records import stored
 from convexlab.validation.runs import Plan, decided, validate_run
-from convexlab.validation.table import source
+from convexlab.validation.table import FULL_SIZES, MODELS, source
 from convexlab.validation.tasks import Task, images, physics, regression
 
 PERCEPTRON = "convexlab.validation.tasks:perceptron"
@@ -59,15 +59,21 @@ class Case:
         """A file name."""
         return f"{self.task.replace(', ', '-')}-{self.train_size}-{self.rate:g}-{self.seed}"
 
-    def build(self) -> Task:
-        """Return the task at its start; mini-batches are a twentieth of the data."""
-        batch = max(16, self.train_size // 20)
+    def build(self, device: str) -> Task:
+        """Return the task at its start; mini-batches are a twentieth of the data, 512 at most."""
+        batch = min(512, max(16, self.train_size // 20))
         if self.dataset in EQUATIONS:
             return physics(EQUATIONS[self.dataset](), points=self.train_size, seed=self.seed)
         if self.dataset == "friedman":
             return regression(train_size=self.train_size, seed=self.seed, batch_size=batch)
         return images(
-            self.model, source(self.dataset), self.loss, train_size=self.train_size, seed=self.seed, batch_size=batch
+            self.model,
+            source(self.dataset),
+            self.loss,
+            train_size=self.train_size,
+            seed=self.seed,
+            batch_size=batch,
+            device=device,
         )
 
 
@@ -103,6 +109,7 @@ class Scale:
     epochs: int
     every: int
     """Epochs between two switches of the oracle, and two measured points."""
+    device: str = "cpu"
 
     def plan(self, case: Case) -> Plan:
         """Return how a run is made."""
@@ -111,7 +118,17 @@ class Scale:
         )
 
 
-SCALES = {"toy": Scale(list(toy()), 12, 4), "desk": Scale(list(desk()), 100, 10)}
+def paper() -> Iterator[Case]:
+    """Yield the paper's rows with all their images, in three seeds."""
+    for seed, dataset, model in product((0, 1, 2), FULL_SIZES, MODELS):
+        yield Case(model, dataset, "mse", 1e-3, seed, FULL_SIZES[dataset])
+
+
+SCALES = {
+    "toy": Scale(list(toy()), 12, 4),
+    "desk": Scale(list(desk()), 100, 10),
+    "paper": Scale(list(paper()), 700, 35, "auto"),
+}
 
 
 def perform(case: Case, scale: Scale, folder: Path, candidates: Sequence[Candidate] = CANDIDATES) -> Row:
@@ -122,7 +139,7 @@ def perform(case: Case, scale: Scale, folder: Path, candidates: Sequence[Candida
     known = stored(file, identity)
     asked = decided(known, candidates) if known is not None else None
     if asked is None:
-        asked = identity | validate_run(case.build(), plan, candidates, known=known)
+        asked = identity | validate_run(case.build(scale.device), plan, candidates, known=known)
         write_json(file, asked)
     return asked
 

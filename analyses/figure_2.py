@@ -2,7 +2,7 @@
 
 Claim: along each branch to the minimum the norm first rises (non-convex), then falls (convex); its peak is the swap.
 Command: ``python analyses/figure_2.py --scale desk``
-Run time: toy seconds; desk under a minute on one core.
+Run time: toy and paper seconds; desk under a minute on one core.
 Expected outcome: the page ``reports/figure-2.html``. With one parameter the norm is |L'|, so it must peak where L''
 changes its sign: confirmed to the square root of the rounding, on every branch. That it rises and falls exactly once
 is no theorem: it does on about half of the branches over -10 ≤ p ≤ 10, and on nine in ten within the basin.
@@ -30,7 +30,7 @@ UNITS = 100
 DRAWN = 5
 HALF_WIDTH = 10.0
 POINTS = 801
-SCALES = {"toy": {"tasks": 20}, "desk": {"tasks": 1000}}
+SCALES = {"toy": {"tasks": 20}, "desk": {"tasks": 1000}, "paper": {"tasks": DRAWN}}
 
 
 @dataclass(frozen=True)

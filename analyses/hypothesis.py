@@ -58,7 +58,7 @@ def rows(train_size: int | None, seeds: int) -> Iterator[Case]:
 SCALES = {
     "toy": Switched(list(toy()), 12, 4),
     "desk": Switched(list(rows(TRAIN_SIZE, 1)), 60, 10),
-    "paper": Switched(list(rows(None, 3)), 700, 35),
+    "paper": Switched(list(rows(None, 3)), 700, 35, "auto"),
 }
 
 

@@ -3,7 +3,7 @@
 Claim: Adam until the detector fires, then L-BFGS with Adam's second moments, solves the equation better at equal cost
 than Adam alone and than the usual way: Adam, then torch's L-BFGS at a switch chosen by hand.
 Command: ``python analyses/pinn.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about half an hour on one core.
+Run time: toy seconds; desk about half an hour on one core; paper, ten seeds of a four times larger budget, a day.
 Expected outcome: the page ``reports/pinn.html``: two equations, three seeds, 5,000 gradient equivalents each. Adam
 alone is far from solving either; second phases are ahead of it by orders of magnitude; how far, and which, it says.
 """
@@ -62,7 +62,7 @@ class Scale:
         return self.epochs * STEPS
 
 
-SCALES = {"toy": Scale(6, 1, 50), "desk": Scale(250, 3, POINTS)}
+SCALES = {"toy": Scale(6, 1, 50), "desk": Scale(250, 3, POINTS), "paper": Scale(1000, 10, 10 * POINTS)}
 
 
 def peer() -> PhaseTwo:

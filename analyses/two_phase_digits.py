@@ -3,7 +3,7 @@
 Claim: the paper's claims 2 to 4, on data that everyone has: the gradient norm rises, then falls; Adam until its peak,
 then a second-order method, ends at a lower training loss than Adam alone.
 Command: ``python analyses/two_phase_digits.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about 20 minutes on one core.
+Run time: toy seconds; desk about 20 minutes on one core; paper hours.
 Expected outcome: the page ``reports/two-phase-digits.html`` with three seeds of three ways to train, each beside Adam
 alone: the paper's (Algorithm 1, conjugate gradients with golden section), a switch at the detected peak to L-BFGS with
 Adam's second moments, and the same at four fifths of the budget. At equal cost one run of nine beats the better Adam.
@@ -30,6 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
 SCALES: dict[str, dict[str, Any]] = {
     "toy": {"epochs": 5, "seeds": 1, "train_size": 80, "model": "vit-nomlp-wkewq-wvwo", "probe_every": 0},
     "desk": {"epochs": EPOCHS, "seeds": 3},
+    "paper": {"epochs": 700, "seeds": 3},
 }
 
 

@@ -64,7 +64,7 @@ def test_kinds_may_count_nearly_convex_as_convex() -> None:
 
 def test_the_page_counts_with_intervals_and_shows_every_run(tmp_path: Path) -> None:
     study = claims_study(runs(), {"epochs": 10}, "python analyses/hypothesis.py")
-    assert study.answer[0].startswith("Claim 1 is supported in 1 of 3 (33.3 %")
+    assert study.answer[0].startswith("Claim 1 is supported in 1 of 3 (33.3\xa0%")
     assert study.answer[2] == (
         "At every measured point along Adam the loss was proven non-convex in 1 of 3 runs, and where the second phase "
         "ended in 2."
