@@ -9,10 +9,10 @@ from statistics import geometric_mean, median
 from convexlab.reporting.numbers import accuracy, count, number
 from convexlab.reporting.ratio_figure import Ratios, ratio_chart
 from convexlab.reporting.study import Part, Study
-from convexlab.reporting.table_page import Group, grouped, verdict_counts
+from convexlab.reporting.table_page import PROTOCOL, Group, grouped, protocol_table, verdict_counts
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
-from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS
+from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS, PAPERS
 
 __all__ = ["Best", "best_of", "fair_study"]
 
@@ -57,6 +57,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
         for way, bests in ((FIXED, fixed), (OURS, detected))
     }
     names = [line[0].name for line in lines]
+    papers = [group for groups in by_rate for group in groups if all(PAPERS in run["ways"] for run in group.runs)]
     return Study(
         title="Table 1 at equal cost, against the best Adam",
         claim="Adam, then a second-order method, ends at a lower training loss than Adam alone, when every evaluation "
@@ -66,6 +67,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
             f"Ours from the detected switch: {verdict_counts(ratios[OURS], 'the best Adam')}",
             f"The best Adam of {len(rates)} rates has a cosine rate in {sum(one.way == COSINE for one in adams)} of "
             f"{len(adams)} rows.",
+            *_accountings(papers),
         ],
         command=command,
         parts=[
@@ -91,7 +93,12 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
                     )
                 ],
                 [_table(names, adams, fixed, detected, ratios)],
-            )
+            ),
+            *(
+                [Part("The paper’s protocol on these rows", PROTOCOL, tables=[protocol_table(papers)])]
+                if papers
+                else []
+            ),
         ],
         settings={
             "rates": rates,
@@ -99,6 +106,17 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
             "processor_minutes": round(sum(row["processor_seconds"] for row in rows) / 60, 1),
         },
     )
+
+
+def _accountings(groups: Sequence[Group]) -> list[str]:
+    """Say how the paper's way does by its accounting and by ours, where it was trained."""
+    if not groups:
+        return []
+    rate = f"The paper’s way at the rate {groups[0].runs[0]['case']['rate']:g}"
+    return [
+        f"{rate}, epoch against epoch: {verdict_counts([group.per_epoch for group in groups], 'Adam')}",
+        f"{rate}, at equal cost: {verdict_counts([group.per_cost for group in groups], 'the better Adam')}",
+    ]
 
 
 def group_ratio(best: Best, adam: Best) -> list[float]:

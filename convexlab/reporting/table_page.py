@@ -15,7 +15,7 @@ from convexlab.runs import Row
 from convexlab.validation.table import PUBLISHED, Published
 from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS, PAPERS
 
-__all__ = ["Group", "grouped", "table_study", "verdict", "verdict_counts"]
+__all__ = ["PROTOCOL", "Group", "grouped", "protocol_table", "table_study", "verdict", "verdict_counts"]
 
 _DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _KINDS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -123,7 +123,7 @@ def table_study(rows: Sequence[Row], command: str) -> Study:
         command=command,
         parts=[
             Part("The rows at a glance", _scale(groups), [_chart(groups)]),
-            Part("The paper’s protocol", _PROTOCOL, tables=[_protocol(groups)]),
+            Part("The paper’s protocol", PROTOCOL, tables=[protocol_table(groups)]),
             Part("At equal cost", _EQUAL, tables=[_equal(groups)]),
             Part("Accuracy and validation", tables=[_accuracy(groups), _validation(groups)]),
         ],
@@ -135,7 +135,7 @@ def table_study(rows: Sequence[Row], command: str) -> Study:
     )
 
 
-_PROTOCOL = (
+PROTOCOL = (
     "Adam for 30 % of the epochs, then CG (Polak-Ribière+) with a golden-section search, a step counted as an epoch "
     "whatever it costs. Losses are the lowest along the way, medians of the seeds; a ratio is a geometric mean, its "
     "range in brackets. A direction is reproduced where Adam, then CG, is the lower one with every seed.",
@@ -223,7 +223,9 @@ def _printed(loss: float) -> str:
     return f"{loss:.4f}"
 
 
-def _protocol(groups: Sequence[Group]) -> Table:
+def protocol_table(groups: Sequence[Group]) -> Table:
+    """Return training losses by the paper's protocol, beside its own, judged by both accountings."""
+
     def line(group: Group) -> list[str]:
         one = group.published
         costs = median(group.each(PAPERS, "cost"))

@@ -141,3 +141,15 @@ def test_the_fair_page_names_the_rates(tmp_path: Path) -> None:
     page = write_study(fair_study([slow, fast], "command"), tmp_path / "page.html").read_text("utf-8")
     assert "0.0003, 0.002" in page
     assert "(0.0003, cosine)" in page
+
+
+def test_the_fair_page_has_the_papers_way_where_it_was_trained() -> None:
+    slow, fast = (record("mnist", "vit-mlp", 0, LOSSES, rate=rate) for rate in (3e-4, 1e-3))
+    del slow["ways"][PAPERS]
+    study = fair_study([slow, fast], "command")
+    assert study.answer[3].startswith(
+        "The paper’s way at the rate 0.001, epoch against epoch: lower than Adam in 1 of 1 rows, 0.400 times"
+    )
+    assert [part.heading for part in study.parts] == ["The rows", "The paper’s protocol on these rows"]
+    del fast["ways"][PAPERS]
+    assert len(fair_study([slow, fast], "command").parts) == 1
