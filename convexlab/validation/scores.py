@@ -24,6 +24,7 @@ __all__ = [
     "curvature_peak",
     "first_rise",
     "jump",
+    "neighbour_factor",
     "outcomes",
     "score",
     "smoothed",
@@ -92,8 +93,14 @@ def best_neighbourhood(run: Row) -> float:
 
 def jump(run: Row) -> float:
     """Return the median factor between successive outcomes: how much of a final loss is chance."""
-    losses = [math.log(counted(one["loss"])) for one in outcomes(run)]
-    return math.exp(median(abs(after - before) for before, after in pairwise(losses))) if len(losses) > 1 else 1.0
+    return neighbour_factor([counted(one["loss"]) for one in outcomes(run)])
+
+
+def neighbour_factor(losses: Sequence[float]) -> float:
+    """Return the median factor, at least 1, from each of some positive losses to the next."""
+    logarithms = [math.log(loss) for loss in losses]
+    changes = [abs(after - before) for before, after in pairwise(logarithms)]
+    return math.exp(median(changes)) if changes else 1.0
 
 
 def curvature_peak(run: Row) -> int | None:
