@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from convexlab.reporting.comparison import level
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.validation.scores import neighbour_factor
+from convexlab.training.oracle import neighbour_factor
 
 __all__ = ["joint_oracle_sentence", "oracle_paragraphs", "oracle_sentence"]
 
@@ -61,7 +61,7 @@ def _adam_alone(digest: Digest) -> str:
         return ""
     ratio = better[1].train_loss / digest.oracle.best.train_loss
     ended = "level with" if level(ratio, 1.0) else f"at {number(ratio)} times the loss of"
-    return f"Adam alone, at the better of its two rates, ended {ended} the best switch."
+    return f"Adam alone, the better of constant and cosine rate, ended {ended} the best switch."
 
 
 def oracle_paragraphs(digest: Digest) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 
 from convexlab.runs import Row
+from convexlab.training.oracle import neighbour_factor
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "curvature_peak",
     "first_rise",
     "jump",
-    "neighbour_factor",
     "outcomes",
     "score",
     "smoothed",
@@ -94,13 +94,6 @@ def best_neighbourhood(run: Row) -> float:
 def jump(run: Row) -> float:
     """Return the median factor between successive outcomes: how much of a final loss is chance."""
     return neighbour_factor([counted(one["loss"]) for one in outcomes(run)])
-
-
-def neighbour_factor(losses: Sequence[float]) -> float:
-    """Return the median factor, at least 1, from each of some positive losses to the next."""
-    logarithms = [math.log(loss) for loss in losses]
-    changes = [abs(after - before) for before, after in pairwise(logarithms)]
-    return math.exp(median(changes)) if changes else 1.0
 
 
 def curvature_peak(run: Row) -> int | None:

@@ -93,7 +93,7 @@ def test_the_run_against_the_best_switch(ends: dict[int, float], told: str, make
 
 
 def test_adam_alone_answers_whether_to_switch_at_all(make_bare: MakeRun) -> None:
-    better = "Adam alone, at the better of its two rates, ended "
+    better = "Adam alone, the better of constant and cosine rate, ended "
     assert f"{better}at 2.30 times the loss of the best switch." in oracle_sentence(digest_of(with_oracle(make_bare())))
     lower = with_oracle(make_bare("lower"), {20: 4.6e-4, 40: 1e-3})
     assert f"{better}at 0.500 times the loss of the best switch." in oracle_sentence(digest_of(lower))

@@ -16,7 +16,7 @@ from convexlab.progress import Progress
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
-from convexlab.training.oracle import hindsight
+from convexlab.training.oracle import hindsight, neighbour_factor
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
 
@@ -110,6 +110,11 @@ def test_hindsight_by_hand() -> None:
         "switches": 0,
         "gradient_equivalents": 0,
     }
+
+
+def test_neighbours_by_hand() -> None:
+    assert neighbour_factor([1.0, 2.0, 1.0, 8.0]) == pytest.approx(2.0)  # 2, 2 and 8
+    assert neighbour_factor([0.3]) == neighbour_factor([]) == 1.0
 
 
 def test_it_changes_nothing_of_the_run(run: Run, tiny: Options, tmp_path: Path) -> None:
