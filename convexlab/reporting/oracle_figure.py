@@ -23,7 +23,7 @@ _ALONE = {
 
 
 def oracle_chart(digest: Digest, key: str) -> Chart | None:
-    """Return the loss at the end of the same total cost over the epoch of the switch; None without an oracle."""
+    """Return the loss at the end of the same budget over the epoch of the switch; None without an oracle."""
     oracle = digest.oracle
     if oracle is None:
         return None
@@ -39,7 +39,7 @@ def oracle_chart(digest: Digest, key: str) -> Chart | None:
             figure,
             key=key,
             title="Final loss over the switch epoch",
-            caption="Every switch followed to the same total cost. The lowest of several is favoured by chance.",
+            caption="Every switch followed to the end of the same budget. The lowest of several is favoured by chance.",
             description=_describe(digest, oracle),
         )
 

@@ -72,8 +72,8 @@ def oracle_paragraphs(digest: Digest) -> list[str]:
     epochs = [count(switch.epoch) for switch in oracle.switches]
     span = f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs, {epochs[0]} to {epochs[-1]},"
     told = [
-        f"Phase two was started from {span} of Adam at a constant rate as well, and followed to the same total cost as "
-        "this run. Each counts at its best epoch."
+        f"Phase two was started from {span} of Adam at a constant rate as well, and followed to the end of the same "
+        "budget, as long as a step of it fits. Each counts at its best epoch."
     ]
     losses = [switch.train_loss for switch in oracle.switches]
     if len(losses) > 1 and min(losses) > 0:
