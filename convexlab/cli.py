@@ -124,6 +124,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
     "--probe-every", type=int, help="Probe the curvature every N epochs; 0 never.  [default: start, switch and end]"
 )
 @click.option("--no-baseline", is_flag=True, help="Leave out the runs with Adam alone.")
+@click.option(
+    "--oracle-every",
+    type=int,
+    help="Start phase two from every N-th epoch of Adam too, to see when to have switched; each is another run.  "
+    "[default: none]",
+)
 @_dtype
 @_device
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")

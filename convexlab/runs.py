@@ -2,7 +2,7 @@
 
 Layout (fixed)::
 
-    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl
+    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl  oracle.jsonl
     RUN/checkpoints/epoch-00000.safetensors ...
 
 Every file appears whole or not at all: written beside, flushed to disk, renamed.
@@ -194,6 +194,11 @@ class Run:
         return self.path / "probe.jsonl"
 
     @property
+    def oracle_path(self) -> Path:
+        """Where the outcome of every switch is that the oracle tried."""
+        return self.path / "oracle.jsonl"
+
+    @property
     def report_path(self) -> Path:
         """Where the page for people is."""
         return self.path / "report.html"
@@ -217,6 +222,11 @@ class Run:
     def probe(self) -> list[Row]:
         """One row a probed checkpoint."""
         return list(_read_lines(self.probe_path))
+
+    @property
+    def oracle(self) -> list[Row]:
+        """One row a switch that the oracle tried, by epoch."""
+        return list(_read_lines(self.oracle_path))
 
     @property
     def checkpoints(self) -> list[Path]:

@@ -131,6 +131,16 @@ def test_train_json(options: list[str], tmp_path: Path) -> None:
     assert f"report: {tmp_path / 'r' / 'report.html'}" in result.stderr
 
 
+def test_train_with_an_oracle(options: list[str], tmp_path: Path) -> None:
+    arguments = [*options, "--epochs", 6, "--switch-epoch", 2, "--probe-every", 0, "--oracle-every", 2]
+    result = call("train", "two-phase", *arguments, "--json", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["oracle"]["switches"] == 2
+    assert re.search(r"of 2 switches .*epoch [24]", result.stderr)
+    assert "When to have switched" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert call("train", "two-phase", "--resume", "--oracle-every", 2, "--out", tmp_path / "r").exit_code == 0
+
+
 def test_train_and_report_several_seeds(options: list[str], tmp_path: Path) -> None:
     arguments = [*options, "--epochs", "4", "--switch-epoch", "2", "--probe-every", "0", "--no-baseline"]
     result = call("train", "two-phase", *arguments, "--seeds", 2, "--out", tmp_path / "r")
@@ -223,6 +233,13 @@ PROBE = "probe CHECKPOINT --out OUT "
         (TRAIN + "--seeds 0", 2, "Error: expected seeds to be a whole number from 1, got 0."),
         (TRAIN + "--seeds 2 --model vit-mpl", 2, "Error: unknown model 'vit-mpl'"),
         (TRAIN + "--probe-every -1", 2, "Error: expected probe_every to be a whole number from 0, got -1."),
+        (TRAIN + "--oracle-every 0", 2, "Error: expected oracle_every to be a whole number from 1, got 0."),
+        (
+            TRAIN + "--epochs 5 --oracle-every 5",
+            2,
+            "Error: oracle_every 5 leaves phase two no step within the budget of 5",
+        ),
+        (TRAIN + "--oracle-every 5 --no-baseline", 2, "Error: oracle_every 5 starts .* which no_baseline leaves out."),
         (TRAIN + "--dtype float16", 2, "Invalid value for '--dtype'"),
         (TRAIN + "--device abacus", 2, "Error: device 'abacus' cannot be used here"),
         (TRAIN + "--resume", 2, "Error: '.*' is not a run directory"),

@@ -11,7 +11,7 @@ from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.records import Outcome
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "level"]
 
 # Losses closer than this are called equal: below what another seed or another machine changes.
 _SAME_WITHIN = 0.01
@@ -40,7 +40,7 @@ class Comparison:
     @property
     def word(self) -> str:
         """`better`, `worse` or `equal`, by training loss."""
-        if abs(self.two_phase_loss - self.baseline_loss) <= _SAME_WITHIN * abs(self.baseline_loss):
+        if level(self.two_phase_loss, self.baseline_loss):
             return "equal"
         return "better" if self.two_phase_loss < self.baseline_loss else "worse"
 
@@ -76,6 +76,11 @@ class Comparison:
             return f"at equal cost ({count(ours)} gradient equivalents)"
         level = "lower" if ours < theirs else "higher"
         return f"at {level} cost ({count(ours)} against {count(theirs)} gradient equivalents)"
+
+
+def level(ours: float, theirs: float) -> bool:
+    """Tell whether two losses are so close that neither is called better."""
+    return abs(ours - theirs) <= _SAME_WITHIN * abs(theirs)
 
 
 def compare(digest: Digest) -> Comparison | None:

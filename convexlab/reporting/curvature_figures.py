@@ -20,6 +20,7 @@ from convexlab.reporting.figures import (
     scale_linear,
 )
 from convexlab.reporting.numbers import lower_bound, plus_minus, signed
+from convexlab.reporting.oracle_figure import mark_best_epoch
 from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import place, verdict_name
@@ -53,6 +54,8 @@ def _column(probe: Sequence[ProbedCheckpoint], name: str) -> Floats:
 def _mark_switch(axes: Axes, digest: Digest, by_epoch: bool) -> None:
     if by_epoch and digest.switch is not None and digest.switch.epoch is not None:
         axes.axvline(digest.switch.epoch, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=0.5, label="switch")
+    if by_epoch:
+        mark_best_epoch(axes, digest)
 
 
 def _epoch_axis(axes: Axes, by_epoch: bool) -> None:
@@ -139,6 +142,8 @@ def mass_chart(digest: Digest, key: str) -> Chart | None:
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share below −floor × largest")
+        if digest.oracle is not None:  # Two lines have to be told apart.
+            legend(axes)
         return chart(
             figure,
             key=key,

@@ -15,6 +15,7 @@ from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.numbers import count, number
+from convexlab.reporting.oracle_part import OraclePart, oracle_part
 from convexlab.reporting.signals import Signal, signals
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import (
@@ -130,6 +131,7 @@ class Section:
     digest: Digest
     headline: list[str]
     tiles: list[Tile]
+    oracle: OraclePart | None
     norm: Chart | None
     costs: list[Chart]
     eigenvalues: Chart | None
@@ -152,6 +154,7 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         digest=digest,
         headline=headline(digest),
         tiles=_tiles(digest),
+        oracle=oracle_part(digest, f"{anchor}-oracle", compact=compact),
         norm=norm_chart(digest, f"{anchor}-norm"),
         costs=cost_charts(digest, anchor)[: 1 if compact else None],
         eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),

@@ -22,6 +22,7 @@ from convexlab.reporting.figures import (
     spans_far,
 )
 from convexlab.reporting.numbers import count, number
+from convexlab.reporting.oracle_figure import mark_best_point
 from convexlab.reporting.records import Curve
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import algorithm_name
@@ -89,6 +90,7 @@ def norm_chart(digest: Digest, key: str) -> Chart | None:
         start = int(np.flatnonzero(usable)[0])
         axes.plot(curve.loss[start], curve.norm[start], "*", color=INK, markersize=10, label="start", linestyle="")
         _mark_switch_point(axes, digest)
+        mark_best_point(axes, digest)
         (scale_log if spans_far(curve.loss) else scale_linear)(axes, "x")
         (scale_log if spans_far(curve.norm) else scale_linear)(axes, "y")
         axes.set_xlabel("training loss   (training runs from right to left)")
@@ -130,6 +132,8 @@ def _describe_norm(digest: Digest, curve: Curve, usable: npt.NDArray[np.int64]) 
     top = usable[np.argmax(curve.norm[usable])]
     text = f"Starts at {at(usable[0])}. Largest gradient norm: {at(top)}. Ends at {at(usable[-1])}."
     switch = digest.switch
+    if digest.oracle is not None:
+        text += f" The best of the switches tried began at epoch {count(digest.oracle.best.epoch)} of Adam."
     if switch is None or switch.epoch is None:
         return text + " No switch."
     return (

@@ -11,6 +11,7 @@ import numpy as np
 from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+from convexlab.reporting.oracle_wording import joint_oracle_sentence, oracle_sentence
 from convexlab.reporting.records import ProbedCheckpoint
 
 __all__ = [
@@ -57,7 +58,7 @@ def place(checkpoint: ProbedCheckpoint) -> str:
 def headline(digest: Digest) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
     first = [_probe_sentence(digest)] if digest.is_probe else [_outcome_sentence(digest), switch_sentence(digest)]
-    return [part for part in (*first, _last_verdict(digest), _last_sample(digest)) if part]
+    return [part for part in (*first, oracle_sentence(digest), _last_verdict(digest), _last_sample(digest)) if part]
 
 
 def _outcome_sentence(digest: Digest) -> str:
@@ -198,6 +199,8 @@ def joint_headline(digests: Sequence[Digest]) -> list[str]:
             f"Against the better Adam baseline of each run, two-phase training ended {', '.join(told)} "
             f"of {len(comparisons)}{_range(comparisons)}."
         )
+    if oracles := joint_oracle_sentence(digests):
+        sentences.append(oracles)
     ends = Counter(verdict_name(digest.probe[-1].verdict) for digest in digests if digest.probe)
     if ends:
         told = [f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in ends.most_common()]

@@ -10,7 +10,7 @@ from typing import Any
 from convexlab.detection import DEFAULT_DETECTOR, detector_names
 from convexlab.environment import resolve_dtype
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two_names
+from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two, phase_two_names
 
 __all__ = ["TwoPhaseConfig"]
 
@@ -46,6 +46,8 @@ class TwoPhaseConfig:
     probe_every: int | None = None
     """Epochs between two probed checkpoints; None probes the start, the switch and the end, 0 nothing."""
     no_baseline: bool = False
+    oracle_every: int | None = None
+    """Epochs between two of the switches that are tried from Adam at a constant rate; None tries none."""
     dtype: str = "float32"
     device: str = "auto"
 
@@ -69,7 +71,30 @@ class TwoPhaseConfig:
                 f"switch_epoch {self.switch_epoch} leaves nothing of the budget of {self.epochs} epochs for phase "
                 "two. Choose a smaller switch_epoch or more epochs."
             )
+        if self.oracle_every is not None:
+            self._check_oracle(self.oracle_every)
         resolve_dtype(self.dtype)
+
+    def _check_oracle(self, every: int) -> None:
+        _at_least("oracle_every", every, 1)
+        if self.no_baseline:
+            raise MisuseError(
+                f"oracle_every {every} starts phase two from the epochs of Adam at a constant rate, which no_baseline "
+                "leaves out. Leave out one of the two."
+            )
+        if not self.oracle_epochs:
+            raise MisuseError(
+                f"oracle_every {every} leaves phase two no step within the budget of {self.epochs} epochs. Choose a "
+                "smaller oracle_every or more epochs."
+            )
+
+    @property
+    def oracle_epochs(self) -> range:
+        """Epochs of Adam from which the oracle starts the second phase: those that leave it a step of the budget."""
+        if self.oracle_every is None:
+            return range(0)
+        last = math.floor(self.epochs - phase_two(self.phase_two).least_cost)
+        return range(self.oracle_every, last + 1, self.oracle_every)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> TwoPhaseConfig:

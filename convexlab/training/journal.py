@@ -63,6 +63,14 @@ class Journal:
             ) from error
         return state
 
+    def holds(self, name: str) -> bool:
+        """Return whether there is a state of that name."""
+        return self._path(name).is_file()
+
+    def drop(self, name: str) -> None:
+        """Remove a state, if it is there."""
+        self._path(name).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Remove the states: the run is finished."""
         shutil.rmtree(self._folder, ignore_errors=True)

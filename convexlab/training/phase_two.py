@@ -40,6 +40,11 @@ class PhaseTwo:
     max_parameters: int | None = None
     """The most that it takes."""
 
+    @property
+    def least_cost(self) -> float:
+        """Gradient equivalents without which no step is begun: a gradient, and one evaluation of a search."""
+        return 1.0 + self.search_cost
+
     def check_size(self, parameters: int) -> None:
         """Refuse a network that is too large.
 

@@ -234,6 +234,15 @@ class Trajectory:
             },
         )
 
+    def save_adam(self, name: str) -> None:
+        """Store the state under another name as Adam alone would have it: without a detector's cost, and no notes."""
+        costs, seconds, notes = self.costs, self.seconds, self.notes
+        self.costs = {"adam": costs.get("adam", 0.0)}
+        self.seconds = {"adam": seconds.get("adam", 0.0)}
+        self.notes = {}
+        self.save(name)
+        self.costs, self.seconds, self.notes = costs, seconds, notes
+
     def restore(self, state: dict[str, Any], second: Callable[[torch.optim.Adam], FlatOptimizer]) -> None:
         """Take up a stored state; ``second`` builds the second phase's optimiser from Adam if the state has one."""
         self.epoch, self.phase = state["epoch"], state["phase"]

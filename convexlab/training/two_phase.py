@@ -10,29 +10,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.environment import describe_environment
 from convexlab.errors import FailureError, MisuseError, unknown_name
-from convexlab.optim.flat import FlatOptimizer
 from convexlab.probing import probe
 from convexlab.problem import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_checkpoint, write_json
 from convexlab.training.config import TwoPhaseConfig
+from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
-from convexlab.training.phase_two import PATIENCE, PhaseTwo, phase_two
+from convexlab.training.oracle import Oracle, hindsight
+from convexlab.training.phase_two import phase_two
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
-# When the second phase is given up for Adam, the paper's "safe resort", besides failed steps in a row: steps that
-# together lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
-_STALL_STEPS, _STALL_SHARE = 50, 1e-3
-_RISE_STEPS = 10
 # The smallest default batch.
 _LEAST_BATCH = 16
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
@@ -162,7 +157,8 @@ class _TwoPhaseTraining:
         self.problem = problem
         self.progress = progress
         self.journal = Journal(run)
-        self.phase: PhaseTwo = phase_two(config.phase_two)
+        self.hand_over = HandOver(config.phase_two, phase_two(config.phase_two), problem, float(config.epochs))
+        self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.initial = copy.deepcopy(problem.model.state_dict())
         self.batch_size = config.batch_size or _default_batch_size(problem)
 
@@ -178,7 +174,10 @@ class _TwoPhaseTraining:
                 "adam-constant": self.adam_constant(epochs).summary(),
                 "adam-cosine": self.adam_cosine(epochs).summary(),
             }
-        write_json(self.run.summary_path, self._summary(two_phase.notes, result, baselines))
+        oracle = None
+        if self.config.oracle_every is not None:
+            oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
+        write_json(self.run.summary_path, self._summary(two_phase.notes, result, baselines, oracle))
         self.journal.close()
 
     def two_phase(self) -> Trajectory:
@@ -227,7 +226,7 @@ class _TwoPhaseTraining:
         )
         state = self.journal.load(name) or (self.journal.load(shared) if shared else None)
         if state is not None:
-            trajectory.restore(state, self._build_second)
+            trajectory.restore(state, self.hand_over.build)
             self._forget_after(trajectory)
             return trajectory
         self._forget_after(trajectory, -1)
@@ -269,7 +268,9 @@ class _TwoPhaseTraining:
             if detector.fired
             else f"no switch within the budget of {budget} epoch equivalents: {detector.reason}",
         }
-        self._save_shared(trajectory)
+        if not self.config.no_baseline:
+            # What the constant-rate baseline will find.
+            trajectory.save_adam("switch")
         self._checkpoint(trajectory)
         trajectory.save()
 
@@ -279,62 +280,9 @@ class _TwoPhaseTraining:
             watch.load_state_dict(trajectory.notes["watch"])
         return watch
 
-    def _save_shared(self, trajectory: Trajectory) -> None:
-        """Store the end of the Adam phase as the constant-rate baseline will find it: without the detector's cost."""
-        if self.config.no_baseline:
-            return
-        costs, seconds, notes = trajectory.costs, trajectory.seconds, trajectory.notes
-        trajectory.costs = {"adam": costs.get("adam", 0.0)}
-        trajectory.seconds = {"adam": seconds.get("adam", 0.0)}
-        trajectory.notes = {}
-        trajectory.save("switch")
-        trajectory.costs, trajectory.seconds, trajectory.notes = costs, seconds, notes
-
     def _second_phase(self, trajectory: Trajectory) -> None:
-        name, budget = self.config.phase_two, self.config.epochs
-        if trajectory.second is None:
-            trajectory.second = self._build_second(trajectory.adam)
-        while "safe_resort" not in trajectory.notes:
-            left = budget - trajectory.cost
-            if left < 1 + self.phase.search_cost:
-                return
-            failed = (
-                trajectory.sampled_steps(name, budget=left)
-                if self.phase.sampled
-                else trajectory.second_step(name, search_cost=self.phase.search_cost, budget=left)
-            )
-            trajectory.measure()
-            if reason := self._against(trajectory, failed):
-                trajectory.notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": reason}
-            self._record(trajectory)
-        while trajectory.cost + 1 <= budget:
-            trajectory.adam_epoch()
-            trajectory.measure()
-            self._record(trajectory)
-
-    def _against(self, trajectory: Trajectory, failed: str | None) -> str | None:
-        """Take in a step of the second phase, and return what speaks against going on with it, if anything does."""
-        notes = trajectory.notes
-        # A search that the budget cut short has not failed for good.
-        notes["failures"] = notes.get("failures", 0) + 1 if failed else 0
-        notes["best_losses"] = [*notes.get("best_losses", []), trajectory.best_loss][-_STALL_STEPS - 1 :]
         norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
-        above = bool(norms) and trajectory.gradient_norm > max(norms)
-        notes["risen"] = notes.get("risen", 0) + 1 if above else 0
-        if notes["failures"] >= PATIENCE:
-            return failed
-        if notes["risen"] >= _RISE_STEPS:
-            return (
-                f"the gradient norm has been above Adam's largest, {max(norms):.3g}, for {_RISE_STEPS} steps: the peak "
-                "before the switch was not the only one"
-            )
-        before, now = notes["best_losses"][0], notes["best_losses"][-1]
-        if len(notes["best_losses"]) > _STALL_STEPS and before - now < _STALL_SHARE * before:
-            return f"{_STALL_STEPS} steps have lowered the loss by less than {_STALL_SHARE:.1%}"
-        return None
-
-    def _build_second(self, adam: torch.optim.Adam) -> FlatOptimizer:
-        return self.phase.build(self.problem.model.parameters(), adam, self.problem.dataset.train_size)
+        self.hand_over.follow(trajectory, max(norms, default=None), self._record)
 
     def _detector(self) -> Detector:
         switch_epoch = self.config.switch_epoch
@@ -358,6 +306,9 @@ class _TwoPhaseTraining:
         if shared and not self.config.no_baseline:
             rows.append(trajectory.row("adam-constant", purposes=("adam",)))
         self.journal.append(*rows)
+        if shared or trajectory.name == "adam-constant":
+            # Before the epoch's own state: what is written last says that the epoch is done.
+            self.oracle.keep(trajectory)
         trajectory.save()
         if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
@@ -386,7 +337,7 @@ class _TwoPhaseTraining:
         metadata = {key: str(value) for key, value in described.items() if value is not None}
         write_checkpoint(self.run.checkpoint_path(trajectory.epoch), self.problem.model.state_dict(), metadata)
 
-    def _summary(self, notes: dict[str, Any], two_phase: Row, baselines: dict[str, Row]) -> Row:
+    def _summary(self, notes: dict[str, Any], two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
         config, data = self.config, self.problem.dataset
         return {
             "schema": 1,
@@ -409,6 +360,7 @@ class _TwoPhaseTraining:
             "phase_two": config.phase_two,
             "two_phase": two_phase,
             "baselines": baselines,
+            "oracle": oracle,
             "seed": config.seed,
             "environment": describe_environment(self.problem.x.device, config.dtype),
         }
@@ -435,4 +387,5 @@ def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
         "switch": [member["switch"] for member in members],
         "two_phase": [member["two_phase"] for member in members],
         "baselines": [member["baselines"] for member in members],
+        "oracle": [member.get("oracle") for member in members],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 from convexlab.runs import Row
+from convexlab.training.oracle import neighbour_factor
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = [
@@ -92,8 +92,7 @@ def best_neighbourhood(run: Row) -> float:
 
 def jump(run: Row) -> float:
     """Return the median factor between successive outcomes: how much of a final loss is chance."""
-    losses = [math.log(counted(one["loss"])) for one in outcomes(run)]
-    return math.exp(median(abs(after - before) for before, after in pairwise(losses))) if len(losses) > 1 else 1.0
+    return neighbour_factor([counted(one["loss"]) for one in outcomes(run)])
 
 
 def curvature_peak(run: Row) -> int | None:

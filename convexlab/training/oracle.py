@@ -1,0 +1,121 @@
+"""The oracle: the second phase from every N-th epoch of Adam, which shows in hindsight when to have switched.
+
+It decides nothing of the run. It shares Adam's epochs with the baseline at a constant rate, so that what it adds to the
+cost is what the second phases take. `convexlab.validation.switching.switch_at` asks the same for the study of
+detectors, but counts the loss of every evaluation; here a switch is followed exactly as the run itself is, so that the
+two can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from statistics import median
+
+from convexlab.errors import FailureError
+from convexlab.progress import Listener, Progress
+from convexlab.runs import Row, Run, write_json_lines
+from convexlab.training.config import TwoPhaseConfig
+from convexlab.training.hand_over import HandOver
+from convexlab.training.journal import Journal
+from convexlab.training.trajectory import Trajectory
+
+__all__ = ["Oracle", "hindsight", "neighbour_factor"]
+
+
+class Oracle:
+    """The switches of one seed: Adam's states are kept on disk as it goes, and given back one by one.
+
+    Args:
+        run: the directory; ``oracle.jsonl`` gets a row a switch.
+        config: with ``oracle_every``; None tries no switch.
+        journal: of the run. A switch begins as Adam's state after that epoch, under a name of its own, and goes on
+            under it.
+        hand_over: what follows a switch.
+        progress: told where the work stands.
+    """
+
+    def __init__(
+        self, run: Run, config: TwoPhaseConfig, journal: Journal, hand_over: HandOver, progress: Listener
+    ) -> None:
+        self.epochs = config.oracle_epochs
+        self._run = run
+        self._journal = journal
+        self._hand_over = hand_over
+        self._progress = progress
+
+    def keep(self, trajectory: Trajectory) -> None:
+        """Store where Adam stands if a switch is to be tried from there."""
+        if trajectory.epoch in self.epochs:
+            trajectory.save_adam(_name(trajectory.epoch))
+
+    def ask(self, begin: Callable[[str], Trajectory]) -> list[Row]:
+        """Try the switches that are not tried yet, each within the budget of the run and at its best epoch.
+
+        Args:
+            begin: takes up the trajectory of that name where its state is.
+
+        Returns:
+            A row a switch: ``switch_epoch``, ``safe_resort`` and what the summary says of a run. Fewer than asked for
+            where Adam itself diverged.
+        """
+        rows = self._run.oracle
+        done = {row["switch_epoch"] for row in rows}
+        for epoch in self.epochs:
+            name = _name(epoch)
+            if epoch not in done and self._journal.holds(name):
+                rows.append(self._followed(begin(name), epoch))
+                write_json_lines(self._run.oracle_path, rows)
+            self._journal.drop(name)
+        return rows
+
+    def _followed(self, trajectory: Trajectory, epoch: int) -> Row:
+        def record(trajectory: Trajectory) -> None:
+            trajectory.save()
+            self._tell(epoch, trajectory)
+
+        norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
+        with suppress(FailureError):  # It diverged: its best epoch stands.
+            self._hand_over.follow(trajectory, max(norms), record)
+        return {"switch_epoch": epoch, "safe_resort": trajectory.notes.get("safe_resort")} | trajectory.summary()
+
+    def _tell(self, epoch: int, trajectory: Trajectory) -> None:
+        budget, place = self._hand_over.budget, self.epochs.index(epoch)
+        done = sum(budget - before for before in self.epochs[:place]) + trajectory.cost - epoch
+        note = f"switch at epoch {epoch} ({place + 1} of {len(self.epochs)}), loss {trajectory.train_loss:.3g}"
+        self._progress(Progress("oracle", done, sum(budget - each for each in self.epochs), note))
+
+
+def hindsight(rows: Sequence[Row], loss: float) -> Row:
+    """Return what the summary says of an oracle.
+
+    Args:
+        rows: of its switches.
+        loss: where the run itself ended.
+
+    Returns:
+        ``epoch`` and ``train_loss`` of the switch that ended lowest, of equal ones the earliest; ``regret``, the run's
+        loss over that, minus 1: negative where the run ended below all of them; ``switches``, how many were tried;
+        ``gradient_equivalents``, what they took beside the Adam epochs that they share.
+    """
+    best = min(rows, key=lambda row: float(row["train_loss"]), default=None)
+    return {
+        "epoch": None if best is None else best["switch_epoch"],
+        "train_loss": None if best is None else best["train_loss"],
+        "regret": loss / best["train_loss"] - 1.0 if best is not None and best["train_loss"] > 0 else None,
+        "switches": len(rows),
+        "gradient_equivalents": sum(row["gradient_equivalents"] - row["switch_epoch"] for row in rows),
+    }
+
+
+def neighbour_factor(losses: Sequence[float]) -> float:
+    """Return the median factor, at least 1, between successive losses (all positive): what the next switch changes."""
+    logarithms = [math.log(loss) for loss in losses]
+    changes = [abs(after - before) for before, after in pairwise(logarithms)]
+    return math.exp(median(changes)) if changes else 1.0
+
+
+def _name(epoch: int) -> str:
+    return f"oracle-{epoch:05d}"
