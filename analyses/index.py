@@ -1,0 +1,123 @@
+"""All published pages at a glance: what the paper says, what was measured, and where.
+
+Claim: the paper's four claims and six figures, each beside the answer of the page that tests it.
+Command: ``python analyses/index.py`` (after the pages in ``reports/`` were made; it reads them and computes nothing)
+Run time: a second at every scale.
+Expected outcome: the page ``reports/index.html``, which links every page with the command and the commit that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from convexlab.reporting import Part, Study, write_study
+from convexlab.reporting.numbers import MISSING
+from convexlab.reporting.published import Published, read_page
+from convexlab.reporting.tables import Cell, Column, Table, make_table
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the paper says, and which sentences of which page answer."""
+
+    subject: str
+    said: str
+    page: str
+    sentences: slice = slice(None)
+
+
+ENTRIES = (
+    Entry(
+        "Claim 4, Table 1",
+        "In all 15 rows Adam, then conjugate gradients, ends at a training loss no higher than Adam’s.",
+        "table-1",
+        slice(0, 2),
+    ),
+    Entry("Claim 4, at low loss", "The same, with every evaluation charged and Adam’s best rate.", "fair-table-1"),
+    Entry(
+        "Claim 1",
+        "Along training the loss is first non-convex, then convex around the minimum; no patchwork in between.",
+        "hypothesis",
+        slice(0, 3, 2),
+    ),
+    Entry(
+        "Claim 2",
+        "The gradient norm over the loss rises in the non-convex part and falls in the convex one.",
+        "hypothesis",
+        slice(1, 2),
+    ),
+    Entry("Claim 3", "The peak of the gradient norm is the moment to leave Adam.", "detector-validation", slice(0, 3)),
+    Entry("Figure 1", "Random tanh tasks are convex around the minimum, non-convex at the margins.", "figure-1"),
+    Entry("Figure 2", "On each branch the norm rises, then falls; its peak is the swap.", "figure-2"),
+    Entry("Figure 3", "Across level curves the norm grows, then shrinks.", "figure-3"),
+    Entry("Figure 4", "With two tanh layers a second convex region and minimum arise as C grows.", "figure-4"),
+    Entry("Figure 5", "A vision transformer’s norm rises, turns at a loss near 0.04, and falls.", "figure-5"),
+    Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6"),
+    Entry("Beyond: physics", "Not in the paper: physics-informed networks.", "pinn"),
+)
+
+
+def command(page: Published) -> str:
+    """Return what makes a page again; page and study have the same name."""
+    return f"python analyses/{Path(page.file).stem.replace('-', '_')}.py --scale desk"
+
+
+def measured(entries: Sequence[Entry], pages: dict[str, Published]) -> Table:
+    """Return the paper's statements beside the answers of the pages."""
+    rows = [
+        [
+            Cell(entry.subject, link=pages[entry.page].file),
+            entry.said,
+            " ".join(pages[entry.page].answer[entry.sentences]),
+        ]
+        for entry in entries
+        if entry.page in pages
+    ]
+    return make_table(
+        "The paper beside what was measured; the first column links the page.",
+        [Column("Subject", False), Column("The paper", False), Column("Measured", False)],
+        rows,
+    )
+
+
+def published(pages: Sequence[Published]) -> Table:
+    """Return every page with what made it."""
+    return make_table(
+        "Every page, the command that makes it again, and the commit that it was made at, where it says so.",
+        [Column("Page", False), Column("Question", False), Column("Command", False), Column("Commit", False)],
+        [[Cell(page.file, link=page.file), page.title, command(page), page.commit or MISSING] for page in pages],
+    )
+
+
+@click.command()
+@click.option("--scale", type=click.Choice(["toy", "desk", "paper"]), default="desk", help="Makes no difference here.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/index.html"), show_default=True)
+def main(scale: str, out: Path) -> None:
+    """Read the pages beside the index and write it."""
+    files = sorted(path for path in out.parent.glob("*.html") if path.name != out.name)
+    pages = {path.stem: read_page(path) for path in files}
+    told = [entry for entry in ENTRIES if entry.page in pages]
+    if not told and scale != "toy":
+        raise click.ClickException(f"no published page in {out.parent}: run the studies first.")
+    study = Study(
+        title="The paper, reproduced and judged",
+        claim="Hrycej et al.: along training the loss becomes convex, the gradient norm’s peak says when, and "
+        "conjugate gradients from there beat Adam.",
+        answer=[f"{entry.subject}: {' '.join(pages[entry.page].answer[entry.sentences])}" for entry in told[:1]]
+        or ["No page is published yet."],
+        command=f"python analyses/index.py --scale {scale}",
+        parts=[
+            Part("Paper and measurement", tables=[measured(told, pages)]),
+            Part("All pages", tables=[published(list(pages.values()))]),
+        ],
+        settings={"pages": len(pages)},
+    )
+    click.echo(str(write_study(study, out)))
+
+
+if __name__ == "__main__":
+    main()
