@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import MUTED, PALETTE, draw, label, scale_asinh
+from convexlab.reporting.figures import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.numbers import number, power_of_ten, signed
 from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
@@ -176,7 +176,7 @@ def _draw_row(axes: Axes, row: int, eigenvalues: Floats, height: Floats, look: _
 def _name_rows(axes: Axes, digest: Digest, probe: Sequence[ProbedCheckpoint]) -> None:
     switch = digest.switch.epoch if digest.switch else None
     by_epoch = all(checkpoint.epoch is not None for checkpoint in probe)
-    names = [place(c).removeprefix("epoch ") if by_epoch else label(place(c), 22) for c in probe]
+    names = [place(c).removeprefix("epoch ") if by_epoch else label(place(c), 18) for c in probe]
     marks = ["switch, " if c.epoch is not None and c.epoch == switch else "" for c in probe]
     axes.set_yticks(range(len(probe)), [mark + name for mark, name in zip(marks, names, strict=True)])
     axes.set_ylabel("epoch" if by_epoch else "checkpoint")
@@ -189,9 +189,7 @@ def _ridge_legend(axes: Axes, probe: Sequence[ProbedCheckpoint], phase_two: str)
         Patch(facecolor=k.fill, edgecolor=k.line, linestyle=k.style, linewidth=1.2, label=label(k.name)) for k in looks
     ]
     patches.append(Patch(facecolor="none", edgecolor=MUTED, hatch="//////", linewidth=0, label="below the grey part"))
-    axes.legend(
-        handles=patches, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, columnspacing=1.2
-    )
+    legend(axes, patches)
 
 
 def _describe_density(checkpoint: ProbedCheckpoint) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from convexlab.reporting.records import Curve, Outcome, ProbedCheckpoint, Row, Switch, mapping_of, number_of, text_of
 from convexlab.runs import Run
 
@@ -52,6 +54,24 @@ class Digest:
     def curve(self) -> Curve | None:
         """The two-phase run."""
         return self.curves.get(TWO_PHASE)
+
+    @property
+    def switch_share(self) -> float | None:
+        """The share of the budget that was spent at the switch."""
+        if self.switch is None or self.switch.epoch is None or self.curve is None or not self.budget:
+            return None
+        (rows,) = np.nonzero(self.curve.epoch == self.switch.epoch)
+        cost = float(self.curve.cost[rows[0]]) if rows.size else math.nan
+        return cost / self.budget if math.isfinite(cost) else None
+
+    @property
+    def probe_at_switch(self) -> ProbedCheckpoint | None:
+        """The probed checkpoint at the switch, or the nearest one; None without a switch or an epoch."""
+        switch = self.switch.epoch if self.switch else None
+        known = [checkpoint for checkpoint in self.probe if checkpoint.epoch is not None]
+        if switch is None or not known:
+            return None
+        return min(known, key=lambda checkpoint: abs((checkpoint.epoch or 0.0) - switch))
 
     @property
     def better_baseline(self) -> tuple[str, Outcome] | None:

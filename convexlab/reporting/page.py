@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.numbers import count, number
+from convexlab.reporting.joint_wording import joint_headline
 from convexlab.reporting.signals import Signal, signals
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import (
@@ -27,10 +26,10 @@ from convexlab.reporting.tables import (
     settings_tables,
 )
 from convexlab.reporting.templating import template
+from convexlab.reporting.tiles import joint_tiles, tiles
 from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.reporting.wording import (
     headline,
-    joint_headline,
     judgement,
     place,
     verdict_name,
@@ -104,14 +103,6 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-class Tile(NamedTuple):
-    """A figure that answers at a glance."""
-
-    label: str
-    value: str
-    note: str
-
-
 class Judgement(NamedTuple):
     """The verdict on one checkpoint."""
 
@@ -129,7 +120,6 @@ class Section:
     anchor: str
     digest: Digest
     headline: list[str]
-    tiles: list[Tile]
     norm: Chart | None
     costs: list[Chart]
     eigenvalues: Chart | None
@@ -151,7 +141,6 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         anchor=anchor,
         digest=digest,
         headline=headline(digest),
-        tiles=_tiles(digest),
         norm=norm_chart(digest, f"{anchor}-norm"),
         costs=cost_charts(digest, anchor)[: 1 if compact else None],
         eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),
@@ -163,29 +152,6 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         curvature=curvature_table(digest),
         cost=cost_table(digest),
     )
-
-
-def _tiles(digest: Digest) -> list[Tile]:
-    tiles = []
-    ours, comparison, switch = digest.two_phase, compare(digest), digest.switch
-    if ours is not None:
-        note = f"better Adam: {number(comparison.baseline_loss)}" if comparison else "no baseline"
-        tiles.append(Tile("Training loss, two-phase", number(ours.train_loss), note))
-    if comparison is not None:
-        tiles.append(Tile("Against the better Adam", _against(comparison), comparison.cost_clause))
-    if switch is not None:
-        when = "never" if switch.epoch is None else f"epoch {count(switch.epoch)}"
-        tiles.append(Tile("Switch", when, switch.detector))
-    if digest.probe:
-        last = digest.probe[-1]
-        tiles.append(Tile("Last verdict", verdict_name(last.verdict), place(last)))
-    return tiles
-
-
-def _against(comparison: Comparison) -> str:
-    if not comparison.is_conclusive:
-        return "not comparable"
-    return f"{comparison.factor}× {comparison.word}" if comparison.factor else comparison.word
 
 
 def _title(digests: Sequence[Digest]) -> str:
@@ -202,6 +168,7 @@ def render(digests: Sequence[Digest]) -> str:
         title=_title(digests),
         several=several,
         headline=_top(digests),
+        tiles=joint_tiles(digests) if several else tiles(digests[0]),
         comparison=comparison_table(digests, anchors) if several else None,
         comparison_chart=comparison_chart(digests, "comparison") if several else None,
         compact=compact,
