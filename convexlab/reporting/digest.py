@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from convexlab.reporting.records import Curve, Outcome, ProbedCheckpoint, Row, Switch, mapping_of, number_of, text_of
+from convexlab.reporting.records import (
+    Curve,
+    Outcome,
+    ProbedCheckpoint,
+    Records,
+    Row,
+    Switch,
+    mapping_of,
+    number_of,
+    text_of,
+)
 from convexlab.runs import Run
 
 __all__ = ["TWO_PHASE", "Digest", "read_digest"]
@@ -49,6 +59,7 @@ class Digest:
     """By the `run` of `metrics.jsonl`."""
     probe: tuple[ProbedCheckpoint, ...]
     """By epoch."""
+    records: Records = field(repr=False)
 
     @property
     def curve(self) -> Curve | None:
@@ -92,7 +103,8 @@ def read_digest(run: Run, label: str) -> Digest:
     config, summary = run.config, run.summary
     result = summary or {}
     model, dataset = mapping_of(result, "model"), mapping_of(result, "dataset")
-    curves = _curves(run.metrics)
+    metrics, probe = run.metrics, run.probe
+    curves = _curves(metrics)
     phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
     two_phase, resort = mapping_of(result, "two_phase"), mapping_of(result, "safe_resort")
     return Digest(
@@ -118,7 +130,8 @@ def read_digest(run: Run, label: str) -> Digest:
         },
         environment=mapping_of(result, "environment"),
         curves=curves,
-        probe=tuple(sorted(map(ProbedCheckpoint.from_row, run.probe), key=_by_epoch)),
+        probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
+        records=Records(result, probe, metrics),
     )
 
 

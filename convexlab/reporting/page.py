@@ -13,6 +13,7 @@ from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
+from convexlab.reporting.downloads import LARGEST, run_downloads
 from convexlab.reporting.joint_wording import joint_headline
 from convexlab.reporting.signals import Signal, signals
 from convexlab.reporting.svg import Chart
@@ -164,15 +165,23 @@ def render(digests: Sequence[Digest]) -> str:
     """Return the page as HTML; everything that came from a run is escaped."""
     anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
     several, compact = len(digests) > 1, len(digests) > MANY
-    return template("report.html.j2").render(
-        title=_title(digests),
-        several=several,
-        headline=_top(digests),
-        tiles=joint_tiles(digests) if several else tiles(digests[0]),
-        comparison=comparison_table(digests, anchors) if several else None,
-        comparison_chart=comparison_chart(digests, "comparison") if several else None,
-        compact=compact,
-        sections=[_section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)],
-        settings=settings_tables(digests),
-        environment=environment_table(digests),
-    )
+    comparison = comparison_table(digests, anchors) if several else None
+    parts = {
+        "title": _title(digests),
+        "several": several,
+        "headline": _top(digests),
+        "tiles": joint_tiles(digests) if several else tiles(digests[0]),
+        "comparison": comparison,
+        "comparison_chart": comparison_chart(digests, "comparison") if several else None,
+        "compact": compact,
+        "sections": [
+            _section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)
+        ],
+        "settings": settings_tables(digests),
+        "environment": environment_table(digests),
+    }
+    page = template("report.html.j2")
+    # The data get the room that the rest of the page leaves; 200 bytes a link are its words.
+    room = (LARGEST - len(page.render(parts, downloads=[]).encode("utf-8", "replace"))) // len(digests) - 200
+    downloads = [(digest.label, run_downloads(digest, room)) for digest in digests]
+    return page.render(parts, downloads=downloads)

@@ -92,6 +92,26 @@ class Browser:
         """Return the value of a JavaScript expression."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
 
+    def awaited(self, expression: str) -> Any:
+        """Return the value that a promise gives; what is evaluated so is no part of the page, which forbids scripts."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def save_all(self, folder: Path) -> None:
+        """Click every link that saves a file, one after the other, and wait until it is there."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
+        for index in range(self.evaluate("document.querySelectorAll('a[download]').length")):
+            self.events.clear()
+            self.evaluate(f"document.querySelectorAll('a[download]')[{index}].click(), 0")
+            while not any(seen.get("params", {}).get("state") == "completed" for seen in self.events):
+                self.events.append(self._read())
+
     def visit(self, path: Path, width: int, *, dark: bool = False) -> None:
         """Load a file in a window of this width."""
         self.events.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,18 @@ def test_a_page_that_asks_and_complains_would_be_caught(browser: Browser, tmp_pa
     assert "Runtime.consoleAPICalled" in seen
     assert any(url.endswith("missing.png") for url in requests)
     assert browser.evaluate("document.documentElement.scrollWidth") > 390
+
+
+def test_a_click_saves_the_data_under_the_pages_own_policy(browser: Browser, full_run: Run, tmp_path: Path) -> None:
+    """From a file, with a policy that allows no request: the address is the data."""
+    browser.visit(full_run.report_path, 1280)
+    assert "default-src 'none'" in browser.evaluate("document.querySelector('meta[http-equiv]').content")
+    browser.save_all(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run-metrics.csv", "run-probe.json", "run-summary.json"]
+    assert json.loads((tmp_path / "run-summary.json").read_text()) == full_run.summary
+    with (tmp_path / "run-metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in rows] == [row["train_loss"] for row in full_run.metrics]
 
 
 @pytest.mark.parametrize("dark", [False, True])
