@@ -21,9 +21,9 @@ pytestmark = pytest.mark.browser
 
 MakeRun = Callable[..., Run]
 PUBLISHED = sorted((Path(__file__).parents[2] / "reports").glob("*.html"))
-# WCAG 2 to level AA and axe-core's best practices. The contrast of a chart's text axe-core cannot judge, for it knows
-# no ground of SVG: `test_browser` measures it.
-AXE = "axe.run().then(found => JSON.stringify(found.violations))"
+# WCAG 2 to level AA and axe-core's best practices. What is inside a chart is left out: assistive technology sees an
+# image with a name, and of the contrast on an SVG's ground axe-core knows nothing: `test_browser` measures it.
+AXE = "axe.run({exclude: [['.chart > *']]}).then(found => JSON.stringify(found.violations))"
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def _violations(browser: Browser, axe: str) -> list[dict[str, Any]]:
 
 
 def _assert_accessible(browser: Browser, axe: str, path: Path, *impacts: str) -> None:
-    for width in (1280, 390):
-        for dark in (False, True):
-            browser.visit(path, width, dark=dark)
-            assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
-            found = [violation for violation in _violations(browser, axe) if violation["impact"] in impacts]
-            told = [(v["id"], v["impact"], [node["html"][:200] for node in v["nodes"][:3]]) for v in found]
-            assert told == [], f"{path.name}, {width} pixels, {'dark' if dark else 'light'}"
+    # Colours do not depend on the width, nor the order of things on the scheme.
+    for width, dark in ((1280, False), (390, True)):
+        browser.visit(path, width, dark=dark)
+        assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+        found = [violation for violation in _violations(browser, axe) if violation["impact"] in impacts]
+        told = [(v["id"], v["impact"], [node["html"][:200] for node in v["nodes"][:3]]) for v in found]
+        assert told == [], f"{path.name}, {width} pixels, {'dark' if dark else 'light'}"
 
 
 EVERY = ("minor", "moderate", "serious", "critical")
@@ -87,7 +87,8 @@ def test_a_page_with_faults_would_be_caught(browser: Browser, axe: str, tmp_path
     """The checks above can fail, in each scheme by itself."""
     page = tmp_path / "bad.html"
     page.write_text(
-        "<!DOCTYPE html><title>Bad</title><style>:root { color-scheme: light dark; } body { color: #222; background: #fff; }"
+        "<!DOCTYPE html><title>Bad</title><style>:root { color-scheme: light dark; }"
+        "body { color: #222; background: #fff; }"
         "@media (prefers-color-scheme: dark) { body { background: #333; } }</style><main><h1>Text</h1></main>"
     )
     ids = []
@@ -108,7 +109,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
     assert (tag, kind, outline, text) == ("A", "skip", "solid", "Skip to the content")
     # It comes into view with the focus, and leads over the top of the page.
     assert browser.evaluate("document.querySelector('.skip').getBoundingClientRect().left >= 0")
-    browser.press("Enter", 13)
+    browser.press("Enter", 13, "\r")
     assert browser.evaluate("location.hash") == "#content"
     expected = browser.evaluate("document.querySelectorAll('main a[href], main [tabindex=\"0\"]').length")
     reached = []

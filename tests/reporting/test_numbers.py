@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plain_number, plus_minus, signed
@@ -78,6 +78,7 @@ def test_counts_shares_and_accuracies() -> None:
     assert [accuracy(None), accuracy(1.0), accuracy(0.99449)] == ["–", "1.000", "0.994"]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_printed_number_is_written_for_programs_without_loss(value: float) -> None:
     assert float(plain_number(number(value))) == pytest.approx(read_back(number(value)), rel=1e-12)
