@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ import torch
 from convexlab._version import __version__
 from convexlab.errors import MisuseError, unknown_name
 
-__all__ = ["describe_environment", "resolve_device", "resolve_dtype"]
+__all__ = ["describe_environment", "describe_source", "resolve_device", "resolve_dtype"]
 
+# Files that decide what is computed and how it is shown, anywhere in the checkout.
+_CODE = (":(top)*.py", ":(top)*.j2", ":(top)pyproject.toml")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -46,12 +50,45 @@ def resolve_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def describe_source(folder: Path) -> str | None:
+    """Return the commit of the git checkout that holds a package, or None where it is installed.
+
+    Returns:
+        Twelve digits, and "with changes" where a file of code differs from that commit or is not in it. Results do not
+        count: a page that is made again changes nothing of what makes it.
+    """
+    # Installed beside an unrelated project, as in its .venv, the folder lies in a checkout that does not hold it.
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *_CODE)
+    # Where git does not say whether there are changes, nothing is vouched for.
+    return f"{commit} with changes" if commit and changes != "" else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers about a folder; None without git, outside a checkout, or where it refuses."""
+    # Within a hook these variables name another checkout; and a question leaves no lock behind.
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        answer = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
 def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
-    """Return what a reader needs to judge the seconds and to repeat the numbers."""
+    """Return what a reader needs to judge the seconds and to repeat the numbers.
+
+    In a git checkout its commit is among it (`describe_source`).
+    """
+    commit = describe_source(Path(__file__).parent)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "convexlab": __version__,
+        **({"commit": commit} if commit else {}),
         "platform": platform.platform(),
         "processor": _processor(device),
         "device": str(device),

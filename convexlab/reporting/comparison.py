@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.records import Outcome
 
-__all__ = ["Comparison", "compare", "level"]
+__all__ = ["Comparison", "compare", "geometric_mean", "level"]
 
 # Losses closer than this are called equal: below what another seed or another machine changes.
 _SAME_WITHIN = 0.01
@@ -93,6 +94,12 @@ def compare(digest: Digest) -> Comparison | None:
         return None
     costs = (_total_cost(digest, TWO_PHASE, ours), _total_cost(digest, name, theirs))
     return Comparison(name, ours.train_loss, theirs.train_loss, costs)
+
+
+def geometric_mean(comparisons: Iterable[Comparison]) -> float | None:
+    """Return the geometric mean of the ratios that mean anything, or None without any."""
+    logs = [math.log(comparison.ratio) for comparison in comparisons if not math.isnan(comparison.ratio)]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else None
 
 
 def _total_cost(digest: Digest, run: str, outcome: Outcome) -> float:

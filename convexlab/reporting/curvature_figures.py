@@ -111,7 +111,7 @@ def _plot_smallest(axes: Axes, x: Floats, smallest: Floats, probe: Sequence[Prob
                 color="white" if marker == "o" else color,
                 markeredgecolor=color,
                 markersize=6,
-                label=verdict_name(verdict),
+                label=verdict_name(verdict).removesuffix(" found"),
             )
 
 

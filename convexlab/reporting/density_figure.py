@@ -1,28 +1,35 @@
-"""The spectral density of the Hessian at chosen checkpoints, and the axis on which eigenvalues are drawn."""
+"""The spectral density of the Hessian, a row for a checkpoint, and the axis on which eigenvalues are drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import INK, PALETTE, draw, label, scale_asinh, scale_log
-from convexlab.reporting.numbers import number, signed
+from convexlab.reporting.figures import MUTED, PALETTE, draw, label, legend, scale_asinh
+from convexlab.reporting.numbers import number, power_of_ten, signed
 from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import place
 
-__all__ = ["chosen_checkpoints", "density_chart", "linear_width"]
+__all__ = ["density_chart", "linear_width", "shown_checkpoints"]
 
 Floats = npt.NDArray[np.float64]
 # Below this share of the largest eigenvalue the axes are linear: the default floor of a verdict.
 LINEAR_SHARE = 1e-3
 # Width of the Gaussian that broadens a spectral line, as a share of the axis.
 BROADENING = 0.012
+# So many rows can be told apart on a phone's screen, and weigh 150 kB.
+MOST_ROWS = 16
+# How far a row reaches into the next one, in distances of rows.
+REACH = 1.55
 
 
 def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
@@ -32,47 +39,78 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
     return max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), np.finfo(np.float64).tiny * 1e3)
 
 
-def chosen_checkpoints(digest: Digest) -> list[tuple[str, ProbedCheckpoint]]:
-    """Return up to three checkpoints that have a density: first, the one nearest the switch, last."""
+def shown_checkpoints(digest: Digest) -> list[ProbedCheckpoint]:
+    """Return the checkpoints that have a density, in order; of many a few, with both ends and the switch."""
     probe = [checkpoint for checkpoint in digest.probe if checkpoint.nodes.size]
-    if not probe:
-        return []
-    chosen = {0: "first", len(probe) - 1: "last"} if len(probe) > 1 else {0: "only one"}
+    if len(probe) <= MOST_ROWS:
+        return probe
+    kept = {round(place) for place in np.linspace(0, len(probe) - 1, MOST_ROWS)}
     switch = digest.switch.epoch if digest.switch else None
-    if switch is None:
-        chosen.setdefault(len(probe) // 2, "middle")
-    else:
-        gaps = [math.inf if c.epoch is None else abs(c.epoch - switch) for c in probe]
-        nearest = int(np.argmin(gaps))
-        name = "switch" if gaps[nearest] == 0 else "nearest the switch"
-        chosen[nearest] = f"{chosen[nearest]}, {name}" if nearest in chosen else name
-    return [(chosen[index], probe[index]) for index in sorted(chosen)]
+    if switch is not None:
+        at = int(np.argmin([math.inf if c.epoch is None else abs(c.epoch - switch) for c in probe]))
+        # It takes the place of its neighbour, unless that is an end.
+        kept -= {min(kept - {0, len(probe) - 1}, key=lambda index: abs(index - at))}
+        kept |= {at}
+    return [probe[index] for index in sorted(kept)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a phase is drawn: told apart by the line as well as by colour."""
+
+    name: str
+    line: str
+    fill: str
+    style: Literal["-"] | tuple[float, tuple[float, float]]
+
+
+def _look(checkpoint: ProbedCheckpoint, phase_two: str) -> _Look:
+    if checkpoint.phase == "adam":
+        return _Look("Adam (phase one)", PALETTE["blue"], "#cfe2f2", "-")
+    if checkpoint.phase in ("", "start"):
+        return _Look("start" if checkpoint.phase else "checkpoint", "#454e5c", "#dfe3e9", "-")
+    return _Look(f"{checkpoint.phase or phase_two} (phase two)", PALETTE["vermilion"], "#fbe3d6", (0, (4, 1)))
 
 
 def density_chart(digest: Digest, key: str) -> Chart | None:
-    """Return the spectral density at the start, at the switch and at the end; None where it was not measured."""
-    chosen = chosen_checkpoints(digest)
-    if not chosen:
+    """Return the spectral densities of the probed checkpoints, row above row; None where none was measured."""
+    probe = shown_checkpoints(digest)
+    if not probe:
         return None
-    checkpoints = [checkpoint for _, checkpoint in chosen]
-    width = linear_width(checkpoints)
-    grid, sigma = _grid(checkpoints, width)
-    with draw(rows=len(chosen), height=0.8 + 2.65 * len(chosen)) as (figure, panels):
-        for axes, (name, checkpoint) in zip(panels, chosen, strict=True):
-            _density_panel(axes, grid, _density(checkpoint, grid, width, sigma), width)
-            axes.set_title(f"{name}: {label(place(checkpoint))}", loc="left", fontsize=9.5, color=INK)
-            scale_asinh(axes, "x", width)
-        _share_heights(panels, checkpoints, sigma)
-        panels[-1].set_xlabel("eigenvalue")
-        panels[len(panels) // 2].set_ylabel("density")
+    width = linear_width(probe)
+    grid, sigma = _grid(probe, width)
+    bottom, top = _decades(probe, sigma)
+    with draw(height=1.5 + max(1.4, 0.36 * len(probe))) as (figure, (axes,)):
+        _draw_ground(axes, width, len(probe))
+        for row, checkpoint in enumerate(probe):
+            decades = np.log10(np.maximum(_density(checkpoint, grid, width, sigma), 10.0**bottom)) - bottom
+            _draw_row(
+                axes,
+                row,
+                width * np.sinh(grid),
+                REACH * decades / (top - bottom),
+                _look(checkpoint, digest.phase_two),
+                width,
+            )
+        axes.set_xlim(*(width * np.sinh(grid[[0, -1]])))
+        scale_asinh(axes, "x", width, most=4)
+        axes.set_xlabel("eigenvalue")
+        _name_rows(axes, digest, probe)
+        _ridge_legend(axes, probe, digest.phase_two)
         return chart(
             figure,
             key=key,
-            title="Spectral density",
-            caption="Density per unit of the drawn axis, broadened by a Gaussian. The axis is linear in the grey part "
-            f"(±{number(width, 2)}); hatched: what lies below it.",
-            description=" ".join(_describe_density(name, checkpoint) for name, checkpoint in chosen),
+            title="Spectral density, checkpoint by checkpoint",
+            caption=f"Training runs upwards{_left_out(digest, probe)}. A row's height is the logarithm of the density "
+            f"per unit of the drawn axis, from {power_of_ten(bottom)} to {power_of_ten(top)}, broadened by a Gaussian. "
+            f"The axis is linear in the grey part (±{number(width, 2)}), logarithmic beyond; hatched: below it.",
+            description=" ".join(map(_describe_density, probe)),
         )
+
+
+def _left_out(digest: Digest, shown: Sequence[ProbedCheckpoint]) -> str:
+    measured = sum(1 for checkpoint in digest.probe if checkpoint.nodes.size)
+    return f" ({len(shown)} of {measured} checkpoints)" if len(shown) < measured else ""
 
 
 def _grid(checkpoints: Sequence[ProbedCheckpoint], width: float) -> tuple[Floats, float]:
@@ -80,7 +118,7 @@ def _grid(checkpoints: Sequence[ProbedCheckpoint], width: float) -> tuple[Floats
     nodes = np.arcsinh(np.concatenate([checkpoint.nodes for checkpoint in checkpoints]) / width)
     low, high = min(nodes.min(), -1.0), max(nodes.max(), 1.0)
     sigma = BROADENING * (high - low)
-    return np.linspace(low - 4 * sigma, high + 4 * sigma, 301), sigma
+    return np.linspace(low - 4 * sigma, high + 4 * sigma, 181), sigma
 
 
 def _density(checkpoint: ProbedCheckpoint, grid: Floats, width: float, sigma: float) -> Floats:
@@ -89,44 +127,77 @@ def _density(checkpoint: ProbedCheckpoint, grid: Floats, width: float, sigma: fl
     return np.asarray(bells @ (checkpoint.weights / checkpoint.weights.sum()), dtype=np.float64)
 
 
-def _density_panel(axes: Axes, grid: Floats, density: Floats, width: float) -> None:
-    eigenvalues = width * np.sinh(grid)
-    axes.axvspan(-width, width, color="#e6e9ef", linewidth=0, zorder=0)
-    axes.axvline(0.0, color="#aab1bd", linewidth=1.0, zorder=0.6)
-    # The logarithmic axis is cut far above this; points below only cost bytes.
-    bottom = 1e-9
-    density = np.maximum(density, bottom)
-    # Around zero the broadening spills over to the other side, so no side is claimed there.
-    below = eigenvalues <= -width
-    axes.fill_between(eigenvalues[~below], density[~below], bottom, color="#d3e3f1", linewidth=0)
-    axes.fill_between(
-        eigenvalues[below],
-        density[below],
-        bottom,
-        facecolor="#f6d9c8",
-        edgecolor=PALETTE["vermilion"],
-        hatch="////",
-        linewidth=0,
-    )
-    axes.plot(eigenvalues, density, color=INK, linewidth=1.1)
-
-
-def _share_heights(panels: Sequence[Axes], checkpoints: Sequence[ProbedCheckpoint], sigma: float) -> None:
-    """Give all panels one logarithmic height, low enough for the lightest line of the spectrum."""
+def _decades(probe: Sequence[ProbedCheckpoint], sigma: float) -> tuple[int, int]:
+    """Return the powers of ten between which all rows are drawn: low enough for the lightest line of the spectrum."""
     bell = sigma * math.sqrt(2 * math.pi)
-    lightest = min(float(c.weights[c.weights > 1e-7 * c.weights.sum()].min() / c.weights.sum()) for c in checkpoints)
-    bottom = 10.0 ** math.floor(math.log10(lightest / bell / 3))
-    for axes in panels:
-        axes.set_ylim(bottom, 3.0 / bell)
-        scale_log(axes, "y", most=4)
+    lightest = min(float(c.weights[c.weights > 1e-7 * c.weights.sum()].min() / c.weights.sum()) for c in probe)
+    return math.floor(math.log10(lightest / bell / 3)), math.ceil(math.log10(1.0 / bell))
 
 
-def _describe_density(name: str, checkpoint: ProbedCheckpoint) -> str:
+def _draw_ground(axes: Axes, width: float, rows: int) -> None:
+    """Zero, and the linear part around it."""
+    axes.axvspan(-width, width, color="#e6e9ef", linewidth=0, zorder=-rows - 2)
+    axes.axvline(0.0, color="#8d95a3", linewidth=1.0, zorder=rows + 2)
+    axes.grid(False, axis="y")
+
+
+def _draw_row(axes: Axes, row: int, eigenvalues: Floats, height: Floats, look: _Look, width: float) -> None:
+    # Rows below stand in front: what they hide of the row behind is its foot, which is empty.
+    order = float(-row)
+    # Only where there is anything: a line along the ground would be taken for density.
+    there = height > 0
+    axes.fill_between(
+        eigenvalues, row, row + height, where=there, color=look.fill, linewidth=0, zorder=order, alpha=0.92
+    )
+    # Around zero the broadening spills over to the other side, so no side is claimed there.
+    below = there & (eigenvalues <= -width)
+    axes.fill_between(
+        eigenvalues,
+        row,
+        row + height,
+        where=below,
+        facecolor="none",
+        edgecolor=look.line,
+        hatch="//////",
+        linewidth=0,
+        zorder=order,
+    )
+    axes.plot(
+        eigenvalues,
+        np.where(there, row + height, np.nan),
+        color=look.line,
+        linestyle=look.style,
+        linewidth=1.2,
+        zorder=order,
+    )
+    axes.plot(eigenvalues[[0, -1]], [row, row], color="#c3c9d3", linewidth=0.7, zorder=order - 0.5)
+
+
+def _name_rows(axes: Axes, digest: Digest, probe: Sequence[ProbedCheckpoint]) -> None:
+    switch = digest.switch.epoch if digest.switch else None
+    by_epoch = all(checkpoint.epoch is not None for checkpoint in probe)
+    names = [place(c).removeprefix("epoch ") if by_epoch else label(place(c), 18) for c in probe]
+    marks = ["switch, " if c.epoch is not None and c.epoch == switch else "" for c in probe]
+    axes.set_yticks(range(len(probe)), [mark + name for mark, name in zip(marks, names, strict=True)])
+    axes.set_ylabel("epoch" if by_epoch else "checkpoint")
+    axes.set_ylim(-0.15, len(probe) - 1 + REACH + 0.1)
+
+
+def _ridge_legend(axes: Axes, probe: Sequence[ProbedCheckpoint], phase_two: str) -> None:
+    looks = dict.fromkeys(_look(checkpoint, phase_two) for checkpoint in probe)
+    patches = [
+        Patch(facecolor=k.fill, edgecolor=k.line, linestyle=k.style, linewidth=1.2, label=label(k.name)) for k in looks
+    ]
+    patches.append(Patch(facecolor="none", edgecolor=MUTED, hatch="//////", linewidth=0, label="below the grey part"))
+    legend(axes, patches)
+
+
+def _describe_density(checkpoint: ProbedCheckpoint) -> str:
     total = checkpoint.weights.sum()
     below = checkpoint.weights[checkpoint.nodes < -checkpoint.rounding_floor].sum() / total
     near = checkpoint.weights[np.abs(checkpoint.nodes) <= checkpoint.rounding_floor].sum() / total
     low, high = (
         signed(float(end), checkpoint.rounding_floor) for end in (checkpoint.nodes.min(), checkpoint.nodes.max())
     )
-    text = f"{name}, {place(checkpoint)}: from {low} to {high}, {number(float(below))} of the weight below zero"
+    text = f"{place(checkpoint)}: from {low} to {high}, {number(float(below))} of the weight below zero"
     return text + (f", {number(float(near))} within rounding of zero." if near > 0 else ".")

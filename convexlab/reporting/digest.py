@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from convexlab.reporting.oracle import Oracle, read_oracle
-from convexlab.reporting.records import Curve, Outcome, ProbedCheckpoint, Row, Switch, mapping_of, number_of, text_of
+from convexlab.reporting.records import (
+    Curve,
+    Outcome,
+    ProbedCheckpoint,
+    Records,
+    Row,
+    Switch,
+    mapping_of,
+    number_of,
+    text_of,
+)
 from convexlab.runs import Run
 
 __all__ = ["TWO_PHASE", "Digest", "read_digest"]
@@ -50,11 +62,30 @@ class Digest:
     """By epoch."""
     oracle: Oracle | None
     """Where other switches of the same run ended, if that was asked."""
+    records: Records = field(repr=False)
 
     @property
     def curve(self) -> Curve | None:
         """The two-phase run."""
         return self.curves.get(TWO_PHASE)
+
+    @property
+    def switch_share(self) -> float | None:
+        """The share of the budget that was spent at the switch."""
+        if self.switch is None or self.switch.epoch is None or self.curve is None or not self.budget:
+            return None
+        (rows,) = np.nonzero(self.curve.epoch == self.switch.epoch)
+        cost = float(self.curve.cost[rows[0]]) if rows.size else math.nan
+        return cost / self.budget if math.isfinite(cost) else None
+
+    @property
+    def probe_at_switch(self) -> ProbedCheckpoint | None:
+        """The probed checkpoint at the switch, or the nearest one; None without a switch or an epoch."""
+        switch = self.switch.epoch if self.switch else None
+        known = [checkpoint for checkpoint in self.probe if checkpoint.epoch is not None]
+        if switch is None or not known:
+            return None
+        return min(known, key=lambda checkpoint: abs((checkpoint.epoch or 0.0) - switch))
 
     @property
     def better_baseline(self) -> tuple[str, Outcome] | None:
@@ -75,7 +106,8 @@ def read_digest(run: Run, label: str) -> Digest:
     config, summary = run.config, run.summary
     result = summary or {}
     model, dataset = mapping_of(result, "model"), mapping_of(result, "dataset")
-    curves = _curves(run.metrics)
+    metrics, probe = run.metrics, run.probe
+    curves = _curves(metrics)
     phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
     two_phase, resort = mapping_of(result, "two_phase"), mapping_of(result, "safe_resort")
     return Digest(
@@ -101,8 +133,9 @@ def read_digest(run: Run, label: str) -> Digest:
         },
         environment=mapping_of(result, "environment"),
         curves=curves,
-        probe=tuple(sorted(map(ProbedCheckpoint.from_row, run.probe), key=_by_epoch)),
+        probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
         oracle=read_oracle(result, run.oracle),
+        records=Records(result, probe, metrics),
     )
 
 

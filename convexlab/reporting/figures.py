@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -47,6 +48,10 @@ MUTED = "#5d6675"
 WIDTH, HEIGHT = 4.7, 3.6
 # More than a factor of 20 on one axis squeezes most of a linear one into a corner.
 FAR = 20.0
+# Two names of so many characters fit beside each other.
+LONG_NAME = 30
+# How far apart two ticks of three or four digits must be, as a share of the axis.
+_APART = {"x": 0.1, "y": 0.06}
 
 Which = Literal["x", "y"]
 Floats = npt.NDArray[np.float64]
@@ -62,12 +67,12 @@ def _look() -> Any:  # matplotlib's stubs want a type that names every setting
         "axes.spines.top": False,
         "axes.unicode_minus": True,
         "font.family": ["DejaVu Sans"],
-        "font.size": 9.5,
-        "axes.labelsize": 9.5,
-        "xtick.labelsize": 9.0,
-        "ytick.labelsize": 9.0,
-        "legend.fontsize": 9.0,
-        "legend.handlelength": 1.8,
+        "font.size": 10.5,
+        "axes.labelsize": 10.5,
+        "xtick.labelsize": 10.0,
+        "ytick.labelsize": 10.0,
+        "legend.fontsize": 9.5,
+        "legend.handlelength": 1.6,
         "legend.frameon": False,
         "grid.color": "#e9ecf1",
         "grid.linewidth": 0.7,
@@ -100,9 +105,18 @@ def label(text: str, longest: int = 36) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def legend(axes: Axes) -> None:
-    """Put the legend above the axes, where it hides no data."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.1, columnspacing=1.2)
+def legend(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Put the legend above the axes, where it hides no data: in two columns where the names are short enough."""
+    shown = axes.get_legend_handles_labels()[0] if handles is None else handles
+    longest = max((len(str(handle.get_label())) for handle in shown), default=0)
+    axes.legend(
+        handles=shown,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2 if longest <= LONG_NAME else 1,
+        borderaxespad=0.1,
+        columnspacing=1.0,
+    )
 
 
 def spans_far(values: Iterable[float] | Floats) -> bool:
@@ -185,5 +199,8 @@ def scale_asinh(axes: Axes, which: Which, linear_width: float, most: int = 4) ->
     first, last = math.ceil(math.log10(linear_width)), math.floor(math.log10(max(-low, high, linear_width)))
     # The sparse end of a side is the one near zero, where decades crowd together.
     decades = _thin([10.0**power for power in range(last, first - 1, -1)], most)
+    # What is left must not run into the zero either, as drawn: a line of text is less high than wide.
+    apart = _APART[which] * (math.asinh(high / linear_width) - math.asinh(low / linear_width))
+    decades = [tick for tick in decades if math.asinh(tick / linear_width) >= apart]
     ticks = [-tick for tick in decades if -tick >= low] + [0.0] + [tick for tick in decades if tick <= high]
     _set_ticks(_axis(axes, which), FixedLocator(sorted(ticks)), _form(ticks))

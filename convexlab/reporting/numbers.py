@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["accuracy", "count", "lower_bound", "number", "percent", "plus_minus", "power_of_ten", "signed"]
+__all__ = [
+    "accuracy",
+    "count",
+    "lower_bound",
+    "number",
+    "percent",
+    "plain_number",
+    "plus_minus",
+    "power_of_ten",
+    "signed",
+]
 
 MISSING = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_FROM_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+# What `number` and `count` print.
+_PRINTED = re.compile(r"([−-]?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?:×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?")
 
 
 def power_of_ten(exponent: int) -> str:
@@ -38,6 +52,21 @@ def count(value: float | None) -> str:
         return MISSING
     rounded = round(value, 1)
     return f"{rounded:,.0f}" if rounded == int(rounded) else f"{rounded:,.1f}"
+
+
+def plain_number(text: str) -> str:
+    """Return a printed number as programs read it, ``-1.4e-4`` for ``−1.40×10⁻⁴``; any other text as it is.
+
+    What is missing becomes empty.
+    """
+    if text == MISSING:
+        return ""
+    found = _PRINTED.fullmatch(text)
+    if found is None:
+        return text
+    sign, whole, fraction, power = found.groups()
+    exponent = f"e{power.translate(_FROM_SUPERSCRIPTS)}" if power else ""
+    return f"{'-' if sign else ''}{whole.replace(',', '')}{fraction or ''}{exponent}"
 
 
 def accuracy(value: float | None) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.numbers import count, number
+from convexlab.reporting.downloads import LARGEST, run_downloads
+from convexlab.reporting.joint_wording import joint_headline
 from convexlab.reporting.oracle_part import OraclePart, oracle_part
 from convexlab.reporting.signals import Signal, signals
 from convexlab.reporting.svg import Chart
@@ -28,10 +28,10 @@ from convexlab.reporting.tables import (
     settings_tables,
 )
 from convexlab.reporting.templating import template
+from convexlab.reporting.tiles import joint_tiles, tiles
 from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.reporting.wording import (
     headline,
-    joint_headline,
     judgement,
     place,
     verdict_name,
@@ -105,14 +105,6 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-class Tile(NamedTuple):
-    """A figure that answers at a glance."""
-
-    label: str
-    value: str
-    note: str
-
-
 class Judgement(NamedTuple):
     """The verdict on one checkpoint."""
 
@@ -130,7 +122,6 @@ class Section:
     anchor: str
     digest: Digest
     headline: list[str]
-    tiles: list[Tile]
     oracle: OraclePart | None
     norm: Chart | None
     costs: list[Chart]
@@ -153,7 +144,6 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         anchor=anchor,
         digest=digest,
         headline=headline(digest),
-        tiles=_tiles(digest),
         oracle=oracle_part(digest, f"{anchor}-oracle", compact=compact),
         norm=norm_chart(digest, f"{anchor}-norm"),
         costs=cost_charts(digest, anchor)[: 1 if compact else None],
@@ -168,29 +158,6 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
     )
 
 
-def _tiles(digest: Digest) -> list[Tile]:
-    tiles = []
-    ours, comparison, switch = digest.two_phase, compare(digest), digest.switch
-    if ours is not None:
-        note = f"better Adam: {number(comparison.baseline_loss)}" if comparison else "no baseline"
-        tiles.append(Tile("Training loss, two-phase", number(ours.train_loss), note))
-    if comparison is not None:
-        tiles.append(Tile("Against the better Adam", _against(comparison), comparison.cost_clause))
-    if switch is not None:
-        when = "never" if switch.epoch is None else f"epoch {count(switch.epoch)}"
-        tiles.append(Tile("Switch", when, switch.detector))
-    if digest.probe:
-        last = digest.probe[-1]
-        tiles.append(Tile("Last verdict", verdict_name(last.verdict), place(last)))
-    return tiles
-
-
-def _against(comparison: Comparison) -> str:
-    if not comparison.is_conclusive:
-        return "not comparable"
-    return f"{comparison.factor}× {comparison.word}" if comparison.factor else comparison.word
-
-
 def _title(digests: Sequence[Digest]) -> str:
     subjects = Counter(f"{digest.model} on {digest.dataset}" for digest in digests)
     subject = next(iter(subjects)) if len(subjects) == 1 else f"{len(digests)} runs"
@@ -201,14 +168,23 @@ def render(digests: Sequence[Digest]) -> str:
     """Return the page as HTML; everything that came from a run is escaped."""
     anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
     several, compact = len(digests) > 1, len(digests) > MANY
-    return template("report.html.j2").render(
-        title=_title(digests),
-        several=several,
-        headline=_top(digests),
-        comparison=comparison_table(digests, anchors) if several else None,
-        comparison_chart=comparison_chart(digests, "comparison") if several else None,
-        compact=compact,
-        sections=[_section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)],
-        settings=settings_tables(digests),
-        environment=environment_table(digests),
-    )
+    comparison = comparison_table(digests, anchors) if several else None
+    parts = {
+        "title": _title(digests),
+        "several": several,
+        "headline": _top(digests),
+        "tiles": joint_tiles(digests) if several else tiles(digests[0]),
+        "comparison": comparison,
+        "comparison_chart": comparison_chart(digests, "comparison") if several else None,
+        "compact": compact,
+        "sections": [
+            _section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)
+        ],
+        "settings": settings_tables(digests),
+        "environment": environment_table(digests),
+    }
+    page = template("report.html.j2")
+    # The data get the room that the rest of the page leaves; 200 bytes a link are its words.
+    room = (LARGEST - len(page.render(parts, downloads=[]).encode("utf-8", "replace"))) // len(digests) - 200
+    downloads = [(digest.label, run_downloads(digest, room)) for digest in digests]
+    return page.render(parts, downloads=downloads)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Curve", "Outcome", "ProbedCheckpoint", "Row", "Switch", "mapping_of", "number_of", "text_of"]
+__all__ = ["Curve", "Outcome", "ProbedCheckpoint", "Records", "Row", "Switch", "mapping_of", "number_of", "text_of"]
 
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
+
+
+class Records(NamedTuple):
+    """A run's files as they are, for those who want the data."""
+
+    summary: Row
+    """Empty when there is none yet."""
+    probe: Sequence[Row]
+    metrics: Sequence[Row]
 
 
 def number_of(row: Row, key: str) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from convexlab.environment import describe_environment
+from convexlab.reporting.downloads import LARGEST
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import Table, pairs_table
 from convexlab.reporting.templating import template
@@ -54,12 +55,16 @@ def write_study(study: Study, out: str | Path) -> Path:
         Its path.
     """
     environment = describe_environment(torch.device("cpu"), study.dtype)
-    page = template("study.html.j2").render(
-        title=study.title,
-        headline=study.answer,
-        study=study,
-        settings=[pairs_table("Settings", study.settings), pairs_table("Environment", environment)],
-    )
+    parts = {
+        "title": study.title,
+        "headline": study.answer,
+        "study": study,
+        "environment": environment,
+        "settings": [pairs_table("Settings", study.settings), pairs_table("Environment", environment)],
+    }
+    page = template("study.html.j2").render(parts, saved=True)
+    if len(page.encode("utf-8", "replace")) > LARGEST:
+        page = template("study.html.j2").render(parts, saved=False)
     path = Path(out)
     write_atomically(path, page.encode("utf-8", "replace"))
     return path

@@ -233,7 +233,7 @@ def _mark_switch_line(axes: Axes, position: float | None) -> None:
             xytext=(3, -2),
             textcoords="offset points",
             va="top",
-            fontsize=9,
+            fontsize=10,
             color=MUTED,
         )
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
 from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
-from convexlab.reporting.oracle_wording import joint_oracle_sentence, oracle_sentence
+from convexlab.reporting.oracle_wording import oracle_sentence
 from convexlab.reporting.records import ProbedCheckpoint
 
 __all__ = [
     "algorithm_name",
+    "has_paid",
+    "has_switched",
     "headline",
-    "joint_headline",
     "judgement",
     "place",
     "switch_sentence",
@@ -32,8 +31,11 @@ _VERDICTS = {
     "unresolved": "unresolved",
 }
 
-_JOINT_WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
-_ALWAYS_TOLD = ("better", "worse")
+_ANSWERS = {
+    "better": "Switching paid here. ",
+    "worse": "Switching did not pay here. ",
+    "equal": "Switching made no difference here. ",
+}
 
 
 def verdict_name(verdict: str) -> str:
@@ -58,13 +60,27 @@ def place(checkpoint: ProbedCheckpoint) -> str:
 def headline(digest: Digest) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
     first = [_probe_sentence(digest)] if digest.is_probe else [_outcome_sentence(digest), switch_sentence(digest)]
-    return [part for part in (*first, oracle_sentence(digest), _last_verdict(digest), _last_sample(digest)) if part]
+    verdicts = (_verdict_at_switch(digest), _last_verdict(digest), _last_sample(digest))
+    return [part for part in (*first, oracle_sentence(digest), *verdicts) if part]
+
+
+def has_paid(digest: Digest) -> bool:
+    """Tell whether there was a switch and the run ended better than the better Adam at no more cost."""
+    comparison = compare(digest)
+    if comparison is None or not has_switched(digest):
+        return False
+    return comparison.is_conclusive and comparison.word == "better"
+
+
+def has_switched(digest: Digest) -> bool:
+    """Tell whether training is known to have left Adam."""
+    return digest.switch is not None and digest.switch.epoch is not None
 
 
 def _outcome_sentence(digest: Digest) -> str:
     comparison = compare(digest)
     if comparison is not None:
-        return _comparison_sentence(comparison)
+        return f"{_answer(digest, comparison)}{_comparison_sentence(comparison)}"
     if digest.two_phase is not None and digest.two_phase.train_loss is not None:
         return (
             f"Two-phase training reached a training loss of {number(digest.two_phase.train_loss)}. "
@@ -76,6 +92,15 @@ def _outcome_sentence(digest: Digest) -> str:
     last = np.flatnonzero(np.isfinite(curve.loss))[-1]
     state = "ended at" if digest.finished else "stands at"
     return f"After epoch {count(curve.epoch[last])} training {state} a training loss of {number(curve.loss[last])}."
+
+
+def _answer(digest: Digest, comparison: Comparison) -> str:
+    """The answer in a few words: for this run, of which there may be others."""
+    if not has_switched(digest):
+        return ""
+    if not comparison.is_conclusive:
+        return "Whether switching paid cannot be told here. "
+    return _ANSWERS[comparison.word]
 
 
 def _comparison_sentence(comparison: Comparison) -> str:
@@ -101,20 +126,33 @@ def switch_sentence(digest: Digest) -> str:
         for what, value in (("training loss", switch.train_loss), ("gradient norm", switch.gradient_norm))
         if value is not None
     ]
+    share = digest.switch_share
+    spent = "" if share is None else f", with {percent(round(share, 2))} of the budget spent"
     told = (
         f"It switched from Adam to {digest.phase_two} after epoch {count(switch.epoch)}"
-        f"{' at ' + ' and '.join(at) if at else ''}."
+        f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
     if digest.safe_resort is None:
         return told
     return f"{told} After epoch {count(digest.safe_resort.epoch)} phase two gave up, and training went back to Adam."
 
 
+def _verdict_at_switch(digest: Digest) -> str:
+    there = digest.probe_at_switch
+    if there is None or there is digest.probe[-1] or digest.switch is None:
+        return ""
+    where = "At the switch" if there.epoch == digest.switch.epoch else "At the checkpoint nearest the switch"
+    return f"{where} ({place(there)}): {verdict_sentence(there)}."
+
+
 def _last_verdict(digest: Digest) -> str:
     if not digest.probe:
         return ""
     last = digest.probe[-1]
-    return f"At the last checkpoint probed ({place(last)}): {verdict_sentence(last)}."
+    where = "At the last checkpoint probed"
+    if digest.switch is not None and last.epoch is not None and last.epoch == digest.switch.epoch:
+        where = "At the switch, the last checkpoint probed"
+    return f"{where} ({place(last)}): {verdict_sentence(last)}."
 
 
 def _last_sample(digest: Digest) -> str:
@@ -186,34 +224,3 @@ def _sample(checkpoint: ProbedCheckpoint) -> str:
     if checkpoint.sampling_summary or examples is None or size is None or examples >= size:
         return ""
     return f" (loss of {count(examples)} of the {count(size)} training examples)"
-
-
-def joint_headline(digests: Sequence[Digest]) -> list[str]:
-    """Return the sentences that answer for several runs together."""
-    sentences = []
-    comparisons = [comparison for comparison in map(compare, digests) if comparison is not None]
-    if comparisons:
-        words = Counter(comparison.word if comparison.is_conclusive else "" for comparison in comparisons)
-        told = [f"{word} in {words[key]}" for key, word in _JOINT_WORDS.items() if words[key] or key in _ALWAYS_TOLD]
-        sentences.append(
-            f"Against the better Adam baseline of each run, two-phase training ended {', '.join(told)} "
-            f"of {len(comparisons)}{_range(comparisons)}."
-        )
-    if oracles := joint_oracle_sentence(digests):
-        sentences.append(oracles)
-    ends = Counter(verdict_name(digest.probe[-1].verdict) for digest in digests if digest.probe)
-    if ends:
-        told = [f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in ends.most_common()]
-        sentences.append(f"Verdicts at the last checkpoint probed: {', '.join(told)}.")
-    return sentences or ["No run has anything to compare yet."]
-
-
-def _range(comparisons: Sequence[Comparison]) -> str:
-    ratios = [comparison.ratio for comparison in comparisons if not math.isnan(comparison.ratio)]
-    if not ratios:
-        return ""
-    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
-    return (
-        f"; its training loss is {number(mean)} times theirs in the geometric mean "
-        f"(from {number(min(ratios))} to {number(max(ratios))})"
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from convexlab.reporting import write_report
 from convexlab.runs import Run
+from tests.reporting.chromium import Browser, find
 
 BUDGET = 120.0
 ENVIRONMENT = {
@@ -241,3 +243,9 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = build_run(tmp_path_factory.mktemp("full") / "run")
     write_report([run])
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with contextlib.closing(Browser(find(), tmp_path_factory.mktemp("profile"))) as running:
+        yield running

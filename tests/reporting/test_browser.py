@@ -2,141 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import fcntl
+import csv
 import json
-import os
-import select
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from convexlab.reporting import write_report
 from convexlab.runs import Run
+from tests.reporting.chromium import Browser, find
 
 pytestmark = pytest.mark.browser
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-pipe",
-)
-PATIENCE = 60.0
-
-
-class Browser:
-    """Chromium over the DevTools protocol, spoken through a pair of pipes: no port to race for, no package needed."""
-
-    def __init__(self, binary: str, profile: Path) -> None:
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        # The protocol reads descriptor 3 and writes 4; bash moves ours there, so ours must be neither.
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
-        command = [binary, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", *command],
-            pass_fds=ends,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for end in (theirs_in, theirs_out, *ends):
-            os.close(end)
-        self._out, self._in = ours_out, ours_in
-        self._buffer = b""
-        self._last_id = 0
-        self._session: str | None = None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def close(self) -> None:
-        """End the browser: it leaves when its pipe closes, and is made to where it does not."""
-        os.close(self._out)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._in)
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; events that arrive meanwhile are kept."""
-        self._last_id += 1
-        message: dict[str, Any] = {"id": self._last_id, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self._last_id:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
-            self.events.append(answer)
-
-    def wait_for(self, event: str) -> None:
-        """Wait until an event has arrived."""
-        while all(seen["method"] != event for seen in self.events):
-            self.events.append(self._read())
-
-    def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
-
-    def visit(self, path: Path, width: int, *, dark: bool = False) -> None:
-        """Load a file in a window of this width."""
-        self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait_for("Page.loadEventFired")
-        # A message or request of the page's own making comes before the answer to a round trip through its queue.
-        self.evaluate("document.body.getBoundingClientRect().height")
-
-    def screenshot(self, path: Path) -> None:
-        """Write the whole page as PNG."""
-        image = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(image))
-
-    def _read(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"the browser said nothing for {PATIENCE:.0f} s"
-            chunk = os.read(self._in, 1 << 16)
-            assert chunk, "the browser ended"
-            self._buffer += chunk
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return dict(json.loads(message))
-
-
-def _find() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        reason = f"no browser: none of {', '.join(BROWSERS)} is on the PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}, and in CI this may not be skipped")
-        pytest.skip(reason)
-    return found
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
@@ -146,13 +24,7 @@ def test_without_a_browser_ci_fails_and_others_skip(
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CI", ci)
     with pytest.raises(outcome, match="none of chromium, chromium-browser, google-chrome is on the PATH"):
-        _find()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with contextlib.closing(Browser(_find(), tmp_path_factory.mktemp("profile"))) as running:
-        yield running
+        find()
 
 
 MakeRun = Callable[..., Run]
@@ -198,6 +70,18 @@ def test_a_page_that_asks_and_complains_would_be_caught(browser: Browser, tmp_pa
     assert "Runtime.consoleAPICalled" in seen
     assert any(url.endswith("missing.png") for url in requests)
     assert browser.evaluate("document.documentElement.scrollWidth") > 390
+
+
+def test_a_click_saves_the_data_under_the_pages_own_policy(browser: Browser, full_run: Run, tmp_path: Path) -> None:
+    """From a file, with a policy that allows no request: the address is the data."""
+    browser.visit(full_run.report_path, 1280)
+    assert "default-src 'none'" in browser.evaluate("document.querySelector('meta[http-equiv]').content")
+    browser.save_all(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run-metrics.csv", "run-probe.json", "run-summary.json"]
+    assert json.loads((tmp_path / "run-summary.json").read_text()) == full_run.summary
+    with (tmp_path / "run-metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in rows] == [row["train_loss"] for row in full_run.metrics]
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from convexlab.reporting import density_figure
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
-from convexlab.reporting.density_figure import chosen_checkpoints, density_chart, linear_width
+from convexlab.reporting.density_figure import density_chart, linear_width, shown_checkpoints
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.figures import draw, label, scale_asinh, scale_linear, scale_log, spans_far
-from convexlab.reporting.records import ProbedCheckpoint
-from convexlab.reporting.svg import chart
+from convexlab.reporting.records import ProbedCheckpoint, Switch
+from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.runs import Run
 
@@ -174,27 +174,63 @@ def test_the_linear_part_of_the_axis_covers_the_rounding_floor() -> None:
     assert linear_width([_checkpoint([1e-6], [1.0], rounding_floor=1e-3)]) == 1e-3
 
 
-@pytest.mark.parametrize(
-    ("switch", "names"),
-    [
-        (40, ["first", "switch", "last"]),
-        (41, ["first", "nearest the switch", "last"]),
-        (0, ["first, switch", "last"]),
-        (None, ["first", "middle", "last"]),
-    ],
-)
-def test_densities_shown_are_start_switch_and_end(make_run: MakeRun, switch: int | None, names: list[str]) -> None:
-    digest = read_digest(make_run(summary={"switch": {"epoch": switch}}), "run")
-    chosen = chosen_checkpoints(digest)
-    assert [name for name, _ in chosen] == names
-    assert [checkpoint.epoch for _, checkpoint in chosen][:: len(chosen) - 1] == [0, 100]
+def _row_names(made: Chart | None) -> list[str]:
+    """The texts at the rows of a ridge, upwards: they stand at the left, each on a line of its own."""
+    assert made is not None
+    texts = [t for t in ElementTree.fromstring(made.svg).iter("text") if "text-anchor: end" in str(t.get("style"))]
+    return [t.text or "" for t in sorted(texts, key=lambda t: -float(str(t.get("y"))))]
 
 
-def test_a_single_checkpoint_is_drawn(make_probe: MakeRun) -> None:
-    digest = read_digest(make_probe(count=1), "probe")
-    assert [name for name, _ in chosen_checkpoints(digest)] == ["only one"]
-    for make in (eigenvalue_chart, mass_chart, density_chart):
+def test_densities_are_rows_with_the_epochs_upwards_and_the_switch_named(digest: Digest) -> None:
+    made = density_chart(digest, "key")
+    assert _row_names(made) == ["0", "12", "24", "36", "switch, 40", "48", "60", "72", "84", "96", "100"]
+    assert made is not None
+    assert {"start", "Adam (phase one)", "cg-golden (phase two)", "below the grey part"} <= set(_texts(made.svg))
+    assert made.description.count("of the weight below zero") == 11
+    assert made.description.startswith("epoch 0: from −0.543 to 3.00, 0.315 of the weight below zero")
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_few_and_many_densities_are_drawn(make_probe: MakeRun, count: int) -> None:
+    digest = read_digest(make_probe(count=count), "probe")
+    assert _row_names(density_chart(digest, "key")) == [str(50 * index) for index in range(count)]
+    for make in (eigenvalue_chart, mass_chart):
         assert make(digest, "key") is not None
+
+
+def test_of_very_many_densities_the_ends_and_the_switch_are_among_those_drawn(make_probe: MakeRun) -> None:
+    digest = read_digest(make_probe(count=40), "probe")
+    evenly = [checkpoint.epoch for checkpoint in shown_checkpoints(digest)]
+    assert 50 * 37 not in evenly
+    at_37 = Switch(50.0 * 37, "", None, None, "")
+    shown = [c.epoch for c in shown_checkpoints(dataclasses.replace(digest, switch=at_37))]
+    assert len(evenly) == len(shown) == len(set(shown)) == 16
+    assert shown == sorted(shown, key=float)
+    assert {0.0, 50.0 * 37, 50.0 * 39} <= set(shown)
+    made = density_chart(digest, "key")
+    assert made is not None
+    assert "(16 of 40 checkpoints)" in made.caption
+
+
+def test_a_row_is_as_high_as_its_density_and_hatched_below_zero_only() -> None:
+    """One line of the spectrum at -1 and one at 2, nothing between: the row has two humps and a hatch on the left."""
+    checkpoint = _checkpoint([-1.0, 2.0], [0.5, 0.5])
+    width = linear_width([checkpoint])
+    grid, sigma = density_figure._grid([checkpoint], width)
+    density = density_figure._density(checkpoint, grid, width, sigma)
+    bottom, top = density_figure._decades([checkpoint], sigma)
+    # Both lines reach half of a Gaussian's peak, which lies between the ends of the scale.
+    assert 10.0**bottom < density.max() <= 0.5 / (sigma * np.sqrt(2 * np.pi)) * (1 + 1e-9) < 10.0**top
+    height = np.log10(np.maximum(density, 10.0**bottom)) - bottom
+    look = density_figure._look(checkpoint, "cg")
+    with draw() as (_, (axes,)):
+        density_figure._draw_row(axes, 3, width * np.sinh(grid), height, look, width)
+        filled, hatched = (collection.get_paths()[0] for collection in axes.collections)
+        humps = [path.vertices for path in axes.collections[0].get_paths()]
+        assert len(humps) == 2
+        assert len(axes.collections[1].get_paths()) == 1
+        assert np.asarray(hatched.vertices)[:, 0].max() < 0
+        np.testing.assert_allclose(np.asarray(filled.vertices)[:, 1].max(), 3 + height[grid < 0].max())
 
 
 def test_checkpoints_of_unknown_epoch_are_drawn_in_order(make_probe: MakeRun) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plus_minus, signed
+from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plain_number, plus_minus, signed
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 
@@ -76,3 +76,20 @@ def test_counts_shares_and_accuracies() -> None:
     assert [count(value) for value in (None, 40.0, 13.333, 1437, 119.99999999)] == ["–", "40", "13.3", "1,437", "120"]
     assert percent(0.999) == "99.9\N{NO-BREAK SPACE}%"
     assert [accuracy(None), accuracy(1.0), accuracy(0.99449)] == ["–", "1.000", "0.994"]
+
+
+@settings(deadline=None)  # a busy machine is no fault
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_printed_number_is_written_for_programs_without_loss(value: float) -> None:
+    assert float(plain_number(number(value))) == pytest.approx(read_back(number(value)), rel=1e-12)
+    if abs(value) < 1e15:
+        assert float(plain_number(count(value))) == pytest.approx(read_back(count(value)), rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "yes", "1 ± 0.2", "0.1 to 0.2", "1,23", "12 %", "epoch 3", "10⁻³", "−", "2×10"])
+def test_any_other_text_stays(text: str) -> None:
+    assert plain_number(text) == text
+
+
+def test_what_is_missing_is_empty_for_programs() -> None:
+    assert plain_number(number(None)) == ""

@@ -9,8 +9,9 @@ import pytest
 
 from convexlab.reporting.comparison import compare
 from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.records import ProbedCheckpoint
-from convexlab.reporting.wording import headline, joint_headline, judgement, verdict_sentence
+from convexlab.reporting.joint_wording import joint_headline
+from convexlab.reporting.records import ProbedCheckpoint, Switch
+from convexlab.reporting.wording import has_paid, headline, judgement, verdict_sentence
 from convexlab.runs import Run
 
 MakeRun = Callable[..., Run]
@@ -37,32 +38,36 @@ def _with_losses(digest: Digest, ours: float, theirs: float) -> Digest:
         (
             1e-4,
             2.5e-4,
-            "ended better than the better Adam baseline (Adam, cosine rate): training loss 1.00×10⁻⁴ "
-            "against 2.50×10⁻⁴, a factor of 2.50, at equal cost (120 gradient equivalents).",
+            "Switching paid here. "
+            "Two-phase training ended better than the better Adam baseline (Adam, cosine rate): training loss "
+            "1.00×10⁻⁴ against 2.50×10⁻⁴, a factor of 2.50, at equal cost (120 gradient equivalents).",
         ),
         (
             3e-4,
             2e-4,
-            "ended worse than the better Adam baseline (Adam, cosine rate): training loss 3.00×10⁻⁴ "
+            "Switching did not pay here. "
+            "Two-phase training ended worse than the better Adam baseline (Adam, cosine rate): training loss 3.00×10⁻⁴ "
             "against 2.00×10⁻⁴, a factor of 1.50, at equal cost (120 gradient equivalents).",
         ),
         (
             2.01e-4,
             2e-4,
-            "ended level with the better Adam baseline (Adam, cosine rate): training loss 2.01×10⁻⁴ "
+            "Switching made no difference here. "
+            "Two-phase training ended level with the better Adam baseline (Adam, cosine rate): training loss 2.01×10⁻⁴ "
             "against 2.00×10⁻⁴, at equal cost (120 gradient equivalents).",
         ),
         # No ratio to a loss of zero.
         (
             0.0,
             2e-4,
-            "ended better than the better Adam baseline (Adam, cosine rate): training loss 0 "
+            "Switching paid here. "
+            "Two-phase training ended better than the better Adam baseline (Adam, cosine rate): training loss 0 "
             "against 2.00×10⁻⁴, at equal cost (120 gradient equivalents).",
         ),
     ],
 )
 def test_headline_says_better_or_worse_with_numbers(digest: Digest, ours: float, theirs: float, told: str) -> None:
-    assert headline(_with_losses(digest, ours, theirs))[0] == f"Two-phase training {told}"
+    assert headline(_with_losses(digest, ours, theirs))[0] == told
 
 
 def test_the_better_of_the_two_baselines_counts(digest: Digest) -> None:
@@ -103,6 +108,36 @@ def test_switch_is_told(make_run: MakeRun) -> None:
     assert digest.curve is not None
     assert headline(digest)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
     assert headline(read_digest(make_run("b", switch=None), "b"))[1] == "It never switched, so the whole run is Adam."
+
+
+def test_the_switch_is_told_with_the_share_of_the_budget(make_run: MakeRun) -> None:
+    """40 epochs of Adam at 4/3 each are 53.3 of 120 gradient equivalents."""
+    assert headline(read_digest(make_run(), "run"))[1].endswith(", with 44\N{NO-BREAK SPACE}% of the budget spent.")
+
+
+def test_without_a_switch_nothing_is_said_about_switching(digest: Digest) -> None:
+    never = dataclasses.replace(_with_losses(digest, 1e-4, 2e-4), switch=Switch(None, "", None, None, ""))
+    assert headline(never)[0].startswith("Two-phase training ended better than")
+    assert not has_paid(never)
+    assert has_paid(_with_losses(digest, 1e-4, 2e-4))
+    assert not has_paid(_with_losses(digest, 2e-4, 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [
+        ((0, 40, 100), "At the switch (epoch 40): non-convex, with curvature −0.5 along a direction found."),
+        ((0, 36, 100), "At the checkpoint nearest the switch (epoch 36): non-convex, with curvature −0.5 along"),
+        ((0, 40), "At the switch, the last checkpoint probed (epoch 40): non-convex, with curvature −0.5 along"),
+    ],
+)
+def test_the_verdict_at_the_switch_is_told(digest: Digest, epochs: tuple[int, ...], told: str) -> None:
+    row = {"verdict": "non-convex", "smallest": -0.5, "sampling_summary": ""}
+    probe = tuple(ProbedCheckpoint.from_row(row | {"epoch": epoch}) for epoch in epochs)
+    sentences = headline(dataclasses.replace(digest, probe=probe))
+    assert sentences[2].replace("−0.500", "−0.5").startswith(told)
+    # Each checkpoint once.
+    assert len(sentences) == 2 + min(2, len(epochs) - 1)
 
 
 def test_a_return_to_adam_is_told(make_run: MakeRun) -> None:
@@ -217,6 +252,30 @@ def test_several_runs_are_summed_up(make_run: MakeRun) -> None:
     ]
     # Geometric mean of 1/4, 1/2, 1 and 8 is 1.
     assert joint_headline(digests)[0] == (
+        "Switching paid in 2 of 4 runs. "
         "Against the better Adam baseline of each run, two-phase training ended better in 2, level in 1, worse in 1 "
         "of 4; its training loss is 1.00 times theirs in the geometric mean (from 0.250 to 8.00)."
     )
+
+
+def test_several_runs_tell_when_they_switched(make_run: MakeRun) -> None:
+    digests = [
+        read_digest(make_run(name, switch=switch, probed=False), name) for name, switch in (("a", 20), ("b", 40))
+    ]
+    # A third of an epoch a detection: 26.7 and 53.3 of 120.
+    spaced = [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in joint_headline(digests)]
+    assert spaced[1] == "They switched after epoch 20 to 40, with 22 % to 44 % of the budget spent."
+    never = read_digest(make_run("c", switch=None), "c")
+    assert "; 1 of 3 never did." in joint_headline([*digests, never])[1]
+    assert joint_headline([*digests, never])[0].startswith("Switching paid in 2 of the 2 runs that switched. Against")
+    first = joint_headline([never, never])[0]
+    assert first.startswith("None of them switched, so nothing is told about switching. Against the better")
+    assert "switched after" not in " ".join(joint_headline([never, never]))
+
+
+def test_several_verdicts_are_counted_at_the_switch_and_at_the_end(make_run: MakeRun) -> None:
+    digests = [read_digest(make_run(name, epochs=40, switch=16), name) for name in "ab"]
+    assert joint_headline(digests)[2:] == [
+        "Verdicts at or nearest the switch: 2\N{NO-BREAK SPACE}× non-convex.",
+        "Verdicts at the last checkpoint probed: 2\N{NO-BREAK SPACE}× no negative curvature found.",
+    ]
