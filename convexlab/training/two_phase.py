@@ -37,6 +37,8 @@ _RISE_STEPS = 10
 _LEAST_BATCH = 16
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
+# Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
+_SLICE_POINTS = 7
 
 
 def train_two_phase(
@@ -134,6 +136,7 @@ def _train(
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
+            slice_points=_SLICE_POINTS,
             device=config.device,
             resume=True,
             progress=progress,
