@@ -17,6 +17,9 @@ from convexlab.parameters import accumulation_dtype, unflatten
 
 __all__ = ["Slice", "check_points", "extreme_slices", "loss_slice", "losses_at", "reach_of"]
 
+# Of the loss, by the curvature term at the end of a slice.
+_CHANGE = 0.25
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -35,14 +38,15 @@ def check_points(points: int) -> None:
 
 
 def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | None:
-    """Return the step s at which the curvature term ½ |curvature| s² is as large as the loss itself.
+    """Return the step s at which the curvature term ½ |curvature| s² is a quarter of the loss.
 
-    The quadratic model without its slope doubles the loss there, or brings it to zero where the curvature is negative.
-    A curvature within ``resolution`` of zero counts as that: its line would otherwise be endless. None where there is
-    no such step.
+    Near enough for the middle points to show the curvature, and far enough for the outer ones to show where the
+    quadratic model ends: on half-trained vision transformers it held to between a third of it and all of it. A
+    curvature within ``resolution`` of zero counts as that: its line would otherwise be endless. None where there is no
+    such step.
     """
     bend = max(abs(curvature), resolution)
-    reach = math.sqrt(2 * abs(loss) / bend) if bend > 0 and math.isfinite(bend) and math.isfinite(loss) else 0.0
+    reach = math.sqrt(2 * _CHANGE * abs(loss) / bend) if bend > 0 and math.isfinite(bend + loss) else 0.0
     return reach if 0 < reach < math.inf else None
 
 

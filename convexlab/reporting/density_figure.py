@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,15 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
     return max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), np.finfo(np.float64).tiny * 1e3)
 
 
-def chosen_checkpoints(digest: Digest) -> list[tuple[str, ProbedCheckpoint]]:
-    """Return up to three checkpoints that have a density: first, the one nearest the switch, last."""
-    probe = [checkpoint for checkpoint in digest.probe if checkpoint.nodes.size]
+def _has_density(checkpoint: ProbedCheckpoint) -> bool:
+    return checkpoint.nodes.size > 0
+
+
+def chosen_checkpoints(
+    digest: Digest, usable: Callable[[ProbedCheckpoint], bool] = _has_density
+) -> list[tuple[str, ProbedCheckpoint]]:
+    """Return up to three checkpoints that are usable, by default with a density: first, nearest the switch, last."""
+    probe = [checkpoint for checkpoint in digest.probe if usable(checkpoint)]
     if not probe:
         return []
     chosen = {0: "first", len(probe) - 1: "last"} if len(probe) > 1 else {0: "only one"}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from convexlab.path_plane import PathPlane, read_plane
 from convexlab.reporting.records import Curve, Outcome, ProbedCheckpoint, Row, Switch, mapping_of, number_of, text_of
 from convexlab.runs import Run
 
@@ -47,6 +48,8 @@ class Digest:
     """By the `run` of `metrics.jsonl`."""
     probe: tuple[ProbedCheckpoint, ...]
     """By epoch."""
+    plane: PathPlane | None
+    """The loss around the path through the checkpoints."""
 
     @property
     def curve(self) -> Curve | None:
@@ -99,6 +102,7 @@ def read_digest(run: Run, label: str) -> Digest:
         environment=mapping_of(result, "environment"),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, run.probe), key=_by_epoch)),
+        plane=read_plane(run.landscape_path),
     )
 
 

@@ -15,7 +15,9 @@ from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.numbers import count, number
+from convexlab.reporting.plane_figure import plane_chart
 from convexlab.reporting.signals import Signal, signals
+from convexlab.reporting.slice_figure import slice_chart
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import (
     Table,
@@ -135,6 +137,8 @@ class Section:
     eigenvalues: Chart | None
     mass: Chart | None
     density: Chart | None
+    slices: Chart | None
+    plane: Chart | None
     signals: list[Signal]
     results: Table | None
     verdicts: list[Judgement]
@@ -157,6 +161,8 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),
         mass=None if compact else mass_chart(digest, f"{anchor}-mass"),
         density=None if compact else density_chart(digest, f"{anchor}-density"),
+        slices=None if compact else slice_chart(digest, f"{anchor}-slices"),
+        plane=None if compact else plane_chart(digest, f"{anchor}-plane"),
         signals=signals(digest),
         results=results_table(digest),
         verdicts=[Judgement(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in digest.probe],
