@@ -167,7 +167,7 @@ def _grid(coordinates: Tensor, points: int) -> tuple[list[float], list[float]]:
     width, height = ((high - low) * (1 + 2 * _MARGIN)).tolist()
     width = max(width, height)
     height = max(height, _FLATTEST * width)
-    rows = min(points, max(3, 2 * round((points - 1) * height / width / 2) + 1))
+    rows = min(points, max(3, round((points - 1) * height / width) + 1))
 
     def axis(centre: float, extent: float, count: int) -> list[float]:
         return torch.linspace(centre - extent / 2, centre + extent / 2, count, dtype=torch.float64).tolist()

@@ -41,7 +41,7 @@ def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | 
     """Return the step s at which the curvature term ½ |curvature| s² is a quarter of the loss.
 
     Near enough for the middle points to show the curvature, and far enough for the outer ones to show where the
-    quadratic model ends: on half-trained vision transformers it held to between a third of it and all of it. A
+    quadratic model ends: on half-trained vision transformers it held to between a sixth of it and all of it. A
     curvature within ``resolution`` of zero counts as that: its line would otherwise be endless. None where there is no
     such step.
     """
