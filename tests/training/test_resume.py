@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import convexlab as cl
 from convexlab.progress import Progress
-from convexlab.runs import Run
+from convexlab.runs import Run, read_json
 from convexlab.training import phase_two_names
 from convexlab.training.journal import Journal
 from convexlab.training.trajectory import Trajectory
@@ -57,6 +57,7 @@ def contents(run: Run) -> dict[str, Any]:
         "metrics": without_seconds(run.metrics),
         "summary": without_seconds(run.summary),
         "probe": without_seconds(run.probe),
+        "landscape": without_seconds(read_json(run.landscape_path)) if run.landscape_path.exists() else None,
         "members": [(member.path.name, contents(member)) for member in run.members if member.path != run.path],
         "tensors": {
             str(path): {name: value.tolist() for name, value in read.items()} for path, read in tensors.items()
