@@ -39,7 +39,7 @@ Place = str | os.PathLike[str] | Run
 # Both ends are bounded to this part of the range, even where the verdict is clear before.
 _TOLERANCE = 1e-2
 # Of what the rows of a probe cost, what the plane of the training path may cost on top.
-_PLANE_SHARE = 0.06
+_PLANE_SHARE = 0.05
 # Nodes with less weight than this are not seen in any picture.
 _NEGLIGIBLE_WEIGHT = 1e-12
 

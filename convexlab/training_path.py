@@ -58,5 +58,5 @@ class TrainingPath:
             budget=budget,
             points=points,
             key=self.key(points, budget),
-            progress=lambda done, total: progress(Progress("plane of the path", done, total)),
+            progress=lambda done, total: progress(Progress("plane", done, total)),
         )

@@ -219,7 +219,7 @@ def test_the_plane_goes_through_all_checkpoints_and_is_the_loss(run: Run, tiny: 
     rows = cl.probe(run, checkpoints=[run.checkpoints[0], run.checkpoints[-1]], **QUICK).rows
     assert len(rows) == 2
     plane = plane_in(run)
-    assert [point["epoch"] for point in plane["checkpoints"]] == [0, 3, 6]
+    assert [point["epoch"] for point in plane["checkpoints"]] == [0, 3, 4]
     assert [point["phase"] for point in plane["checkpoints"]] == ["start", "adam", "lbfgs-adam-scaled"]
     weights = [load_file(path) for path in run.checkpoints]
     matrix = np.stack([torch.cat([w[name].flatten() for name in NAMES]).numpy() for w in weights])
@@ -235,7 +235,7 @@ def test_the_plane_goes_through_all_checkpoints_and_is_the_loss(run: Run, tiny: 
     full = cl.probe(run, plane_points=5, **QUICK | {"density_steps": 83, "density_probes": 8, "slice_points": 0})
     plane = plane_in(run)
     assert (len(plane["x"]), plane["examples"]) == (5, TRAIN_SIZE)
-    assert plane["gradient_equivalents"] <= 0.06 * sum(row["gradient_equivalents"] for row in full.rows)
+    assert plane["gradient_equivalents"] <= 0.05 * sum(row["gradient_equivalents"] for row in full.rows)
     for y, losses in zip(plane["y"], plane["losses"], strict=True):
         for x, loss in zip(plane["x"], losses, strict=True):
             there = x * directions[0] + y * directions[1]
@@ -249,15 +249,15 @@ def test_the_plane_is_kept_made_again_and_taken_up(run: Run, trained: Run) -> No
     assert run.landscape_path.read_bytes() == before
     # A checkpoint more: a path more.
     source = trained.path / "seed-0" / "checkpoints"
-    shutil.copy(source / "epoch-00005.safetensors", run.path / "checkpoints")
+    shutil.copy(source / "epoch-00002.safetensors", run.path / "checkpoints")
     cl.probe(run, resume=True, **QUICK)
     again = plane_in(run)
-    assert [point["epoch"] for point in again["checkpoints"]] == [0, 3, 5, 6]
+    assert [point["epoch"] for point in again["checkpoints"]] == [0, 2, 3, 4]
     # Interrupted in the plane: the rows are kept, the old plane too, and the same is made in the end.
     run.landscape_path.write_bytes(before)
 
     def interrupt(step: Progress) -> None:
-        if step.task == "plane of the path" and step.done == 2:
+        if step.task == "plane" and step.done == 2:
             raise KeyboardInterrupt
 
     rows = run.probe_path.read_bytes()
@@ -280,7 +280,7 @@ def test_a_damaged_plane_is_refused_before_any_work(run: Run) -> None:
 
 def test_no_plane_of_what_is_no_path(run: Run, trained: Run, tmp_path: Path) -> None:
     other = Run(trained.path / "seed-1")
-    several = [*run.checkpoints[:2], other.checkpoint_path(6)]
+    several = [*run.checkpoints[:2], other.checkpoints[-1]]
     for name, paths in (("few", run.checkpoints[:2]), ("several", several)):
         cl.probe(paths, out=tmp_path / name, **QUICK)
         assert not Run(tmp_path / name).landscape_path.exists()
@@ -291,7 +291,7 @@ def test_no_plane_of_what_is_no_path(run: Run, trained: Run, tmp_path: Path) -> 
 
 
 def test_weights_that_are_not_finite_are_left_out_of_the_path(run: Run, trained: Run) -> None:
-    shutil.copy(trained.path / "seed-0" / "checkpoints" / "epoch-00005.safetensors", run.path / "checkpoints")
+    shutil.copy(trained.path / "seed-0" / "checkpoints" / "epoch-00002.safetensors", run.path / "checkpoints")
     last = run.checkpoints[-1]
     broken = load_file(last)
     broken["2.weight"][0, 0] = math.nan
@@ -299,17 +299,18 @@ def test_weights_that_are_not_finite_are_left_out_of_the_path(run: Run, trained:
         described = file.metadata()
     save_file(broken, last, metadata=described)
     cl.probe(run, checkpoints=[run.checkpoints[0]], **QUICK)
-    assert [point["epoch"] for point in plane_in(run)["checkpoints"]] == [0, 3, 5]
+    assert [point["epoch"] for point in plane_in(run)["checkpoints"]] == [0, 2, 3]
 
 
-def test_a_training_run_has_both_for_a_tenth_of_what_it_costs(tiny: Options, tmp_path: Path) -> None:
-    run = cl.train_two_phase(out=tmp_path / "run", epochs=6, switch_epoch=3, lr=1e-2, **tiny)
-    assert [len(row["slices"]["smallest"]["steps"]) for row in run.probe] == [7, 7, 7]
+def test_a_training_run_has_both_on_a_small_budget(tiny: Options, tmp_path: Path) -> None:
+    options = tiny | {"epochs": 6, "switch_epoch": 3, "lr": 1e-2, "no_baseline": True}
+    run = cl.train_two_phase(out=tmp_path / "run", **options)
+    assert [len(row["slices"][end]["steps"]) for row in run.probe for end in ("smallest", "largest")] == [7] * 6
     plane = plane_in(run)
-    assert len(plane["checkpoints"]) > 3
-    surfaces = plane["gradient_equivalents"] + 3 * 12 / 3
-    trained_for = run.summary["two_phase"]["gradient_equivalents"] + 3 + 6  # the constant rate from the switch on
-    assert surfaces <= 0.15 * (trained_for + sum(row["gradient_equivalents"] for row in run.probe))
+    # Three rows are probed, but the path goes through all checkpoints.
+    assert len(plane["checkpoints"]) == len(run.checkpoints) > len(run.probe)
+    # A twentieth of so few short rows does not pay for all examples, hence the least sample there is.
+    assert plane["examples"] == 64
 
 
 def test_rows_are_those_of_the_file_and_have_every_field(run: Run) -> None:

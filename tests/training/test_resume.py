@@ -65,11 +65,12 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
-# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe.
+# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe, the plane.
 @pytest.mark.parametrize(
     ("detector", "where"),
     [
-        *((None, place) for place in ("start", "adam", "switch", "phase-two", "adam-constant", "adam-cosine", "probe")),
+        *((None, place) for place in ("start", "adam", "switch", "phase-two", "adam-constant", "adam-cosine")),
+        *((None, place) for place in ("probe", "plane")),
         *(("algorithm-1", place) for place in ("adam", "switch")),
     ],
 )
@@ -93,7 +94,7 @@ def test_interrupted_and_resumed(
     with pytest.raises(KeyboardInterrupt):
         cl.train_two_phase(out=tmp_path / "run", progress=interrupt_after(reports), **options)
     cut = Run.open(tmp_path / "run")
-    assert (cut.summary is None) == (where != "probe")
+    assert (cut.summary is None) == (where not in ("probe", "plane"))
     resumed = cl.train_two_phase(out=cut.path, resume=True)
     assert contents(resumed) == contents(whole)
 
