@@ -121,7 +121,7 @@ def measure_plane(
     columns, rows = _grid(projection.coordinates, points)
     affordable = max(_LEAST_EXAMPLES, math.floor(train_size * budget / (_VALUE * len(columns) * len(rows))))
     examples = min(train_size, affordable)
-    begin, spent = time.perf_counter(), objective.cost.gradient_equivalents
+    begin = time.perf_counter()
     sample = objective if examples == train_size else objective.sample(examples)
     losses = _losses(sample, path[-1].weights, projection, columns, rows, progress)
     places = zip(path, *projection.coordinates.T.tolist(), projection.distances.tolist(), strict=True)
@@ -134,7 +134,8 @@ def measure_plane(
         losses=losses,
         examples=examples,
         train_size=train_size,
-        gradient_equivalents=objective.cost.gradient_equivalents - spent,
+        # As charged, but for the rounding of what was spent before.
+        gradient_equivalents=_VALUE * len(columns) * len(rows) * sample.share,
         seconds=time.perf_counter() - begin,
     )
 

@@ -147,7 +147,7 @@ class Section:
 
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
-MANY = 8
+MANY = 6
 
 
 def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:

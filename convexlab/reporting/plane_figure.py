@@ -25,7 +25,7 @@ __all__ = ["contour_levels", "plane_chart"]
 
 Floats = npt.NDArray[np.float64]
 # Points a side of what is drawn; between those measured the logarithm of the loss is interpolated by cubic splines.
-_FINE = 49
+_FINE = 37
 _MOST_LEVELS = 18
 _MOST_TICKS = 7
 # Levels within a decade, from fine to coarse: the preferred numbers of ISO 3, about evenly spaced by logarithm.

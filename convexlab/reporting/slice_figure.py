@@ -29,7 +29,7 @@ _ENDS = ("smallest", "largest")
 _TOLERANCE = 0.25
 # What rises above the model by more than so many times its range would press the rest flat.
 _HIGHEST = 3.0
-_MODEL_POINTS = 41
+_MODEL_POINTS = 25
 _HATCHED, _HATCH = "#f6d9c8", "////"
 
 
@@ -38,13 +38,15 @@ def slice_chart(digest: Digest, key: str) -> Chart | None:
     chosen = chosen_checkpoints(digest, lambda checkpoint: bool(checkpoint.slices))
     if not chosen:
         return None
-    with draw(rows=len(chosen), columns=2, height=1.1 + 1.85 * len(chosen)) as (figure, panels):
+    with draw(rows=len(chosen), columns=2, height=1.2 + 1.75 * len(chosen)) as (figure, panels):
         for row, (name, checkpoint) in enumerate(chosen):
             heads = (f"{name}: {label(place(checkpoint), 22)}", f"loss {number(checkpoint.train_loss)}")
             for axes, end, head in zip(panels[2 * row : 2 * row + 2], _ENDS, heads, strict=True):
                 _panel(axes, checkpoint, end, head)
         for axes, end in zip(panels[-2:], _ENDS, strict=True):
             axes.set_xlabel(f"step / s, {end} eigenvalue")
+        for axes in panels[:-2]:
+            axes.tick_params(labelbottom=False)
         figure.supylabel("change of the loss (%)", fontsize=9.5, color=INK)
         figure.legend(handles=_handles([c for _, c in chosen]), loc="outside upper left", ncols=2, columnspacing=1.2)
         return chart(
@@ -93,7 +95,7 @@ def _limits(losses: Floats, model: Floats) -> tuple[float, float]:
 
 
 def _ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(FixedLocator([-1, -0.5, 0, 0.5, 1]))
+    axes.xaxis.set_major_locator(FixedLocator([-1, 0, 1]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−")))

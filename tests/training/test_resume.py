@@ -65,7 +65,7 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
-# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe and
+# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe,
 # the plane.
 @pytest.mark.parametrize(
     ("detector", "where"),
