@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from convexlab.path_plane import Milestone, PathPlane, measure_plane
 from convexlab.problem import Problem, load_weights
 from convexlab.progress import Listener, Progress
@@ -30,7 +32,10 @@ class TrainingPath:
         options = json.dumps([self.setting, self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
         for checkpoint in self.checkpoints:
-            digest.update(hashlib.sha256(checkpoint.path.read_bytes()).digest())
+            # Not of the file: the order of its metadata differs from one writing to the next.
+            for tensor in (checkpoint.tensors[name] for name in sorted(checkpoint.tensors)):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
