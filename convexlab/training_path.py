@@ -35,7 +35,7 @@ class TrainingPath:
             # Not of the file: the order of its metadata differs from one writing to the next.
             for tensor in (checkpoint.tensors[name] for name in sorted(checkpoint.tensors)):
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
