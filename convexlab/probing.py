@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
+from convexlab.curvature.slices import check_points, extreme_slices
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import dot, norm
-from convexlab.problem import Problem, build_problem
+from convexlab.path_plane import read_plane
+from convexlab.problem import Problem, build_problem, load_weights
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
 from convexlab.sampling_error import sampling_error
+from convexlab.training_path import TrainingPath
 
 __all__ = ["Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]
 
@@ -35,6 +38,8 @@ Place = str | os.PathLike[str] | Run
 
 # Both ends are bounded to this part of the range, even where the verdict is clear before.
 _TOLERANCE = 1e-2
+# Of what the rows of a probe cost, what the plane of the training path may cost on top.
+_PLANE_SHARE = 0.05
 # Nodes with less weight than this are not seen in any picture.
 _NEGLIGIBLE_WEIGHT = 1e-12
 
@@ -65,6 +70,8 @@ class ProbeOptions:
     """Products of each of these but the first."""
     seed: int = 0
     """Of the Krylov runs' starts."""
+    slice_points: int = 13
+    """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -75,6 +82,8 @@ class ProbeOptions:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
+        if self.slice_points:
+            check_points(self.slice_points)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,8 @@ def probe(
     max_steps: int | None = None,
     density_probes: int = 3,
     density_steps: int = 32,
+    slice_points: int = 13,
+    plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -111,7 +122,8 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `sampling_error`, and ``sampling_summary`` in the rows.
+    see `sampling_error`, and ``sampling_summary`` in the rows. The loss itself is evaluated along them (``slices`` in
+    the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
 
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
@@ -127,7 +139,9 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
         density_steps: products of each of these but the first.
-        checkpoints: of a run directory's checkpoints, only these.
+        slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
+        plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
+        checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
         resume: keep the rows that ``out`` has already.
         progress: told where the work stands.
@@ -136,8 +150,14 @@ def probe(
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
     """
     options = ProbeOptions(
-        confidence=confidence, max_steps=max_steps, density_probes=density_probes, density_steps=density_steps
+        confidence=confidence,
+        max_steps=max_steps,
+        density_probes=density_probes,
+        density_steps=density_steps,
+        slice_points=slice_points,
     )
+    if plane_points and plane_points < 3:
+        raise MisuseError(f"expected plane_points of at least 3, or 0 for no plane, got {plane_points!r}.")
     places = _places(paths)
     files = _files(places, checkpoints)
     overrides = {
@@ -148,17 +168,24 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
-    loaded = [read_checkpoint(path) for path in files]
+    every = {path: read_checkpoint(path) for path in _files(places, None)}
+    loaded = [every[path] for path in files]
     settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
     target = _target(places, out, settings[0], resume)
-    names = _names(files, places, target)
+    named = dict(zip(every, _names(list(every), places, target), strict=True))
+    names = [named[path] for path in files]
     rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
+    path = _path(every, named, overrides) if plane_points else None
+    stored = read_plane(target.landscape_path) if resume and path else None
     problems: dict[_Setting, Problem] = {}
     for _, checkpoint, setting in missing:
         if setting not in problems:
             problems[setting] = build_problem(**asdict(setting), device=device)
         load_weights(problems[setting].model, checkpoint)
+    if path and settings[0] in problems:
+        for checkpoint in path.checkpoints:
+            load_weights(problems[settings[0]].model, checkpoint)
     if missing and not target.config_path.exists():
         # Only now is it known that there is something to measure.
         write_json(target.config_path, _described(settings[0]))
@@ -174,8 +201,30 @@ def probe(
         rows[name] = identity | row | {"witness": witness, "examples": size, "train_size": size}
         write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
     progress(Progress("probe", len(missing), len(missing)))
-    stored = {row["checkpoint"]: row for row in target.probe}
-    return Probe(target, [stored[name] for name in names])
+    kept = {row["checkpoint"]: row for row in target.probe}
+    result = Probe(target, [kept[name] for name in names])
+    budget = _PLANE_SHARE * sum(row["gradient_equivalents"] or 0.0 for row in result.rows)
+    if path and (stored is None or stored.key != path.key(plane_points, budget)):
+        problem = problems.get(settings[0]) or build_problem(**asdict(settings[0]), device=device)
+        plane = path.measure(problem, plane_points, budget, progress)
+        if plane is not None:
+            write_json(target.landscape_path, plane.as_row())
+    return result
+
+
+def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: dict[str, Any]) -> TrainingPath | None:
+    """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
+    epochs = [_epoch(checkpoint, position) for position, checkpoint in enumerate(loaded.values())]
+    settings = {_setting(checkpoint, overrides) for checkpoint in loaded.values()}
+    if len(loaded) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+        return None
+    order = sorted(zip(epochs, loaded, strict=True))
+    return TrainingPath(
+        setting=asdict(settings.pop()),
+        epochs=[epoch for epoch, _ in order],
+        names=[named[path] for _, path in order],
+        checkpoints=[loaded[path] for _, path in order],
+    )
 
 
 def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict | None]:
@@ -190,11 +239,12 @@ def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict |
     with Meter(problem.objective) as meter:
         row, verdict = _measured(problem.objective, options, meter)
         row |= sampling_error(problem, verdict)
+        row["slices"] = extreme_slices(problem.objective, verdict, row["train_loss"], options.slice_points)
         return row | _effort(meter, verdict), verdict
 
 
 def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[Row, Verdict | None]:
-    """Measure the same of any objective, but nothing on fresh examples, of which it does not know."""
+    """Measure the same of any objective, but no slices, and nothing on fresh examples, of which it does not know."""
     with Meter(objective) as meter:
         row, verdict = _measured(objective, options, meter)
         return row | _effort(meter, verdict), verdict
@@ -237,8 +287,10 @@ def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, me
         "smallest": ends.smallest,
         "smallest_lower_bound": ends.smallest_lower_bound,
         "smallest_residual": ends.smallest_residual,
+        "smallest_slope": float(dot(gradient, ends.smallest_vector)),
         "largest": ends.largest,
         "largest_residual": ends.largest_residual,
+        "largest_slope": float(dot(gradient, ends.largest_vector)),
         "negative_mass": mass,
         "negative_mass_standard_error": mass_error,
         "trace": trace,
@@ -260,43 +312,11 @@ def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:
     return float(dot(gradient, operator.matvec(gradient))) / square if square else None
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tensors into the model.
-
-    Raises:
-        MisuseError: names or shapes differ; the model is left as it was.
-    """
-    state = model.state_dict()
-    missing = sorted(state.keys() - checkpoint.tensors.keys())
-    extra = sorted(checkpoint.tensors.keys() - state.keys())
-    shapes = [
-        f"{name} is {tuple(checkpoint.tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
-    ]
-    problems = shapes[:2]
-    if extra:
-        problems.insert(0, f"not in the model {_few(extra)}")
-    if missing:
-        problems.insert(0, f"missing {_few(missing)}")
-    if problems:
-        raise MisuseError(
-            f"checkpoint {str(checkpoint.path)!r} is of another architecture: {'; '.join(problems)}. "
-            "Name the model that it was made from by --model, and the data set that decides its input and output."
-        )
-    model.load_state_dict(checkpoint.tensors)
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
 def _nothing(reason: str) -> Row:
     names = (
-        "gradient_curvature smallest smallest_lower_bound smallest_residual largest largest_residual negative_mass "
-        "negative_mass_standard_error trace trace_standard_error second_difference rounding_floor confidence floor "
-        "density"
+        "gradient_curvature smallest smallest_lower_bound smallest_residual smallest_slope largest largest_residual "
+        "largest_slope negative_mass negative_mass_standard_error trace trace_standard_error second_difference "
+        "rounding_floor confidence floor density"
     )
     return dict.fromkeys(names.split()) | {
         "verdict": "unresolved",

@@ -2,7 +2,7 @@
 
 Layout (fixed)::
 
-    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl  oracle.jsonl
+    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl  landscape.json  oracle.jsonl
     RUN/checkpoints/epoch-00000.safetensors ...
 
 Every file appears whole or not at all: written beside, flushed to disk, renamed.
@@ -192,6 +192,11 @@ class Run:
     def probe_path(self) -> Path:
         """Where the curvature of every probed checkpoint is."""
         return self.path / "probe.jsonl"
+
+    @property
+    def landscape_path(self) -> Path:
+        """Where the loss on the plane of the training path is."""
+        return self.path / "landscape.json"
 
     @property
     def oracle_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sklearn.decomposition import PCA
 
 import convexlab as cl
 from convexlab.progress import Progress
@@ -109,9 +111,9 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
-    # One gradient, three values along the witness, and products at 2 each; of the last two a part over the validation
-    # examples.
-    products = (row["gradient_equivalents"] - 2) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
+    # One gradient, three values along the witness, 24 along both slices, and products at 2 each; of the last two a part
+    # over the validation examples.
+    products = (row["gradient_equivalents"] - 2 - 24 / 3) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
     assert products == pytest.approx(int(products), abs=1e-9)
     assert products > row["steps"]
     assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
@@ -165,6 +167,150 @@ def test_the_same_direction_on_fresh_examples_against_dense_hessians(
     told = row["sampling_summary"]
     assert told.startswith(f"The loss is that of {extent} training examples. On {len(fresh[1])} ")
     assert ("hence on all 120" in told) == bool(others)
+
+
+def at(dataset: str, weights: dict[str, torch.Tensor], change: NDArray[Any]) -> float:
+    """Return the loss from the formula of the network at weights plus a flat change (n,)."""
+    parts = torch.from_numpy(change).split([weights[name].numel() for name in NAMES])
+    moved = {name: weights[name].double() + p.view_as(weights[name]) for name, p in zip(NAMES, parts, strict=True)}
+    return dense(dataset, moved)[0]
+
+
+def test_slices_are_the_loss_along_the_eigenvectors_and_are_charged(run: Run, tiny: Options, tmp_path: Path) -> None:
+    file = run.checkpoint_path(3)
+    short = {"density_probes": 1, "max_steps": 12, "slice_points": 5}
+    (row,) = cl.probe(file, out=tmp_path / "with", **short).rows
+    (without,) = cl.probe(file, out=tmp_path / "without", **short | {"slice_points": 0}).rows
+    assert without["slices"] is None
+    assert row["gradient_equivalents"] - without["gradient_equivalents"] == pytest.approx(2 * 4 / 3, abs=1e-9)
+    weights = load_file(file)
+    witness = load_file(tmp_path / "with" / row["witness"])["witness"].numpy()
+    found = row["slices"]["smallest"]
+    assert found["steps"] == pytest.approx([found["steps"][-1] * k / 2 for k in range(-2, 3)])
+    # Where curvature alone makes up a quarter of the loss.
+    assert 0.5 * row["smallest"] * found["steps"][-1] ** 2 == pytest.approx(-row["train_loss"] / 4, rel=1e-9)
+    for step, loss in zip(found["steps"], found["losses"], strict=True):
+        # Sums over 360 terms of the order of 1 in float64.
+        assert loss == pytest.approx(at(tiny["dataset"], weights, step * witness), abs=1e-12)
+    gradient, hessian = dense(tiny["dataset"], weights)[1:]
+    assert row["smallest_slope"] == pytest.approx(gradient @ witness, abs=1e-12)
+    # The largest eigenvector by itself, up to its sign, after twelve of 83 steps.
+    values, vectors = np.linalg.eigh(hessian)
+    found = row["slices"]["largest"]
+    assert abs(row["largest_slope"]) == pytest.approx(abs(gradient @ vectors[:, -1]), abs=row["largest_residual"])
+    losses = [at(tiny["dataset"], weights, step * vectors[:, -1]) for step in found["steps"]]
+    nearest = min(np.abs(np.array(found["losses"]) - losses).max(), np.abs(found["losses"] - np.flip(losses)).max())
+    gap = values[-1] - values[-2]
+    assert nearest < 10 * found["steps"][-1] * row["largest_residual"] / gap * np.linalg.norm(gradient) + 1e-6
+
+
+# The plane of the path
+
+
+QUICK: Options = {"density_probes": 1, "max_steps": 4, "slice_points": 3}
+
+
+def plane_in(run: Run) -> Row:
+    row: Row = json.loads(run.landscape_path.read_text())
+    return row
+
+
+def test_the_plane_goes_through_all_checkpoints_and_is_the_loss(run: Run, tiny: Options) -> None:
+    rows = cl.probe(run, checkpoints=[run.checkpoints[0], run.checkpoints[-1]], **QUICK).rows
+    assert len(rows) == 2
+    plane = plane_in(run)
+    assert [point["epoch"] for point in plane["checkpoints"]] == [0, 3, 4]
+    assert [point["phase"] for point in plane["checkpoints"]] == ["start", "adam", "lbfgs-adam-scaled"]
+    weights = [load_file(path) for path in run.checkpoints]
+    matrix = np.stack([torch.cat([w[name].flatten() for name in NAMES]).numpy() for w in weights])
+    pca = PCA(n_components=2, svd_solver="full").fit(matrix)
+    assert plane["explained_variance"] == pytest.approx(pca.explained_variance_ratio_, rel=1e-9)
+    places = np.array([[point["x"], point["y"]] for point in plane["checkpoints"]])
+    directions = pca.components_ * np.sign(np.sum((matrix - matrix[-1]) @ pca.components_.T * places, axis=0))[:, None]
+    np.testing.assert_allclose((matrix - matrix[-1]) @ directions.T, places, atol=1e-9)
+    # Two rows pay for a sample only: that has every value.
+    assert TRAIN_SIZE > plane["examples"] >= 64
+    values = len(plane["x"]) * len(plane["y"])
+    assert plane["gradient_equivalents"] == pytest.approx(values / 3 * plane["examples"] / TRAIN_SIZE)
+    full = cl.probe(run, plane_points=5, **QUICK | {"density_steps": 83, "density_probes": 8, "slice_points": 0})
+    plane = plane_in(run)
+    assert (len(plane["x"]), plane["examples"]) == (5, TRAIN_SIZE)
+    assert plane["gradient_equivalents"] <= 0.05 * sum(row["gradient_equivalents"] for row in full.rows)
+    for y, losses in zip(plane["y"], plane["losses"], strict=True):
+        for x, loss in zip(plane["x"], losses, strict=True):
+            there = x * directions[0] + y * directions[1]
+            assert loss == pytest.approx(at(tiny["dataset"], weights[-1], there), rel=1e-9)
+
+
+def test_the_plane_is_kept_made_again_and_taken_up(run: Run, trained: Run) -> None:
+    cl.probe(run, **QUICK)
+    before = run.landscape_path.read_bytes()
+    cl.probe(run, resume=True, **QUICK)
+    assert run.landscape_path.read_bytes() == before
+    # A checkpoint more: a path more.
+    source = trained.path / "seed-0" / "checkpoints"
+    shutil.copy(source / "epoch-00002.safetensors", run.path / "checkpoints")
+    cl.probe(run, resume=True, **QUICK)
+    again = plane_in(run)
+    assert [point["epoch"] for point in again["checkpoints"]] == [0, 2, 3, 4]
+    # Interrupted in the plane: the rows are kept, the old plane too, and the same is made in the end.
+    run.landscape_path.write_bytes(before)
+
+    def interrupt(step: Progress) -> None:
+        if step.task == "plane" and step.done == 2:
+            raise KeyboardInterrupt
+
+    rows = run.probe_path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        cl.probe(run, resume=True, progress=interrupt, **QUICK)
+    assert run.landscape_path.read_bytes() == before
+    assert run.probe_path.read_bytes() == rows
+    cl.probe(run, resume=True, **QUICK)
+    assert without_seconds(plane_in(run)) == without_seconds(again)
+
+
+def test_a_damaged_plane_is_refused_before_any_work(run: Run) -> None:
+    run.landscape_path.write_text("{")
+    with pytest.raises(cl.MisuseError, match=r"landscape.json'.*Delete the file and probe again with --resume"):
+        cl.probe(run, resume=True, **QUICK)
+    assert not run.probe_path.exists()
+    cl.probe(run, **QUICK)  # All is measured again.
+    assert len(plane_in(run)["checkpoints"]) == 3
+
+
+def test_no_plane_of_what_is_no_path(run: Run, trained: Run, tmp_path: Path) -> None:
+    other = Run(trained.path / "seed-1")
+    several = [*run.checkpoints[:2], other.checkpoints[-1]]
+    for name, paths in (("few", run.checkpoints[:2]), ("several", several)):
+        cl.probe(paths, out=tmp_path / name, **QUICK)
+        assert not Run(tmp_path / name).landscape_path.exists()
+    cl.probe(run, plane_points=0, **QUICK)
+    assert not run.landscape_path.exists()
+    with pytest.raises(cl.MisuseError, match="expected plane_points of at least 3, or 0 for no plane, got 2"):
+        cl.probe(run, plane_points=2, **QUICK)
+
+
+def test_weights_that_are_not_finite_are_left_out_of_the_path(run: Run, trained: Run) -> None:
+    shutil.copy(trained.path / "seed-0" / "checkpoints" / "epoch-00002.safetensors", run.path / "checkpoints")
+    last = run.checkpoints[-1]
+    broken = load_file(last)
+    broken["2.weight"][0, 0] = math.nan
+    with safe_open(last, framework="pt") as file:
+        described = file.metadata()
+    save_file(broken, last, metadata=described)
+    cl.probe(run, checkpoints=[run.checkpoints[0]], **QUICK)
+    assert [point["epoch"] for point in plane_in(run)["checkpoints"]] == [0, 2, 3]
+
+
+def test_a_training_run_has_both_on_a_small_budget(tiny: Options, tmp_path: Path) -> None:
+    options = tiny | {"epochs": 6, "switch_epoch": 3, "lr": 1e-2, "no_baseline": True}
+    run = cl.train_two_phase(out=tmp_path / "run", **options)
+    assert [len(row["slices"][end]["steps"]) for row in run.probe for end in ("smallest", "largest")] == [7] * 6
+    plane = plane_in(run)
+    # Three rows are probed, but the path goes through all checkpoints.
+    assert len(plane["checkpoints"]) == len(run.checkpoints) > len(run.probe)
+    # A twentieth of so few short rows does not pay for all examples, hence the least sample there is.
+    assert plane["examples"] == 64
 
 
 def test_rows_are_those_of_the_file_and_have_every_field(run: Run) -> None:
@@ -259,8 +405,9 @@ def test_resume_keeps_rows_and_adds_the_others(run: Run) -> None:
     full = cl.probe(run.path).rows
     kept = full[0] | {"marked": "kept"}
     write_json_lines(run.probe_path, [kept])
-    steps: list[Progress] = []
-    rows = cl.probe(run.path, resume=True, progress=steps.append).rows
+    told: list[Progress] = []
+    rows = cl.probe(run.path, resume=True, progress=told.append).rows
+    steps = [step for step in told if step.task == "probe"]
     assert rows[0] == kept
     assert without_seconds(rows[1:]) == without_seconds(full[1:])
     assert steps[-1].done == steps[-1].total == len(full) - 1
@@ -307,6 +454,7 @@ def test_nan_weights_are_a_row_not_a_crash(run: Run, given: Options, tmp_path: P
     assert first["epoch"] == 9
     assert (first["train_loss"], first["smallest"], first["witness"], first["steps"]) == (None, None, None, 0)
     assert first["gradient_equivalents"] == 1
+    assert first["slices"] is None
     assert first.keys() == second.keys()
     assert (first["smallest_fresh"], first["smallest_standard_error"], first["fresh_examples"]) == (None, None, None)
     assert first["sampling_summary"] == f"The loss is that of all {TRAIN_SIZE} training examples."
@@ -401,6 +549,8 @@ def pickled(path: Path) -> Path:
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
         ({"density_steps": 0}, "expected at least one density probe and step, got 3 and 0"),
+        ({"slice_points": 4}, "expected an odd number of points from 3, so that one is the middle, got 4"),
+        ({"plane_points": 1}, "expected plane_points of at least 3, or 0 for no plane, got 1"),
         ({"device": "abacus"}, "device 'abacus'"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convexlab.path_plane import PathPlane, read_plane
 from convexlab.reporting.oracle import Oracle, read_oracle
 from convexlab.reporting.records import (
     Curve,
@@ -60,6 +61,8 @@ class Digest:
     """By the `run` of `metrics.jsonl`."""
     probe: tuple[ProbedCheckpoint, ...]
     """By epoch."""
+    plane: PathPlane | None
+    """The loss around the path through the checkpoints."""
     oracle: Oracle | None
     """Where other switches of the same run ended, if that was asked."""
     records: Records = field(repr=False)
@@ -134,6 +137,7 @@ def read_digest(run: Run, label: str) -> Digest:
         environment=mapping_of(result, "environment"),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
+        plane=read_plane(run.landscape_path),
         oracle=read_oracle(result, run.oracle),
         records=Records(result, probe, metrics),
     )

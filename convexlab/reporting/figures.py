@@ -90,12 +90,12 @@ def _look() -> Any:  # matplotlib's stubs want a type that names every setting
 
 
 @contextlib.contextmanager
-def draw(rows: int = 1, height: float = HEIGHT) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Give a figure and its axes, one above the other with a common x axis, in the report's look."""
+def draw(rows: int = 1, height: float = HEIGHT, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Give a figure and its axes, row by row, in the report's look; those of one column have a common x axis."""
     # Restores the settings afterwards; seaborn's own set_theme would not.
     with mpl.rc_context(_look()):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+        axes = figure.subplots(rows, columns, sharex=columns == 1, squeeze=False)
         yield figure, [axis for row in axes for axis in row]
 
 

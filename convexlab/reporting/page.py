@@ -16,7 +16,9 @@ from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.downloads import LARGEST, run_downloads
 from convexlab.reporting.joint_wording import joint_headline
 from convexlab.reporting.oracle_part import OraclePart, oracle_part
+from convexlab.reporting.plane_figure import plane_chart
 from convexlab.reporting.signals import Signal, signals
+from convexlab.reporting.slice_figure import slice_chart
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import (
     Table,
@@ -128,6 +130,8 @@ class Section:
     eigenvalues: Chart | None
     mass: Chart | None
     density: Chart | None
+    slices: Chart | None
+    plane: Chart | None
     signals: list[Signal]
     results: Table | None
     verdicts: list[Judgement]
@@ -136,7 +140,7 @@ class Section:
 
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
-MANY = 8
+MANY = 6
 
 
 def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
@@ -150,6 +154,8 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
         eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),
         mass=None if compact else mass_chart(digest, f"{anchor}-mass"),
         density=None if compact else density_chart(digest, f"{anchor}-density"),
+        slices=None if compact else slice_chart(digest, f"{anchor}-slices"),
+        plane=None if compact else plane_chart(digest, f"{anchor}-plane"),
         signals=signals(digest),
         results=results_table(digest),
         verdicts=[Judgement(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in digest.probe],

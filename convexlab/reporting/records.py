@@ -135,6 +135,24 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class LossSlice:
+    """The loss along a unit vector through a checkpoint."""
+
+    steps: Floats
+    """(k,) distances from the checkpoint, rising through 0."""
+    losses: Floats
+    """(k,), NaN where the loss is not finite."""
+    loss: float
+    """At the checkpoint."""
+    slope: float
+    curvature: float
+
+    def model(self, steps: Floats) -> Floats:
+        """Return the loss by slope and curvature alone, (k,)."""
+        return self.loss + self.slope * steps + 0.5 * self.curvature * steps**2
+
+
+@dataclass(frozen=True)
 class ProbedCheckpoint:
     """The curvature of the training loss at one checkpoint: a row of `probe.jsonl`."""
 
@@ -178,6 +196,8 @@ class ProbedCheckpoint:
     largest_fresh_standard_error: float | None
     sampling_summary: str
     """Sentences on what the sample says of the full loss."""
+    slices: dict[str, LossSlice]
+    """Along the eigenvectors of the "smallest" and the "largest" eigenvalue, as far as measured."""
     nodes: Floats
     """(k,) spectral density, stochastic Lanczos quadrature; empty when not computed."""
     weights: Floats
@@ -202,6 +222,7 @@ class ProbedCheckpoint:
             sampling_summary=text_of(row, "sampling_summary"),
             rounding_floor=abs(number_of(row, "rounding_floor") or 0.0),
             cost=number_of(row, "gradient_equivalents"),
+            slices=_slices(row),
             nodes=nodes,
             weights=weights,
             **numbers,
@@ -214,3 +235,21 @@ def _density(row: Row) -> tuple[Floats, Floats]:
     nodes, weights = nodes[:count], weights[:count]
     usable = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)
     return nodes[usable], weights[usable]
+
+
+def _slices(row: Row) -> dict[str, LossSlice]:
+    found = {end: _slice(row, end) for end in ("smallest", "largest")}
+    return {end: drawn for end, drawn in found.items() if drawn is not None}
+
+
+def _slice(row: Row, end: str) -> LossSlice | None:
+    stored = mapping_of(mapping_of(row, "slices"), end)
+    loss, slope, curvature = (number_of(row, key) for key in ("train_loss", f"{end}_slope", end))
+    if loss is None or slope is None or curvature is None:
+        return None
+    # A null is a NaN: numpy makes one of None.
+    steps, losses = (np.array(stored.get(key) or [], dtype=np.float64).ravel() for key in ("steps", "losses"))
+    usable = steps.size == losses.size and steps.size > 2 and np.isfinite(losses).sum() > 1
+    if not (usable and np.isfinite(steps).all()):
+        return None
+    return LossSlice(steps, losses, loss, slope, curvature)

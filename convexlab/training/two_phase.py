@@ -32,6 +32,8 @@ _CHECKPOINTS = 6
 _LEAST_BATCH = 16
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
+# Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
+_SLICE_POINTS = 7
 
 
 def train_two_phase(
@@ -129,6 +131,7 @@ def _train(
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
+            slice_points=_SLICE_POINTS,
             device=config.device,
             resume=True,
             progress=progress,

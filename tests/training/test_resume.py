@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import convexlab as cl
 from convexlab.progress import Progress
-from convexlab.runs import Run
+from convexlab.runs import Run, read_json
 from convexlab.training import phase_two_names
 from convexlab.training.journal import Journal
 from convexlab.training.trajectory import Trajectory
@@ -57,6 +57,7 @@ def contents(run: Run) -> dict[str, Any]:
         "metrics": without_seconds(run.metrics),
         "summary": without_seconds(run.summary),
         "probe": without_seconds(run.probe),
+        "landscape": without_seconds(read_json(run.landscape_path)) if run.landscape_path.exists() else None,
         "members": [(member.path.name, contents(member)) for member in run.members if member.path != run.path],
         "tensors": {
             str(path): {name: value.tolist() for name, value in read.items()} for path, read in tensors.items()
@@ -64,11 +65,13 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
-# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe.
+# The reports of a whole run, in order: 0 the start, 1-4 Adam, from 5 the second phase, then the baselines, the probe,
+# the plane.
 @pytest.mark.parametrize(
     ("detector", "where"),
     [
-        *((None, place) for place in ("start", "adam", "switch", "phase-two", "adam-constant", "adam-cosine", "probe")),
+        *((None, place) for place in ("start", "adam", "switch", "phase-two", "adam-constant", "adam-cosine")),
+        *((None, place) for place in ("probe", "plane")),
         *(("algorithm-1", place) for place in ("adam", "switch")),
     ],
 )
@@ -92,7 +95,7 @@ def test_interrupted_and_resumed(
     with pytest.raises(KeyboardInterrupt):
         cl.train_two_phase(out=tmp_path / "run", progress=interrupt_after(reports), **options)
     cut = Run.open(tmp_path / "run")
-    assert (cut.summary is None) == (where != "probe")
+    assert (cut.summary is None) == (where not in ("probe", "plane"))
     resumed = cl.train_two_phase(out=cut.path, resume=True)
     assert contents(resumed) == contents(whole)
 

@@ -599,7 +599,7 @@ def test_progress_tells_the_task_and_ends_at_its_total(tiny: Options, tmp_path: 
     steps: list[Progress] = []
     cl.train_two_phase(out=tmp_path / "run", progress=steps.append, **tiny | {"probe_every": None})
     tasks = list(dict.fromkeys(step.task for step in steps))
-    assert tasks == ["two-phase", "adam-constant", "adam-cosine", "probe"]
+    assert tasks == ["two-phase", "adam-constant", "adam-cosine", "probe", "plane"]
     for task in tasks:
         done = [step.done for step in steps if step.task == task]
         assert done == sorted(done)

@@ -1,0 +1,111 @@
+"""Slices of the loss: its values along a line, beside the quadratic model of slope and curvature at the middle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.curvature.verdict import Verdict
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.parameters import accumulation_dtype, unflatten
+
+__all__ = ["Slice", "check_points", "extreme_slices", "loss_slice", "losses_at", "reach_of"]
+
+# Of the loss, by the curvature term at the end of a slice.
+_CHANGE = 0.25
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The loss at evenly spaced steps along a unit vector, on both sides of a point."""
+
+    steps: tuple[float, ...]
+    """(k,), distances from the point, 0 in the middle."""
+    losses: tuple[float, ...]
+    """(k,)."""
+
+
+def check_points(points: int) -> None:
+    """Raise a MisuseError unless a slice of so many points has a middle and both sides."""
+    if not isinstance(points, int) or points < 3 or points % 2 == 0:
+        raise MisuseError(f"expected an odd number of points from 3, so that one is the middle, got {points!r}.")
+
+
+def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | None:
+    """Return the step s at which the curvature term ½ |curvature| s² is a quarter of the loss.
+
+    Near enough for the middle points to show the curvature, and far enough for the outer ones to show where the
+    quadratic model ends: on half-trained vision transformers it held to between a sixth of it and all of it. A
+    curvature within ``resolution`` of zero counts as that: its line would otherwise be endless. None where there is no
+    such step.
+    """
+    bend = max(abs(curvature), resolution)
+    reach = math.sqrt(2 * _CHANGE * abs(loss) / bend) if bend > 0 and math.isfinite(bend + loss) else 0.0
+    return reach if 0 < reach < math.inf else None
+
+
+def loss_slice(objective: Objective, direction: Tensor, *, loss: float, reach: float, points: int = 13) -> Slice:
+    """Return the loss from -``reach`` to ``reach`` along a unit vector (n,); the model stays where it is.
+
+    Costs ``points`` - 1 values: that in the middle is known.
+
+    Args:
+        objective: at the model's present parameters.
+        direction: (n,), of unit length.
+        loss: the objective's value here.
+        reach: the largest step.
+        points: how many, an odd number.
+
+    Raises:
+        MisuseError: an even number of points or fewer than 3, or a direction of another shape.
+    """
+    check_points(points)
+    if direction.shape != (objective.size,):
+        raise MisuseError(f"expected a direction of shape ({objective.size},), got {tuple(direction.shape)}.")
+    middle = points // 2
+    steps = [reach * k / middle for k in range(-middle, middle + 1)]
+    exact = accumulation_dtype(objective.device)
+    start, along = objective.flat_parameters().to(exact), direction.to(device=objective.device, dtype=exact)
+    losses = losses_at(objective, (start + step * along for step in steps if step)).tolist()
+    return Slice(tuple(steps), (*losses[:middle], loss, *losses[middle:]))
+
+
+def extreme_slices(
+    objective: Objective, verdict: Verdict | None, loss: float, points: int
+) -> dict[str, dict[str, Any]] | None:
+    """Return slices along both extreme eigenvectors of a verdict as a row has them, each to its `reach_of`.
+
+    Costs two thirds of a gradient equivalent for each of ``points`` - 1. None without a verdict, without points, or
+    where the loss is zero.
+    """
+    if verdict is None or not points:
+        return None
+    ends, found = verdict.extremes, {}
+    # Below its floor the verdict takes no curvature for one.
+    resolution = max(verdict.floor * max(abs(ends.smallest), abs(ends.largest)), verdict.rounding_floor)
+    for name, curvature, vector in (
+        ("smallest", ends.smallest, ends.smallest_vector),
+        ("largest", ends.largest, ends.largest_vector),
+    ):
+        reach = reach_of(loss, curvature, resolution)
+        if reach is not None:
+            found[name] = asdict(loss_slice(objective, vector, loss=loss, reach=reach, points=points))
+    return found or None
+
+
+def losses_at(objective: Objective, points: Iterable[Tensor]) -> Tensor:
+    """Return the loss at flat vectors (n,), one value each, as (k,) on the CPU in float64.
+
+    The model is not moved for it, and the device is waited for once.
+    """
+    here = objective.point(requires_grad=False)
+    losses = [
+        objective.value_at(replace(here, leaves=unflatten(theta.to(objective.dtype), here.leaves))) for theta in points
+    ]
+    return torch.stack(losses).cpu().double() if losses else torch.empty(0, dtype=torch.float64)

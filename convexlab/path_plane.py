@@ -1,0 +1,231 @@
+"""The loss on the plane that holds most of a training path, with the path on it: `landscape.json` of a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.cost import Cost
+from convexlab.curvature.slices import losses_at
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.parameters import accumulation_dtype
+from convexlab.path_pca import Projection, project
+from convexlab.runs import Row, read_json
+
+__all__ = ["Milestone", "PathPlane", "Waypoint", "measure_plane", "read_plane"]
+
+# What is shown beyond the path on either side, as a share of its extent.
+_MARGIN = 0.25
+# The least height of the plane over its width: of a path that is nearly straight there would be nothing to see.
+_FLATTEST = 0.5
+# A sample of fewer examples says too little of the loss, whatever it may cost.
+_LEAST_EXAMPLES = 64
+_VALUE = Cost(values=1).gradient_equivalents
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A checkpoint of a path, by its weights."""
+
+    checkpoint: str
+    epoch: int
+    phase: str
+    weights: Tensor
+    """(n,), on the CPU."""
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A checkpoint of a path, by its place on the plane."""
+
+    checkpoint: str
+    epoch: int
+    phase: str
+    x: float
+    y: float
+    off_plane: float
+    """Distance from the plane: the loss there is not that of the plane below."""
+
+
+@dataclass(frozen=True)
+class PathPlane:
+    """The loss on a plane through the last checkpoint, in units of distance between weights."""
+
+    key: str
+    """Of what it was made; another key says that it has to be made again."""
+    checkpoints: tuple[Waypoint, ...]
+    """By epoch; the last is at the origin."""
+    explained_variance: tuple[float, float]
+    """Shares of the variance of the checkpoints' weights along x and y."""
+    x: tuple[float, ...]
+    """(p,), rising."""
+    y: tuple[float, ...]
+    """(q,), rising."""
+    losses: tuple[tuple[float, ...], ...]
+    """(q, p), NaN where one is not finite."""
+    examples: int
+    """Examples that the loss is the mean over, drawn at random from those of the training loss."""
+    train_size: int
+    gradient_equivalents: float
+    seconds: float
+
+    def as_row(self) -> Row:
+        """Return what `landscape.json` holds."""
+        return {"schema": 1} | asdict(self)
+
+
+def measure_plane(
+    objective: Objective,
+    path: Sequence[Milestone],
+    *,
+    train_size: int,
+    budget: float,
+    points: int = 13,
+    key: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PathPlane | None:
+    """Evaluate the loss on a grid of the plane of the first two principal components of a path.
+
+    Where the grid would cost more than ``budget``, the loss is that of a random sample of the examples. The model
+    stays where it is; its buffers, such as running statistics, are used as they are, and should be the last
+    checkpoint's.
+
+    Args:
+        objective: the training loss.
+        path: checkpoints by epoch.
+        train_size: examples of the objective.
+        budget: gradient equivalents.
+        points: of the grid along the first direction; there are as many as that, or fewer, along the second.
+        key: see `PathPlane`.
+        progress: told after each row of the grid.
+
+    Returns:
+        None where the checkpoints lie on one line: fewer than three that differ do.
+
+    Raises:
+        MisuseError: fewer than 3 points.
+    """
+    if points < 3:
+        raise MisuseError(f"expected a grid of at least 3 points, got {points!r}.")
+    projection = project([milestone.weights for milestone in path])
+    if projection is None:
+        return None
+    columns, rows = _grid(projection.coordinates, points)
+    affordable = max(_LEAST_EXAMPLES, math.floor(train_size * budget / (_VALUE * len(columns) * len(rows))))
+    examples = min(train_size, affordable)
+    begin = time.perf_counter()
+    sample = objective if examples == train_size else objective.sample(examples)
+    losses = _losses(sample, path[-1].weights, projection, columns, rows, progress)
+    places = zip(path, *projection.coordinates.T.tolist(), projection.distances.tolist(), strict=True)
+    return PathPlane(
+        key=key,
+        checkpoints=tuple(Waypoint(m.checkpoint, m.epoch, m.phase, x, y, off) for m, x, y, off in places),
+        explained_variance=projection.explained,
+        x=tuple(columns),
+        y=tuple(rows),
+        losses=losses,
+        examples=examples,
+        train_size=train_size,
+        # As charged, but for the rounding of what was spent before.
+        gradient_equivalents=_VALUE * len(columns) * len(rows) * sample.share,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _losses(
+    objective: Objective,
+    origin: Tensor,
+    projection: Projection,
+    x: Sequence[float],
+    y: Sequence[float],
+    progress: Callable[[int, int], None],
+) -> tuple[tuple[float, ...], ...]:
+    """Return the losses (q, p): every row of the grid is waited for, so that progress is true."""
+    exact = accumulation_dtype(objective.device)
+    start = origin.to(device=objective.device, dtype=exact)
+    right, up = projection.directions.to(device=objective.device, dtype=exact)
+    rows = []
+    for done, height in enumerate(y, start=1):
+        begin = start + height * up
+        found = losses_at(objective, (begin + step * right for step in x))
+        rows.append(tuple(torch.where(found.isfinite(), found, math.nan).tolist()))
+        progress(done, len(y))
+    return tuple(rows)
+
+
+def _grid(coordinates: Tensor, points: int) -> tuple[list[float], list[float]]:
+    """Return rising coordinates along both directions, about equally far apart: so the picture keeps all angles."""
+    low, high = coordinates.amin(dim=0), coordinates.amax(dim=0)
+    middle = (low + high) / 2
+    width, height = ((high - low) * (1 + 2 * _MARGIN)).tolist()
+    width = max(width, height)
+    height = max(height, _FLATTEST * width)
+    rows = min(points, max(3, round((points - 1) * height / width) + 1))
+
+    def axis(centre: float, extent: float, count: int) -> list[float]:
+        return torch.linspace(centre - extent / 2, centre + extent / 2, count, dtype=torch.float64).tolist()
+
+    return axis(float(middle[0]), width, points), axis(float(middle[1]), height, rows)
+
+
+def read_plane(path: Path) -> PathPlane | None:
+    """Return what `landscape.json` holds; None where there is no such file.
+
+    Raises:
+        MisuseError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return _parsed(read_json(path))
+    except (MisuseError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, MisuseError) else f"{type(error).__name__}: {error}"
+        raise MisuseError(
+            f"cannot read {str(path)!r}, expected a loss on a plane as `convexlab probe` writes it ({reason}). Delete "
+            "the file and probe again with --resume: only the plane is measured again."
+        ) from error
+
+
+def _parsed(row: Row) -> PathPlane:
+    x, y = _numbers(row["x"]), _numbers(row["y"])
+    losses = tuple(tuple(math.nan if loss is None else float(loss) for loss in line) for line in row["losses"])
+    if [len(line) for line in losses] != [len(x)] * len(y) or min(len(x), len(y)) < 3:
+        raise ValueError(f"{len(losses)} rows of losses for {len(y)} times {len(x)} points")
+    if sorted(set(x)) != list(x) or sorted(set(y)) != list(y):
+        raise ValueError("the coordinates of the grid do not rise")
+    first, second = _numbers(row["explained_variance"])
+    checkpoints = tuple(map(_waypoint, row["checkpoints"]))
+    if len(checkpoints) < 3:
+        raise ValueError(f"{len(checkpoints)} checkpoints, where a plane takes three")
+    return PathPlane(
+        key=str(row["key"]),
+        checkpoints=checkpoints,
+        explained_variance=(first, second),
+        x=x,
+        y=y,
+        losses=losses,
+        examples=int(row["examples"]),
+        train_size=int(row["train_size"]),
+        gradient_equivalents=float(row["gradient_equivalents"]),
+        seconds=float(row["seconds"]),
+    )
+
+
+def _waypoint(row: Row) -> Waypoint:
+    x, y, off_plane = _numbers([row["x"], row["y"], row["off_plane"]])
+    return Waypoint(str(row["checkpoint"]), int(row["epoch"]), str(row["phase"]), x, y, off_plane)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    numbers = tuple(map(float, values))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a coordinate is not finite")
+    return numbers
