@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from convexlab.environment import describe_source
 from convexlab.errors import MisuseError
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
@@ -177,6 +178,7 @@ def render(digests: Sequence[Digest]) -> str:
     comparison = comparison_table(digests, anchors) if several else None
     parts = {
         "title": _title(digests),
+        "commit": describe_source(Path(__file__).parent),
         "several": several,
         "headline": _top(digests),
         "tiles": joint_tiles(digests) if several else tiles(digests[0]),

@@ -60,6 +60,7 @@ def write_study(study: Study, out: str | Path) -> Path:
         "headline": study.answer,
         "study": study,
         "environment": environment,
+        "commit": environment.get("commit"),
         "settings": [pairs_table("Settings", study.settings), pairs_table("Environment", environment)],
     }
     page = template("study.html.j2").render(parts, saved=True)

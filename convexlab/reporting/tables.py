@@ -34,7 +34,7 @@ class Cell:
     text: str
     strong: bool = False
     link: str = ""
-    """Anchor on the page."""
+    """Where it leads: an anchor with its #, or a file beside the page."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _comparison_row(digest: Digest, anchor: str) -> list[Cell | str]:
     ours, best = digest.two_phase, digest.better_baseline
     switch = digest.switch
     return [
-        Cell(digest.label, link=anchor),
+        Cell(digest.label, link=f"#{anchor}"),
         digest.model,
         digest.dataset,
         digest.seed,
