@@ -7,9 +7,8 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,11 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.objective import Objective
 from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import dot, norm
-from convexlab.problem import Problem, build_problem
+from convexlab.problem import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
 from convexlab.sampling_error import sampling_error
+from convexlab.subjects import Setting, setting_of
 
 __all__ = ["Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]
 
@@ -77,25 +77,15 @@ class ProbeOptions:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What a checkpoint is to be evaluated with: arguments of `build_problem`."""
-
-    model: str
-    dataset: str
-    loss: str
-    train_size: int | None
-    seed: int
-    dtype: str
-
-
 def probe(
     paths: Place | Sequence[Place],
     *,
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
+    objective: str | None = None,
     train_size: int | None = None,
+    probe_size: int | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     device: str = "auto",
@@ -116,11 +106,16 @@ def probe(
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
         model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
-            ``train_size``, ``seed`` and ``dtype``.
+            ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
+        objective: name or factory of any other loss with its model, as for `build_objective`; then there is no
+            ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said of fresh examples.
         train_size: see ``model``.
-        seed: of the training subset; see ``model``. The Krylov runs start from a fixed seed of their own.
+        probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
+            rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
+        seed: of the training subset and the sample; see ``model``. The Krylov runs start from a fixed seed of their
+            own.
         dtype: see ``model``.
         device: where to compute.
         confidence: of the bounds, over the random start.
@@ -144,34 +139,38 @@ def probe(
         "model": model,
         "dataset": dataset,
         "loss": loss,
+        "objective": objective,
         "train_size": train_size,
+        "probe_size": probe_size,
         "seed": seed,
         "dtype": dtype,
     }
     loaded = [read_checkpoint(path) for path in files]
-    settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
+    settings = [setting_of(checkpoint, overrides) for checkpoint in loaded]
     target = _target(places, out, settings[0], resume)
     names = _names(files, places, target)
     rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
-    problems: dict[_Setting, Problem] = {}
+    subjects: dict[Setting, Problem | Objective] = {}
     for _, checkpoint, setting in missing:
-        if setting not in problems:
-            problems[setting] = build_problem(**asdict(setting), device=device)
-        load_weights(problems[setting].model, checkpoint)
+        if setting not in subjects:
+            subjects[setting] = setting.build(device)
+        load_weights(subjects[setting].model, checkpoint)
     if missing and not target.config_path.exists():
         # Only now is it known that there is something to measure.
-        write_json(target.config_path, _described(settings[0]))
+        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
     for done, (name, checkpoint, setting) in enumerate(missing):
         progress(Progress("probe", done, len(missing), name))
-        problem = problems[setting]
-        load_weights(problem.model, checkpoint)
-        row, verdict = probe_point(problem, options)
+        subject = subjects[setting]
+        load_weights(subject.model, checkpoint)
+        if isinstance(subject, Objective):
+            measured, (row, verdict) = subject, probe_objective(subject, options)
+        else:
+            measured, (row, verdict) = subject.objective, probe_point(subject, options)
         epoch = _epoch(checkpoint, names.index(name))
         identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
-        size = problem.dataset.train_size
-        witness = _save_witness(target, name, problem.objective, verdict)
-        rows[name] = identity | row | {"witness": witness, "examples": size, "train_size": size}
+        witness = _save_witness(target, name, measured, verdict)
+        rows[name] = identity | row | {"witness": witness} | setting.sizes(subject)
         write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
     progress(Progress("probe", len(missing), len(missing)))
     stored = {row["checkpoint"]: row for row in target.probe}
@@ -330,39 +329,14 @@ def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     return [file for file in files if wanted is None or file in wanted]
 
 
-def _setting(checkpoint: Checkpoint, overrides: dict[str, Any]) -> _Setting:
-    stored: dict[str, Any] = {key: checkpoint.metadata[key] for key in overrides if key in checkpoint.metadata}
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
-        # The subset was taken of another data set.
-        stored = {key: value for key, value in stored.items() if key not in {"train_size", "seed"}}
-    merged = stored | given
-    for name in ("model", "dataset", "loss"):
-        if name not in merged:
-            raise MisuseError(
-                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}."
-            )
-    try:
-        train_size = None if merged.get("train_size") is None else int(merged["train_size"])
-        seed = int(merged.get("seed", 0))
-    except ValueError as error:
-        raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
-    dtype = merged.get("dtype", "float32")
-    return _Setting(merged["model"], merged["dataset"], merged["loss"], train_size, seed, dtype)
-
-
-def _target(places: Sequence[Path], out: str | Path | None, setting: _Setting, resume: bool) -> Run:
+def _target(places: Sequence[Path], out: str | Path | None, setting: Setting, resume: bool) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
     if out is None and len(places) == 1 and places[0].is_dir():
         return Run(places[0])
-    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.model.rpartition(':')[2]}")
+    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
     if run.probe_path.exists() and not resume:
         raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
     return run
-
-
-def _described(setting: _Setting) -> Row:
-    return {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
 
 
 def _names(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
