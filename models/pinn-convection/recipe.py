@@ -28,8 +28,8 @@ CARD = Card(
     loss="mean squares of the residual, the initial error and the boundary mismatch, summed",
     data_license="none: points are drawn, the solution is known in closed form.",
     what="A physics-informed network for u_t + 30 u_x = 0, periodic, u(x, 0) = sin x (Krishnapriyan et al. 2021), "
-    "along its training: Adam on the whole batch, then self-scaled L-BFGS with Adam’s second moments. Its "
-    "checkpoints name their loss by `objective: pinn-convection`, as those of any loss that is not of images and labels may.",
+    "along its training: Adam on the whole batch, then self-scaled L-BFGS with Adam’s second moments. Its checkpoints "
+    "name their loss by `objective: pinn-convection`, as those of any loss that is not of images and labels may.",
     purpose="To look at the curvature of a physics-informed loss along training, in both phases; and as an example of "
     "`probe --objective`.",
     limits="One seed and one equation, which is hard to train on. A low loss on these points is not yet a solution: "
