@@ -59,7 +59,7 @@ class ProbeOptions:
     """Of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
-    density_probes: int = 3
+    density_probes: int = 2
     """Krylov runs that the density, its negative mass and the trace are averaged over."""
     density_steps: int = 32
     """Products of each of these but the first."""
@@ -91,7 +91,7 @@ def probe(
     device: str = "auto",
     confidence: float = 0.999,
     max_steps: int | None = None,
-    density_probes: int = 3,
+    density_probes: int = 2,
     density_steps: int = 32,
     checkpoints: Sequence[Path] | None = None,
     out: str | Path | None = None,

@@ -1,6 +1,6 @@
 """Trains the network of this folder, and writes checkpoints and card: ``python models/vgg5-mnist/recipe.py``.
 
-MNIST is looked for under ``$CONVEXLAB_DATA``. Run time: about six minutes on two cores, toy seconds. An interrupted
+MNIST is looked for under ``$CONVEXLAB_DATA``. Run time: about four minutes on two cores, toy seconds. An interrupted
 training goes on where it was, under ``runs/models``.
 """
 
@@ -27,7 +27,7 @@ TRAINING: dict[str, Any] = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "toy": {"train_size": 200, "epochs": 8, "switch_epoch": 3},
-    "desk": {"train_size": 10_000, "epochs": 80, "switch_epoch": 30},
+    "desk": {"train_size": 10_000, "epochs": 50, "switch_epoch": 30},
 }
 PROBE_SIZE = 64  # Examples with which `probe` takes less than a minute on two cores.
 CARD = Card(
