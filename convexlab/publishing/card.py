@@ -28,9 +28,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "stored_as": str,
     "epochs": dict,
     "gradient_equivalents": dict,
-    "final": dict,
     "license": str,
     "data_license": str,
+    "final": dict,
     "checkpoints": list,
 }
 """What a card's front matter has to have, and of which type."""

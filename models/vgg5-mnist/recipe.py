@@ -27,7 +27,7 @@ TRAINING: dict[str, Any] = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "toy": {"train_size": 200, "epochs": 8, "switch_epoch": 3},
-    "desk": {"train_size": 10_000, "epochs": 50, "switch_epoch": 30},
+    "desk": {"train_size": 10_000, "epochs": 45, "switch_epoch": 30},
 }
 PROBE_SIZE = 64  # Examples with which `probe` takes less than a minute on two cores.
 CARD = Card(
