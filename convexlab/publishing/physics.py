@@ -148,8 +148,8 @@ class _Recorder:
         quality = solution_quality(task.objective, equation, points=plan.train_size, seed=plan.seed)
         return {
             "schema": 1,
-            "model": {"name": "perceptron, 4 × 50 tanh units", "parameters": task.objective.size},
-            "dataset": {"name": equation.description, "train_size": plan.train_size},
+            "model": {"name": "4 × 50 tanh units", "parameters": task.objective.size},
+            "dataset": {"name": equation.description.partition(",")[0], "train_size": plan.train_size},
             "loss": "residual, initial and boundary error, squared",
             "budget": plan.epochs * plan.steps,
             "switch": {

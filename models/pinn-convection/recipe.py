@@ -23,9 +23,9 @@ PLANS = {
 }
 CARD = Card(
     title="A physics-informed network: convection",
-    model="perceptron, 4 × 50 tanh units",
-    dataset="random points in the interior, 100 initial points, 100 pairs of boundary points",
-    loss="mean squares of the residual, the initial error and the boundary mismatch, summed",
+    model="4 × 50 tanh units",
+    dataset="convection with speed 30: random points",
+    loss="mean squares of residual, initial error and boundary mismatch, summed",
     data_license="none: points are drawn, the solution is known in closed form.",
     what="A physics-informed network for u_t + 30 u_x = 0, periodic, u(x, 0) = sin x (Krishnapriyan et al. 2021), "
     "along its training: Adam on the whole batch, then self-scaled L-BFGS with Adam’s second moments. Its checkpoints "
