@@ -400,7 +400,7 @@ def pickled(path: Path) -> Path:
         ({"max_steps": 0}, "expected max_steps of at least 1, got 0"),
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
-        ({"density_steps": 0}, "expected at least one density probe and step, got 3 and 0"),
+        ({"density_steps": 0}, "expected at least one density probe and step, got 2 and 0"),
         ({"device": "abacus"}, "device 'abacus'"),
     ],
 )
