@@ -65,7 +65,7 @@ def test_the_card_has_every_field(folder: Path) -> None:
     assert list(card) == [*FIELDS]
     for name, kind in FIELDS.items():
         assert isinstance(card[name], kind), name
-        assert card[name], name if name != "seed" else None
+        assert card[name] or name == "seed", name
     assert (ROOT / card["recipe"]).is_file()
     assert card["name"] == folder.name
     assert card["examples_probed"] <= card["training_examples"]
@@ -151,6 +151,8 @@ def test_a_page_before_any_probe(folder: Path, tmp_path: Path) -> None:
     assert summary is not None
     assert f"{summary['model']['name']} on " in page
     assert "Two-phase training reached a training loss of" in page
+    results = page[page.index("Results on ") :].partition("</table>")[0]
+    assert ("Relative error" in results, "Val. acc." in results) == (not needs_data(folder), needs_data(folder))
 
 
 @with_data
