@@ -29,7 +29,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "toy": {"train_size": 200, "epochs": 8, "switch_epoch": 3},
     "desk": {"train_size": 10_000, "epochs": 45, "switch_epoch": 30},
 }
-PROBE_SIZE = 64  # Examples with which `probe` takes less than a minute on two cores.
+PROBE_SIZE = 50  # Examples with which `probe` takes less than a minute on two cores.
 CARD = Card(
     title="vgg5-max-relu on MNIST",
     model="vgg5-max-relu: the paper’s VGG with 3 convolutions, max-pooling, ReLU",
@@ -41,7 +41,7 @@ CARD = Card(
     purpose="To look at what curvature does along training, in both phases, without training first; and as "
     "checkpoints on which every number of `probe` can be made again.",
     limits="It was trained for a low loss on a sixth of MNIST with one seed, not for accuracy. The curvature of the "
-    "loss of 64 examples is not that of 10,000: read what `probe` says of other examples beside it. "
+    "loss of 50 examples is not that of 10,000: read what `probe` says of other examples beside it. "
     "A network of ReLU and max-pooling has kinks: a Hessian product is the curvature within the "
     "piece where the weights lie.",
 )
