@@ -20,6 +20,7 @@ from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
 from convexlab.errors import ConvexLabError, MisuseError
+from convexlab.objectives import objective_names
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.progress import Progress, silent
 from convexlab.runs import Run
@@ -123,6 +124,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 @click.option(
     "--probe-every", type=int, help="Probe the curvature every N epochs; 0 never.  [default: start, switch and end]"
 )
+@click.option(
+    "--checkpoint-every", type=int, help="Keep the weights every N epochs.  [default: as probed, or a sixth of them]"
+)
 @click.option("--no-baseline", is_flag=True, help="Leave out the runs with Adam alone.")
 @click.option(
     "--oracle-every",
@@ -165,13 +169,24 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
 @click.option("--model", help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]")
 @click.option("--dataset", help="Name, npz:FILE, ...  [default: what the checkpoint says]")
 @click.option("--loss", help="mse, cross-entropy or package.module:factory.  [default: what the checkpoint says]")
+@click.option(
+    "--objective",
+    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --dataset and "
+    "--loss: a name (see `convexlab objectives`), package.module:factory or file.py:factory. The factory returns a "
+    "convexlab.Objective; it may take seed, train_size and device.  [default: what the checkpoint says]",
+)
 @click.option("--train-size", type=int, help="Training examples.  [default: what the checkpoint says, else all]")
-@click.option("--seed", type=int, help="Of the subset of --train-size.  [default: what the checkpoint says, else 0]")
+@click.option(
+    "--probe-size",
+    type=int,
+    help="Probe the loss of a stratified sample of so many of them.  [default: what the checkpoint says, else all]",
+)
+@click.option("--seed", type=int, help="Of subset and sample.  [default: what the checkpoint says, else 0]")
 @click.option(
     "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
 )
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
-@click.option("--density-probes", type=int, default=3, show_default=True, help="Krylov runs for the spectral density.")
+@click.option("--density-probes", type=int, default=2, show_default=True, help="Krylov runs for the spectral density.")
 @click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
@@ -182,7 +197,11 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
 @_json
 @_handles_errors
 def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Measure the curvature at checkpoints: a run directory, files, or a mix."""
+    """Measure the curvature at checkpoints: a run directory, files, or a mix.
+
+    Checkpoints of images and labels need --model, --dataset and --loss, those of any other loss --objective, unless
+    they say so themselves.
+    """
     from convexlab.reporting import write_report
 
     with _interruptible("the same command with --resume"), _progress() as listener:
@@ -223,6 +242,12 @@ def datasets() -> None:
     """List the data sets, and where they are looked for."""
     _list(dataset_names())
     click.echo(f"\ndownloads are in {data_folder()} (set CONVEXLAB_DATA to change it)")
+
+
+@main.command()
+def objectives() -> None:
+    """List the objectives that `convexlab probe --objective` knows by name."""
+    _list(objective_names())
 
 
 @main.command()

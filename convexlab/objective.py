@@ -213,6 +213,11 @@ class Objective:
     # What callers ask for.
 
     @property
+    def model(self) -> nn.Module:
+        """The model whose parameters it is a function of."""
+        return self._model
+
+    @property
     def size(self) -> int:
         """The number n of selected parameters."""
         return sum(parameter.numel() for parameter in self._parameters.values())

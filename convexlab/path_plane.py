@@ -71,9 +71,10 @@ class PathPlane:
     """(q,), rising."""
     losses: tuple[tuple[float, ...], ...]
     """(q, p), NaN where one is not finite."""
-    examples: int
-    """Examples that the loss is the mean over, drawn at random from those of the training loss."""
-    train_size: int
+    examples: int | None
+    """Examples that the loss is the mean over, drawn at random from those of the training loss; None is all."""
+    train_size: int | None
+    """None where nothing counts them."""
     gradient_equivalents: float
     seconds: float
 
@@ -86,7 +87,7 @@ def measure_plane(
     objective: Objective,
     path: Sequence[Milestone],
     *,
-    train_size: int,
+    train_size: int | None,
     budget: float,
     points: int = 13,
     key: str = "",
@@ -101,7 +102,8 @@ def measure_plane(
     Args:
         objective: the training loss.
         path: checkpoints by epoch.
-        train_size: examples of the objective.
+        train_size: examples of the objective; None where nothing counts them: then the whole loss is evaluated,
+            whatever it costs.
         budget: gradient equivalents.
         points: of the grid along the first direction; there are as many as that, or fewer, along the second.
         key: see `PathPlane`.
@@ -119,10 +121,11 @@ def measure_plane(
     if projection is None:
         return None
     columns, rows = _grid(projection.coordinates, points)
-    affordable = max(_LEAST_EXAMPLES, math.floor(train_size * budget / (_VALUE * len(columns) * len(rows))))
-    examples = min(train_size, affordable)
-    begin = time.perf_counter()
-    sample = objective if examples == train_size else objective.sample(examples)
+    begin, sample, examples = time.perf_counter(), objective, train_size
+    if train_size is not None:
+        affordable = math.floor(train_size * budget / (_VALUE * len(columns) * len(rows)))
+        examples = min(train_size, max(_LEAST_EXAMPLES, affordable))
+        sample = objective if examples == train_size else objective.sample(examples)
     losses = _losses(sample, path[-1].weights, projection, columns, rows, progress)
     places = zip(path, *projection.coordinates.T.tolist(), projection.distances.tolist(), strict=True)
     return PathPlane(
@@ -212,8 +215,8 @@ def _parsed(row: Row) -> PathPlane:
         x=x,
         y=y,
         losses=losses,
-        examples=int(row["examples"]),
-        train_size=int(row["train_size"]),
+        examples=None if row["examples"] is None else int(row["examples"]),
+        train_size=None if row["train_size"] is None else int(row["train_size"]),
         gradient_equivalents=float(row["gradient_equivalents"]),
         seconds=float(row["seconds"]),
     )

@@ -6,8 +6,8 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from convexlab.objective import Objective
 from convexlab.operators import MatrixVectorProduct
 from convexlab.parameters import dot, norm
 from convexlab.path_plane import read_plane
-from convexlab.problem import Problem, build_problem, load_weights
+from convexlab.problem import Problem, load_weights
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
 from convexlab.sampling_error import sampling_error
+from convexlab.subjects import Setting, setting_of
 from convexlab.training_path import TrainingPath
 
 __all__ = ["Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]
@@ -64,7 +65,7 @@ class ProbeOptions:
     """Of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
-    density_probes: int = 3
+    density_probes: int = 2
     """Krylov runs that the density, its negative mass and the trace are averaged over."""
     density_steps: int = 32
     """Products of each of these but the first."""
@@ -86,31 +87,21 @@ class ProbeOptions:
             check_points(self.slice_points)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What a checkpoint is to be evaluated with: arguments of `build_problem`."""
-
-    model: str
-    dataset: str
-    loss: str
-    train_size: int | None
-    seed: int
-    dtype: str
-
-
 def probe(
     paths: Place | Sequence[Place],
     *,
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
+    objective: str | None = None,
     train_size: int | None = None,
+    probe_size: int | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     device: str = "auto",
     confidence: float = 0.999,
     max_steps: int | None = None,
-    density_probes: int = 3,
+    density_probes: int = 2,
     density_steps: int = 32,
     slice_points: int = 13,
     plane_points: int = 13,
@@ -128,11 +119,16 @@ def probe(
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
         model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
-            ``train_size``, ``seed`` and ``dtype``.
+            ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
+        objective: name or factory of any other loss with its model, as for `build_objective`; then there is no
+            ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said of fresh examples.
         train_size: see ``model``.
-        seed: of the training subset; see ``model``. The Krylov runs start from a fixed seed of their own.
+        probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
+            rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
+        seed: of the training subset and the sample; see ``model``. The Krylov runs start from a fixed seed of their
+            own.
         dtype: see ``model``.
         device: where to compute.
         confidence: of the bounds, over the random start.
@@ -164,13 +160,15 @@ def probe(
         "model": model,
         "dataset": dataset,
         "loss": loss,
+        "objective": objective,
         "train_size": train_size,
+        "probe_size": probe_size,
         "seed": seed,
         "dtype": dtype,
     }
     every = {path: read_checkpoint(path) for path in _files(places, None)}
     loaded = [every[path] for path in files]
-    settings = [_setting(checkpoint, overrides) for checkpoint in loaded]
+    settings = [setting_of(checkpoint, overrides) for checkpoint in loaded]
     target = _target(places, out, settings[0], resume)
     named = dict(zip(every, _names(list(every), places, target), strict=True))
     names = [named[path] for path in files]
@@ -178,49 +176,51 @@ def probe(
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
     path = _path(every, named, overrides) if plane_points else None
     stored = read_plane(target.landscape_path) if resume and path else None
-    problems: dict[_Setting, Problem] = {}
+    subjects: dict[Setting, Problem | Objective] = {}
     for _, checkpoint, setting in missing:
-        if setting not in problems:
-            problems[setting] = build_problem(**asdict(setting), device=device)
-        load_weights(problems[setting].model, checkpoint)
-    if path and settings[0] in problems:
+        if setting not in subjects:
+            subjects[setting] = setting.build(device)
+        load_weights(subjects[setting].model, checkpoint)
+    if path and settings[0] in subjects:
         for checkpoint in path.checkpoints:
-            load_weights(problems[settings[0]].model, checkpoint)
+            load_weights(subjects[settings[0]].model, checkpoint)
     if missing and not target.config_path.exists():
         # Only now is it known that there is something to measure.
-        write_json(target.config_path, _described(settings[0]))
+        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
     for done, (name, checkpoint, setting) in enumerate(missing):
         progress(Progress("probe", done, len(missing), name))
-        problem = problems[setting]
-        load_weights(problem.model, checkpoint)
-        row, verdict = probe_point(problem, options)
+        subject = subjects[setting]
+        load_weights(subject.model, checkpoint)
+        if isinstance(subject, Objective):
+            measured, (row, verdict) = subject, probe_objective(subject, options)
+        else:
+            measured, (row, verdict) = subject.objective, probe_point(subject, options)
         epoch = _epoch(checkpoint, names.index(name))
         identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
-        size = problem.dataset.train_size
-        witness = _save_witness(target, name, problem.objective, verdict)
-        rows[name] = identity | row | {"witness": witness, "examples": size, "train_size": size}
+        witness = _save_witness(target, name, measured, verdict)
+        rows[name] = identity | row | {"witness": witness} | setting.sizes(subject)
         write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
     progress(Progress("probe", len(missing), len(missing)))
     kept = {row["checkpoint"]: row for row in target.probe}
     result = Probe(target, [kept[name] for name in names])
     budget = _PLANE_SHARE * sum(row["gradient_equivalents"] or 0.0 for row in result.rows)
     if path and (stored is None or stored.key != path.key(plane_points, budget)):
-        problem = problems.get(settings[0]) or build_problem(**asdict(settings[0]), device=device)
-        plane = path.measure(problem, plane_points, budget, progress)
+        subject = subjects.get(settings[0]) or settings[0].build(device)
+        plane = path.measure(subject, plane_points, budget, progress)
         if plane is not None:
             write_json(target.landscape_path, plane.as_row())
     return result
 
 
-def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: dict[str, Any]) -> TrainingPath | None:
+def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: Mapping[str, Any]) -> TrainingPath | None:
     """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
     epochs = [_epoch(checkpoint, position) for position, checkpoint in enumerate(loaded.values())]
-    settings = {_setting(checkpoint, overrides) for checkpoint in loaded.values()}
+    settings = {setting_of(checkpoint, overrides) for checkpoint in loaded.values()}
     if len(loaded) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
         return None
     order = sorted(zip(epochs, loaded, strict=True))
     return TrainingPath(
-        setting=asdict(settings.pop()),
+        setting=settings.pop(),
         epochs=[epoch for epoch, _ in order],
         names=[named[path] for _, path in order],
         checkpoints=[loaded[path] for _, path in order],
@@ -239,15 +239,21 @@ def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict |
     with Meter(problem.objective) as meter:
         row, verdict = _measured(problem.objective, options, meter)
         row |= sampling_error(problem, verdict)
-        row["slices"] = extreme_slices(problem.objective, verdict, row["train_loss"], options.slice_points)
+        row |= _slices(problem.objective, verdict, row, options)
         return row | _effort(meter, verdict), verdict
 
 
-def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[Row, Verdict | None]:
-    """Measure the same of any objective, but no slices, and nothing on fresh examples, of which it does not know."""
+def probe_objective(objective: Objective, options: ProbeOptions, *, sliced: bool = True) -> tuple[Row, Verdict | None]:
+    """Measure the same of any objective, with or without slices, but nothing on fresh examples: it knows of none."""
     with Meter(objective) as meter:
         row, verdict = _measured(objective, options, meter)
+        if sliced:
+            row |= _slices(objective, verdict, row, options)
         return row | _effort(meter, verdict), verdict
+
+
+def _slices(objective: Objective, verdict: Verdict | None, row: Row, options: ProbeOptions) -> Row:
+    return {"slices": extreme_slices(objective, verdict, row["train_loss"], options.slice_points)}
 
 
 def _effort(meter: Meter, verdict: Verdict | None) -> Row:
@@ -350,39 +356,14 @@ def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     return [file for file in files if wanted is None or file in wanted]
 
 
-def _setting(checkpoint: Checkpoint, overrides: dict[str, Any]) -> _Setting:
-    stored: dict[str, Any] = {key: checkpoint.metadata[key] for key in overrides if key in checkpoint.metadata}
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
-        # The subset was taken of another data set.
-        stored = {key: value for key, value in stored.items() if key not in {"train_size", "seed"}}
-    merged = stored | given
-    for name in ("model", "dataset", "loss"):
-        if name not in merged:
-            raise MisuseError(
-                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}."
-            )
-    try:
-        train_size = None if merged.get("train_size") is None else int(merged["train_size"])
-        seed = int(merged.get("seed", 0))
-    except ValueError as error:
-        raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
-    dtype = merged.get("dtype", "float32")
-    return _Setting(merged["model"], merged["dataset"], merged["loss"], train_size, seed, dtype)
-
-
-def _target(places: Sequence[Path], out: str | Path | None, setting: _Setting, resume: bool) -> Run:
+def _target(places: Sequence[Path], out: str | Path | None, setting: Setting, resume: bool) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
     if out is None and len(places) == 1 and places[0].is_dir():
         return Run(places[0])
-    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.model.rpartition(':')[2]}")
+    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
     if run.probe_path.exists() and not resume:
         raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
     return run
-
-
-def _described(setting: _Setting) -> Row:
-    return {"kind": "probe", "model": setting.model, "dataset": setting.dataset, "loss": setting.loss}
 
 
 def _names(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from convexlab.architectures import build_model
 from convexlab.datasets import Batches, Dataset, load_dataset
+from convexlab.datasets.subset import subset_of
 from convexlab.environment import resolve_device, resolve_dtype
 from convexlab.errors import MisuseError
 from convexlab.losses import Loss, accuracy, build_loss
 from convexlab.objective import Objective
+from convexlab.random_state import drawn_from
 from convexlab.runs import Checkpoint
 
 __all__ = ["Performance", "Problem", "build_problem", "load_weights"]
@@ -116,27 +118,45 @@ def build_problem(
     loss: str,
     *,
     train_size: int | None = None,
+    probe_size: int | None = None,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "auto",
 ) -> Problem:
     """Load the data, build the model with fresh weights drawn from ``seed``, and move both to the device.
 
+    Args:
+        model: as for `build_model`.
+        dataset: as for `load_dataset`; likewise ``train_size``.
+        loss: as for `build_loss`.
+        train_size: training examples; None is all.
+        probe_size: the training loss is that of a stratified sample of so many of these examples; None is all.
+        seed: of the weights, the training subset and the sample.
+        dtype: of weights and images.
+        device: of weights and images.
+
     Raises:
         MisuseError: an unknown name, data that cannot be had, a model that does not fit the data.
     """
     place, precision = resolve_device(device), resolve_dtype(dtype)
-    data = load_dataset(dataset, train_size=train_size, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would seed the accelerators too, which nothing would restore.
-        torch.default_generator.manual_seed(seed)
-        network = build_model(model, channels=data.channels, classes=data.classes, image_size=data.image_size)
-    network = network.to(device=place, dtype=precision)
+    data = _sample(load_dataset(dataset, train_size=train_size, seed=seed), probe_size, seed)
+    sizes = {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
+    network = drawn_from(seed, lambda: build_model(model, **sizes)).to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
     problem = Problem(network, data, criterion, x, y, Objective(network, Batches(x, y, _BATCH), criterion))
     _check_fit(model, problem)
     return problem
+
+
+def _sample(data: Dataset, size: int | None, seed: int) -> Dataset:
+    if size is None or size == data.train_size:
+        return data
+    if not 1 <= size < data.train_size:
+        raise MisuseError(
+            f"expected a probe_size from 1 to {data.train_size}, the training examples of {data.name}, got {size}."
+        )
+    return subset_of(data, size, seed=seed)
 
 
 def _check_fit(name: str, problem: Problem) -> None:

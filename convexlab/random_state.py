@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["fixed_random_state", "generators_of", "restore_all", "seed_all"]
+__all__ = ["drawn_from", "fixed_random_state", "generators_of", "restore_all", "seed_all"]
+
+Built = TypeVar("Built")
+
+
+def drawn_from(seed: int, build: Callable[[], Built]) -> Built:
+    """Return what ``build`` makes with the CPU's generator at ``seed``, as a model with fresh weights; then go on."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would seed the accelerators too, which nothing would restore.
+        torch.default_generator.manual_seed(seed)
+        return build()
 
 
 @contextlib.contextmanager

@@ -89,12 +89,27 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors, atomically; the same bytes for the same content."""
     # Copies: safetensors takes none that share storage, as those of tied weights do.
     content = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    write_atomically(path, safetensors_bytes(content, metadata=dict(metadata)))
+    write_atomically(path, _ordered(safetensors_bytes(content, metadata=dict(metadata))))
+
+
+def _ordered(file: bytes) -> bytes:
+    """Return a safetensors file with its metadata in the order of their names; the library writes them in a random one.
+
+    The format: 8 bytes that say how long the header is, the header as JSON, then the tensors, whose places count from
+    there.
+    """
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # The tensors stay aligned.
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 
+from convexlab.objective import Objective
 from convexlab.path_plane import Milestone, PathPlane, measure_plane
 from convexlab.problem import Problem, load_weights
 from convexlab.progress import Listener, Progress
 from convexlab.runs import Checkpoint
+from convexlab.subjects import Setting
 
 __all__ = ["TrainingPath"]
 
@@ -21,15 +22,14 @@ __all__ = ["TrainingPath"]
 class TrainingPath:
     """Checkpoints of one setting, by epoch."""
 
-    setting: dict[str, Any]
-    """Arguments of `build_problem`."""
+    setting: Setting
     epochs: list[int]
     names: list[str]
     checkpoints: list[Checkpoint]
 
     def key(self, points: int, budget: float) -> str:
         """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
-        options = json.dumps([self.setting, self.epochs, self.names, points, budget])
+        options = json.dumps([asdict(self.setting), self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
         for checkpoint in self.checkpoints:
             # Not of the file: the order of its metadata differs from one writing to the next.
@@ -38,7 +38,7 @@ class TrainingPath:
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
+    def measure(self, subject: Problem | Objective, points: int, budget: float, progress: Listener) -> PathPlane | None:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
         Checkpoints whose weights are not finite are left out. The model is left at the last of the others.
@@ -46,20 +46,21 @@ class TrainingPath:
         Raises:
             MisuseError: a checkpoint that does not fit the model.
         """
+        objective = subject if isinstance(subject, Objective) else subject.objective
         milestones, last = [], None
         for epoch, name, checkpoint in zip(self.epochs, self.names, self.checkpoints, strict=True):
-            load_weights(problem.model, checkpoint)
-            weights = problem.objective.flat_parameters().cpu()
+            load_weights(subject.model, checkpoint)
+            weights = objective.flat_parameters().cpu()
             if bool(weights.isfinite().all()):
                 milestones.append(Milestone(name, epoch, checkpoint.metadata.get("phase", ""), weights))
                 last = checkpoint
         if last is None:
             return None
-        load_weights(problem.model, last)  # Its buffers, too.
+        load_weights(subject.model, last)  # Its buffers, too.
         return measure_plane(
-            problem.objective,
+            objective,
             milestones,
-            train_size=problem.dataset.train_size,
+            train_size=self.setting.sizes(subject)["examples"],
             budget=budget,
             points=points,
             key=self.key(points, budget),

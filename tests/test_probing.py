@@ -548,7 +548,7 @@ def pickled(path: Path) -> Path:
         ({"max_steps": 0}, "expected max_steps of at least 1, got 0"),
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
-        ({"density_steps": 0}, "expected at least one density probe and step, got 3 and 0"),
+        ({"density_steps": 0}, "expected at least one density probe and step, got 2 and 0"),
         ({"slice_points": 4}, "expected an odd number of points from 3, so that one is the middle, got 4"),
         ({"plane_points": 1}, "expected plane_points of at least 3, or 0 for no plane, got 1"),
         ({"device": "abacus"}, "device 'abacus'"),

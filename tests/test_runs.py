@@ -358,3 +358,17 @@ def test_rows_that_others_wrote_may_have_blank_lines_and_any_letter(tmp_path: Pa
     run = Run(tmp_path)
     run.metrics_path.write_bytes('{"note": "a\u2028b\x85c"}\r\n\n{"epoch": 1}'.encode())
     assert run.metrics == [{"note": "a\u2028b\x85c"}, {"epoch": 1}]
+
+
+def test_a_checkpoint_of_the_same_content_has_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "ä": torch.ones(2, 2, dtype=torch.float16), "a": torch.zeros(1)}
+    metadata = {name: f"{name} é" for name in "zyxwvutsrqponml"}
+    files = []
+    for place, order in enumerate((metadata, dict(reversed(metadata.items())))):
+        write_checkpoint(tmp_path / f"{place}.safetensors", tensors, order)
+        files.append((tmp_path / f"{place}.safetensors").read_bytes())
+    assert files[0] == files[1]
+    stored = read_checkpoint(tmp_path / "0.safetensors")
+    assert stored.metadata == metadata
+    assert all(torch.equal(stored.tensors[name], tensor) for name, tensor in tensors.items())
+    assert stored.tensors.keys() == tensors.keys()

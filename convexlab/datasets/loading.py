@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from convexlab.datasets.arrays import Source
@@ -12,7 +11,7 @@ from convexlab.datasets.factory import read_factory
 from convexlab.datasets.imagefolder import read_imagefolder
 from convexlab.datasets.npz import read_npz
 from convexlab.datasets.preparing import prepare
-from convexlab.datasets.subset import other_indices, stratified_indices
+from convexlab.datasets.subset import subset_of
 from convexlab.datasets.torchvision_sets import TORCHVISION_SETS, read_torchvision_set
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.importing import is_spec
@@ -69,7 +68,7 @@ def load_dataset(
     found = _read(name, image_size, root)
     if isinstance(found, Source):
         return prepare(found, image_size=image_size, train_size=train_size, seed=seed)
-    return found if train_size is None else _subset(found, train_size, seed)
+    return found if train_size is None else subset_of(found, train_size, seed=seed)
 
 
 def _read(name: str, image_size: int, root: str | Path | None) -> Source | Dataset:
@@ -85,18 +84,6 @@ def _read(name: str, image_size: int, root: str | Path | None) -> Source | Datas
     if kind == "imagefolder":
         return read_imagefolder(argument, image_size)
     return read_factory(name, image_size)
-
-
-def _subset(dataset: Dataset, size: int, seed: int) -> Dataset:
-    chosen = stratified_indices(dataset.y_train, size, seed=seed, name=dataset.name)
-    others = other_indices(dataset.y_train, chosen, seed=seed)
-    return replace(
-        dataset,
-        x_train=dataset.x_train[chosen],
-        y_train=dataset.y_train[chosen],
-        fresh=(dataset.x_train[others], dataset.y_train[others]) if len(others) else None,
-        population=dataset.train_size,
-    )
 
 
 def _check_whole(argument: str, value: object, *, low: int) -> None:

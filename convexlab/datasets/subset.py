@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from convexlab.datasets.dataset import Dataset
 from convexlab.errors import MisuseError
 
-__all__ = ["other_indices", "stratified_indices"]
+__all__ = ["other_indices", "stratified_indices", "subset_of"]
+
+
+def subset_of(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
+    """Return the data set with ``size`` of its training examples, drawn by `stratified_indices` from ``seed``.
+
+    Its `population` is the training set that they were drawn from, and `fresh` holds others of that.
+
+    Raises:
+        MisuseError: ``size`` is below 1 or above the number of training examples.
+    """
+    chosen = stratified_indices(dataset.y_train, size, seed=seed, name=dataset.name)
+    others = other_indices(dataset.y_train, chosen, seed=seed)
+    return replace(
+        dataset,
+        x_train=dataset.x_train[chosen],
+        y_train=dataset.y_train[chosen],
+        fresh=(dataset.x_train[others], dataset.y_train[others]) if len(others) else None,
+        population=dataset.train_size,
+    )
 
 
 def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = "labels") -> Tensor:

@@ -45,6 +45,7 @@ class Digest:
     overdetermination: float | None
     """Q = training examples × classes / parameters."""
     dataset: str
+    """Empty where an objective is known by its own name alone."""
     train_size: float | None
     seed: str
     budget: float | None
@@ -66,6 +67,11 @@ class Digest:
     oracle: Oracle | None
     """Where other switches of the same run ended, if that was asked."""
     records: Records = field(repr=False)
+
+    @property
+    def subject(self) -> str:
+        """What the run is about, for a heading."""
+        return f"{self.model} on {self.dataset}" if self.dataset else self.model
 
     @property
     def curve(self) -> Curve | None:
@@ -118,10 +124,10 @@ def read_digest(run: Run, label: str) -> Digest:
         config=config,
         finished=summary is not None,
         is_probe=config.get("kind") == "probe",
-        model=text_of(model, "name") or text_of(config, "model") or "model",
+        model=text_of(model, "name") or text_of(config, "model") or text_of(config, "objective") or "model",
         parameters=number_of(model, "parameters"),
         overdetermination=number_of(model, "overdetermination"),
-        dataset=text_of(dataset, "name") or text_of(config, "dataset") or "data",
+        dataset=text_of(dataset, "name") or text_of(config, "dataset"),
         train_size=number_of(dataset, "train_size") or number_of(config, "train_size"),
         seed=text_of(result, "seed") or text_of(config, "seed"),
         budget=number_of(result, "budget") or number_of(config, "epochs"),

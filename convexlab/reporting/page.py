@@ -166,7 +166,7 @@ def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
 
 
 def _title(digests: Sequence[Digest]) -> str:
-    subjects = Counter(f"{digest.model} on {digest.dataset}" for digest in digests)
+    subjects = Counter(digest.subject for digest in digests)
     subject = next(iter(subjects)) if len(subjects) == 1 else f"{len(digests)} runs"
     return subject if len(digests) == 1 or len(subjects) > 1 else f"{subject}, {len(digests)} runs"
 

@@ -186,15 +186,21 @@ def _share(value: float) -> str:
 
 
 def _caption(plane: PathPlane, *, logarithmic: bool) -> str:
-    of = "all" if plane.examples >= plane.train_size else f"{count(plane.examples)} of the"
     spacing = ", contours evenly spaced by logarithm" if logarithmic else ""
     off = max(point.off_plane for point in plane.checkpoints)
     return (
         "The plane through the last checkpoint along the first two principal directions of all (Li et al. 2018): "
-        f"{len(plane.x)} × {len(plane.y)} points, loss of {of} {count(plane.train_size)} training examples{spacing}. "
+        f"{len(plane.x)} × {len(plane.y)} points{_examples(plane)}{spacing}. "
         f"The other checkpoints lie up to {number(off, 2)} off it. Cost: {count(plane.gradient_equivalents)} gradient "
         "equivalents."
     )
+
+
+def _examples(plane: PathPlane) -> str:
+    if plane.examples is None or plane.train_size is None:
+        return ""
+    of = "all" if plane.examples >= plane.train_size else f"{count(plane.examples)} of the"
+    return f", loss of {of} {count(plane.train_size)} training examples"
 
 
 def _describe(plane: PathPlane, digest: Digest, losses: Floats) -> str:

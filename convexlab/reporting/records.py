@@ -94,6 +94,8 @@ class Outcome:
     epoch: float | None
     cost_breakdown: dict[str, float | None]
     """Gradient equivalents by what they were spent on."""
+    relative_error: float | None = None
+    """Of the solution of a differential equation."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
@@ -108,6 +110,7 @@ class Outcome:
             seconds=number_of(row, "seconds"),
             epoch=number_of(row, "epoch"),
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
+            relative_error=number_of(row, "relative_error"),
         )
 
 

@@ -45,6 +45,9 @@ class TwoPhaseConfig:
     """Runs, from ``seed`` upwards."""
     probe_every: int | None = None
     """Epochs between two probed checkpoints; None probes the start, the switch and the end, 0 nothing."""
+    checkpoint_every: int | None = None
+    """Epochs between two checkpoints, besides start, switch and end; None is ``probe_every``, else a sixth of
+    ``epochs``."""
     no_baseline: bool = False
     oracle_every: int | None = None
     """Epochs between two of the switches that are tried from Adam at a constant rate; None tries none."""
@@ -54,7 +57,7 @@ class TwoPhaseConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("batch_size", "switch_epoch", "train_size"):
+        for name in ("batch_size", "switch_epoch", "train_size", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)

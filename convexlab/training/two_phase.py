@@ -319,7 +319,8 @@ class _TwoPhaseTraining:
         self.progress(Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note))
 
     def _checkpoint_every(self) -> int:
-        return self.config.probe_every or max(1, self.config.epochs // _CHECKPOINTS)
+        config = self.config
+        return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
 
     def _checkpoint(self, trajectory: Trajectory) -> None:
         config, data = self.config, self.problem.dataset

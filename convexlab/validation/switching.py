@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,7 +34,19 @@ class _BudgetSpentError(Exception):
     """Ends a step from within its closure."""
 
 
-def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spent: float) -> Ending:
+def _unseen(spent: float) -> None:
+    """Look at nothing."""
+
+
+def switch_at(
+    run: AdamRun,
+    state: State,
+    phase: PhaseTwo,
+    *,
+    budget: float,
+    spent: float,
+    look: Callable[[float], None] = _unseen,
+) -> Ending:
     """Start the second phase from one of Adam's states and go on until the budget is spent.
 
     Args:
@@ -42,6 +55,8 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
         phase: the second phase.
         budget: gradient equivalents in all.
         spent: of these, what Adam and the detector have taken already.
+        look: called with what is spent after every step of the second phase, and every epoch after it; the model is
+            where it has arrived.
     """
     run.restore(state)
     objective, best = run.task.objective, state.best_loss
@@ -72,10 +87,12 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
             break
         report = getattr(second, "report", None)  # Which only ours write.
         failures = failures + 1 if report is not None and report.failed else 0
+        look(spent)
     weights = objective.flat_parameters()
     while failures >= PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
         run.train()
         spent += run.epoch_cost
         take(objective.value())
         weights = objective.flat_parameters()
+        look(spent)
     return Ending(best, spent, failures >= PATIENCE, weights, curve)

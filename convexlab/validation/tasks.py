@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from convexlab.architectures import Perceptron
 from convexlab.datasets import Batches
 from convexlab.objective import Objective
+from convexlab.objectives import physics_informed
 from convexlab.parameters import unflatten
 from convexlab.physics_informed import DifferentialEquation
 from convexlab.problem import build_problem
+from convexlab.random_state import drawn_from
 
 __all__ = ["Task", "images", "perceptron", "physics", "regression"]
 
@@ -111,7 +113,7 @@ def regression(*, train_size: int, seed: int, batch_size: int) -> Task:
     inputs, values = make_friedman1(train_size + _VALIDATION, n_features=_INPUTS, noise=_NOISE, random_state=seed)
     x = torch.from_numpy(2 * inputs - 1).float()
     y = torch.from_numpy((values - values[:train_size].mean()) / values[:train_size].std()).float()[:, None]
-    model = _seeded(seed, lambda: Perceptron(_INPUTS, width=_WIDTH, depth=_DEPTH))
+    model = drawn_from(seed, lambda: Perceptron(_INPUTS, width=_WIDTH, depth=_DEPTH))
     criterion = nn.MSELoss()
     # One batch: the network is too small to fall out of the cache, and calls cost more than arithmetic.
     objective = Objective(model, [(x[:train_size], y[:train_size])], criterion, micro_batch=None)
@@ -129,9 +131,8 @@ def regression(*, train_size: int, seed: int, batch_size: int) -> Task:
 
 def physics(equation: DifferentialEquation, *, points: int, seed: int) -> Task:
     """Return a physics-informed network of 4 × 50 tanh units with so many random points in the interior."""
-    drawn = equation.points(points, seed=seed)
-    model = _seeded(seed, Perceptron)
-    objective = Objective.from_batch_loss(model, [drawn], equation.loss)
+    objective, drawn = physics_informed(equation, train_size=points, seed=seed), equation.points(points, seed=seed)
+    model = objective.model
 
     def batch_loss(rows: Tensor | None) -> Tensor:
         return equation.loss(model, drawn)
@@ -140,9 +141,3 @@ def physics(equation: DifferentialEquation, *, points: int, seed: int) -> Task:
         return equation.relative_error(model), None
 
     return Task(model, objective, batch_loss, validate, points, 0, objective.flat_parameters())
-
-
-def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build()

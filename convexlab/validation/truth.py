@@ -24,7 +24,7 @@ NON_CONVEX, CONVEX = "non-convex", "no-negative-curvature"
 def curvature_at(task: Task, weights: Tensor, options: ProbeOptions) -> Row:
     """Return what `probe_objective` measures at a flat vector (n,), and the residual part along its witness."""
     task.write(weights)
-    row, verdict = probe_objective(task.objective, options)
+    row, verdict = probe_objective(task.objective, options, sliced=False)
     row.pop("density", None)
     residual = None
     if verdict is not None and verdict.witness is not None:

@@ -1,0 +1,162 @@
+"""The card of a trained network: a README.md whose front matter programs read, and whose text people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from convexlab.errors import MisuseError
+from convexlab.runs import Row, write_atomically
+
+__all__ = ["FIELDS", "Card", "read_card", "write_card", "write_index"]
+
+_FENCE = "---\n"
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "model": str,
+    "parameters": int,
+    "dataset": str,
+    "training_examples": int,
+    "examples_probed": int,
+    "loss": str,
+    "recipe": str,
+    "seed": int,
+    "stored_as": str,
+    "epochs": dict,
+    "gradient_equivalents": dict,
+    "license": str,
+    "data_license": str,
+    "final": dict,
+    "checkpoints": list,
+}
+"""What a card's front matter has to have, and of which type."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What only the recipe knows of its network."""
+
+    title: str
+    model: str
+    """In words."""
+    dataset: str
+    """In words."""
+    loss: str
+    """In words."""
+    data_license: str
+    what: str
+    """A paragraph: what it is."""
+    purpose: str
+    """A paragraph: what it is for."""
+    limits: str
+    """A paragraph: what it is not good for."""
+    recipe: str = field(default="recipe.py", kw_only=True)
+
+
+def read_card(path: Path) -> Row:
+    """Return the front matter of a card.
+
+    Raises:
+        MisuseError: the file has none.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, *rest = text.split(_FENCE, 2)
+    if before or len(rest) != 2:
+        raise MisuseError(f"{str(path)!r} is no card: expected it to begin with front matter between lines of '---'.")
+    found: Row = yaml.safe_load(rest[0])
+    return found
+
+
+def write_card(path: Path, facts: Row, card: Card) -> None:
+    """Write front matter and text, atomically."""
+    # Flow style for the innermost mappings: a checkpoint a line.
+    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    write_atomically(path, f"{_FENCE}{front}{_FENCE}\n{_text(facts, card)}".encode())
+
+
+def _text(facts: Row, card: Card) -> str:
+    phases = ", then ".join(
+        f"{count} epochs of {name} ({facts['gradient_equivalents'][name]:g} gradient equivalents)"
+        for name, count in facts["epochs"].items()
+    )
+    final = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts["final"].items())
+    sample = (
+        f"trained on {facts['training_examples']:,} examples, probed on a stratified sample of "
+        f"{facts['examples_probed']:,} of them: the loss whose curvature `probe` measures is that of the sample, and "
+        "it says what the same directions have on others"
+        if facts["examples_probed"] < facts["training_examples"]
+        else f"trained and probed on {facts['training_examples']:,} points"
+    )
+    return f"""# {card.title}
+
+{card.what}
+
+```sh
+python -m convexlab probe models/{facts["name"]}    # the curvature at every checkpoint, under a minute on two cores
+python -m convexlab report models/{facts["name"]}   # the training alone
+python {facts["recipe"]}    # makes this folder again
+```
+
+**How it was made.** {phases}; an epoch of the second phase is a step of it, or as many as cost what an epoch of Adam
+does. It is {sample}. At the last checkpoint, as stored: {final}.
+
+**Stored as {facts["stored_as"]}.** {_rounding(facts)}
+
+**What it is for.** {card.purpose}
+
+**Limits.** {card.limits}
+
+{_table(facts["checkpoints"])}
+
+Data: {facts["data_license"]} Weights: {facts["license"]}.
+"""
+
+
+def _rounding(facts: Row) -> str:
+    rows = facts["checkpoints"]
+    changes = [
+        max(abs(row[name] / row[f"{name}_in_training"] - 1) for row in rows) for name in ("loss", "gradient_norm")
+    ]
+    told = (
+        f"Beside them stand those of the weights before they were rounded: over all checkpoints the loss differs by at "
+        f"most {changes[0]:.1g} of it, the gradient norm by {changes[1]:.1g}."
+        if max(changes) > 0
+        else "They are the very weights of training."
+    )
+    return f"Loss and gradient norm are those of the stored weights over all training examples. {told}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = ["| epoch | phase | loss | gradient norm | loss, in training | gradient norm, in training |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows:
+        numbers = (row["loss"], row["gradient_norm"], row["loss_in_training"], row["gradient_norm_in_training"])
+        lines.append(f"| {row['epoch']} | {row['phase']} | {' | '.join(f'{value:.3g}' for value in numbers)} |")
+    return "\n".join(lines)
+
+
+_INDEX = """# Trained networks
+
+A folder a network: a card (`README.md`), the recipe that trained it, and its checkpoints as safetensors, as a run
+directory that `probe` and `report` take. The whole folder stays under 8 MB.
+
+| network | parameters | data | loss | checkpoints | training loss | made by |
+|---|---|---|---|---|---|---|
+"""
+
+
+def write_index(folder: Path) -> None:
+    """Write ``folder``/README.md, a table of the networks whose cards lie in its sub-folders."""
+    lines = []
+    for path in sorted(folder.glob("*/README.md")):
+        facts = read_card(path)
+        link = f"[{facts['name']}]({facts['name']}/README.md)"
+        lines.append(
+            f"| {link} | {facts['parameters']:,} | {facts['dataset']} | {facts['loss']} | "
+            f"{len(facts['checkpoints'])} | {facts['final']['training_loss']:.3g} | `python {facts['recipe']}` |"
+        )
+    write_atomically(folder / "README.md", (_INDEX + "\n".join(lines) + "\n").encode())
