@@ -74,7 +74,7 @@ def command(page: Published) -> str:
 
 def measured(entries: Sequence[Entry], pages: Mapping[str, Published]) -> Table:
     """Return the paper's statements beside the answers of the pages."""
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             Cell(entry.subject, link=pages[entry.page].file),
             entry.said,
