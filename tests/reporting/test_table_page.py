@@ -103,7 +103,8 @@ def test_the_page_has_both_accountings_and_the_papers_figures(rows: list[Record]
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     for said in (
         "lower than Adam in 0 of 2 rows, in 1 with some seeds only",
-        "In the paper: in 2 of 2",
+        "as the paper counts, after 20 epochs: lower",
+        "In the paper, after 700 or 1,000: in 2 of 2",
         "MNIST vit-mlp",
         "but for MNIST vit-mlp: there are too few images here",
         "0.0008",
