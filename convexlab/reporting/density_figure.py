@@ -69,7 +69,7 @@ def _look(checkpoint: ProbedCheckpoint, phase_two: str) -> _Look:
         return _Look("Adam (phase one)", PALETTE["blue"], "#cfe2f2", "-")
     if checkpoint.phase in ("", "start"):
         return _Look("start" if checkpoint.phase else "checkpoint", "#454e5c", "#dfe3e9", "-")
-    return _Look(f"{checkpoint.phase or phase_two} (phase two)", PALETTE["vermilion"], "#fbe3d6", (0, (4, 1)))
+    return _Look(checkpoint.phase or phase_two, PALETTE["vermilion"], "#fbe3d6", (0, (4, 1)))
 
 
 def density_chart(digest: Digest, key: str) -> Chart | None:

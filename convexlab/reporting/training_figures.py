@@ -71,7 +71,7 @@ def _plot_phases(axes: Axes, curve: Curve, x: Floats, y: Floats, phase_two: str)
     named = set()
     for phase, rows in curve.segments():
         is_adam = phase == "adam"
-        name = "Adam (phase one)" if is_adam else f"{phase or phase_two} (phase two)"
+        name = "Adam (phase one)" if is_adam else (phase or phase_two)
         # A name given twice would stand twice in the legend.
         _plot(axes, x[rows], y[rows], _ADAM if is_adam else _PHASE_TWO, "_" if name in named else name)
         named.add(name)
