@@ -29,7 +29,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "toy": {"train_size": 200, "epochs": 8, "switch_epoch": 3},
     "desk": {"train_size": 10_000, "epochs": 100, "switch_epoch": 40},
 }
-PROBE_SIZE = 100  # Examples with which `probe` takes less than a minute on two cores.
+PROBE_SIZE = 64  # Examples with which `probe` takes less than a minute on two cores.
 CARD = Card(
     title="vit-mlp on MNIST",
     model="vit-mlp: the paper’s Vision Transformer with MLPs, 3 layers, 4 heads, width 64",
@@ -41,7 +41,7 @@ CARD = Card(
     purpose="To look at what curvature does along training, in both phases, without training first; and as "
     "checkpoints on which every number of `probe` can be made again.",
     limits="It was trained for a low loss on a sixth of MNIST with one seed, not for accuracy. The curvature of the "
-    "loss of 100 examples is not that of 10,000: read what `probe` says of other examples beside it. "
+    f"loss of {PROBE_SIZE} examples is not that of 10,000: read what `probe` says of other examples beside it. "
     "Its eigenvalues hold for the stored weights.",
 )
 
