@@ -208,6 +208,8 @@ def _parsed(row: Row) -> PathPlane:
     checkpoints = tuple(map(_waypoint, row["checkpoints"]))
     if len(checkpoints) < 3:
         raise ValueError(f"{len(checkpoints)} checkpoints, where a plane takes three")
+    if (row["examples"] is None) != (row["train_size"] is None):
+        raise ValueError("of examples and train_size one is not known")
     return PathPlane(
         key=str(row["key"]),
         checkpoints=checkpoints,
