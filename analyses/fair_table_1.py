@@ -39,9 +39,9 @@ def toy() -> Iterator[Case]:
 
 
 def desk() -> Iterator[Case]:
-    """Yield the rows with 500 images and one seed; the costly ones first."""
+    """Yield the rows with 250 images and one seed; the costly ones first."""
     for model, rate, dataset in product(sorted(MODELS), RATES, DATASETS):
-        yield Case(dataset, model, 500, 50, round(SWITCH * 50), 32, 0, rate)
+        yield Case(dataset, model, 250, 50, round(SWITCH * 50), 16, 0, rate)
 
 
 def paper() -> Iterator[Case]:
