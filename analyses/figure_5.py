@@ -101,8 +101,14 @@ def points(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if "curvature" in row]
 
 
+def descent(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows up to the lowest loss: a jump back up afterwards is no part of the curve over the loss."""
+    return rows[: min(range(len(rows)), key=lambda place: float(rows[place]["train_loss"])) + 1]
+
+
 def turn(rows: Sequence[Row]) -> str:
     """Say where Adam's gradient norm peaks, and how the loss is curved from there on."""
+    rows = descent(rows)
     peak = norm_peak(rows)
     if peak is None:
         return "Along Adam the norm has no peak after its first trough."
@@ -173,7 +179,7 @@ def main(name: str, out: Path) -> None:
 
 def agreement(sequences: dict[str, list[Row]]) -> list[str]:
     """Say what agrees with the paper's figure and what does not."""
-    rows = sequences[ADAM]
+    rows = descent(sequences[ADAM])
     peak = norm_peak(rows)
     opening, later = rows[0]["gradient_norm"], [row["gradient_norm"] for row in rows[1:]]
     said = []
