@@ -30,10 +30,10 @@ class Entry:
     sentences: tuple[int, ...] | None = None
     """By their place; None is all."""
 
-    def answer(self, pages: Mapping[str, Published]) -> str:
-        """Return them as one text."""
+    def answer(self, pages: Mapping[str, Published]) -> list[str]:
+        """Return them."""
         told = pages[self.page].answer
-        return " ".join(told if self.sentences is None else [told[place] for place in self.sentences])
+        return list(told) if self.sentences is None else [told[place] for place in self.sentences]
 
 
 ENTRIES = (
@@ -79,7 +79,7 @@ def measured(entries: Sequence[Entry], pages: Mapping[str, Published]) -> Table:
         [
             Cell(entry.subject, link=pages[entry.page].file),
             entry.said,
-            entry.answer(pages),
+            " ".join(entry.answer(pages)),
         ]
         for entry in entries
         if entry.page in pages
@@ -114,7 +114,7 @@ def main(scale: str, out: Path) -> None:
         title="The paper, reproduced and judged",
         claim="Hrycej et al.: along training the loss becomes convex, the gradient norm’s peak says when, and "
         "conjugate gradients from there beat Adam.",
-        answer=[f"{entry.subject}: {entry.answer(pages)}" for entry in told[:1]] or ["No page is published yet."],
+        answer=(told[0].answer(pages) if told else []) or ["No page is published yet."],
         command=f"python analyses/index.py --scale {scale}",
         parts=[
             Part("Paper and measurement", tables=[measured(told, pages)]),
