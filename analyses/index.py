@@ -114,7 +114,8 @@ def main(scale: str, out: Path) -> None:
         title="The paper, reproduced and judged",
         claim="Hrycej et al.: along training the loss becomes convex, the gradient norm’s peak says when, and "
         "conjugate gradients from there beat Adam.",
-        answer=(told[0].answer(pages) if told else []) or ["No page is published yet."],
+        answer=[f"{entry.subject}: {sentence}" for entry in told[:1] for sentence in entry.answer(pages)]
+        or ["No page is published yet."],
         command=f"python analyses/index.py --scale {scale}",
         parts=[
             Part("Paper and measurement", tables=[measured(told, pages)]),
