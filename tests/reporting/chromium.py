@@ -110,8 +110,14 @@ class Browser:
         for index in range(self.evaluate("document.querySelectorAll('a[download]').length")):
             self.events.clear()
             self.evaluate(f"document.querySelectorAll('a[download]')[{index}].click(), 0")
-            while not any(seen.get("params", {}).get("state") == "completed" for seen in self.events):
+            # Told of by two domains, so that the second word on one file could pass for the first on the next; and the
+            # file has its own name only a moment later.
+            while not any(_completed(seen) for seen in self.events):
                 self.events.append(self._read())
+            until = time.monotonic() + PATIENCE
+            while any(folder.glob("*.crdownload")) or len(list(folder.iterdir())) <= index:
+                assert time.monotonic() < until, f"not saved: {list(folder.iterdir())}"
+                time.sleep(0.05)
 
     def visit(self, path: Path, width: int, *, dark: bool = False) -> None:
         """Load a file in a window of this width."""
@@ -152,3 +158,7 @@ def find() -> str:
             pytest.fail(f"{reason}, and in CI this may not be skipped")
         pytest.skip(reason)
     return found
+
+
+def _completed(event: dict[str, Any]) -> bool:
+    return event["method"] == "Browser.downloadProgress" and event["params"]["state"] == "completed"
