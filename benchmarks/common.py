@@ -22,6 +22,7 @@ from convexlab.environment import describe_environment
 
 __all__ = [
     "MODELS",
+    "RESULTS",
     "Spread",
     "Table",
     "examples_option",
@@ -37,6 +38,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MODELS = ("vit-mlp", "vit-nomlp", "vit-nomlp-wkewq", "vit-nomlp-wkewq-wvwo", "vgg5-max-relu")
+
+RESULTS = Path(__file__).parent / "results"
+"""Figures that a benchmark keeps in the repository."""
 
 # Of NumPy's BLAS too, and of whatever compiles.
 _ONE_THREAD = (

@@ -1,8 +1,9 @@
 """Two-phase training against Adam and other second phases, at equal total cost, from the same start.
 
-Run: ``tox -e bench -- benchmarks/phase_two.py run --out FOLDER`` with CONVEXLAB_DATA set, then ``... report FOLDER``.
-Every run is one line of FOLDER/results.jsonl; those that are there are not made again, so that an interrupted or
-extended benchmark goes on. FOLDER/states has the weights and moments that runs start from; afterwards it can go.
+Run: ``tox -e bench -- benchmarks/phase_two.py run`` with CONVEXLAB_DATA set, then ``... report``.
+Every run is one line of results/phase_two.jsonl; those that are there are not made again, so that an interrupted or
+extended benchmark goes on, on another machine too. The weights and moments that runs start from lie in ``--states``;
+where they are lost, Adam's run is made again for them.
 
 Cost is in gradient equivalents: an epoch of Adam 1, every evaluation of a line search 1, or 1/3 without the gradient.
 Seconds are of processor time, one thread a process: what else the machine does hardly changes them.
@@ -16,23 +17,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from common import RESULTS
 from phase_two_adam import ADAM
 from phase_two_figure import draw
 from phase_two_problems import EQUATIONS, PROBLEMS, Setting, matching, measure_seconds
 from phase_two_report import report
-from phase_two_results import Results, line_key, read_lines
-from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, perform, planned
+from phase_two_results import Line, Results, line_key, read_lines
+from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, perform, planned, state_file
 from phase_two_solvers import SOLVERS
+
+import convexlab
+from convexlab.environment import describe_source
 
 Work = tuple[Setting, Run]
 Seconds = tuple[float, float, float]
+_RECORDS = RESULTS / "phase_two.jsonl"
 
 
 @click.group()
@@ -46,7 +52,7 @@ def main() -> None:
 @click.option("--stages", default="a,b,c", show_default=True, help="a: Adam; b: switches; c: solver against solver.")
 @click.option("--budget", default=150, show_default=True, help="Gradient equivalents.")
 @click.option("--pinn-budget", default=5000, show_default=True, help="The same for physics-informed networks.")
-@click.option("--train-size", default=2000, show_default=True, help="Training examples.")
+@click.option("--train-size", type=int, help="Training examples.  [default: 2000; vit-mlp 1000, vgg5-max-relu 500]")
 @click.option("--batch-size", type=int, help="Adam's.  [default: a twentieth of the examples, 16 to 128]")
 @click.option("--adams", default="*", show_default=True, help="Comma-separated patterns of Adams in stage a.")
 @click.option("--rates", default=",".join(f"{rate:g}" for rate in RATES), show_default=True)
@@ -54,11 +60,18 @@ def main() -> None:
 @click.option("--solvers", default="*", show_default=True, help="Comma-separated patterns of solvers in stage c.")
 @click.option("--jobs", default=2, show_default=True, help="Processes, of one thread each.")
 @click.option("--dry-run", is_flag=True, help="Only measure and say how long it would take.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS, help="JSON lines, added to.")
+@click.option("--states", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/phase_two"))
 def run_command(
-    problems: str, seeds: str, budget: int, pinn_budget: int, train_size: int, batch_size: int | None, **options: Any
+    problems: str,
+    seeds: str,
+    budget: int,
+    pinn_budget: int,
+    train_size: int | None,
+    batch_size: int | None,
+    **options: Any,
 ) -> None:
-    """Make the runs that are not yet in the folder."""
+    """Make the runs that are not yet in the file."""
     settings = [
         Setting.of(
             name,
@@ -79,20 +92,16 @@ def run_command(
         switches=options["switches"].split(","),
         solvers=matching(SOLVERS, options["solvers"]),
     )
-    folder: Path = options["out"]
+    out, states = options["out"], options["states"]
     watched = DETECTOR in options["switches"].split(",")
-    there = {
-        line_key(line)
-        for line in read_lines(folder / "results.jsonl", repair=True)
-        if line["name"] != "adam-constant" or line["detector"] or not watched
-    }
-    work = [(setting, run) for setting in settings for run in runs if (*_key(setting), run.key) not in there]
+    there = {line_key(line): line for line in read_lines(out, repair=True)}
+    work = _left(settings, runs, there, states, watched=watched)
     click.echo(f"{len(work)} of {len(settings) * len(runs)} runs to make")
     with _pool(options["jobs"]) as pool:
         try:
             seconds = _estimates(pool, work, options["jobs"])
             if not options["dry_run"]:
-                sys.exit(_Benchmark(pool, folder, work, seconds, options["jobs"], watched).make())
+                sys.exit(_Benchmark(pool, out, there, states, work, seconds, options["jobs"], watched).make())
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -101,19 +110,41 @@ def run_command(
 
 
 @main.command("report")
-@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Markdown; standard output without.")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Loss over cost, SVG or PNG.")
-def report_command(folders: Sequence[Path], out: Path | None, figure: Path | None) -> None:
-    """Print the tables of one or several folders."""
-    results = Results(line for folder in folders for line in read_lines(folder / "results.jsonl"))
-    text = report(results)
-    if out is None:
-        click.echo(text, nl=False)
-    else:
-        out.write_text(text, encoding="utf-8")
-    if figure is not None:
-        draw(results, figure)
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS.with_suffix(".md"))
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS.with_suffix(".png"))
+def report_command(files: Sequence[Path], out: Path, figure: Path) -> None:
+    """Write the tables, in Markdown, and the curves, SVG or PNG, of FILES, or of all runs on record."""
+    results = Results(line for file in files or [_RECORDS] for line in read_lines(file))
+    out.write_text(report(results), encoding="utf-8")
+    draw(results, figure)
+    click.echo(f"{out}\n{figure}")
+
+
+def _left(
+    settings: Iterable[Setting],
+    runs: Sequence[Run],
+    there: Mapping[tuple[Any, ...], Line],
+    states: Path,
+    *,
+    watched: bool,
+) -> list[Work]:
+    """Return what is to be made: what no line is there of, and the Adam that it starts from if its state is lost."""
+    work = []
+    for setting in settings:
+        missing = {run for run in runs if (*_key(setting), run.key) not in there}
+        for run in list(missing):
+            source = Run("adam-constant", run.rate)
+            if run.switch is not None and not state_file(states, setting, run.rate, run.switch).exists():
+                missing.add(source)
+        if watched:  # Along Adam, the detector not yet asked.
+            missing |= {
+                run
+                for run in runs
+                if run.name == "adam-constant" and not there.get((*_key(setting), run.key), {}).get("detector")
+            }
+        work += [(setting, run) for run in runs if run in missing]
+    return work
 
 
 def _key(setting: Setting) -> tuple[Any, ...]:
@@ -166,23 +197,27 @@ class _Benchmark:
     def __init__(
         self,
         pool: ProcessPoolExecutor,
-        folder: Path,
+        out: Path,
+        there: Mapping[tuple[Any, ...], Line],
+        states: Path,
         work: list[Work],
         seconds: dict[str, Seconds],
         jobs: int,
         watched: bool,
     ) -> None:
-        self._pool, self._folder, self._jobs, self._watched = pool, folder, jobs, watched
+        self._pool, self._jobs, self._states, self._watched = pool, jobs, states, watched
+        self._out, self._there = out, there
         self._waiting = list(work)
         self._expected = {one: _expected(one, seconds) for one in work}
         self._under_way: dict[Future[dict[str, Any]], Work] = {}
         self._begin = time.perf_counter()
         self._failed = False
-        folder.mkdir(parents=True, exist_ok=True)
+        self._made_with = {"torch": torch.__version__, "commit": describe_source(Path(convexlab.__file__).parent)}
+        out.parent.mkdir(parents=True, exist_ok=True)
 
     def make(self) -> int:
         """Make all runs and return the exit status."""
-        with (self._folder / "results.jsonl").open("a", encoding="utf-8") as file:
+        with self._out.open("a", encoding="utf-8") as file:
             while self._waiting or self._under_way:
                 self._submit()
                 for future in wait(self._under_way, return_when=FIRST_COMPLETED).done:
@@ -193,8 +228,9 @@ class _Benchmark:
                         self._failed = True
                         click.echo(f"FAILED {work[0].problem}, seed {work[0].seed}, {work[1].key}: {error!r}", err=True)
                         continue
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
+                    if self._is_news(line):
+                        file.write(json.dumps(line | self._made_with) + "\n")
+                        file.flush()
                     self._tell(work, line)
         return 1 if self._failed else 0
 
@@ -207,7 +243,12 @@ class _Benchmark:
             source = (setting, Run("adam-constant", run.rate))
             if run.switch is None or not (source in self._waiting or source in self._under_way.values()):
                 self._waiting.remove(work)
-                self._under_way[self._pool.submit(perform, setting, run, self._folder, self._watched)] = work
+                self._under_way[self._pool.submit(perform, setting, run, self._states, self._watched)] = work
+
+    def _is_news(self, line: Line) -> bool:
+        """Whether nothing is on record of it, or no detector's answer: not so where only the states were lost."""
+        old = self._there.get(line_key(line))
+        return old is None or (not old.get("detector") and bool(line.get("detector")))
 
     def _tell(self, work: Work, line: dict[str, Any]) -> None:
         setting, run = work

@@ -22,6 +22,7 @@ ADAM: dict[str, type[torch.optim.Adam]] = {
     "adamw-constant": torch.optim.AdamW,
 }
 _POINTS = 300  # Kept of a curve.
+_RECORDED = 100  # Written down of it, at most.
 _ASKED = 500  # Times that the detector is told of a run on the whole batch, where every step is an epoch.
 
 
@@ -54,6 +55,11 @@ class Curve:
             self._append(cost + spent, seconds + took)
         if phase.best_loss <= self.best_loss:
             self.best, self.best_cost = phase.best, cost + phase.best_cost
+
+    def record(self) -> list[list[float]]:
+        """Return what is written down of it: every so many points and the last one, in four digits."""
+        every = -(-len(self.rows) // _RECORDED)
+        return [[float(f"{value:.4g}") for value in row] for row in self.rows[::-1][::every][::-1]]
 
     def _append(self, cost: float, seconds: float) -> None:
         # Of neighbours nearer than the spacing the later one is kept.

@@ -29,6 +29,9 @@ PROBLEMS = (
 )
 """Every problem, as model/data/loss."""
 
+_TRAIN_SIZE = 2000
+# Of networks whose gradient takes long, fewer, so that no problem takes more than an hour of a core.
+_FEWER = {"vit-mlp": 1000, "vgg5-max-relu": 500}
 # Mini-batches of a twentieth of the data within these limits: some 20 steps an epoch of 2,000 examples.
 _LEAST_BATCH, _LARGEST_BATCH = 16, 128
 
@@ -47,10 +50,11 @@ class Setting:
     """Adam's; 0 is the whole set, so that a step of Adam is a gradient equivalent."""
 
     @classmethod
-    def of(cls, problem: str, seed: int, *, budget: int, train_size: int, batch_size: int | None) -> Setting:
-        """Return the setting with what the problem leaves open filled in."""
+    def of(cls, problem: str, seed: int, *, budget: int, train_size: int | None, batch_size: int | None) -> Setting:
+        """Return the setting with what the problem leaves open, and what is None, filled in."""
         if problem in EQUATIONS:
             return cls(problem, seed, budget, 1000, 0)
+        train_size = train_size or _FEWER.get(problem.split("/")[0], _TRAIN_SIZE)
         if "/digits/" in problem:
             train_size = min(train_size, 1442)  # All there are.
         return cls(

@@ -25,6 +25,7 @@ __all__ = [
     "Run",
     "perform",
     "planned",
+    "state_file",
 ]
 
 RATES = (3e-4, 1e-3, 2e-3)
@@ -92,7 +93,7 @@ def perform(setting: Setting, run: Run, folder: Path, watched: bool) -> dict[str
         return line | _adam(task, run, folder, watched)
     if reason := refusal(run.name, task):
         return line | {"absent": reason}
-    file = _state_file(folder, setting, run.rate, run.switch)
+    file = state_file(folder, setting, run.rate, run.switch)
     if not file.exists():
         return line | {"absent": _ABSENT}
     trajectory, state = AdamTrajectory(task, "adam-constant", run.rate), torch.load(file)
@@ -116,13 +117,14 @@ def _adam(task: Task, run: Run, folder: Path, watched: bool) -> dict[str, Any]:
         if watch is None:
             trajectory.measure()
         elif watch.measure():
-            _save(_state_file(folder, setting, run.rate, DETECTOR), trajectory.state(watch.cost))
+            _save(state_file(folder, setting, run.rate, DETECTOR), trajectory.state(watch.cost))
         if trajectory.epoch in stops:
-            _save(_state_file(folder, setting, run.rate, stops[trajectory.epoch]), trajectory.state(trajectory.epoch))
+            _save(state_file(folder, setting, run.rate, stops[trajectory.epoch]), trajectory.state(trajectory.epoch))
     return _adam_result(trajectory) | {"detector": None if watch is None else watch.told}
 
 
-def _state_file(folder: Path, setting: Setting, rate: float, switch: str) -> Path:
+def state_file(folder: Path, setting: Setting, rate: float, switch: str) -> Path:
+    """Return where Adam's state at a switch is kept."""
     parts = setting.problem.replace("/", "-"), setting.train_size, setting.batch_size, setting.budget, setting.seed
     return folder / "states" / f"{'-'.join(map(str, parts))}-{rate:g}-{switch}.pt"
 
@@ -182,7 +184,7 @@ def _rounding(task: Task) -> dict[str, float]:
 
 def _at_best(task: Task, curve: Curve) -> dict[str, Any]:
     """Return the lowest training loss, the validation there, and the way to it."""
-    line: dict[str, Any] = {"loss": curve.best_loss, "best_cost": curve.best_cost, "curve": curve.rows}
+    line: dict[str, Any] = {"loss": curve.best_loss, "best_cost": curve.best_cost, "curve": curve.record()}
     if curve.best is None:
         return line
     task.write(curve.best)
