@@ -23,7 +23,7 @@ from convexlab.reporting.validation_figures import (
 from convexlab.runs import Row
 from convexlab.validation.choosing import Choice, choose
 from convexlab.validation.claims import Judgement
-from convexlab.validation.scores import Interval, Score, best_switch, bootstrap, jump, score
+from convexlab.validation.scores import Comparison, Interval, Score, best_switch, bootstrap, jump, run_by_run, score
 from convexlab.validation.truth import pattern
 
 __all__ = ["validation_study"]
@@ -194,6 +194,7 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
         )
     held_out = [regret for choice in choices for regret in choice.regrets]
     smooth = [regret for choice in choices for regret in choice.smooth_regrets]
+    compared = {label: run_by_run(scores[PEAK], found) for label, found in scores.items() if label.startswith("at ")}
     reached = median(held_out) <= 0.1 and not any(choice.early for choice in choices)
     verdict = (
         "The aim, a median of at most 1.10 on the tasks held out and no decision within the initial transient, is met."
@@ -216,9 +217,21 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
             f"{_loss_of('at 20% of the budget', scores)}, at 30 % {_loss_of('at 30% of the budget', scores)}; told "
             "both ends of the spectrum for nothing, and fired where the region had become nearly convex, "
             f"{_loss_of(TOLD, scores)}.",
+            _told_apart(compared),
         ],
         [],
         [
+            make_table(
+                f"{PEAK} beside a switch fixed beforehand, run by run.",
+                [
+                    Column("Beside", False),
+                    f"Loss of {PEAK} over its: geometric mean (95 %)",
+                    "Lower in",
+                    "Higher in",
+                    "Equal in",
+                ],
+                [_compared_row(label, one, len(runs)) for label, one in compared.items()],
+            ),
             make_table(
                 "Halves of the tasks; all rates and seeds of a task are in the same half. Loss over that of the best "
                 "switch.",
@@ -233,9 +246,24 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
                     Column("Next best", False),
                 ],
                 rows,
-            )
+            ),
         ],
     )
+
+
+def _told_apart(compared: Mapping[str, Comparison]) -> str:
+    shares = {label.removeprefix("at ").removesuffix(" of the budget"): one for label, one in compared.items()}
+    same = ", ".join(share for share, one in shares.items() if not one.told_apart)
+    if not same:
+        return f"Run by run, {PEAK} is told apart from every switch fixed beforehand (95 %)."
+    return (
+        f"Run by run, these runs do not tell {PEAK} apart from a switch fixed at {same} of the budget (95 %). Nothing "
+        "here says that a detector is worth more than such a guess."
+    )
+
+
+def _compared_row(label: str, one: Comparison, runs: int) -> list[str]:
+    return [label, _interval(one.ratio), str(one.lower), str(one.higher), str(runs - one.lower - one.higher)]
 
 
 def _loss_of(label: str, scores: Mapping[str, list[Score]]) -> str:

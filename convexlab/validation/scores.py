@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from convexlab.training.oracle import neighbour_factor
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = [
+    "Comparison",
     "Interval",
     "Score",
     "best_neighbourhood",
@@ -25,6 +27,7 @@ __all__ = [
     "first_rise",
     "jump",
     "outcomes",
+    "run_by_run",
     "score",
     "smoothed",
     "transient",
@@ -181,3 +184,27 @@ def bootstrap(
         (array,), statistic, confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed)
     )
     return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One rule beside another on the same runs."""
+
+    ratio: Interval
+    """Geometric mean of its loss over the other's."""
+    lower: int
+    """Runs in which its loss is the lower one."""
+    higher: int
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out a ratio of 1."""
+        return not self.ratio.low <= 1.0 <= self.ratio.high
+
+
+def run_by_run(mine: Sequence[Score], other: Sequence[Score]) -> Comparison:
+    """Compare two rules run by run: what makes some runs hard for both takes no part in it."""
+    pairs = [(counted(one.loss), counted(its.loss)) for one, its in zip(mine, other, strict=True)]
+    found = bootstrap([math.log(one / its) for one, its in pairs], np.mean)
+    ratio = Interval(*map(math.exp, (found.value, found.low, found.high)))
+    return Comparison(ratio, sum(one < its for one, its in pairs), sum(one > its for one, its in pairs))

@@ -19,6 +19,7 @@ from convexlab.validation.scores import (
     first_rise,
     jump,
     outcomes,
+    run_by_run,
     score,
     transient,
 )
@@ -234,3 +235,18 @@ def test_the_median_does_not_see_what_the_geometric_mean_does() -> None:
     table = {"lost once": scores(0.0, 0.0, 1e6, 0.0), "steady": scores(0.1, 0.1, 0.1, 0.0)}
     assert choose(runs, table)[0].label == "steady"
     assert choose(runs, table, by="median")[0].label == "lost once"
+
+
+def test_two_rules_are_compared_run_by_run() -> None:
+    def scores(*losses: float) -> list[Score]:
+        return [Score(1, loss, 0.0, 0.0, False, False, False, None, None) for loss in losses]
+
+    # Runs differ by orders of magnitude, the rules by a factor of 2 in each.
+    steady = run_by_run(scores(2.0, 2e-3, 2e-6), scores(1.0, 1e-3, 1e-6))
+    assert (steady.lower, steady.higher, steady.told_apart) == (0, 3, True)
+    assert [steady.ratio.low, steady.ratio.high] == pytest.approx([2.0, 2.0])
+    mixed = run_by_run(scores(1.0, 4.0, 1.0), scores(4.0, 1.0, 1.0))
+    assert (mixed.lower, mixed.higher, mixed.told_apart) == (1, 1, False)
+    assert mixed.ratio.value == pytest.approx(1.0)
+    # Below float32's resolution losses are equal.
+    assert run_by_run(scores(1e-9), scores(1e-12)).ratio.value == 1.0
