@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convexlab.detection import DEFAULT_DETECTOR, build_detector
+from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
 from convexlab.runs import Row
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
@@ -37,7 +37,7 @@ class Plan:
     """The second phase after the fixed switch; by name."""
     ours: str = DEFAULT_PHASE_TWO
     """The second phase after the detected switch, and after the paper's."""
-    detector: str = DEFAULT_DETECTOR
+    detector: str = "gradient-norm-peak"
 
     def __post_init__(self) -> None:
         """Refuse a switch that leaves either phase nothing."""
