@@ -235,7 +235,7 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
                 rows,
             ),
             make_table(
-                f"{PEAK} beside a switch fixed beforehand, run by run.",
+                "Beside a switch fixed beforehand, run by run.",
                 [
                     Column("Beside", False),
                     f"Loss of {PEAK} over its: geometric mean (95 %)",
@@ -253,8 +253,8 @@ def _reached(choice: Choice) -> str:
     middle = median(choice.regrets)
     reached = "reached" if middle <= 0.1 and not choice.early else "missed"
     return (
-        f"{choice.label}, chosen on the {choice.chosen_on}, has {number(1 + middle)} on the {choice.reported_on} and "
-        f"decides there {choice.early} times within the transient: {reached}."
+        f"Chosen on the {choice.chosen_on}: {choice.label}, on the {choice.reported_on} {number(1 + middle)}, with "
+        f"{choice.early} decisions within the transient: {reached}."
     )
 
 
