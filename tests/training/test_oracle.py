@@ -163,7 +163,13 @@ def test_states_are_on_disk_while_they_are_needed(tiny: Options, tmp_path: Path)
 
 
 def test_a_detector_that_never_fired(tiny: Options, tmp_path: Path) -> None:
-    options = tiny | {"switch_epoch": None, "epochs": 9, "lr": 1e-4, "oracle_every": 3}
+    options = tiny | {
+        "switch_epoch": None,
+        "detector": "gradient-norm-peak",
+        "epochs": 9,
+        "lr": 1e-4,
+        "oracle_every": 3,
+    }
     made = cl.train_two_phase(out=tmp_path / "run", **options)
     summary = summary_of(made)
     assert summary["switch"]["epoch"] is None
