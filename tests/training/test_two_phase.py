@@ -177,7 +177,8 @@ def test_algorithm_1_switches_where_the_recorded_norms_say(detected: Run) -> Non
 
 
 def test_without_a_peak_it_never_switches(tiny: Options, tmp_path: Path) -> None:
-    made = cl.train_two_phase(out=tmp_path / "run", **tiny | {"switch_epoch": None, "epochs": 9, "lr": 1e-5})
+    asked = {"switch_epoch": None, "detector": "gradient-norm-peak", "epochs": 9, "lr": 1e-5}
+    made = cl.train_two_phase(out=tmp_path / "run", **tiny | asked)
     assert made.summary is not None
     switch = made.summary["switch"]
     assert switch["epoch"] is None
