@@ -10,9 +10,9 @@ from statistics import median
 from phase_two_results import FLOOR, Results, mean_ratio, spread_of, table
 from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_solvers import SOLVERS
-from phase_two_whole import switches, whole
+from phase_two_whole import default_runs, switches, whole
 
-from convexlab.training.phase_two import phase_two_names
+from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two_names
 
 __all__ = ["report", "torch_best"]
 
@@ -23,7 +23,7 @@ def report(results: Results) -> str:
     """Return everything in Markdown."""
     parts = ["# A phase two against its peers, at equal cost", _inventory(results)]
     parts += [_solvers(results, fraction) for fraction in SOLVER_FRACTIONS]
-    parts += [whole(results), switches(results), _evaluations(results), _stopped(results)]
+    parts += [_kinds(results), whole(results), switches(results), _evaluations(results), _stopped(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -69,6 +69,40 @@ def _solvers(results: Results, fraction: str) -> str:
             table(["problem", "torch L-BFGS", "which", *ratios], detail),
         ]
     )
+
+
+def _kinds(results: Results) -> str:
+    """Return the default beside torch's L-BFGS and Adam, a line for every kind of problem."""
+    runs = {run.problem: run for run in default_runs(results)}
+    kinds: dict[str, list[str]] = {}
+    for problem in runs:
+        kinds.setdefault(_kind(problem), []).append(problem)
+    rows = [
+        [
+            kind,
+            len(problems),
+            *(
+                mean_ratio(_solver_ratio(results, one, DEFAULT_PHASE_TWO, fraction) for one in problems)
+                for fraction in SOLVER_FRACTIONS
+            ),
+            mean_ratio(results.ratio(one, runs[one].ours, runs[one].constant) for one in problems),
+            mean_ratio(results.ratio(one, runs[one].ours, runs[one].cosine) for one in problems),
+        ]
+        for kind, problems in [*kinds.items(), ("all", list(runs))]
+    ]
+    head = ["problems", "number", *(f"torch's better L-BFGS, from {one}" for one in SOLVER_FRACTIONS)]
+    head += ["best constant Adam, whole runs", "best cosine Adam, whole runs"]
+    note = f"{DEFAULT_PHASE_TWO}: its loss over theirs, geometric means; whole runs as below, the switch held out."
+    return "\n\n".join(["## By kind of problem", note, table(head, rows)]) if runs else ""
+
+
+def _kind(problem: str) -> str:
+    if Results.physics(problem):
+        return "physics-informed networks"
+    model, data, loss = problem.split(",")[0].split("/")
+    if data == "friedman":
+        return "a regression"
+    return f"{'VGG5' if model.startswith('vgg5') else 'vision transformers'}, {loss.replace('mse', 'squared error')}"
 
 
 _ADAM_ON = {"adam-constant": None, ADAM_REST: None}

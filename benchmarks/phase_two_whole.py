@@ -14,7 +14,7 @@ from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run
 
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO
 
-__all__ = ["WholeRun", "switches", "whole", "whole_runs"]
+__all__ = ["WholeRun", "default_runs", "switches", "whole", "whole_runs"]
 
 Candidates = dict[str, list[str]]
 
@@ -127,6 +127,11 @@ def held_out(results: Results, candidates: Candidates) -> tuple[dict[str, str], 
         if choice is not None:
             used |= dict.fromkeys(other, choice)
     return used, whole_runs(results, lambda problem: candidates[used[problem]] if problem in used else [])
+
+
+def default_runs(results: Results) -> list[WholeRun]:
+    """Return the runs whose switch was chosen on the other half of the problems."""
+    return held_out(results, _BY_FRACTION)[1] if halves(results)[1] else []
 
 
 def whole(results: Results) -> str:
