@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convexlab.detection import BudgetFraction
 from convexlab.reporting.claims_page import claims_part, judge, kinds
 from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
@@ -21,9 +22,20 @@ from convexlab.reporting.validation_figures import (
     run_chart,
 )
 from convexlab.runs import Row
+from convexlab.validation.candidates import fraction_label
 from convexlab.validation.choosing import Choice, choose
 from convexlab.validation.claims import Judgement
-from convexlab.validation.scores import Comparison, Interval, Score, best_switch, bootstrap, jump, run_by_run, score
+from convexlab.validation.scores import (
+    Comparison,
+    Interval,
+    Score,
+    best_switch,
+    bootstrap,
+    bootstrap_geometric_mean,
+    jump,
+    run_by_run,
+    score,
+)
 from convexlab.validation.truth import pattern
 
 __all__ = ["validation_study"]
@@ -31,8 +43,8 @@ __all__ = ["validation_study"]
 PEAK, PRINTED = "gradient-norm-peak (halves)", "algorithm-1 (full)"
 """The rules that the answer speaks of."""
 TOLD = "curvature, known for nothing"
-DEFAULT = "at 30% of the budget"
-"""What `convexlab.BudgetFraction` is by default, and the trainer's default."""
+DEFAULT = fraction_label(BudgetFraction(1).fraction)
+"""The trainer's default."""
 
 
 def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
@@ -213,7 +225,7 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
             f"{PEAK} fired at a median of epoch {_fired(runs)}. On noise without any trend that rule fires as early "
             "(its docstring has the rates): it is an early switch more than a test for a peak.",
             f"Medians with their intervals: {PEAK} {_loss_of(PEAK, scores)}; at 20 % of the budget "
-            f"{_loss_of('at 20% of the budget', scores)}, at 30 % {_loss_of('at 30% of the budget', scores)}; told "
+            f"{_loss_of(fraction_label(0.2), scores)}, at 30 % {_loss_of(fraction_label(0.3), scores)}; told "
             "both ends of the spectrum for nothing, and fired where the region had become nearly convex, "
             f"{_loss_of(TOLD, scores)}.",
         ],
@@ -279,8 +291,7 @@ def _compared_row(label: str, one: Comparison, runs: int) -> list[str]:
 
 
 def _mean_of(label: str, scores: Mapping[str, list[Score]]) -> str:
-    found = bootstrap([math.log(1 + one.regret) for one in scores[label]], np.mean)
-    return _interval(Interval(*map(math.exp, (found.value, found.low, found.high))))
+    return _interval(bootstrap_geometric_mean([1 + one.regret for one in scores[label]]))
 
 
 def _mean_and_worst(label: str, scores: Mapping[str, list[Score]]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from convexlab.detection import BudgetFraction, Detector, build_detector
 from convexlab.runs import Row
 
-__all__ = ["CANDIDATES", "SOURCES", "Candidate", "Firing", "replay"]
+__all__ = ["CANDIDATES", "SOURCES", "Candidate", "Firing", "fraction_label", "replay"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,13 @@ def _named(name: str, *sources: str) -> list[Candidate]:
     return [Candidate(name, lambda budget, name=name: build_detector(name), source) for source in sources]  # type: ignore[misc]
 
 
+def fraction_label(share: float) -> str:
+    """Return what a switch fixed beforehand is called."""
+    return f"at {share:.0%} of the budget"
+
+
 def _fraction(share: float) -> Candidate:
-    return Candidate(f"at {share:.0%} of the budget", lambda budget: BudgetFraction(budget, share))
+    return Candidate(fraction_label(share), lambda budget: BudgetFraction(budget, share))
 
 
 CANDIDATES: Sequence[Candidate] = (

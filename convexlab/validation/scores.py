@@ -22,6 +22,7 @@ __all__ = [
     "best_neighbourhood",
     "best_switch",
     "bootstrap",
+    "bootstrap_geometric_mean",
     "counted",
     "curvature_peak",
     "first_rise",
@@ -186,6 +187,12 @@ def bootstrap(
     return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 
+def bootstrap_geometric_mean(ratios: Sequence[float]) -> Interval:
+    """Return the geometric mean of positive values with its interval as of `bootstrap`."""
+    found = bootstrap([math.log(ratio) for ratio in ratios], np.mean)
+    return Interval(*map(math.exp, (found.value, found.low, found.high)))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One rule beside another on the same runs."""
@@ -205,6 +212,5 @@ class Comparison:
 def run_by_run(mine: Sequence[Score], other: Sequence[Score]) -> Comparison:
     """Compare two rules run by run: what makes some runs hard for both takes no part in it."""
     pairs = [(counted(one.loss), counted(its.loss)) for one, its in zip(mine, other, strict=True)]
-    found = bootstrap([math.log(one / its) for one, its in pairs], np.mean)
-    ratio = Interval(*map(math.exp, (found.value, found.low, found.high)))
+    ratio = bootstrap_geometric_mean([one / its for one, its in pairs])
     return Comparison(ratio, sum(one < its for one, its in pairs), sum(one > its for one, its in pairs))
