@@ -27,18 +27,18 @@ import torch
 from common import RESULTS
 from phase_two_adam import ADAM
 from phase_two_figure import draw
-from phase_two_problems import EQUATIONS, PROBLEMS, Setting, matching, measure_seconds
+from phase_two_problems import EQUATIONS, PROBLEMS, Setting, matching
 from phase_two_report import report
 from phase_two_results import Line, Results, line_key, read_lines
-from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, perform, planned, state_file
+from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, Seconds, measure_seconds, perform, planned, state_file
 from phase_two_solvers import SOLVERS
 
 import convexlab
 from convexlab.environment import describe_source
 
 Work = tuple[Setting, Run]
-Seconds = tuple[float, float, float]
 _RECORDS = RESULTS / "phase_two.jsonl"
+_SECONDS = RESULTS / "phase_two_seconds.jsonl"
 
 
 @click.group()
@@ -59,6 +59,7 @@ def main() -> None:
 @click.option("--switches", default=",".join((*FRACTIONS, DETECTOR)), show_default=True)
 @click.option("--solvers", default="*", show_default=True, help="Comma-separated patterns of solvers in stage c.")
 @click.option("--jobs", default=2, show_default=True, help="Processes, of one thread each.")
+@click.option("--device", default="cpu", show_default=True, help="Where all of it is evaluated.")
 @click.option("--dry-run", is_flag=True, help="Only measure and say how long it would take.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS, help="JSON lines, added to.")
 @click.option("--states", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/phase_two"))
@@ -99,14 +100,33 @@ def run_command(
     click.echo(f"{len(work)} of {len(settings) * len(runs)} runs to make")
     with _pool(options["jobs"]) as pool:
         try:
-            seconds = _estimates(pool, work, options["jobs"])
+            seconds = _estimates(pool, work, options["jobs"], options["device"])
             if not options["dry_run"]:
-                sys.exit(_Benchmark(pool, out, there, states, work, seconds, options["jobs"], watched).make())
+                device = options["device"]
+                sys.exit(_Benchmark(pool, out, there, states, work, seconds, options["jobs"], watched, device).make())
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
                 child.terminate()
             click.echo("interrupted; the same command goes on from here")
             sys.exit(130)
+
+
+@main.command("seconds")
+@click.option("--problems", default="*", show_default=True, help="Comma-separated patterns of model/data/loss.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_SECONDS, help="JSON lines, added to.")
+def seconds_command(problems: str, device: str, repeats: int, out: Path) -> None:
+    """Measure a gradient over all examples, a value and an epoch of Adam, on one thread; nothing else should run."""
+    torch.set_num_threads(1)
+    for name in matching(PROBLEMS, problems):
+        setting = Setting.of(name, 0, budget=1, train_size=None, batch_size=None)
+        seconds = dict(zip(("gradient", "value", "epoch"), measure_seconds(setting, device, repeats), strict=True))
+        sizes = {"problem": name, "train_size": setting.train_size, "batch_size": setting.batch_size}
+        line = sizes | seconds | {"repeats": repeats, "torch": torch.__version__, "device": _device_name(device)}
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        click.echo(f"{name}: {', '.join(f'{what} {1000 * value:.3g} ms' for what, value in seconds.items())}")
 
 
 @main.command("report")
@@ -163,10 +183,10 @@ def _begin_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _estimates(pool: ProcessPoolExecutor, work: Iterable[Work], jobs: int) -> dict[str, Seconds]:
+def _estimates(pool: ProcessPoolExecutor, work: Iterable[Work], jobs: int, device: str) -> dict[str, Seconds]:
     """Measure every problem and say how long its runs will take."""
     first = {setting.problem: setting for setting, _ in reversed(list(work))}
-    measured = {name: pool.submit(measure_seconds, setting) for name, setting in first.items()}
+    measured = {name: pool.submit(measure_seconds, setting, device) for name, setting in first.items()}
     seconds = {name: future.result() for name, future in measured.items()}
     total = 0.0
     for name, (gradient, _, epoch) in seconds.items():
@@ -187,6 +207,10 @@ def _expected(work: Work, seconds: dict[str, Seconds]) -> float:
     return run.share() * setting.budget * unit
 
 
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
@@ -204,7 +228,9 @@ class _Benchmark:
         seconds: dict[str, Seconds],
         jobs: int,
         watched: bool,
+        device: str,
     ) -> None:
+        self._device = device
         self._pool, self._jobs, self._states, self._watched = pool, jobs, states, watched
         self._out, self._there = out, there
         self._waiting = list(work)
@@ -212,7 +238,11 @@ class _Benchmark:
         self._under_way: dict[Future[dict[str, Any]], Work] = {}
         self._begin = time.perf_counter()
         self._failed = False
-        self._made_with = {"torch": torch.__version__, "commit": describe_source(Path(convexlab.__file__).parent)}
+        self._made_with = {
+            "torch": torch.__version__,
+            "device": _device_name(device),
+            "commit": describe_source(Path(convexlab.__file__).parent),
+        }
         out.parent.mkdir(parents=True, exist_ok=True)
 
     def make(self) -> int:
@@ -243,7 +273,9 @@ class _Benchmark:
             source = (setting, Run("adam-constant", run.rate))
             if run.switch is None or not (source in self._waiting or source in self._under_way.values()):
                 self._waiting.remove(work)
-                self._under_way[self._pool.submit(perform, setting, run, self._states, self._watched)] = work
+                self._under_way[self._pool.submit(perform, setting, run, self._states, self._watched, self._device)] = (
+                    work
+                )
 
     def _is_news(self, line: Line) -> bool:
         """Whether nothing is on record of it, or no detector's answer: not so where only the states were lost."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.physics_informed import burgers, convection
 from convexlab.validation import tasks
 
-__all__ = ["EQUATIONS", "PROBLEMS", "Setting", "Task", "build_task", "matching", "measure_seconds"]
+__all__ = ["EQUATIONS", "PROBLEMS", "Setting", "Task", "build_task", "clock", "matching"]
 
 MODELS = ("vit-mlp", "vit-nomlp", "vit-nomlp-wkewq", "vit-nomlp-wkewq-wvwo", "vgg5-max-relu")
 EQUATIONS = {"pinn/convection": convection, "pinn/burgers": burgers}
@@ -81,39 +81,26 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def build_task(setting: Setting) -> Task:
+def build_task(setting: Setting, device: str = "cpu") -> Task:
     """Return the problem at its start; the last two are kept."""
-    return Task(**vars(_task(setting)), setting=setting)
+    return Task(**vars(_task(setting, device)), setting=setting)
 
 
-def _task(setting: Setting) -> tasks.Task:
+def _task(setting: Setting, device: str) -> tasks.Task:
     if setting.problem in EQUATIONS:
-        return tasks.physics(EQUATIONS[setting.problem](), points=setting.train_size, seed=setting.seed)
+        equation = EQUATIONS[setting.problem]()
+        return tasks.physics(equation, points=setting.train_size, seed=setting.seed, device=device)
     size, seed, batch_size = setting.train_size, setting.seed, setting.batch_size
     if setting.problem == REGRESSION:
-        return tasks.regression(train_size=size, seed=seed, batch_size=batch_size)
+        return tasks.regression(train_size=size, seed=seed, batch_size=batch_size, device=device)
     model, data, loss = setting.problem.split("/")
     source = f"npz:{Path(data_folder()) / 'cifar10-10k.npz'}" if data == "cifar10" else data
-    return tasks.images(model, source, loss, train_size=size, seed=seed, batch_size=batch_size)
+    return tasks.images(model, source, loss, train_size=size, seed=seed, batch_size=batch_size, device=device)
 
 
-@cache
-def measure_seconds(setting: Setting) -> tuple[float, float, float]:
-    """Return the processor seconds of a gradient over all examples, of a value, and of an epoch of Adam, roughly."""
-    task = build_task(setting)
-    adam = torch.optim.Adam(task.model.parameters(), lr=0.0, fused=True)
-
-    def epoch() -> None:
-        for rows in task.batches(torch.Generator()):
-            adam.zero_grad()
-            task.loss(rows).backward()
-            adam.step()
-
-    calls: list[Callable[[], object]] = [task.objective.gradient, task.objective.value, epoch]
-    times = []
-    for call in calls:
-        call()
-        begin = time.process_time()
-        call()
-        times.append(time.process_time() - begin)
-    return times[0], times[1], times[2]
+def clock(device: torch.device) -> float:
+    """Return seconds: of the processor, or on an accelerator those that pass until it has done what it was told."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from phase_two_adam import AdamTrajectory, Curve, Watch, cosine
-from phase_two_problems import Setting, Task, build_task
+from phase_two_problems import Setting, Task, build_task, clock
 from phase_two_solvers import Meter, refusal, solve
 
 from convexlab.parameters import norm
@@ -23,6 +24,8 @@ __all__ = [
     "SOLVER_FRACTIONS",
     "SOLVER_RATE",
     "Run",
+    "Seconds",
+    "measure_seconds",
     "perform",
     "planned",
     "state_file",
@@ -36,6 +39,8 @@ DETECTOR = "detector"
 SOLVER_RATE, SOLVER_FRACTIONS = 1e-3, ("0.5", "0.8")
 """Where solvers are compared from."""
 ADAM_REST = "adam-cosine-rest"
+Seconds = tuple[float, float, float]
+"""Of a gradient over all examples, of a value, and of an epoch of Adam."""
 _ABSENT = "no state: the detector did not fire in time, or Adam diverged"
 
 
@@ -84,9 +89,25 @@ def planned(
     return list(dict.fromkeys([*needed, *runs]))
 
 
-def perform(setting: Setting, run: Run, folder: Path, watched: bool) -> dict[str, Any]:
+def measure_seconds(setting: Setting, device: str, repeats: int = 1) -> Seconds:
+    """Return medians, after one call each."""
+    task = build_task(setting, device)
+    epoch = AdamTrajectory(task, "adam-constant", 0.0).train
+    calls: list[Callable[[], object]] = [task.objective.gradient, task.objective.value, epoch]
+    times: list[list[float]] = [[], [], []]
+    for repeat in range(1 + repeats):
+        for mine, call in zip(times, calls, strict=True):
+            begin = clock(task.objective.device)
+            call()
+            if repeat:
+                mine.append(clock(task.objective.device) - begin)
+    gradient, value, train = map(median, times)
+    return gradient, value, train
+
+
+def perform(setting: Setting, run: Run, folder: Path, watched: bool, device: str) -> dict[str, Any]:
     """Make one run and return its line of the results; ``watched`` is whether the detector is asked along Adam."""
-    task = build_task(setting)
+    task = build_task(setting, device)
     task.write(task.initial)
     line = asdict(setting) | asdict(run) | {"key": run.key, "parameters": task.objective.size}
     if run.switch is None:
@@ -96,7 +117,8 @@ def perform(setting: Setting, run: Run, folder: Path, watched: bool) -> dict[str
     file = state_file(folder, setting, run.rate, run.switch)
     if not file.exists():
         return line | {"absent": _ABSENT}
-    trajectory, state = AdamTrajectory(task, "adam-constant", run.rate), torch.load(file)
+    # On the CPU, wherever it was made: the states of random generators stay there.
+    trajectory, state = AdamTrajectory(task, "adam-constant", run.rate), torch.load(file, map_location="cpu")
     trajectory.restore(state)
     phase = _adam_rest if run.name == ADAM_REST else _second_phase
     return line | {"start": state["cost"]} | phase(run, trajectory, state["cost"])

@@ -10,7 +10,6 @@ from its best point for as long as that lowers the loss, so that no peer loses b
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ import scipy.optimize
 import torch
 from numpy.typing import NDArray
 from phase_two_adam import Curve, gradients
-from phase_two_problems import Task
+from phase_two_problems import Task, clock
 from torch import Tensor
 
 import convexlab as cl
@@ -50,7 +49,8 @@ class Meter:
         self._task = task
         self._budget = budget
         self._before = task.objective.cost.gradient_equivalents
-        self._begin = time.process_time()
+        self._device = task.objective.device
+        self._begin = clock(self._device)
         # What is evaluated for the record alone is neither charged nor timed.
         self._record = task.objective.in_dtype(task.objective.dtype)
         self._looked, self._recording = 0.0, 0.0
@@ -66,8 +66,8 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Processor time since the solver began, its own work included."""
-        return time.process_time() - self._begin - self._recording
+        """As `clock` has them, since the solver began, its own work included."""
+        return clock(self._device) - self._begin - self._recording
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure at the present weights.
@@ -105,10 +105,10 @@ class Meter:
         """Put the loss at the present weights on record, each time that a gradient equivalent was spent, or now."""
         if not now and self.spent - self._looked < 1.0:
             return
-        begin = time.process_time()
+        begin = clock(self._device)
         self._looked, seconds = self.spent, self.seconds
         self.curve.add(self.spent, self._record.value(), seconds, self._task.objective.flat_parameters)
-        self._recording += time.process_time() - begin
+        self._recording += clock(self._device) - begin
 
     def at(self, weights: Tensor) -> tuple[float, Tensor]:
         """Return loss and gradient at a flat vector (n,)."""
@@ -226,7 +226,7 @@ class _Known(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, meter: Meter) -> Tensor:
         value, gradient = meter.at(x.detach())
         ctx.save_for_backward(gradient)
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device=x.device)
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
@@ -239,10 +239,10 @@ def _scipy(method: str, options: Mapping[str, Any], task: Task, meter: Meter) ->
 
     def function(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         value, gradient = meter.at(torch.from_numpy(x).to(start))
-        return value, gradient.double().numpy()
+        return value, gradient.double().cpu().numpy()
 
     options = {"gtol": 0.0, "maxiter": _NO_LIMIT} | dict(options)
-    found = scipy.optimize.minimize(function, start.double().numpy(), jac=True, method=method, options=options)
+    found = scipy.optimize.minimize(function, start.double().cpu().numpy(), jac=True, method=method, options=options)
     return str(found.message)
 
 

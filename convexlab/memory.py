@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memory"]
+__all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memory", "room_for_graphs"]
 
 _PROCESS = Path("/proc/self")
 _HOST = Path("/proc/meminfo")
@@ -51,6 +51,14 @@ def available_memory(device: torch.device) -> int | None:
         return None
     told = [number for number in (_left_on_host(), *_left_in_groups()) if number is not None]
     return max(0, min(told)) if told else None
+
+
+def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
+    """Return the bytes that graphs may take: as given, or half of what is free now; None where nothing tells."""
+    if budget is not None:
+        return budget
+    free = available_memory(device)
+    return None if free is None else free // 2
 
 
 def release_freed_memory() -> None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from convexlab.batches import common_rows, criterion_weight, criticise, rows_of
 from convexlab.cost import Cost
 from convexlab.errors import MisuseError
+from convexlab.memory import room_for_graphs
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.products import (
@@ -83,8 +84,8 @@ class Objective:
             ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define, weighted by class and without the
             ignored targets; every other criterion has to count examples equally.
         params: names, glob patterns or parameters; None selects all that require a gradient.
-        micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU and within
-            ``memory_budget``, if given, everywhere.
+        micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU, and within
+            ``memory_budget`` on accelerators or, if given, everywhere.
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
@@ -541,9 +542,11 @@ class Objective:
         return self._micro_batch
 
     def _automatic_micro_batch(self, batch: Any) -> int | None:
-        size = _CPU_MICRO_BATCH if self.device.type == "cpu" else None
-        rows = common_rows(batch)
-        if self.memory_budget is None or rows is None:
+        rows, on_host = common_rows(batch), self.device.type == "cpu"
+        size: int | None = _CPU_MICRO_BATCH if on_host else rows
+        # On an accelerator nothing but its memory sets a limit.
+        budget = self.memory_budget if on_host else room_for_graphs(self.device, self.memory_budget)
+        if budget is None or rows is None or size is None:
             return size
         trial_rows = min(rows, _TRIAL_EXAMPLES)
         trial = tree_map(lambda item: self._move(item[:trial_rows]), batch)
@@ -551,8 +554,11 @@ class Objective:
         with fixed_random_state(self.device):
             shared = (*point.leaves, *point.rest.values())
             needed = saved_bytes(lambda: self.batch_loss(point, trial), trial, shared)
-        fits = int(self.memory_budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
-        return max(1, fits if size is None else min(fits, size))
+        fits = int(budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
+        if fits >= size:
+            return size
+        # A power of two, so that results do not depend on every byte that happens to be free.
+        return 1 << max(0, fits.bit_length() - 1)
 
 
 def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:

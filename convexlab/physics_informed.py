@@ -86,12 +86,18 @@ class DifferentialEquation:
         return torch.stack([part.square().mean() for part in parts]).sum()
 
     @torch.no_grad()
-    def relative_error(self, model: Function, *, columns: int = 256, rows: int = 100) -> float:
-        """Return ‖u - solution‖ / ‖solution‖ over a grid of ``columns`` values of x times ``rows`` values of t."""
+    def relative_error(
+        self, model: Function, *, columns: int = 256, rows: int = 100, device: torch.device | str | None = None
+    ) -> float:
+        """Return ‖u - solution‖ / ‖solution‖ over a grid of ``columns`` values of x times ``rows`` values of t.
+
+        ``device`` is where the model is; None is the CPU.
+        """
         x, t = torch.linspace(*self.interval, columns), torch.linspace(0.0, 1.0, rows)
         grid = torch.cartesian_prod(x, t)
-        difference, solution = model(grid).double() - self.solution(grid.double()), self.solution(grid.double())
-        return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(solution))
+        # The solution on the CPU: not every device has float64.
+        found, solution = model(grid.to(device)).cpu().double(), self.solution(grid.double())
+        return float(torch.linalg.vector_norm(found - solution) / torch.linalg.vector_norm(solution))
 
 
 def convection(speed: float = 30.0) -> DifferentialEquation:

@@ -144,7 +144,9 @@ def build_problem(
     network = drawn_from(seed, lambda: build_model(model, **sizes)).to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
-    problem = Problem(network, data, criterion, x, y, Objective(network, Batches(x, y, _BATCH), criterion))
+    # An accelerator is given all at once; the objective cuts what does not fit into its memory.
+    batches = Batches(x, y, _BATCH if place.type == "cpu" else len(y))
+    problem = Problem(network, data, criterion, x, y, Objective(network, batches, criterion))
     _check_fit(model, problem)
     return problem
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from convexlab.cost import Cost
-from convexlab.memory import LiveTensors, available_memory, release_freed_memory
+from convexlab.memory import LiveTensors, release_freed_memory, room_for_graphs
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, norm, unflatten
 
@@ -121,7 +121,8 @@ class ObjectiveOperator(SymmetricOperator):
                 linearised = self._linearise(batch)
                 self._graph_bytes = max(1, live.bytes)
             if self._room is None:
-                self._room = _memory_budget(self._objective) // self._graph_bytes
+                room = room_for_graphs(self._objective.device, self._objective.memory_budget)
+                self._room = (room or 0) // self._graph_bytes
             if self._room > 0:
                 self._keep(linearised, weight)
         return self._graph_bytes
@@ -376,13 +377,6 @@ def differentiate(
             materialize_grads=True,
         )
     )
-
-
-def _memory_budget(objective: Objective) -> int:
-    """Return the bytes that kept graphs may take: the given budget, or half of what is free now."""
-    if objective.memory_budget is not None:
-        return objective.memory_budget
-    return (available_memory(objective.device) or 0) // 2
 
 
 def _sizes(objective: Objective) -> tuple[list[int], float]:

@@ -14,7 +14,7 @@ from convexlab.datasets import Batches
 from convexlab.objective import Objective
 from convexlab.objectives import physics_informed
 from convexlab.parameters import unflatten
-from convexlab.physics_informed import DifferentialEquation
+from convexlab.physics_informed import DifferentialEquation, Points
 from convexlab.problem import build_problem
 from convexlab.random_state import drawn_from
 
@@ -105,15 +105,15 @@ def perceptron(channels: int, classes: int, image_size: int) -> nn.Module:
     )
 
 
-def regression(*, train_size: int, seed: int, batch_size: int) -> Task:
+def regression(*, train_size: int, seed: int, batch_size: int, device: str = "cpu") -> Task:
     """Return Friedman's first function (1991) of 8 variables, of which 5 count, for a perceptron 8-64-64-1.
 
     Values are standardised; the noise is 2 % of them.
     """
     inputs, values = make_friedman1(train_size + _VALIDATION, n_features=_INPUTS, noise=_NOISE, random_state=seed)
-    x = torch.from_numpy(2 * inputs - 1).float()
-    y = torch.from_numpy((values - values[:train_size].mean()) / values[:train_size].std()).float()[:, None]
-    model = drawn_from(seed, lambda: Perceptron(_INPUTS, width=_WIDTH, depth=_DEPTH))
+    values = (values - values[:train_size].mean()) / values[:train_size].std()
+    x, y = (torch.from_numpy(part).float().to(device) for part in (2 * inputs - 1, values[:, None]))
+    model = drawn_from(seed, lambda: Perceptron(_INPUTS, width=_WIDTH, depth=_DEPTH)).to(device)
     criterion = nn.MSELoss()
     # One batch: the network is too small to fall out of the cache, and calls cost more than arithmetic.
     objective = Objective(model, [(x[:train_size], y[:train_size])], criterion, micro_batch=None)
@@ -129,15 +129,15 @@ def regression(*, train_size: int, seed: int, batch_size: int) -> Task:
     return Task(model, objective, batch_loss, validate, train_size, batch_size, objective.flat_parameters())
 
 
-def physics(equation: DifferentialEquation, *, points: int, seed: int) -> Task:
+def physics(equation: DifferentialEquation, *, points: int, seed: int, device: str = "cpu") -> Task:
     """Return a physics-informed network of 4 × 50 tanh units with so many random points in the interior."""
-    objective, drawn = physics_informed(equation, train_size=points, seed=seed), equation.points(points, seed=seed)
-    model = objective.model
+    objective = physics_informed(equation, train_size=points, seed=seed, device=device)
+    model, drawn = objective.model, Points(*(part.to(device) for part in equation.points(points, seed=seed)))
 
     def batch_loss(rows: Tensor | None) -> Tensor:
         return equation.loss(model, drawn)
 
     def validate() -> tuple[float, float | None]:
-        return equation.relative_error(model), None
+        return equation.relative_error(model, device=device), None
 
     return Task(model, objective, batch_loss, validate, points, 0, objective.flat_parameters())
