@@ -136,7 +136,7 @@ def seconds_command(problems: str, device: str, repeats: int, out: Path) -> None
 def report_command(files: Sequence[Path], out: Path, figure: Path) -> None:
     """Write the tables, in Markdown, and the curves, SVG or PNG, of FILES, or of all runs on record."""
     results = Results(line for file in files or [_RECORDS] for line in read_lines(file))
-    out.write_text(report(results), encoding="utf-8")
+    out.write_text(report(results, [] if files else list(read_lines(_SECONDS))), encoding="utf-8")
     draw(results, figure)
     click.echo(f"{out}\n{figure}")
 

@@ -22,7 +22,7 @@ ADAM: dict[str, type[torch.optim.Adam]] = {
     "adamw-constant": torch.optim.AdamW,
 }
 _POINTS = 300  # Kept of a curve.
-_RECORDED = 100  # Written down of it, at most.
+_RECORDED = 50  # Written down of it, at most.
 _ASKED = 500  # Times that the detector is told of a run on the whole batch, where every step is an epoch.
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from phase_two_results import FLOOR, Results, mean_ratio, spread_of, table
+from phase_two_results import FLOOR, Line, Results, device_of, mean_ratio, spread_of, table
 from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_solvers import SOLVERS
 from phase_two_whole import default_runs, switches, whole
@@ -19,21 +19,31 @@ __all__ = ["report", "torch_best"]
 _TORCH = ("torch-lbfgs-20", "torch-lbfgs-100")
 
 
-def report(results: Results) -> str:
-    """Return everything in Markdown."""
+def report(results: Results, seconds: Sequence[Line] = ()) -> str:
+    """Return everything in Markdown; ``seconds`` are the lines that `phase_two.py seconds` has written."""
     parts = ["# A phase two against its peers, at equal cost", _inventory(results)]
     parts += [_solvers(results, fraction) for fraction in SOLVER_FRACTIONS]
-    parts += [_kinds(results), whole(results), switches(results), _evaluations(results), _stopped(results)]
+    parts += [
+        _kinds(results),
+        whole(results),
+        switches(results),
+        _evaluations(results),
+        _stopped(results),
+        _seconds(seconds),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _inventory(results: Results) -> str:
-    seeds = sorted({line["seed"] for line in results.all_lines()})
+    seeds: dict[str, set[int]] = {}
+    for line in results.all_lines():
+        seeds.setdefault(device_of(line), set()).add(line["seed"])
+    where = "; ".join(f"{', '.join(map(str, sorted(mine)))} on {device}" for device, mine in sorted(seeds.items()))
     absent = sum("absent" in line for line in results.all_lines())
     return (
         f"{len(results.problems)} problems (model/data/loss, training examples or points, budget in gradient "
-        f"equivalents), seeds {', '.join(map(str, seeds))}. Losses are the lowest training losses met within the "
-        f"budget, medians over seeds; ratios are of those medians. One below {FLOOR:.2g}, "
+        f"equivalents), seeds {where}. Losses are the lowest training losses met within the budget, medians over "
+        f"seeds; ratios are of such medians over the seeds that both have. One below {FLOOR:.2g}, "
         f"float32's resolution, counts as that. {absent} runs were not possible: "
         "nothing to start from, or a solver that is not for the problem."
     )
@@ -110,13 +120,9 @@ _ADAM_ON = {"adam-constant": None, ADAM_REST: None}
 
 def _solver_ratio(results: Results, problem: str, name: str, fraction: str) -> float | None:
     reference = torch_best(results, problem, fraction)
-    assert reference is not None
-    theirs = results.value(problem, reference, "phase_loss")
     if name == "adam-constant":  # It goes on as it was: the run from the start has its loss.
-        mine = results.value(problem, Run(name, SOLVER_RATE).key)
-    else:
-        mine = results.value(problem, Run(name, SOLVER_RATE, fraction).key, "phase_loss")
-    return None if mine is None or not theirs else mine / theirs
+        return results.ratio(problem, Run(name, SOLVER_RATE).key, reference, "loss", "phase_loss")
+    return results.ratio(problem, Run(name, SOLVER_RATE, fraction).key, reference, "phase_loss")
 
 
 def _where(values: Sequence[float | None], problems: Sequence[str], *, physics: bool) -> list[float | None]:
@@ -172,6 +178,27 @@ def _stopped(results: Results) -> str:
         f"infinite or NaN: {_counts(not_finite)}.",
     ]
     return "\n\n".join(texts) if lines else ""
+
+
+def _seconds(lines: Sequence[Line]) -> str:
+    """Return what a gradient equivalent takes on each device, of the last measurement there."""
+    measured = {(line["problem"], line["device"]): line for line in lines}
+    devices = sorted({device for _, device in measured})
+    rows = []
+    for problem in dict.fromkeys(problem for problem, _ in measured):
+        row = [problem]
+        for device in devices:
+            line = measured.get((problem, device))
+            row += [1000 * line[what] if line else None for what in ("gradient", "value", "epoch")]
+            row.append(line["gradient"] / line["epoch"] if line else None)
+        rows.append(row)
+    what = ("gradient, ms", "value, ms", "epoch of Adam, ms", "gradient over epoch")
+    head = ["problem", *(f"{device}: {one}" for device in devices for one in what)]
+    note = (
+        "One process, medians. A gradient is that of the objective over all examples. A step of Adam is fused, and on "
+        "CUDA captured as a graph; a gradient is not."
+    )
+    return "\n\n".join(["## What a gradient equivalent takes", note, table(head, rows)]) if rows else ""
 
 
 def _counts(counts: Counter[str]) -> str:

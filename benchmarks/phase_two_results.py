@@ -11,7 +11,7 @@ from typing import Any
 
 from phase_two_problems import EQUATIONS, PROBLEMS
 
-__all__ = ["FLOOR", "Line", "Results", "line_key", "mean_ratio", "read_lines", "spread_of", "table"]
+__all__ = ["FLOOR", "Line", "Results", "device_of", "line_key", "mean_ratio", "read_lines", "spread_of", "table"]
 
 Line = dict[str, Any]
 FLOOR = 2.0**-23
@@ -74,18 +74,33 @@ class Results:
         known = {key: value for key in keys if (value := self.value(problem, key, name)) is not None}
         return min(known, key=lambda key: known[key]) if known else None
 
-    def ratio(self, problem: str, key: str | None, other: str | None, name: str = "loss") -> float | None:
-        """Return the ratio of two runs' medians."""
+    def ratio(
+        self, problem: str, key: str | None, other: str | None, name: str = "loss", other_name: str | None = None
+    ) -> float | None:
+        """Return the ratio of two runs' medians over the seeds that both have; ``other_name`` is ``name`` if None."""
         if key is None or other is None:
             return None
-        mine, theirs = self.value(problem, key, name), self.value(problem, other, name)
-        return None if mine is None or theirs is None else mine / theirs
+        mine, theirs = self.lines(problem, key), self.lines(problem, other)
+        seeds = mine.keys() & theirs.keys()
+        if not seeds:
+            return None
+        values = (
+            median(_figure(lines[seed], which) for seed in seeds)
+            for lines, which in ((mine, name), (theirs, other_name or name))
+        )
+        return next(values) / next(values)
 
     def spread(self, problem: str, key: str, other: str, name: str = "loss") -> tuple[float, float] | None:
         """Return the least and the largest ratio of two runs, seed by seed."""
         mine, theirs = self.lines(problem, key), self.lines(problem, other)
         ratios = [_figure(mine[seed], name) / _figure(theirs[seed], name) for seed in mine.keys() & theirs.keys()]
         return (min(ratios), max(ratios)) if ratios else None
+
+
+def device_of(line: Line) -> str:
+    """Return where a run was made; of the first ones no line says so."""
+    device: str = line.get("device", "cpu")
+    return device
 
 
 def _figure(line: Line, name: str) -> float:

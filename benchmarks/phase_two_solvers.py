@@ -27,14 +27,14 @@ from phase_two_problems import Task, clock
 from torch import Tensor
 
 import convexlab as cl
-from convexlab.parameters import flatten
+from convexlab.parameters import accumulation_dtype, flatten
 from convexlab.training.phase_two import phase_two, phase_two_names
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
 
 _VALUE, _GRADIENT = 1 / 3, 1.0
 _NO_LIMIT = 10**9
-_EXAMPLES_AT_ONCE = 128  # As in the objective.
+_EXAMPLES_AT_ONCE, _EXAMPLES_ON_DEVICE = 128, 4096  # The first as in the objective.
 _PATIENCE = 2  # Failed steps in a row of ours: from the same weights, without a memory, a third fails alike.
 
 
@@ -93,13 +93,13 @@ class Meter:
         if self.spent + share > self._budget + 1e-6:
             raise _BudgetSpentError
         self._task.model.zero_grad()
-        total = 0.0
-        for part in rows.split(_EXAMPLES_AT_ONCE):
+        total = torch.zeros((), dtype=accumulation_dtype(self._device), device=self._device)
+        for part in rows.split(_EXAMPLES_AT_ONCE if self._device.type == "cpu" else _EXAMPLES_ON_DEVICE):
             loss = self._task.loss(part) * (len(part) / len(rows))
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         self._task.objective.spend(cl.Cost(gradients=share))
-        return torch.tensor(total, dtype=torch.float64)
+        return total
 
     def look(self, *, now: bool = False) -> None:
         """Put the loss at the present weights on record, each time that a gradient equivalent was spent, or now."""

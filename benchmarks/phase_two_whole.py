@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from phase_two_results import Line, Results, mean_ratio, spread_of, table
+from phase_two_results import Line, Results, device_of, mean_ratio, spread_of, table
 from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run
 
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO
@@ -160,8 +160,9 @@ def whole(results: Results) -> str:
             table(["problems", *_RATIOS], summary),
             table(_DETAIL, [_detail(results, run) for run in runs]),
             "Spread: least and largest over seeds, against the better Adam of the two. Reached: cost at which ours has "
-            "the better Adam's lowest loss, as a share of the budget, median over seeds. Equal seconds: ratio to the "
-            "constant Adam when the first of the two ends. Validation: loss (relative error of physics) and accuracy "
+            "the better Adam's lowest loss, as a share of the budget, median over seeds. Seconds are of the processor, "
+            "where that did the work: on an accelerator many runs shared it. Equal seconds: ratio to the constant Adam "
+            "when the first of the two ends. Validation: loss (relative error of physics) and accuracy "
             "at the lowest training loss, ours and the better Adam's.",
         ]
     )
@@ -201,7 +202,7 @@ def _detail(results: Results, run: WholeRun) -> list[Any]:
         None if spread is None else f"{spread[0]:.3g} to {spread[1]:.3g}",
         _reached(results.lines(problem, run.ours), results.lines(problem, adam)),
         _equal_seconds(results.lines(problem, run.ours), results.lines(problem, run.constant)),
-        *figures("seconds"),
+        *(_median_seconds(results.lines(problem, key)) for key in (run.ours, adam)),
         *figures("validation_loss"),
         *figures("validation_accuracy"),
     ]
@@ -215,9 +216,16 @@ def _reached(ours: dict[int, Line], adam: dict[int, Line]) -> float | None:
     return median(shares) if shares else None
 
 
+def _median_seconds(lines: dict[int, Line]) -> float | None:
+    seconds = [line["seconds"] for line in lines.values() if device_of(line) == "cpu"]
+    return median(seconds) if seconds else None
+
+
 def _equal_seconds(ours: dict[int, Line], adam: dict[int, Line]) -> float | None:
     ratios = []
     for seed in ours.keys() & adam.keys():
+        if {device_of(ours[seed]), device_of(adam[seed])} != {"cpu"}:
+            continue
         end = min(ours[seed]["seconds"], adam[seed]["seconds"])
         losses = [
             min((loss for _, loss, seconds in line["curve"] if seconds <= end), default=math.nan)

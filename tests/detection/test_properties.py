@@ -177,7 +177,9 @@ def test_every_detector_fires_in_a_textbook_run(name: str) -> None:
     assert sum(fires_at(MAKES[name](), textbook(seed)) is not None for seed in range(20)) >= 5
 
 
-@pytest.mark.parametrize(("name", "field"), [(name, field) for name, make in NEEDING.items() for field in make().needs])
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, make in NEEDING.items() for field in sorted(make().needs)]
+)
 def test_what_it_needs_is_asked_for_at_once(name: str, field: str) -> None:
     detector = MAKES[name]()
     with pytest.raises(MisuseError, match=rf"{type(detector).__name__} has to be told {field} as well, NaN where"):
