@@ -27,6 +27,7 @@ from convexlab.errors import MisuseError
 from convexlab.memory import room_for_graphs
 from convexlab.operators import SymmetricOperator
 from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
+from convexlab.precision import full_float32
 from convexlab.products import (
     GaussNewtonOperator,
     HessianOperator,
@@ -473,10 +474,16 @@ class Objective:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients enabled, no autocast, a fixed random seed; all restored afterwards."""
+        """Eval mode, gradients enabled, no autocast, full float32, a fixed random seed; all restored afterwards."""
         modes = [(module, module.training) for module in self._model.modules()]
         precise = torch.autocast(self.device.type, enabled=False)
-        with fixed_random_state(self.device), torch.inference_mode(False), torch.enable_grad(), precise:
+        with (
+            fixed_random_state(self.device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            precise,
+            full_float32(),
+        ):
             try:
                 self._model.eval()
                 yield
