@@ -14,6 +14,7 @@ from convexlab.datasets.subset import subset_of
 from convexlab.environment import resolve_device, resolve_dtype
 from convexlab.errors import MisuseError
 from convexlab.losses import Loss, accuracy, build_loss
+from convexlab.memory import available_memory
 from convexlab.objective import Objective
 from convexlab.random_state import drawn_from
 from convexlab.runs import Checkpoint
@@ -144,8 +145,9 @@ def build_problem(
     network = drawn_from(seed, lambda: build_model(model, **sizes)).to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
-    # An accelerator is given all at once; the objective cuts what does not fit into its memory.
-    batches = Batches(x, y, _BATCH if place.type == "cpu" else len(y))
+    # An accelerator is given all at once: the objective cuts what does not fit, if the memory that is free is known.
+    whole = place.type != "cpu" and available_memory(place) is not None
+    batches = Batches(x, y, len(y) if whole else _BATCH)
     problem = Problem(network, data, criterion, x, y, Objective(network, batches, criterion))
     _check_fit(model, problem)
     return problem
