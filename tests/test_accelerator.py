@@ -14,6 +14,7 @@ from convexlab.physics_informed import burgers
 from convexlab.problem import build_problem
 from convexlab.training.phase_two import phase_two, phase_two_names
 from convexlab.validation import tasks
+from tests.counting import Counting
 from tests.tiny import write_problem
 
 pytestmark = pytest.mark.gpu
@@ -26,20 +27,10 @@ def device() -> torch.device:
     return found
 
 
-class _Rows(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.rows = nn.Linear(4, 3), []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows.append(len(x))
-        return torch.tanh(self.body(x))
-
-
 def test_all_examples_at_once_or_as_many_as_fit(device: torch.device) -> None:
     x, y = torch.randn(1000, 4), torch.arange(1000) % 3
     for budget, parts in ((None, 1), (100_000, 2)):
-        model = _Rows().to(device)
+        model = Counting().to(device)
         objective = cl.Objective(model, [(x, y)], nn.CrossEntropyLoss(), memory_budget=budget)
         objective.value()
         measured = model.rows[1:]  # The first call is a trial of eight rows.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convexlab as cl
 from convexlab.errors import ConvexLabError, MisuseError
+from tests.counting import Counting
 from tests.dense import as_vector, derivatives, gauss_newton, loss_of
 
 # A sum of N terms in float64 is off by at most N ε times the sum of their sizes, N below 100 here; the terms, outputs
@@ -713,19 +714,9 @@ def test_the_gradient_of_a_float32_model_fits_it_when_evaluated_in_float64() -> 
 # What is kept, and what it costs.
 
 
-class _Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.rows = nn.Linear(4, 3), []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows.append(len(x))
-        return torch.tanh(self.body(x))
-
-
 @pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
 def test_graphs_are_kept_as_far_as_the_budget_goes(kind: str) -> None:
-    model = _Counting().double()
+    model = Counting().double()
     x, y = _data(8)
     v = torch.ones(15)
     calls = {}
@@ -741,7 +732,7 @@ def test_graphs_are_kept_as_far_as_the_budget_goes(kind: str) -> None:
 
 
 def test_some_graphs_are_kept_when_not_all_fit() -> None:
-    model = _Counting().double()
+    model = Counting().double()
     x, y = _data(8)
     v = torch.ones(15)
     objective = cl.Objective(model, [(x, y)], nn.CrossEntropyLoss(), micro_batch=2)
@@ -758,7 +749,7 @@ def test_some_graphs_are_kept_when_not_all_fit() -> None:
 
 def test_automatic_micro_batches_keep_within_the_budget() -> None:
     # Per row the graph holds x (4 numbers), the tanh (3), the log-softmax (3) and the target at least, 8 bytes each.
-    model = _Counting().double()
+    model = Counting().double()
     x, y = _data(64)
     for budget, at_most in ((3 * 16 * 88, 16), (1, 1), (10**9, 128)):
         model.rows.clear()
