@@ -190,7 +190,7 @@ def results(rows: Sequence[Row], equation: str) -> Any:
                 " to ".join(number(end(way[name]["loss"] for way in chosen)) for end in (min, max)),
                 number(median(way[name]["error"] for way in chosen)),
                 number(ratio(rows, equation, name, ADAM, "loss")),
-                str(sum(way[name].get("resorted", False) for way in chosen)),
+                str(sum(bool(way[name].get("resorted")) for way in chosen)),
             ]
         )
     return make_table(

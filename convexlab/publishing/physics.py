@@ -19,7 +19,7 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_checkpoint, write_json, write_json_lines
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
 from convexlab.validation.adam import AdamRun
-from convexlab.validation.switching import switch_at
+from convexlab.validation.switching import followed
 from convexlab.validation.tasks import Task, physics
 
 __all__ = ["PhysicsPlan", "solution_quality", "train_physics"]
@@ -75,15 +75,12 @@ def train_physics(out: Path, equation: DifferentialEquation, plan: PhysicsPlan, 
         adam.train()
         recorder.record("adam", float(adam.epoch * plan.steps))
     switch = recorder.rows[-1]
-    ending = switch_at(
-        adam,
-        adam.state(),
-        phase_two(plan.phase_two),
-        budget=float(plan.epochs * plan.steps),
-        spent=switch["gradient_equivalents"],
-        look=recorder.look,
-    )
-    write_json(run.summary_path, recorder.summary(equation, switch, resorted=ending.resorted))
+    spent, given_up = switch["gradient_equivalents"], None
+    for step in followed(adam, phase_two(plan.phase_two), budget=float(plan.epochs * plan.steps) - spent):
+        spent += step.cost
+        given_up = given_up or step.given_up
+        recorder.look(spent)
+    write_json(run.summary_path, recorder.summary(equation, switch, given_up))
     return run
 
 
@@ -140,7 +137,7 @@ class _Recorder:
         write_json_lines(self._run.metrics_path, self.rows)
         self._progress(Progress("two-phase", epoch, plan.epochs, f"{phase}, loss {loss:.3g}"))
 
-    def summary(self, equation: DifferentialEquation, switch: Row, *, resorted: bool) -> Row:
+    def summary(self, equation: DifferentialEquation, switch: Row, given_up: str | None) -> Row:
         """Return what ``summary.json`` holds; loss and error are those of the last row."""
         plan, last, task = self._plan, self.rows[-1], self._task
         spent = {"adam": switch["gradient_equivalents"]}
@@ -159,7 +156,7 @@ class _Recorder:
                 "gradient_norm": switch["gradient_norm"],
                 "reason": f"fixed beforehand, after {plan.switch_epoch} epochs of {plan.steps} steps",
             },
-            "safe_resort": {"epoch": last["epoch"], "reason": "failed steps in a row"} if resorted else None,
+            "safe_resort": {"epoch": last["epoch"], "reason": given_up} if given_up else None,
             "phase_two": plan.phase_two,
             "two_phase": quality
             | {

@@ -14,12 +14,9 @@ from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroy
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.self_scaled_broyden import MAX_PARAMETERS
 
-__all__ = ["DEFAULT_PHASE_TWO", "PATIENCE", "PhaseTwo", "phase_two", "phase_two_names"]
+__all__ = ["DEFAULT_PHASE_TWO", "PhaseTwo", "phase_two", "phase_two_names"]
 
 DEFAULT_PHASE_TWO = "lbfgs-adam-scaled"
-
-PATIENCE = 2
-"""Failed steps in a row before the second phase is given up for Adam."""
 
 _PAIRS_MEMORY = 2 * 1024**3  # Bytes; the same everywhere, for the pairs decide the run.
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError
-from convexlab.optim import ProgressiveLBFGS
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.parameters import norm
 from convexlab.problem import Problem
 from convexlab.random_state import fixed_random_state
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
+from convexlab.training.second_phase import Step
 
 __all__ = ["Trajectory", "backward"]
 
@@ -68,7 +68,6 @@ class Trajectory:
         self.train_loss = math.nan
         self.gradient_norm = math.nan
         self.notes: dict[str, Any] = {}
-        self._measured: _Measured | None = None
         self._seed = seed
         self._batch_size = batch_size
         self._order = torch.Generator().manual_seed(seed)
@@ -123,68 +122,35 @@ class Trajectory:
         self.phase = "adam"
         return float(torch.stack(losses).mean())
 
-    def second_step(self, phase: str, *, search_cost: float, budget: float) -> str | None:
-        """Take one step of the second phase's optimiser within ``budget`` gradient equivalents.
+    def take(self, phase: str, step: Step) -> None:
+        """Take in a step of the second phase.
 
-        Returns:
-            None, or why the step failed.
+        Raises:
+            FailureError: its loss or gradient is not finite.
         """
-        assert self.second is not None
-        self.second.param_groups[0]["max_evaluations"] = max(1, int((budget - 1.0) / search_cost + 1e-9))
-        with self.timed(phase):
-            self.second.step(self._closure(phase))
+        self.charge(phase, step.cost)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + step.seconds
         self.epoch += 1
         self.phase = phase
-        report = self.second.report
-        return None if report is None else report.failed
-
-    def sampled_steps(self, phase: str, *, budget: float) -> str | None:
-        """Take steps of the second phase on its samples until about one gradient equivalent of ``budget`` is spent.
-
-        Returns:
-            None, or why the last step failed.
-        """
-        second, examples = self.second, len(self.problem.y)
-        assert isinstance(second, ProgressiveLBFGS)
-
-        def closure(rows: Tensor) -> Tensor:
-            self.charge(phase, len(rows) / examples)
-            return self.problem.of_rows(rows).closure()
-
-        begin, failed = self.cost, None
-        with self.timed(phase):
-            while failed is None and self.cost - begin < 1.0:
-                # What the sample has grown by since the last step costs less than one evaluation of it.
-                affordable = int((budget - (self.cost - begin)) * examples / second.sample_size) - 1
-                if affordable < 1:
-                    break
-                second.param_groups[0]["max_evaluations"] = affordable
-                second.step(closure)
-                failed = None if second.report is None else second.report.failed
-        self.epoch += 1
-        self.phase = phase
-        return failed
+        self._stand(step.loss, step.gradient_norm)
 
     def measure(self) -> None:
-        """Evaluate the loss and its gradient over the whole training set, unless the second phase just did.
+        """Evaluate the loss and its gradient over the whole training set, for the record.
 
         Raises:
             FailureError: one of them is not finite.
         """
-        known = self.second.known if self.second is not None and self.phase != "adam" else None
-        if known is not None:
-            self.train_loss, self.gradient_norm = known
-        else:
-            objective, begin = self.problem.objective, time.perf_counter()
-            self.train_loss, gradient = objective.value_and_gradient()
-            self.gradient_norm = float(norm(gradient))
-            self._measured = _Measured(objective.flat_parameters(), gradient, time.perf_counter() - begin)
-        if self.train_loss < self._best_loss:
-            self._best_loss, self._best_epoch = self.train_loss, self.epoch
+        loss, gradient = self.problem.objective.value_and_gradient()
+        self._stand(loss, float(norm(gradient)))
+
+    def _stand(self, loss: float, gradient_norm: float) -> None:
+        self.train_loss, self.gradient_norm = loss, gradient_norm
+        if loss < self._best_loss:
+            self._best_loss, self._best_epoch = loss, self.epoch
             self._best = self._state()
-        if not (math.isfinite(self.train_loss) and math.isfinite(self.gradient_norm)):
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise FailureError(
-                f"the training loss became {self.train_loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
+                f"the training loss became {loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
             )
 
     def row(self, name: str | None = None, purposes: tuple[str, ...] | None = None) -> Row:
@@ -265,36 +231,6 @@ class Trajectory:
         problem = self.problem
         return problem.loss(problem.model(problem.x[rows]), problem.y[rows])
 
-    def _closure(self, phase: str) -> Callable[..., Tensor]:
-        """Return the objective's closure with every evaluation charged.
-
-        The gradient at the step's start was measured for the record already: it is charged, with its seconds, but not
-        computed again. An optimiser that knows it begins elsewhere.
-        """
-        objective = self.problem.objective
-
-        def closure(*, backward: bool = True) -> Tensor:
-            self.charge(phase, 1.0 if backward else 1 / 3)
-            measured, self._measured = self._measured, None
-            if not backward or measured is None or not torch.equal(measured.weights, objective.flat_parameters()):
-                return objective.closure(backward=backward)
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + measured.seconds
-            objective.assign_gradient(measured.gradient)
-            return torch.tensor(self.train_loss, dtype=torch.float64)
-
-        return closure
-
     def _state(self) -> dict[str, Tensor]:
         """Return a copy of the model's parameters and buffers."""
         return {name: tensor.detach().clone() for name, tensor in self.problem.model.state_dict().items()}
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The last evaluation for the record."""
-
-    weights: Tensor
-    """(n,), where it was made."""
-    gradient: Tensor
-    """(n,)."""
-    seconds: float

@@ -30,6 +30,8 @@ class State:
     """State of the generator of the mini-batches' order."""
     best_loss: float
     """Lowest full loss at the end of an epoch until then."""
+    largest_norm: float | None
+    """Largest full gradient norm at the end of an epoch until then, without the start; None if no epoch is done."""
 
 
 class AdamRun:
@@ -53,6 +55,7 @@ class AdamRun:
         task.write(task.initial)
         self.adam = torch.optim.Adam(task.model.parameters(), lr=rate, fused=True)
         self.best_loss = math.inf
+        self.largest_norm: float | None = None
         self._statistics = GradientStatistics(self.adam) if watched else None
         self._order = torch.Generator().manual_seed(seed)
 
@@ -73,15 +76,16 @@ class AdamRun:
     def record(self, running_loss: float = math.nan) -> Row:
         """Measure where it stands, and return what a detector may be told of the epoch."""
         loss, gradient = self.task.objective.value_and_gradient()
-        return self._row(loss, running_loss) | {"gradient_norm": float(norm(gradient))}
-
-    def record_loss(self, running_loss: float = math.nan) -> Row:
-        """Measure the loss alone, a third of the work, and return the rest as `record` does."""
-        return self._row(self.task.objective.value(), running_loss)
-
-    def _row(self, loss: float, running_loss: float) -> Row:
+        gradient_norm = float(norm(gradient))
         self.best_loss = min(self.best_loss, loss)
-        row: Row = {"epoch": self.epoch, "cost": self.epoch * self.epoch_cost, "train_loss": loss}
+        if self.epoch:
+            self.largest_norm = max(self.largest_norm or 0.0, gradient_norm)
+        row: Row = {
+            "epoch": self.epoch,
+            "cost": self.epoch * self.epoch_cost,
+            "train_loss": loss,
+            "gradient_norm": gradient_norm,
+        }
         row["running_loss"] = running_loss
         if self._statistics is not None:
             told = self._statistics.epoch()
@@ -98,14 +102,15 @@ class AdamRun:
         adam = self.adam.state_dict()
         state = {key: {name: value.clone() for name, value in one.items()} for key, one in adam["state"].items()}
         weights = self.task.objective.flat_parameters()
-        return State(self.epoch, weights, adam | {"state": state}, self._order.get_state(), self.best_loss)
+        order = self._order.get_state()
+        return State(self.epoch, weights, adam | {"state": state}, order, self.best_loss, self.largest_norm)
 
     def restore(self, state: State) -> None:
         """Go back to such a state."""
         self.task.write(state.weights)
         self.adam.load_state_dict(state.adam)
         self._order.set_state(state.order)
-        self.epoch, self.best_loss = state.epoch, state.best_loss
+        self.epoch, self.best_loss, self.largest_norm = state.epoch, state.best_loss, state.largest_norm
 
     def _backward(self, rows: Tensor | None) -> Tensor:
         if rows is not None and self._statistics is not None:

@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convexlab.parameters import norm
 from convexlab.probing import ProbeOptions
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
 from convexlab.training.phase_two import phase_two
 from convexlab.validation.adam import AdamRun, State
+from convexlab.validation.switching import followed
 from convexlab.validation.tasks import Task
 from convexlab.validation.truth import curvature_at
-from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan, second_phase
+from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan
 
 __all__ = ["CG_ALONE", "Recording", "train_sequences"]
 
@@ -97,22 +97,22 @@ def _adam(run: AdamRun, plan: Plan, states: dict[int, State]) -> Iterator[Row]:
 
 def _steps(run: AdamRun, opening: Row, phase: str, steps: int) -> Iterator[Row]:
     """Yield the opening row, then one a step of the second phase."""
-    seconds = opening["seconds"]
+    seconds, cost = opening["seconds"], opening["cost"]
     yield {key: value for key, value in opening.items() if key != "curvature"}
-    taken = second_phase(run, phase_two(phase), steps=steps)
+    if steps == 0:
+        return
+    following, epoch = followed(run, phase_two(phase), budget=math.inf, steps=steps), opening["epoch"]
     while True:
         begin = time.process_time()
-        row = next(taken, None)
+        step = next(following, None)
         seconds += time.process_time() - begin
-        if row is None:
+        if step is None:
             return
-        length = row["gradient_norm"]
-        if math.isnan(length):  # A search by values alone does not know it.
-            length = float(norm(run.task.objective.gradient()))
+        epoch, cost = epoch + 1, cost + step.cost
         yield {
-            "epoch": opening["epoch"] + row["steps"],
-            "cost": opening["cost"] + row["cost"],
+            "epoch": epoch,
+            "cost": cost,
             "seconds": seconds,
-            "train_loss": row["train_loss"],
-            "gradient_norm": length,
+            "train_loss": step.loss,
+            "gradient_norm": step.gradient_norm,
         }

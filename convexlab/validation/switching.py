@@ -1,17 +1,19 @@
-"""The second phase from one of Adam's states, within what is left of a budget."""
+"""The second phase from one of Adam's states, within what is left of a budget; Adam again where that does not pay."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from convexlab.training.phase_two import PATIENCE, PhaseTwo
+from convexlab.training.phase_two import PhaseTwo
+from convexlab.training.second_phase import Resort, Step, second_phase
 from convexlab.validation.adam import AdamRun, State
 
-__all__ = ["Ending", "switch_at"]
+__all__ = ["Ending", "followed", "switch_at"]
 
 
 @dataclass(frozen=True)
@@ -22,31 +24,42 @@ class Ending:
     """Lowest training loss within the budget, Adam's before the switch included: anyone can keep those weights."""
     cost: float
     """Gradient equivalents in all."""
-    resorted: bool
-    """Whether the second phase failed and Adam took the rest."""
+    resorted: str | None
+    """None, or why the second phase was given up and Adam took the rest."""
     weights: Tensor
-    """(n,), where the second phase ended."""
+    """(n,), where the run ended."""
     curve: list[tuple[float, float]]
-    """(gradient equivalents in all, loss) of every evaluation of the second phase, and of every epoch after it."""
+    """(gradient equivalents in all, loss) of every step of the second phase, and of every epoch after it."""
 
 
-class _BudgetSpentError(Exception):
-    """Ends a step from within its closure."""
+def followed(run: AdamRun, phase: PhaseTwo, *, budget: float, steps: int | None = None) -> Iterator[Step]:
+    """Go on with a second phase from where Adam's run stands, and with Adam again if it is given up.
+
+    Args:
+        run: is moved.
+        phase: the second phase.
+        budget: gradient equivalents from here on.
+        steps: at most, epochs of Adam behind the second phase included; None is as many as the budget pays.
+
+    Yields:
+        Every step of the second phase, then every epoch of Adam; ``given_up`` stands in the last step of the former.
+    """
+    optimizer = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
+    resort, spent, given_up, done = Resort(run.best_loss, run.largest_norm), 0.0, None, 0
+    for done, step in enumerate(second_phase(optimizer, phase, run.task.objective, resort, budget=budget), start=1):
+        spent, given_up = spent + step.cost, step.given_up
+        yield step
+        if done == steps:
+            return
+    while given_up and spent + run.epoch_cost <= budget + 1e-9 and done != steps:
+        begin = time.perf_counter()
+        run.train()
+        seconds, row = time.perf_counter() - begin, run.record()
+        spent, done = spent + run.epoch_cost, done + 1
+        yield Step(float(run.epoch_cost), seconds, row["train_loss"], row["gradient_norm"], None, None)
 
 
-def _unseen(spent: float) -> None:
-    """Look at nothing."""
-
-
-def switch_at(
-    run: AdamRun,
-    state: State,
-    phase: PhaseTwo,
-    *,
-    budget: float,
-    spent: float,
-    look: Callable[[float], None] = _unseen,
-) -> Ending:
+def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spent: float) -> Ending:
     """Start the second phase from one of Adam's states and go on until the budget is spent.
 
     Args:
@@ -55,44 +68,13 @@ def switch_at(
         phase: the second phase.
         budget: gradient equivalents in all.
         spent: of these, what Adam and the detector have taken already.
-        look: called with what is spent after every step of the second phase, and every epoch after it; the model is
-            where it has arrived.
     """
     run.restore(state)
-    objective, best = run.task.objective, state.best_loss
+    best, resorted = state.best_loss, None
     curve: list[tuple[float, float]] = []
-    second = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
-
-    def take(loss: float) -> None:
-        nonlocal best
-        best = min(best, loss) if math.isfinite(loss) else best
-        curve.append((spent, loss))
-
-    def closure(*, backward: bool = True) -> Tensor:
-        nonlocal spent
-        price = 1.0 if backward else 1 / 3
-        if spent + price > budget + 1e-9:
-            raise _BudgetSpentError
-        spent += price
-        loss = objective.closure(backward=backward)
-        take(float(loss))
-        return loss
-
-    failures = 0
-    while failures < PATIENCE and spent + 1.0 <= budget + 1e-9:
-        second.param_groups[0]["max_evaluations"] = max(1, int((budget - spent) / phase.search_cost + 1e-9))
-        try:
-            second.step(closure)
-        except _BudgetSpentError:
-            break
-        report = getattr(second, "report", None)  # Which only ours write.
-        failures = failures + 1 if report is not None and report.failed else 0
-        look(spent)
-    weights = objective.flat_parameters()
-    while failures >= PATIENCE and spent + run.epoch_cost <= budget + 1e-9:
-        run.train()
-        spent += run.epoch_cost
-        take(objective.value())
-        weights = objective.flat_parameters()
-        look(spent)
-    return Ending(best, spent, failures >= PATIENCE, weights, curve)
+    for step in followed(run, phase, budget=budget - spent):
+        spent += step.cost
+        curve.append((spent, step.loss))
+        best = min(best, step.loss) if math.isfinite(step.loss) else best
+        resorted = resorted or step.given_up
+    return Ending(best, spent, resorted, run.task.objective.flat_parameters(), curve)

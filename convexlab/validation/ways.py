@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
 from convexlab.runs import Row
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
+from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
 from convexlab.validation.adam import AdamRun, State
+from convexlab.validation.switching import followed
 from convexlab.validation.tasks import Task
 
-__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "second_phase", "train_ways"]
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_ways"]
 
 ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
 
@@ -111,36 +111,6 @@ def train_ways(task: Task, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
     return ways
 
 
-def second_phase(run: AdamRun, phase: PhaseTwo, *, budget: float = math.inf, steps: float = math.inf) -> Iterator[Row]:
-    """Go on with a second phase from where Adam's run stands, a step at a time.
-
-    Ends when the budget or the steps are used up, or two steps in a row have failed.
-
-    Yields:
-        After a step: ``steps`` so far, ``cost`` (gradient equivalents of this phase), ``train_loss``,
-        ``gradient_norm`` (NaN where the optimiser does not know it), ``failed`` (None, or why the last step failed).
-    """
-    objective, spent = run.task.objective, 0.0
-    optimizer: Any = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
-
-    def closure(*, backward: bool = True) -> Tensor:
-        nonlocal spent
-        spent += 1.0 if backward else 1 / 3
-        return objective.closure(backward=backward)
-
-    done = failures = 0
-    while failures < PATIENCE and done < steps and spent + 1.0 + phase.search_cost <= budget:
-        if math.isfinite(budget):  # One evaluation may open the step.
-            affordable = int((budget - spent - 1.0) / phase.search_cost + 1e-9)
-            optimizer.param_groups[0]["max_evaluations"] = max(1, affordable)
-        optimizer.step(closure)
-        done += 1
-        failed = optimizer.report.failed
-        failures = failures + 1 if failed else 0
-        loss, norm = optimizer.known or (objective.value(), math.nan)
-        yield {"steps": done, "cost": spent, "train_loss": loss, "gradient_norm": norm, "failed": failed}
-
-
 def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
     """Return Adam's way, its states at the fixed and at the detected switch, and the detector's reason."""
     detector = build_detector(plan.detector, budget=plan.epochs)
@@ -167,7 +137,7 @@ def _adam(
     best = _Best(run.task)
     running = math.nan
     while True:
-        row = run.record_loss(running)
+        row = run.record(running)
         best.take(row["epoch"], row["cost"], row["train_loss"])
         watch(row)
         if run.epoch == epochs:
@@ -185,18 +155,19 @@ def _begun(task: Task, constant: _Best, run: AdamRun, switch: State) -> _Best:
 
 def _papers(run: AdamRun, plan: Plan, switch: State, constant: _Best) -> Row:
     best, at_equal_cost = _begun(run.task, constant, run, switch), None
-    row: Row = {"steps": 0, "cost": 0.0, "failed": None}
-    before = plan.switch * run.epoch_cost
-    for row in second_phase(run, phase_two(plan.papers), steps=plan.epochs - plan.switch):
-        if at_equal_cost is None and before + row["cost"] > plan.epochs * run.epoch_cost:
+    cost, steps, failed = float(plan.switch * run.epoch_cost), 0, None
+    phase, most = phase_two(plan.papers), plan.epochs - plan.switch
+    for steps, step in enumerate(followed(run, phase, budget=math.inf, steps=most), start=1):
+        if at_equal_cost is None and cost + step.cost > plan.epochs * run.epoch_cost:
             at_equal_cost = _aside(run, best)
-        best.take(plan.switch + row["steps"], before + row["cost"], row["train_loss"])
+        cost, failed = cost + step.cost, failed or step.given_up
+        best.take(plan.switch + steps, cost, step.loss)
     return best.judged() | {
         "curve": best.curve,
         "switch": plan.switch,
-        "steps": row["steps"],
-        "cost": before + row["cost"],
-        "failed": row["failed"],
+        "steps": steps,
+        "cost": cost,
+        "failed": failed,
         "at_equal_cost": at_equal_cost or best.judged(),
     }
 
@@ -213,13 +184,9 @@ def _ours(run: AdamRun, plan: Plan, switch: State | None, constant: _Best) -> Ro
     if switch is None:
         return constant.judged() | {"curve": constant.curve, "switch": None, "failed": None}
     best = _begun(run.task, constant, run, switch)
-    before, budget = switch.epoch * run.epoch_cost, plan.epochs * run.epoch_cost
-    row: Row = {"steps": 0, "cost": 0.0, "failed": None}
-    for row in second_phase(run, phase_two(plan.ours), budget=budget - before):
-        best.take(switch.epoch + row["steps"], before + row["cost"], row["train_loss"])
-    epoch, cost, failed = switch.epoch + row["steps"], before + row["cost"], row["failed"]
-    while failed and cost + run.epoch_cost <= budget + 1e-9:  # The paper's safe resort.
-        run.train()
-        epoch, cost = epoch + 1, cost + run.epoch_cost
-        best.take(epoch, cost, run.task.objective.value())
+    cost, failed = float(switch.epoch * run.epoch_cost), None
+    left = plan.epochs * run.epoch_cost - cost
+    for epoch, step in enumerate(followed(run, phase_two(plan.ours), budget=left), start=switch.epoch + 1):
+        cost, failed = cost + step.cost, failed or step.given_up
+        best.take(epoch, cost, step.loss)
     return best.judged() | {"curve": best.curve, "switch": switch.epoch, "failed": failed}

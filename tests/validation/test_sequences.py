@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,8 +14,9 @@ from convexlab.runs import Row
 from convexlab.training.phase_two import phase_two
 from convexlab.validation.adam import AdamRun
 from convexlab.validation.sequences import CG_ALONE, Recording, train_sequences
+from convexlab.validation.switching import followed
 from convexlab.validation.tasks import Task, regression
-from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan, second_phase
+from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan
 
 PLAN = Plan(epochs=6, switch=2, rate=3e-3, seed=0)
 
@@ -52,16 +55,17 @@ def test_measuring_along_the_way_changes_nothing(task: Task, sequences: dict[str
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for _ in range(PLAN.switch):
         run.train()
-    rows = list(second_phase(run, phase_two(PLAN.papers), steps=4))
-    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in sequences[PAPERS][1:]]
-    assert [PLAN.switch + row["cost"] for row in rows] == [row["cost"] for row in sequences[PAPERS][1:]]
+    steps = list(followed(run, phase_two(PLAN.papers), budget=math.inf, steps=4))
+    assert [step.loss for step in steps] == [row["train_loss"] for row in sequences[PAPERS][1:]]
+    costs = [PLAN.switch, *(step.cost for step in steps)]
+    assert [row["cost"] for row in sequences[PAPERS]] == pytest.approx(list(itertools.accumulate(costs)))
 
 
 def test_the_norm_is_the_full_gradients(task: Task, sequences: dict[str, list[Row]]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for _ in range(PLAN.switch):
         run.train()
-    list(second_phase(run, phase_two(PLAN.ours), steps=4))
+    list(followed(run, phase_two(PLAN.ours), budget=math.inf, steps=4))
     assert sequences[FIXED][-1]["gradient_norm"] == pytest.approx(float(norm(task.objective.gradient())), rel=1e-5)
 
 

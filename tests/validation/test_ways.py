@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 import pytest
-import torch
 
 from convexlab.errors import MisuseError
-from convexlab.training.phase_two import phase_two
 from convexlab.validation.adam import AdamRun
 from convexlab.validation.tasks import Task, regression
-from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS, PAPERS, Plan, second_phase, train_ways
+from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS, PAPERS, Plan, train_ways
 
 PLAN = Plan(epochs=8, switch=3, rate=3e-3, seed=0, detector="budget-fraction")
 
@@ -29,10 +27,10 @@ def ways(task: Task) -> dict[str, Any]:
 
 def test_adam_is_adam(task: Task, ways: dict[str, Any]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
-    expected = [run.record_loss()["train_loss"]]
+    expected = [run.record()["train_loss"]]
     for _ in range(PLAN.epochs):
         run.train()
-        expected.append(run.record_loss()["train_loss"])
+        expected.append(run.record()["train_loss"])
     # Watched mini-batches are computed in halves: equal but for rounding.
     assert [loss for *_, loss in ways[ADAM]["curve"]] == pytest.approx(expected, rel=1e-4)
     assert [(epoch, cost) for epoch, cost, _ in ways[ADAM]["curve"]] == [(e, e) for e in range(PLAN.epochs + 1)]
@@ -43,7 +41,7 @@ def test_the_cosine_rate_ends_at_nothing(task: Task, ways: dict[str, Any]) -> No
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for epoch in range(PLAN.epochs):
         run.train(PLAN.rate * math.cos(math.pi * epoch / PLAN.epochs / 2) ** 2)
-    assert ways[COSINE]["curve"][-1][2] == pytest.approx(run.record_loss()["train_loss"], rel=1e-6)
+    assert ways[COSINE]["curve"][-1][2] == pytest.approx(run.record()["train_loss"], rel=1e-6)
 
 
 def test_the_first_phase_is_the_beginning_of_adam(ways: dict[str, Any]) -> None:
@@ -91,35 +89,6 @@ def test_what_is_judged_is_the_best_point(task: Task, ways: dict[str, Any]) -> N
         assert 0 < way["train_loss"] < 2
         assert 0 < way["validation_loss"] < 4
         assert way["train_accuracy"] is None
-
-
-def test_the_second_phase_is_the_optimiser_itself_and_charges_every_evaluation(task: Task) -> None:
-    run = AdamRun(task, rate=3e-3, seed=0, watched=False)
-    run.train()
-    state = run.state()
-    taken = list(second_phase(run, phase_two("cg-golden"), steps=3))
-    run.restore(state)
-    optimizer: Any = phase_two("cg-golden").build(task.model.parameters(), run.adam, task.examples)
-    calls = {True: 0, False: 0}
-
-    def closure(*, backward: bool = True) -> torch.Tensor:
-        calls[backward] += 1
-        return task.objective.closure(backward=backward)
-
-    for row in taken:
-        optimizer.step(closure)
-        assert row["cost"] == pytest.approx(calls[True] + calls[False] / 3)
-        assert row["train_loss"] == pytest.approx(task.objective.value(), rel=1e-12)
-    assert [row["steps"] for row in taken] == [1, 2, 3]
-
-
-def test_a_second_phase_never_exceeds_its_budget(task: Task) -> None:
-    for budget in (2.0, 3.5, 7.0):
-        run = AdamRun(task, rate=3e-3, seed=0, watched=False)
-        run.train()
-        for name in ("cg-golden", "lbfgs-adam-scaled"):
-            run.restore(run.state())
-            assert all(row["cost"] <= budget + 1e-9 for row in second_phase(run, phase_two(name), budget=budget))
 
 
 @pytest.mark.parametrize("switch", [0, 8, 9])
