@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import convexlab as cl
 from convexlab.cost import Cost
-from convexlab.operators import SymmetricOperator
-from convexlab.parameters import flatten, unflatten
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import flatten, unflatten
 from convexlab.problem import Problem
 
 __all__ = [

@@ -27,7 +27,7 @@ from phase_two_problems import Task, clock
 from torch import Tensor
 
 import convexlab as cl
-from convexlab.parameters import accumulation_dtype, flatten
+from convexlab.linalg.vectors import accumulation_dtype, flatten
 from convexlab.training.phase_two import phase_two, phase_two_names
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]

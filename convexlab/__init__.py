@@ -51,8 +51,8 @@ from convexlab.detection import (
 
 # Errors
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
+from convexlab.linalg.operators import SymmetricOperator
 from convexlab.objective import Objective
-from convexlab.operators import SymmetricOperator
 from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run

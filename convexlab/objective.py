@@ -24,10 +24,11 @@ from torch.utils._pytree import tree_map
 from convexlab.batches import common_rows, criterion_weight, criticise, rows_of
 from convexlab.cost import Cost
 from convexlab.errors import MisuseError
-from convexlab.memory import room_for_graphs
-from convexlab.operators import SymmetricOperator
-from convexlab.parameters import accumulation_dtype, flatten, select_parameters, unflatten
-from convexlab.precision import full_float32
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
+from convexlab.machine.memory import room_for_graphs
+from convexlab.machine.precision import full_float32
+from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
 from convexlab.products import (
     GaussNewtonOperator,
     HessianOperator,
@@ -36,7 +37,6 @@ from convexlab.products import (
     differentiate,
     saved_bytes,
 )
-from convexlab.random_state import fixed_random_state, generators_of, restore_all, seed_all
 
 __all__ = ["BatchLoss", "Objective", "Point"]
 

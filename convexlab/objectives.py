@@ -10,12 +10,12 @@ from types import MappingProxyType
 import torch
 
 from convexlab.architectures import Perceptron
-from convexlab.environment import resolve_device, resolve_dtype
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.importing import call_accepted, is_spec, load_object
+from convexlab.machine.environment import resolve_device, resolve_dtype
+from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
 from convexlab.physics_informed import DifferentialEquation, burgers, convection
-from convexlab.random_state import drawn_from
 
 __all__ = ["build_objective", "objective_names", "physics_informed"]
 

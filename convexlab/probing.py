@@ -21,9 +21,9 @@ from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import Objective
-from convexlab.operators import MatrixVectorProduct
-from convexlab.parameters import dot, norm
 from convexlab.path_plane import read_plane
 from convexlab.problem import Problem, load_weights
 from convexlab.progress import Listener, Progress, silent

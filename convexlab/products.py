@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from convexlab.cost import Cost
-from convexlab.memory import LiveTensors, release_freed_memory, room_for_graphs
-from convexlab.operators import SymmetricOperator
-from convexlab.parameters import accumulation_dtype, flatten, norm, unflatten
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
+from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
 
 if TYPE_CHECKING:
     from convexlab.objective import Objective, Point

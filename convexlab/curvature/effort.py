@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import torch
 
 from convexlab.cost import Cost
-from convexlab.memory import PeakMemory, release_freed_memory
+from convexlab.machine.memory import PeakMemory, release_freed_memory
 
 __all__ = ["Effort", "Meter"]
 

@@ -16,8 +16,8 @@ from convexlab.batches import rows_of
 from convexlab.cost import Cost
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import dot, flatten, unflatten, unit_columns
 from convexlab.objective import Objective
-from convexlab.parameters import dot, flatten, unflatten, unit_columns
 from convexlab.products import differentiate
 
 __all__ = ["SampledCurvature", "sampled_curvature"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import norm
 from convexlab.objective import Objective
-from convexlab.parameters import norm
 from convexlab.problem import Problem, load_weights
 from convexlab.publishing.card import Card, write_card, write_index
 from convexlab.runs import Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines

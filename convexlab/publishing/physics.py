@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from convexlab.environment import describe_environment
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import norm
+from convexlab.machine.environment import describe_environment
 from convexlab.objective import Objective
-from convexlab.parameters import norm
 from convexlab.physics_informed import DifferentialEquation
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_checkpoint, write_json, write_json_lines

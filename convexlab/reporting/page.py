@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from convexlab.environment import describe_source
 from convexlab.errors import MisuseError
+from convexlab.machine.environment import describe_source
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from convexlab.environment import describe_environment
+from convexlab.machine.environment import describe_environment
 from convexlab.reporting.downloads import LARGEST
 from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import Table, pairs_table

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError
+from convexlab.linalg.vectors import norm
+from convexlab.machine.random_state import fixed_random_state
 from convexlab.optim import ProgressiveLBFGS
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.parameters import norm
 from convexlab.problem import Problem
-from convexlab.random_state import fixed_random_state
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
-from convexlab.environment import describe_environment
 from convexlab.errors import FailureError, MisuseError, unknown_name
+from convexlab.machine.environment import describe_environment
 from convexlab.probing import probe
 from convexlab.problem import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent

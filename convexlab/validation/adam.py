@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convexlab.detection.gradients import GradientStatistics
-from convexlab.parameters import norm
+from convexlab.linalg.vectors import norm
 from convexlab.runs import Row
 from convexlab.training.trajectory import backward
 from convexlab.validation.tasks import Task

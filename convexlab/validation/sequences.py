@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convexlab.parameters import norm
+from convexlab.linalg.vectors import norm
 from convexlab.probing import ProbeOptions
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from convexlab.architectures import Perceptron
 from convexlab.datasets import Batches
+from convexlab.linalg.vectors import unflatten
+from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
 from convexlab.objectives import physics_informed
-from convexlab.parameters import unflatten
 from convexlab.physics_informed import DifferentialEquation, Points
 from convexlab.problem import build_problem
-from convexlab.random_state import drawn_from
 
 __all__ = ["Task", "images", "perceptron", "physics", "regression"]
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from convexlab.parameters import norm
+from convexlab.linalg.vectors import norm
 from convexlab.progress import Progress
 from convexlab.runs import Row
 from convexlab.training.phase_two import phase_two

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.operators import SymmetricOperator
+from convexlab.linalg.operators import SymmetricOperator
 
 
 class _Matrix(SymmetricOperator):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from convexlab import memory
-from convexlab.memory import LiveTensors, PeakMemory, available_memory, release_freed_memory
+from convexlab.machine import memory
+from convexlab.machine.memory import LiveTensors, PeakMemory, available_memory, release_freed_memory
 
 CPU = torch.device("cpu")
 MB = 10**6

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import convexlab
-from convexlab.environment import describe_environment, describe_source, resolve_device, resolve_dtype
 from convexlab.errors import MisuseError
+from convexlab.machine.environment import describe_environment, describe_source, resolve_device, resolve_dtype
 
 
 def test_the_cpu_can_always_be_had() -> None:
@@ -129,5 +129,5 @@ def test_outside_a_checkout_there_is_no_commit(checkout: Path, tmp_path: Path, m
 
 def test_the_commit_is_part_of_the_description(monkeypatch: pytest.MonkeyPatch) -> None:
     for commit in ("0123456789ab with changes", None):
-        monkeypatch.setattr("convexlab.environment.describe_source", lambda folder, commit=commit: commit)
+        monkeypatch.setattr("convexlab.machine.environment.describe_source", lambda folder, commit=commit: commit)
         assert describe_environment(torch.device("cpu"), "float32").get("commit") == commit

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.precision import full_float32
+from convexlab.machine.precision import full_float32
 
 
 @pytest.fixture(autouse=True)

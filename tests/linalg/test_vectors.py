@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
-from convexlab.parameters import accumulation_dtype, dot, flatten, norm, select_parameters, unflatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, norm, select_parameters, unflatten
 
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
 
