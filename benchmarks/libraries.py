@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import convexlab as cl
-from convexlab.cost import Cost
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import flatten, unflatten
+from convexlab.objective.cost import Cost
 from convexlab.problem import Problem
 
 __all__ = [

@@ -5,9 +5,6 @@ from convexlab._version import __version__
 # Networks and data by name
 from convexlab.architectures import build_model
 
-# The loss as one function of one flat vector
-from convexlab.cost import Cost
-
 # Its curvature
 from convexlab.curvature import (
     BlockCurvature,
@@ -53,6 +50,9 @@ from convexlab.detection import (
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.objective import Objective
+
+# The loss as one function of one flat vector
+from convexlab.objective.cost import Cost
 from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexlab.cost import Cost
 from convexlab.curvature.slices import losses_at
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.objective import Objective
+from convexlab.objective.cost import Cost
 from convexlab.path_pca import Projection, project
 from convexlab.runs import Row, read_json
 

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from convexlab.cost import Cost
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.verdict import Verdict
+from convexlab.objective.cost import Cost
 from convexlab.problem import Problem
 from convexlab.runs import Row
 

@@ -15,7 +15,7 @@ import torch
 
 from convexlab.curvature.lanczos import Lanczos
 from convexlab.linalg.operators import MatrixVectorProduct
-from convexlab.products import GradientDifferences, HessianOperator
+from convexlab.objective.products import GradientDifferences, HessianOperator
 
 __all__ = ["SAMPLES", "deviation", "replace_products"]
 

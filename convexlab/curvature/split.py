@@ -14,7 +14,7 @@ from torch import Tensor
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.linalg.vectors import unit_columns
 from convexlab.objective import Objective
-from convexlab.products import GaussNewtonOperator, HessianOperator, ObjectiveOperator, ResidualOperator
+from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ObjectiveOperator, ResidualOperator
 
 __all__ = ["CurvatureSplit", "curvature_split"]
 

@@ -13,7 +13,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,27 +21,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from convexlab.batches import common_rows, criterion_weight, criticise, rows_of
-from convexlab.cost import Cost
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.machine.memory import room_for_graphs
 from convexlab.machine.precision import full_float32
 from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
-from convexlab.products import (
-    GaussNewtonOperator,
-    HessianOperator,
-    Parts,
-    ResidualOperator,
-    differentiate,
-    saved_bytes,
-)
+from convexlab.objective.batched_loss import BatchLoss, Parts, Point
+from convexlab.objective.batches import common_rows, criterion_weight, criticise, rows_of
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate, saved_bytes
+from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
-__all__ = ["BatchLoss", "Objective", "Point"]
-
-BatchLoss = Callable[[Any, Any], Tensor]
-"""``fn(model, batch)``: the scalar mean loss of one batch."""
+__all__ = ["Objective"]
 
 # Larger micro-batches fall out of the processor's cache; see benchmarks/README.md for the measurement.
 _CPU_MICRO_BATCH = 128
@@ -49,18 +41,6 @@ _CPU_MICRO_BATCH = 128
 _SECOND_ORDER_FACTOR = 3
 # Examples in the trial from which the memory of a micro-batch is extrapolated.
 _TRIAL_EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where an objective is evaluated."""
-
-    leaves: list[Tensor]
-    """The selected parameters."""
-    rest: dict[str, Tensor]
-    """The other parameters, by name."""
-    buffers: dict[str, Tensor]
-    """By name."""
 
 
 class _Bound(nn.Module):

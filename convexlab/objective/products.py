@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from convexlab.cost import Cost
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate
 
 if TYPE_CHECKING:
-    from convexlab.objective import Objective, Point
+    from convexlab.objective.batched_loss import Point
+    from convexlab.objective.objective import Objective
 
 __all__ = [
     "Footprint",
@@ -33,41 +35,14 @@ __all__ = [
     "GradientDifferences",
     "HessianOperator",
     "ObjectiveOperator",
-    "Parts",
     "ResidualOperator",
-    "differentiate",
-    "saved_bytes",
 ]
 
 Result = TypeVar("Result")
 
-Parts = Iterator[tuple[Any, float]]
-"""(micro-batch, weight) pairs."""
-
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
 # nine digits to cancellation is rounded differently in float64, and as little as float32 knows them by.
 _MOVE = 2.0**-22
-
-
-def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
-    """Return the bytes that the graph made by ``build`` from a batch holds for a backward pass.
-
-    Storage counts once, that of ``shared`` tensors not at all; the batch may be a slice of the whole data set, of which
-    it counts itself. The graph is thrown away: one built under these hooks would call them again at every product.
-    """
-    rows = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        build()
-    return sum(sizes.values()) + sum(tensor.nbytes for tensor in rows)
 
 
 @dataclass(frozen=True)
@@ -348,35 +323,6 @@ class ResidualOperator(ObjectiveOperator):
         at = output.detach().requires_grad_()
         slope = differentiate([self._objective.criterion(at, batch)], [at])
         return differentiate([output], self._leaves, slope, create_graph=True)
-
-
-def differentiate(
-    outputs: list[Tensor],
-    inputs: list[Tensor],
-    directions: list[Tensor] | None = None,
-    *,
-    create_graph: bool = False,
-    retain_graph: bool = False,
-) -> list[Tensor]:
-    """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
-
-    An input that no output depends on gets zeros, also where that is so for all of them.
-    """
-    ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
-    pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(leaf) for leaf in inputs]
-    return list(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            inputs,
-            [part for _, part in pairs],
-            create_graph=create_graph,
-            retain_graph=retain_graph or create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
 
 
 def _sizes(objective: Objective) -> tuple[list[int], float]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexlab.cost import Cost
+from convexlab.objective.cost import Cost
 
 counts = st.floats(0, 1e6, allow_subnormal=False)
 costs = st.builds(Cost, counts, counts, counts, counts, counts)

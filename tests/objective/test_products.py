@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import convexlab as cl
-from convexlab.products import HessianOperator, ObjectiveOperator, differentiate, saved_bytes
+from convexlab.objective.differentiation import differentiate, saved_bytes
+from convexlab.objective.products import HessianOperator, ObjectiveOperator
 from tests.dense import as_vector, derivatives, gauss_newton, loss_of
 
 # Derivatives of two-layer networks on a few examples: some hundred operations on numbers of the order of 1.
