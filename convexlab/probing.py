@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexlab.checkpoints import Checkpoint, load_weights, read_checkpoint, write_checkpoint
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
@@ -24,10 +25,10 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import Objective
-from convexlab.path_plane import read_plane
-from convexlab.problem import Problem, load_weights
+from convexlab.problem import Problem
 from convexlab.progress import Listener, Progress, silent
-from convexlab.runs import Checkpoint, Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
+from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.plane import read_plane
 from convexlab.sampling_error import sampling_error
 from convexlab.subjects import Setting, setting_of
 from convexlab.training_path import TrainingPath

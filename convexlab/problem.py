@@ -17,9 +17,8 @@ from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.runs import Checkpoint
 
-__all__ = ["Performance", "Problem", "build_problem", "load_weights"]
+__all__ = ["Performance", "Problem", "build_problem"]
 
 # Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
 _BATCH = 512
@@ -175,35 +174,3 @@ def _check_fit(name: str, problem: Problem) -> None:
             f"model {name!r} does not fit the data: it fails on images of shape {tuple(x.shape[1:])} ({reason}). "
             "Choose another model or data set; `convexlab models` lists those there are."
         ) from error
-
-
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tensors into the model.
-
-    Raises:
-        MisuseError: names or shapes differ; the model is left as it was.
-    """
-    state = model.state_dict()
-    missing = sorted(state.keys() - checkpoint.tensors.keys())
-    extra = sorted(checkpoint.tensors.keys() - state.keys())
-    shapes = [
-        f"{name} is {tuple(checkpoint.tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
-    ]
-    problems = shapes[:2]
-    if extra:
-        problems.insert(0, f"not in the model {_few(extra)}")
-    if missing:
-        problems.insert(0, f"missing {_few(missing)}")
-    if problems:
-        raise MisuseError(
-            f"checkpoint {str(checkpoint.path)!r} is of another architecture: {'; '.join(problems)}. "
-            "Name the model that it was made from by --model, and the data set that decides its input and output."
-        )
-    model.load_state_dict(checkpoint.tensors)
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from convexlab.checkpoints import Checkpoint
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.objectives import build_objective
 from convexlab.problem import Problem, build_problem
-from convexlab.runs import Checkpoint, Row
+from convexlab.runs import Row
 
 __all__ = ["Setting", "setting_of"]
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from convexlab.checkpoints import Checkpoint, load_weights
 from convexlab.objective import Objective
-from convexlab.path_plane import Milestone, PathPlane, measure_plane
-from convexlab.problem import Problem, load_weights
+from convexlab.path_plane import Milestone, measure_plane
+from convexlab.problem import Problem
 from convexlab.progress import Listener, Progress
-from convexlab.runs import Checkpoint
+from convexlab.runs.plane import PathPlane
 from convexlab.subjects import Setting
 
 __all__ = ["TrainingPath"]

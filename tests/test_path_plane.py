@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.path_plane import Milestone, PathPlane, measure_plane, read_plane
+from convexlab.path_plane import Milestone, measure_plane
 from convexlab.runs import write_json
+from convexlab.runs.plane import PathPlane, read_plane
 
 EXAMPLES = 400
 # Eight examples fifty times over, so that any sample that takes the same share of each batch's parts is known.

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import convexlab as cl
+from convexlab.checkpoints import write_checkpoint
 from convexlab.cli import main
 from convexlab.reporting import write_report
-from convexlab.runs import Run, write_checkpoint
+from convexlab.runs import Run
 from tests.tiny import TRAIN_SIZE, write_problem
 
 # Its Hessian is diag(2 a) everywhere, of known eigenvalues.
@@ -159,7 +160,7 @@ def test_a_sample_is_of_the_training_examples_and_speaks_of_them(
 def test_metadata_decide_the_sample_and_an_option_undoes_it(
     trained: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:
-    source = cl.runs.read_checkpoint(trained[0].checkpoints[-1])
+    source = cl.checkpoints.read_checkpoint(trained[0].checkpoints[-1])
     path = tmp_path / "epoch-00003.safetensors"
     write_checkpoint(path, source.tensors, source.metadata | {"probe_size": "30"})
     sizes = {"probed": {}, "whole": {"probe_size": 90}, "named": {"train_size": TRAIN_SIZE}}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from convexlab.checkpoints import Checkpoint
 from convexlab.errors import MisuseError
-from convexlab.runs import Checkpoint
 from convexlab.subjects import Setting, setting_of
 
 IMAGES = {"model": "vit-mlp", "dataset": "mnist", "loss": "mse", "train_size": "1000", "probe_size": "100", "seed": "4"}

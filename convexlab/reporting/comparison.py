@@ -10,7 +10,7 @@ import numpy as np
 
 from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.records import Outcome
+from convexlab.runs.rows import Outcome
 
 __all__ = ["Comparison", "compare", "geometric_mean", "level"]
 

@@ -21,9 +21,9 @@ from convexlab.reporting.figures import (
 )
 from convexlab.reporting.numbers import lower_bound, plus_minus, signed
 from convexlab.reporting.oracle_figure import mark_best_epoch
-from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import place, verdict_name
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["eigenvalue_chart", "mass_chart"]
 

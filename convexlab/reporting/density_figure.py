@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.figures import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.numbers import number, power_of_ten, signed
-from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import place
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["density_chart", "linear_width", "shown_checkpoints"]
 

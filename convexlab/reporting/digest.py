@@ -9,20 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from convexlab.path_plane import PathPlane, read_plane
-from convexlab.reporting.oracle import Oracle, read_oracle
-from convexlab.reporting.records import (
-    Curve,
-    Outcome,
-    ProbedCheckpoint,
-    Records,
-    Row,
-    Switch,
-    mapping_of,
-    number_of,
-    text_of,
-)
 from convexlab.runs import Run
+from convexlab.runs.oracle import Oracle, read_oracle
+from convexlab.runs.plane import PathPlane, read_plane
+from convexlab.runs.rows import Curve, Outcome, ProbedCheckpoint, Records, Row, Switch, mapping_of, number_of, text_of
 
 __all__ = ["TWO_PHASE", "Digest", "read_digest"]
 

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.numbers import count, plain_number
-from convexlab.reporting.records import Row, text_of
 from convexlab.reporting.tables import Table
+from convexlab.runs.rows import Row, text_of
 
 __all__ = ["LARGEST", "Download", "csv_text", "run_downloads", "table_download"]
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.figures import INK, PALETTE, draw, legend, scale_linear, scale_log
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.oracle import Oracle
-from convexlab.reporting.records import Outcome
 from convexlab.reporting.svg import Chart, chart
+from convexlab.runs.oracle import Oracle
+from convexlab.runs.rows import Outcome
 
 __all__ = ["mark_best_epoch", "mark_best_point", "oracle_chart"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from convexlab.reporting.comparison import level
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.training.oracle import neighbour_factor
+from convexlab.runs.oracle import neighbour_factor
 
 __all__ = ["joint_oracle_sentence", "oracle_paragraphs", "oracle_sentence"]
 

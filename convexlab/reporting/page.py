@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convexlab.errors import MisuseError
+from convexlab.machine.atomic import write_atomically
 from convexlab.machine.environment import describe_source
 from convexlab.reporting.comparison_figure import comparison_chart
 from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
@@ -39,7 +40,7 @@ from convexlab.reporting.wording import (
     place,
     verdict_name,
 )
-from convexlab.runs import Run, write_atomically
+from convexlab.runs import Run
 
 __all__ = ["render", "summary_lines", "write_report"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.numbers import count, number, signed
-from convexlab.reporting.records import Curve, ProbedCheckpoint
 from convexlab.reporting.wording import place
+from convexlab.runs.rows import Curve, ProbedCheckpoint
 
 __all__ = ["Peak", "Signal", "later_peak", "signals"]
 

@@ -16,9 +16,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.figures import INK, PALETTE, draw, label
 from convexlab.reporting.numbers import number, percent, signed
-from convexlab.reporting.records import LossSlice, ProbedCheckpoint
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import place
+from convexlab.runs.rows import LossSlice, ProbedCheckpoint
 
 __all__ = ["holds_to", "slice_chart"]
 

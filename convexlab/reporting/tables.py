@@ -9,8 +9,8 @@ from typing import Any
 from convexlab.reporting.comparison import compare
 from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import MISSING, accuracy, count, lower_bound, number, plus_minus, signed
-from convexlab.reporting.records import Outcome
 from convexlab.reporting.wording import algorithm_name, place, verdict_name
+from convexlab.runs.rows import Outcome
 
 __all__ = [
     "Cell",

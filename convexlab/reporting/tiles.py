@@ -10,8 +10,8 @@ from convexlab.reporting.comparison import Comparison, compare, geometric_mean
 from convexlab.reporting.digest import Digest
 from convexlab.reporting.joint_wording import switch_range
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
-from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.reporting.wording import has_paid, has_switched, place, verdict_name
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Tile", "joint_tiles", "tiles"]
 

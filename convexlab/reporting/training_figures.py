@@ -23,9 +23,9 @@ from convexlab.reporting.figures import (
 )
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.oracle_figure import mark_best_point
-from convexlab.reporting.records import Curve
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.wording import algorithm_name
+from convexlab.runs.rows import Curve
 
 __all__ = ["cost_charts", "norm_chart"]
 

@@ -10,7 +10,7 @@ from convexlab.reporting.comparison import Comparison, compare
 from convexlab.reporting.digest import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.oracle_wording import oracle_sentence
-from convexlab.reporting.records import ProbedCheckpoint
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = [
     "algorithm_name",

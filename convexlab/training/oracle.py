@@ -8,11 +8,8 @@ two can be compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
-from statistics import median
 
 from convexlab.errors import FailureError
 from convexlab.progress import Listener, Progress
@@ -22,7 +19,7 @@ from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.trajectory import Trajectory
 
-__all__ = ["Oracle", "hindsight", "neighbour_factor"]
+__all__ = ["Oracle", "hindsight"]
 
 
 class Oracle:
@@ -108,13 +105,6 @@ def hindsight(rows: Sequence[Row], loss: float) -> Row:
         "switches": len(rows),
         "gradient_equivalents": sum(row["gradient_equivalents"] - row["switch_epoch"] for row in rows),
     }
-
-
-def neighbour_factor(losses: Sequence[float]) -> float:
-    """Return the median factor, at least 1, between successive losses (all positive): what the next switch changes."""
-    logarithms = [math.log(loss) for loss in losses]
-    changes = [abs(after - before) for before, after in pairwise(logarithms)]
-    return math.exp(median(changes)) if changes else 1.0
 
 
 def _name(epoch: int) -> str:

@@ -10,13 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from convexlab.checkpoints import write_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.machine.environment import describe_environment
 from convexlab.probing import probe
 from convexlab.problem import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent
-from convexlab.runs import Row, Run, write_checkpoint, write_json
+from convexlab.runs import Row, Run, write_json
 from convexlab.training.config import TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 
 from convexlab.runs import Row
-from convexlab.training.oracle import neighbour_factor
+from convexlab.runs.oracle import neighbour_factor
 from convexlab.validation.truth import pattern, relative_kind
 
 __all__ = [

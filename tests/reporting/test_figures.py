@@ -17,10 +17,10 @@ from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
 from convexlab.reporting.density_figure import density_chart, linear_width, shown_checkpoints
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.figures import draw, label, scale_asinh, scale_linear, scale_log, spans_far
-from convexlab.reporting.records import ProbedCheckpoint, Switch
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.training_figures import cost_charts, norm_chart
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint, Switch
 
 MakeRun = Callable[..., Run]
 

@@ -19,9 +19,9 @@ from convexlab.errors import MisuseError
 from convexlab.reporting import write_report
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.plane_figure import contour_levels, plane_chart
-from convexlab.reporting.records import LossSlice
 from convexlab.reporting.slice_figure import holds_to, slice_chart
 from convexlab.runs import Run, write_json, write_json_lines
+from convexlab.runs.rows import LossSlice
 
 MakeRun = Callable[..., Run]
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ import pytest
 from convexlab.reporting.comparison import compare
 from convexlab.reporting.digest import Digest, read_digest
 from convexlab.reporting.joint_wording import joint_headline
-from convexlab.reporting.records import ProbedCheckpoint, Switch
 from convexlab.reporting.wording import has_paid, headline, judgement, verdict_sentence
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint, Switch
 
 MakeRun = Callable[..., Run]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from convexlab.errors import MisuseError
 from convexlab.reporting.digest import read_digest
-from convexlab.reporting.records import Curve, ProbedCheckpoint
 from convexlab.reporting.signals import later_peak, signals
 from convexlab.runs import Run
+from convexlab.runs.rows import Curve, ProbedCheckpoint
 
 MakeRun = Callable[..., Run]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
-from convexlab.reporting.records import Outcome, Row, mapping_of, number_of
+from convexlab.runs.rows import Outcome, Row, mapping_of, number_of
 
-__all__ = ["Oracle", "TriedSwitch", "read_oracle"]
+__all__ = ["Oracle", "TriedSwitch", "neighbour_factor", "read_oracle"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,10 @@ def _switch(row: Row) -> TriedSwitch | None:
     if epoch is None or loss is None:
         return None
     return TriedSwitch(epoch, loss, Outcome.from_row(row), number_of(mapping_of(row, "safe_resort"), "epoch"))
+
+
+def neighbour_factor(losses: Sequence[float]) -> float:
+    """Return the median factor, at least 1, between successive losses (all positive): what the next switch changes."""
+    logarithms = [math.log(loss) for loss in losses]
+    changes = [abs(after - before) for before, after in pairwise(logarithms)]
+    return math.exp(median(changes)) if changes else 1.0
