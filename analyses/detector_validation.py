@@ -20,7 +20,8 @@ from pathlib import Path
 import click
 import torch
 
-from convexlab.physics_informed import burgers, convection
+from convexlab.problems.physics_informed import burgers, convection
+from convexlab.problems.tasks import Task, images, physics, regression
 from convexlab.reporting import write_study
 from convexlab.reporting.validation_page import validation_study
 from convexlab.runs import Row, write_json
@@ -29,9 +30,8 @@ from convexlab.validation.processes import side_by_side
 from convexlab.validation.records import stored
 from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.table import FULL_SIZES, MODELS, source
-from convexlab.validation.tasks import Task, images, physics, regression
 
-PERCEPTRON = "convexlab.validation.tasks:perceptron"
+PERCEPTRON = "convexlab.problems.tasks:perceptron"
 SMALLEST = "vit-nomlp-wkewq-wvwo"
 EQUATIONS = {"convection": convection, "burgers": burgers}
 FULL_STEPS = 20

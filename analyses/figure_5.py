@@ -18,6 +18,7 @@ from typing import Any
 import click
 import torch
 
+from convexlab.problems.tasks import images
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.numbers import number
 from convexlab.reporting.sequence_figures import NAMES, norm_over_loss_chart
@@ -27,7 +28,6 @@ from convexlab.validation.claims import norm_peak
 from convexlab.validation.records import stored
 from convexlab.validation.sequences import Recording, train_sequences
 from convexlab.validation.table import source
-from convexlab.validation.tasks import images
 from convexlab.validation.truth import CONVEX, NON_CONVEX
 from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan
 

@@ -22,7 +22,8 @@ import torch
 from rich.progress import track
 
 import convexlab as cl
-from convexlab.physics_informed import burgers, convection
+from convexlab.problems.physics_informed import burgers, convection
+from convexlab.problems.tasks import Task, physics
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.figures import PALETTE, draw, scale_linear, scale_log
 from convexlab.reporting.numbers import MISSING, number
@@ -33,7 +34,6 @@ from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
 from convexlab.validation.adam import AdamRun, State
 from convexlab.validation.records import stored
 from convexlab.validation.switching import switch_at
-from convexlab.validation.tasks import Task, physics
 
 # Frozen settings.
 RATE = 1e-3

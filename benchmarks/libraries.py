@@ -28,7 +28,7 @@ import convexlab as cl
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import flatten, unflatten
 from convexlab.objective.cost import Cost
-from convexlab.problem import Problem
+from convexlab.problems import Problem
 
 __all__ = [
     "LIBRARIES",

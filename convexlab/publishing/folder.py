@@ -15,10 +15,9 @@ from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoin
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import norm
 from convexlab.objective import Objective
-from convexlab.problem import Problem
+from convexlab.problems import Problem, Setting, setting_of
 from convexlab.publishing.card import Card, write_card, write_index
 from convexlab.runs import Row, Run, write_json, write_json_lines
-from convexlab.subjects import Setting, setting_of
 
 __all__ = ["chosen_epochs", "publish"]
 

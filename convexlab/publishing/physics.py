@@ -15,13 +15,13 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import norm
 from convexlab.machine.environment import describe_environment
 from convexlab.objective import Objective
-from convexlab.physics_informed import DifferentialEquation
+from convexlab.problems.physics_informed import DifferentialEquation
+from convexlab.problems.tasks import Task, physics
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
 from convexlab.validation.adam import AdamRun
 from convexlab.validation.switching import switch_at
-from convexlab.validation.tasks import Task, physics
 
 __all__ = ["PhysicsPlan", "solution_quality", "train_physics"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.problem import Problem
+from convexlab.problems import Problem
 from convexlab.training.phase_two import PATIENCE, PhaseTwo
 from convexlab.training.trajectory import Trajectory
 

@@ -19,7 +19,7 @@ from convexlab.linalg.vectors import norm
 from convexlab.machine.random_state import fixed_random_state
 from convexlab.optim import ProgressiveLBFGS
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.problem import Problem
+from convexlab.problems import Problem
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
 

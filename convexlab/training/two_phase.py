@@ -15,7 +15,7 @@ from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.machine.environment import describe_environment
 from convexlab.probing import probe
-from convexlab.problem import Problem, build_problem
+from convexlab.problems import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json
 from convexlab.training.config import TwoPhaseConfig

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.linalg.vectors import norm
+from convexlab.problems.tasks import Task
 from convexlab.runs import Row
 from convexlab.training.trajectory import backward
-from convexlab.validation.tasks import Task
 
 __all__ = ["AdamRun", "State"]
 

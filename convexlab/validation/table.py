@@ -13,9 +13,9 @@ import torch
 
 from convexlab.architectures import build_model
 from convexlab.datasets.torchvision_sets import data_folder
+from convexlab.problems.tasks import images
 from convexlab.runs import Row, write_json
 from convexlab.validation.records import stored
-from convexlab.validation.tasks import images
 from convexlab.validation.ways import PAPERS, Plan, train_ways
 
 __all__ = [

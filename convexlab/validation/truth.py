@@ -13,8 +13,8 @@ from convexlab.curvature.segment import segment_curvature
 from convexlab.curvature.split import curvature_split
 from convexlab.errors import MisuseError
 from convexlab.probing import ProbeOptions, probe_objective
+from convexlab.problems.tasks import Task
 from convexlab.runs import Row
-from convexlab.validation.tasks import Task
 
 __all__ = ["CONVEX", "NON_CONVEX", "Pattern", "curvature_at", "pattern", "relative_kind", "segment_between"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
+from convexlab.problems.tasks import Task
 from convexlab.runs import Row
 from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
 from convexlab.validation.adam import AdamRun, State
-from convexlab.validation.tasks import Task
 
 __all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "second_phase", "train_ways"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.optim import NonlinearCG, ProgressiveLBFGS, SampleClosure
-from convexlab.problem import build_problem
+from convexlab.problems import build_problem
 from convexlab.progress import Progress
 from convexlab.runs import Run
 from convexlab.training import default_directory, phase_two_names

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
-from convexlab.physics_informed import convection
+from convexlab.problems.physics_informed import convection
+from convexlab.problems.tasks import Task, images, physics, regression
 from convexlab.reporting.validation_page import validation_study
 from convexlab.training.phase_two import phase_two
 from convexlab.validation import runs as runs_module
@@ -19,7 +20,6 @@ from convexlab.validation.candidates import CANDIDATES, Candidate, replay
 from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.scores import score
 from convexlab.validation.switching import switch_at
-from convexlab.validation.tasks import Task, images, physics, regression
 
 PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 
@@ -100,7 +100,7 @@ def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Task) -> None
 
 
 def test_the_two_halves_make_the_gradient_of_the_whole_mini_batch() -> None:
-    task = images("convexlab.validation.tasks:perceptron", "digits", "mse", train_size=100, seed=0, batch_size=33)
+    task = images("convexlab.problems.tasks:perceptron", "digits", "mse", train_size=100, seed=0, batch_size=33)
     run = AdamRun(task, rate=1e-3, seed=0)
     rows = torch.arange(33)
     run.adam.zero_grad()

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from convexlab.linalg.vectors import norm
+from convexlab.problems.tasks import Task, regression
 from convexlab.progress import Progress
 from convexlab.runs import Row
 from convexlab.training.phase_two import phase_two
 from convexlab.validation.adam import AdamRun
 from convexlab.validation.sequences import CG_ALONE, Recording, train_sequences
-from convexlab.validation.tasks import Task, regression
 from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan, second_phase
 
 PLAN = Plan(epochs=6, switch=2, rate=3e-3, seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convexlab.probing import ProbeOptions
-from convexlab.validation.tasks import Task, regression
+from convexlab.problems.tasks import Task, regression
 from convexlab.validation.truth import CONVEX, NON_CONVEX, curvature_at, pattern, relative_kind, segment_between
 
 N, C, U = NON_CONVEX, CONVEX, "unresolved"

@@ -14,7 +14,7 @@ from torch import Tensor
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.verdict import Verdict
 from convexlab.objective.cost import Cost
-from convexlab.problem import Problem
+from convexlab.problems import Problem
 from convexlab.runs import Row
 
 __all__ = ["sampling_error"]

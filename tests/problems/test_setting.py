@@ -9,7 +9,7 @@ import pytest
 
 from convexlab.checkpoints import Checkpoint
 from convexlab.errors import MisuseError
-from convexlab.subjects import Setting, setting_of
+from convexlab.problems import Setting, setting_of
 
 IMAGES = {"model": "vit-mlp", "dataset": "mnist", "loss": "mse", "train_size": "1000", "probe_size": "100", "seed": "4"}
 PHYSICS = {"objective": "pinn-convection", "train_size": "1000", "seed": "4", "dtype": "float32"}

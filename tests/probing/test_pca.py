@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from convexlab import path_pca
-from convexlab.path_pca import project
+from convexlab.probing import pca as path_pca
+from convexlab.probing.pca import project
 
 
 def walk(count: int, size: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from convexlab.errors import MisuseError
-from convexlab.losses import accuracy, build_loss, loss_names
+from convexlab.problems.losses import accuracy, build_loss, loss_names
 
 EPSILON = np.finfo(np.float64).eps
 N, CLASSES = 7, 4

@@ -10,11 +10,10 @@ import torch
 
 from convexlab.checkpoints import Checkpoint, load_weights
 from convexlab.objective import Objective
-from convexlab.path_plane import Milestone, measure_plane
-from convexlab.problem import Problem
+from convexlab.probing.plane import Milestone, measure_plane
+from convexlab.problems import Problem, Setting
 from convexlab.progress import Listener, Progress
 from convexlab.runs.plane import PathPlane
-from convexlab.subjects import Setting
 
 __all__ = ["TrainingPath"]
 

@@ -12,11 +12,11 @@ from convexlab.architectures import build_model
 from convexlab.datasets import Batches, Dataset, load_dataset
 from convexlab.datasets.subset import subset_of
 from convexlab.errors import MisuseError
-from convexlab.losses import Loss, accuracy, build_loss
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
+from convexlab.problems.losses import Loss, accuracy, build_loss
 
 __all__ = ["Performance", "Problem", "build_problem"]
 

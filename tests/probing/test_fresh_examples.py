@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.problem import Problem
-from convexlab.sampling_error import sampling_error
+from convexlab.probing.fresh_examples import sampling_error
+from convexlab.problems import Problem
 
 
 class Bowls(nn.Module):

@@ -9,8 +9,8 @@ from typing import Any
 from convexlab.checkpoints import Checkpoint
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.objectives import build_objective
-from convexlab.problem import Problem, build_problem
+from convexlab.problems.objectives import build_objective
+from convexlab.problems.problem import Problem, build_problem
 from convexlab.runs import Row
 
 __all__ = ["Setting", "setting_of"]

@@ -1,4 +1,4 @@
-"""The loss on the plane that holds most of a training path, with the path on it: `landscape.json` of a run."""
+"""The loss on the plane that holds most of a training path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.objective import Objective
 from convexlab.objective.cost import Cost
-from convexlab.path_pca import Projection, project
+from convexlab.probing.pca import Projection, project
 from convexlab.runs.plane import PathPlane, Waypoint
 
 __all__ = ["Milestone", "measure_plane"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
-from convexlab.objectives import build_objective, objective_names, physics_informed
-from convexlab.physics_informed import burgers, convection
+from convexlab.problems import build_objective
+from convexlab.problems.objectives import objective_names, physics_informed
+from convexlab.problems.physics_informed import burgers, convection
 
 FACTORIES = """
 import torch

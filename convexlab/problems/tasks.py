@@ -14,9 +14,9 @@ from convexlab.datasets import Batches
 from convexlab.linalg.vectors import unflatten
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.objectives import physics_informed
-from convexlab.physics_informed import DifferentialEquation, Points
-from convexlab.problem import build_problem
+from convexlab.problems.objectives import physics_informed
+from convexlab.problems.physics_informed import DifferentialEquation, Points
+from convexlab.problems.problem import build_problem
 
 __all__ = ["Task", "images", "perceptron", "physics", "regression"]
 
@@ -97,7 +97,7 @@ def images(
 def perceptron(channels: int, classes: int, image_size: int) -> nn.Module:
     """Return two layers of 16 tanh units on images of 8 × 8: far fewer parameters than the digits have conditions.
 
-    As a model by name it is ``convexlab.validation.tasks:perceptron``.
+    As a model by name it is ``convexlab.problems.tasks:perceptron``.
     """
     side = min(image_size, _SIDE)
     return nn.Sequential(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convexlab.errors import MisuseError
-from convexlab.problem import build_problem
+from convexlab.problems import build_problem
 from tests.tiny import CLASSES, PARAMETERS, TRAIN_SIZE, VALIDATION_SIZE, write_problem
 
 

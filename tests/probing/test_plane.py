@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.path_plane import Milestone, measure_plane
+from convexlab.probing.plane import Milestone, measure_plane
 from convexlab.runs import write_json
 from convexlab.runs.plane import PathPlane, read_plane
 

@@ -9,7 +9,7 @@ import torch
 import convexlab as cl
 from convexlab import MisuseError
 from convexlab.architectures import Perceptron
-from convexlab.physics_informed import DifferentialEquation, Points, burgers, convection
+from convexlab.problems.physics_informed import DifferentialEquation, Points, burgers, convection
 
 EQUATIONS = {"convection": convection, "burgers": burgers}
 

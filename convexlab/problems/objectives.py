@@ -15,7 +15,7 @@ from convexlab.importing import call_accepted, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.physics_informed import DifferentialEquation, burgers, convection
+from convexlab.problems.physics_informed import DifferentialEquation, burgers, convection
 
 __all__ = ["build_objective", "objective_names", "physics_informed"]
 

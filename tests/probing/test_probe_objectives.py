@@ -146,7 +146,7 @@ def test_a_sample_is_of_the_training_examples_and_speaks_of_them(
     assert "hence on all 90" in row["sampling_summary"]
     # Every example of the sample, and every fresh one, is of the 90 that were trained on, and none is in both.
     data = cl.load_dataset(options["dataset"], train_size=90)
-    problem = cl.problem.build_problem(options["model"], options["dataset"], "mse", train_size=90, probe_size=30)
+    problem = cl.problems.build_problem(options["model"], options["dataset"], "mse", train_size=90, probe_size=30)
     known, sample, fresh = (
         {image.numpy().tobytes() for image in images}
         for images in (data.x_train, problem.dataset.x_train, problem.dataset.fresh[0])
