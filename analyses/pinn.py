@@ -30,10 +30,10 @@ from convexlab.reporting.numbers import MISSING, number
 from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
-from convexlab.validation.adam import AdamRun, State
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
+from convexlab.training.switching import switch_at
 from convexlab.validation.records import stored
-from convexlab.validation.switching import switch_at
 
 # Frozen settings.
 RATE = 1e-3

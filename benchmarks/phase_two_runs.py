@@ -14,7 +14,7 @@ from phase_two_problems import Setting, Task, build_task, clock
 from phase_two_solvers import Meter, refusal, solve
 
 from convexlab.linalg.vectors import norm
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO
+from convexlab.training.phases import DEFAULT_PHASE_TWO
 
 __all__ = [
     "ADAM_REST",

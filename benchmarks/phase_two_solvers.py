@@ -28,7 +28,7 @@ from torch import Tensor
 
 import convexlab as cl
 from convexlab.linalg.vectors import accumulation_dtype, flatten
-from convexlab.training.phase_two import phase_two, phase_two_names
+from convexlab.training.phases import phase_two, phase_two_names
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
 

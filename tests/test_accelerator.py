@@ -12,7 +12,7 @@ import convexlab as cl
 from convexlab.architectures import Perceptron
 from convexlab.problems import build_problem, tasks
 from convexlab.problems.physics_informed import burgers
-from convexlab.training.phase_two import phase_two, phase_two_names
+from convexlab.training.phases import phase_two, phase_two_names
 from tests.counting import Counting
 from tests.tiny import write_problem
 

@@ -19,9 +19,9 @@ from convexlab.problems.physics_informed import DifferentialEquation
 from convexlab.problems.tasks import Task, physics
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
-from convexlab.validation.adam import AdamRun
-from convexlab.validation.switching import switch_at
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
+from convexlab.training.switching import switch_at
 
 __all__ = ["PhysicsPlan", "solution_quality", "train_physics"]
 

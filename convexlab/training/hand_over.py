@@ -8,7 +8,7 @@ import torch
 
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
-from convexlab.training.phase_two import PATIENCE, PhaseTwo
+from convexlab.training.phases import PATIENCE, PhaseTwo
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["HandOver"]

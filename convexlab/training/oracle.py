@@ -1,7 +1,7 @@
 """The oracle: the second phase from every N-th epoch of Adam, which shows in hindsight when to have switched.
 
 It decides nothing of the run. It shares Adam's epochs with the baseline at a constant rate, so that what it adds to the
-cost is what the second phases take. `convexlab.validation.switching.switch_at` asks the same for the study of
+cost is what the second phases take. `convexlab.training.switching.switch_at` asks the same for the study of
 detectors, but counts the loss of every evaluation; here a switch is followed exactly as the run itself is, so that the
 two can be compared.
 """

@@ -22,7 +22,7 @@ from convexlab.training.config import TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.phase_two import phase_two
+from convexlab.training.phases import phase_two
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]

@@ -11,10 +11,10 @@ from convexlab.probing import ProbeOptions
 from convexlab.problems.tasks import Task
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
-from convexlab.validation.adam import AdamRun, State
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
+from convexlab.training.switching import Ending, switch_at
 from convexlab.validation.candidates import CANDIDATES, Candidate, Firing, replay
-from convexlab.validation.switching import Ending, switch_at
 from convexlab.validation.truth import curvature_at, segment_between
 
 __all__ = ["Plan", "decided", "validate_run"]

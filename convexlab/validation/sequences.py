@@ -12,8 +12,8 @@ from convexlab.probing import ProbeOptions
 from convexlab.problems.tasks import Task
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
-from convexlab.training.phase_two import phase_two
-from convexlab.validation.adam import AdamRun, State
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import phase_two
 from convexlab.validation.truth import curvature_at
 from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan, second_phase
 

@@ -13,8 +13,8 @@ from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
 from convexlab.problems.tasks import Task
 from convexlab.runs import Row
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
-from convexlab.validation.adam import AdamRun, State
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import DEFAULT_PHASE_TWO, PATIENCE, PhaseTwo, phase_two
 
 __all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "second_phase", "train_ways"]
 

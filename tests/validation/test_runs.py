@@ -13,13 +13,13 @@ from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
 from convexlab.problems.physics_informed import convection
 from convexlab.problems.tasks import Task, images, physics, regression
 from convexlab.reporting.validation_page import validation_study
-from convexlab.training.phase_two import phase_two
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import phase_two
+from convexlab.training.switching import switch_at
 from convexlab.validation import runs as runs_module
-from convexlab.validation.adam import AdamRun
 from convexlab.validation.candidates import CANDIDATES, Candidate, replay
 from convexlab.validation.runs import Plan, decided, validate_run
 from convexlab.validation.scores import score
-from convexlab.validation.switching import switch_at
 
 PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 

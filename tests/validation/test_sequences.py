@@ -10,8 +10,8 @@ from convexlab.linalg.vectors import norm
 from convexlab.problems.tasks import Task, regression
 from convexlab.progress import Progress
 from convexlab.runs import Row
-from convexlab.training.phase_two import phase_two
-from convexlab.validation.adam import AdamRun
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import phase_two
 from convexlab.validation.sequences import CG_ALONE, Recording, train_sequences
 from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan, second_phase
 

@@ -10,8 +10,8 @@ import torch
 
 from convexlab.errors import MisuseError
 from convexlab.problems.tasks import Task, regression
-from convexlab.training.phase_two import phase_two
-from convexlab.validation.adam import AdamRun
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import phase_two
 from convexlab.validation.ways import ADAM, COSINE, FIXED, OURS, PAPERS, Plan, second_phase, train_ways
 
 PLAN = Plan(epochs=8, switch=3, rate=3e-3, seed=0, detector="budget-fraction")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convexlab.training.phase_two import PATIENCE, PhaseTwo
-from convexlab.validation.adam import AdamRun, State
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import PATIENCE, PhaseTwo
 
 __all__ = ["Ending", "switch_at"]
 
