@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 import torch
+from paper.records import stored
 from rich.progress import track
 
 import convexlab as cl
@@ -33,7 +34,6 @@ from convexlab.runs import Row, write_json
 from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
 from convexlab.training.switching import switch_at
-from convexlab.validation.records import stored
 
 # Frozen settings.
 RATE = 1e-3

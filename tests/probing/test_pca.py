@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from convexlab.probing import pca as path_pca
 from convexlab.probing.pca import project
 
 
@@ -19,7 +18,7 @@ def walk(count: int, size: int, dtype: torch.dtype = torch.float64) -> list[torc
 
 @pytest.mark.parametrize(("count", "dtype"), [(3, torch.float64), (7, torch.float64), (20, torch.float32)])
 def test_against_scikit_learn(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(path_pca, "_CHUNK", 17)  # 100 parameters in six parts
+    monkeypatch.setattr("convexlab.probing.pca._CHUNK", 17)  # 100 parameters in six parts
     points = walk(count, 100, dtype)
     found = project(points)
     assert found is not None
