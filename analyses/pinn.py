@@ -26,9 +26,9 @@ import convexlab as cl
 from convexlab.problems.physics_informed import burgers, convection
 from convexlab.problems.tasks import Task, physics
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.figures import PALETTE, draw, scale_linear, scale_log
+from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import MISSING, number
-from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
 from convexlab.training.adam import AdamRun, State

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.digest import read_digest
-from convexlab.reporting.signals import later_peak, signals
+from convexlab.reporting.facts.run import read_digest
+from convexlab.reporting.words.signs import later_peak, signals
 from convexlab.runs import Run
 from convexlab.runs.rows import Curve, ProbedCheckpoint
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.figures import draw
-from convexlab.reporting.svg import chart
+from convexlab.reporting.charts.style import draw
+from convexlab.reporting.charts.svg import chart
 from convexlab.reporting.tables import Column, make_table
 
 

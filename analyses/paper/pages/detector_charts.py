@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from convexlab.reporting.figures import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
+from convexlab.reporting.charts.style import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import number
-from convexlab.reporting.svg import Chart, chart
 from convexlab.runs import Row
 from paper.scores import Interval, best_switch, counted, outcomes
 

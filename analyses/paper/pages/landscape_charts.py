@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from convexlab.reporting.figures import INK, PALETTE, draw, legend, scale_linear
-from convexlab.reporting.svg import Chart, chart
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear
+from convexlab.reporting.charts.svg import Chart, chart
 from paper.scalar_landscape import Branch, ScalarLandscape
 
 __all__ = ["COLOURS", "loss_chart", "norm_chart"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.figures import INK, PALETTE, draw, label, scale_log
+from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import number
-from convexlab.reporting.svg import Chart, chart
 
 __all__ = ["Ratios", "ratio_chart"]
 

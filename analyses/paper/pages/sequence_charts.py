@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from convexlab.reporting.figures import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import number
-from convexlab.reporting.svg import Chart, chart
 from convexlab.runs import Row
 from paper.protocols import ADAM, FIXED, PAPERS
 from paper.sequences import CG_ALONE

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, median
 
+from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.numbers import MISSING, accuracy, count, number
 from convexlab.reporting.study import Part, Study
-from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
 from paper.pages.ratio_chart import Ratios, ratio_chart

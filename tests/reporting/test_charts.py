@@ -11,14 +11,14 @@ import scipy.integrate
 import scipy.stats
 from matplotlib.axes import Axes
 
-from convexlab.reporting import density_figure
-from convexlab.reporting.comparison_figure import comparison_chart
-from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
-from convexlab.reporting.density_figure import density_chart, linear_width, shown_checkpoints
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.figures import draw, label, scale_asinh, scale_linear, scale_log, spans_far
-from convexlab.reporting.svg import Chart, chart
-from convexlab.reporting.training_figures import cost_charts, norm_chart
+from convexlab.reporting.charts import density as density_figure
+from convexlab.reporting.charts.comparison import comparison_chart
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.density import density_chart, linear_width, shown_checkpoints
+from convexlab.reporting.charts.style import draw, label, scale_asinh, scale_linear, scale_log, spans_far
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.charts.training import cost_charts, norm_chart
+from convexlab.reporting.facts.run import Digest, read_digest
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint, Switch
 

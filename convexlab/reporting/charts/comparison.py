@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convexlab.reporting.comparison import compare
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import PALETTE, draw, label, legend, scale_linear, scale_log, spans_far
+from convexlab.reporting.charts.style import PALETTE, draw, label, legend, scale_linear, scale_log, spans_far
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.comparison import compare
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import number
-from convexlab.reporting.svg import Chart, chart
 
 __all__ = ["comparison_chart"]
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from convexlab.reporting.comparison import Comparison, compare
-from convexlab.reporting.digest import TWO_PHASE, Digest
+from convexlab.reporting.facts.comparison import Comparison, compare
+from convexlab.reporting.facts.run import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
-from convexlab.reporting.oracle_wording import oracle_sentence
+from convexlab.reporting.words.hindsight import oracle_sentence
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from convexlab.reporting.comparison import level
-from convexlab.reporting.digest import Digest
+from convexlab.reporting.facts.comparison import level
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import neighbour_factor
 

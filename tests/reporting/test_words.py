@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from convexlab.reporting.comparison import compare
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.joint_wording import joint_headline
-from convexlab.reporting.wording import has_paid, headline, judgement, verdict_sentence
+from convexlab.reporting.facts.comparison import compare
+from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.words.run import has_paid, headline, judgement, verdict_sentence
+from convexlab.reporting.words.several import joint_headline
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint, Switch
 

@@ -17,9 +17,9 @@ import pytest
 import convexlab.reporting.page as page_module
 from convexlab.errors import MisuseError
 from convexlab.reporting import write_report
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.plane_figure import contour_levels, plane_chart
-from convexlab.reporting.slice_figure import holds_to, slice_chart
+from convexlab.reporting.charts.plane import contour_levels, plane_chart
+from convexlab.reporting.charts.slices import holds_to, slice_chart
+from convexlab.reporting.facts.run import Digest, read_digest
 from convexlab.runs import Run, write_json, write_json_lines
 from convexlab.runs.rows import LossSlice
 

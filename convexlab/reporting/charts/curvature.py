@@ -9,20 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from convexlab.reporting.density_figure import linear_width
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import (
-    MUTED,
-    PALETTE,
-    draw,
-    legend,
-    scale_asinh,
-    scale_linear,
-)
+from convexlab.reporting.charts.density import linear_width
+from convexlab.reporting.charts.hindsight import mark_best_epoch
+from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import lower_bound, plus_minus, signed
-from convexlab.reporting.oracle_figure import mark_best_epoch
-from convexlab.reporting.svg import Chart, chart
-from convexlab.reporting.wording import place, verdict_name
+from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["eigenvalue_chart", "mass_chart"]

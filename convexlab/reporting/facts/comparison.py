@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.digest import TWO_PHASE, Digest
+from convexlab.reporting.facts.run import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, number
 from convexlab.runs.rows import Outcome
 

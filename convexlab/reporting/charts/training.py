@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from convexlab.reporting.digest import TWO_PHASE, Digest
-from convexlab.reporting.figures import (
+from convexlab.reporting.charts.hindsight import mark_best_point
+from convexlab.reporting.charts.style import (
     INK,
     MUTED,
     PALETTE,
@@ -21,10 +21,10 @@ from convexlab.reporting.figures import (
     scale_log,
     spans_far,
 )
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.oracle_figure import mark_best_point
-from convexlab.reporting.svg import Chart, chart
-from convexlab.reporting.wording import algorithm_name
+from convexlab.reporting.words.run import algorithm_name
 from convexlab.runs.rows import Curve
 
 __all__ = ["cost_charts", "norm_chart"]

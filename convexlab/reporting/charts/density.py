@@ -12,11 +12,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import MUTED, PALETTE, draw, label, legend, scale_asinh
+from convexlab.reporting.charts.style import MUTED, PALETTE, draw, label, legend, scale_asinh
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import number, power_of_ten, signed
-from convexlab.reporting.svg import Chart, chart
-from convexlab.reporting.wording import place
+from convexlab.reporting.words.run import place
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["density_chart", "linear_width", "shown_checkpoints"]

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scipy.interpolate import RectBivariateSpline
 
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import INK, PALETTE, draw, label, scale_linear
+from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_linear
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number, percent
-from convexlab.reporting.svg import Chart, chart
 from convexlab.runs.plane import PathPlane, Waypoint
 
 __all__ = ["contour_levels", "plane_chart"]

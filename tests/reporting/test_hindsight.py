@@ -14,14 +14,15 @@ import matplotlib.colors
 import pytest
 from matplotlib.axes import Axes
 
-from convexlab.reporting import oracle_figure, summary_lines, write_report
 from convexlab.reporting import page as page_module
-from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.oracle_figure import oracle_chart
-from convexlab.reporting.oracle_part import oracle_part
-from convexlab.reporting.oracle_wording import joint_oracle_sentence, oracle_paragraphs, oracle_sentence
-from convexlab.reporting.training_figures import norm_chart
+from convexlab.reporting import summary_lines, write_report
+from convexlab.reporting.charts import hindsight as oracle_figure
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.hindsight import oracle_chart
+from convexlab.reporting.charts.training import norm_chart
+from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.hindsight_part import oracle_part
+from convexlab.reporting.words.hindsight import joint_oracle_sentence, oracle_paragraphs, oracle_sentence
 from convexlab.runs import Run
 
 MakeRun = Callable[..., Run]

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convexlab.reporting.comparison import Comparison, compare, geometric_mean
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.joint_wording import switch_range
+from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
-from convexlab.reporting.wording import has_paid, has_switched, place, verdict_name
+from convexlab.reporting.words.run import has_paid, has_switched, place, verdict_name
+from convexlab.reporting.words.several import switch_range
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Tile", "joint_tiles", "tiles"]

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from convexlab.reporting.comparison import Comparison, compare, geometric_mean
-from convexlab.reporting.digest import Digest
+from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number, percent
-from convexlab.reporting.oracle_wording import joint_oracle_sentence
-from convexlab.reporting.wording import has_paid, has_switched, verdict_name
+from convexlab.reporting.words.hindsight import joint_oracle_sentence
+from convexlab.reporting.words.run import has_paid, has_switched, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["joint_headline", "switch_range"]

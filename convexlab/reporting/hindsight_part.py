@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convexlab.reporting.digest import Digest
+from convexlab.reporting.charts.hindsight import oracle_chart
+from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.oracle_figure import oracle_chart
-from convexlab.reporting.oracle_wording import oracle_paragraphs
-from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import Cell, Column, Table, make_table
+from convexlab.reporting.words.hindsight import oracle_paragraphs
 
 __all__ = ["OraclePart", "oracle_part"]
 

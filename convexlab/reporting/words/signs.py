@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.digest import Digest
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number, signed
-from convexlab.reporting.wording import place
+from convexlab.reporting.words.run import place
 from convexlab.runs.rows import Curve, ProbedCheckpoint
 
 __all__ = ["Peak", "Signal", "later_peak", "signals"]

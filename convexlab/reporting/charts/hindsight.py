@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.svg import Chart, chart
 from convexlab.runs.oracle import Oracle
 from convexlab.runs.rows import Outcome
 

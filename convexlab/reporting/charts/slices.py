@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from convexlab.reporting.digest import Digest
-from convexlab.reporting.figures import INK, PALETTE, draw, label
+from convexlab.reporting.charts.style import INK, PALETTE, draw, label
+from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.run import Digest
 from convexlab.reporting.numbers import number, percent, signed
-from convexlab.reporting.svg import Chart, chart
-from convexlab.reporting.wording import place
+from convexlab.reporting.words.run import place
 from convexlab.runs.rows import LossSlice, ProbedCheckpoint
 
 __all__ = ["holds_to", "slice_chart"]
