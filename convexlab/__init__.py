@@ -5,7 +5,7 @@ from convexlab._version import __version__
 # Networks and data by name
 from convexlab.architectures import build_model
 
-# Its curvature
+# The curvature of a loss
 from convexlab.curvature import (
     BlockCurvature,
     CurvatureSplit,
@@ -29,7 +29,7 @@ from convexlab.curvature import (
 )
 from convexlab.datasets import Dataset, load_dataset
 
-# When to hand over, and to what
+# When to hand over
 from convexlab.detection import (
     Algorithm1,
     BudgetFraction,
@@ -48,12 +48,16 @@ from convexlab.detection import (
 
 # Errors
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
-from convexlab.linalg.operators import SymmetricOperator
-from convexlab.objective import Objective
 
 # The loss as one function of one flat vector
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.objective import Objective
 from convexlab.objective.cost import Cost
+
+# What to hand over to
 from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
+
+# Runs and checkpoints
 from convexlab.probing import Probe, probe
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase

@@ -4,6 +4,8 @@ Layout (fixed)::
 
     RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl  landscape.json  oracle.jsonl
     RUN/checkpoints/epoch-00000.safetensors ...
+
+Every file appears whole or not at all.
 """
 
 from __future__ import annotations
