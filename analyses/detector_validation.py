@@ -19,19 +19,19 @@ from pathlib import Path
 
 import click
 import torch
+from paper.pages.detectors import validation_study
+from paper.processes import side_by_side
+from paper.records import stored
+from paper.rules import CANDIDATES, Candidate
+from paper.table import FULL_SIZES, MODELS, source
+from paper.validated_run import Plan, decided, validate_run
 
-from convexlab.physics_informed import burgers, convection
+from convexlab.problems.physics_informed import burgers, convection
+from convexlab.problems.tasks import Task, images, physics, regression
 from convexlab.reporting import write_study
-from convexlab.reporting.validation_page import validation_study
 from convexlab.runs import Row, write_json
-from convexlab.validation.candidates import CANDIDATES, Candidate
-from convexlab.validation.processes import side_by_side
-from convexlab.validation.records import stored
-from convexlab.validation.runs import Plan, decided, validate_run
-from convexlab.validation.table import FULL_SIZES, MODELS, source
-from convexlab.validation.tasks import Task, images, physics, regression
 
-PERCEPTRON = "convexlab.validation.tasks:perceptron"
+PERCEPTRON = "convexlab.problems.tasks:perceptron"
 SMALLEST = "vit-nomlp-wkewq-wvwo"
 EQUATIONS = {"convection": convection, "burgers": burgers}
 FULL_STEPS = 20

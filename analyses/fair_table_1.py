@@ -17,12 +17,12 @@ from itertools import product
 from pathlib import Path
 
 import click
+from paper.pages.fair_table import fair_study
+from paper.processes import side_by_side
+from paper.table import FULL_SIZES, MODELS, Case, train_case
 
 from convexlab.reporting import write_study
-from convexlab.reporting.fair_page import fair_study
 from convexlab.runs import Row
-from convexlab.validation.processes import side_by_side
-from convexlab.validation.table import FULL_SIZES, MODELS, Case, train_case
 
 # Frozen settings.
 RATES = (1e-3, 2e-3, 3e-4)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from paper.pages.landscape_charts import norm_chart
+from paper.proportion import Proportion
+from paper.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
 
-from convexlab.proportion import Proportion
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.landscape_figures import norm_chart
 from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
-from convexlab.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
 
 # Frozen settings: the tasks and the range of figure_1.py.
 SEED = 0

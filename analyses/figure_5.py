@@ -17,19 +17,19 @@ from typing import Any
 
 import click
 import torch
+from paper.claims import norm_peak
+from paper.pages.sequence_charts import NAMES, norm_over_loss_chart
+from paper.protocols import ADAM, FIXED, PAPERS, Plan
+from paper.records import stored
+from paper.sequences import Recording, train_sequences
+from paper.table import source
+from paper.truth import CONVEX, NON_CONVEX
 
+from convexlab.problems.tasks import images
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.numbers import number
-from convexlab.reporting.sequence_figures import NAMES, norm_over_loss_chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.validation.claims import norm_peak
-from convexlab.validation.records import stored
-from convexlab.validation.sequences import Recording, train_sequences
-from convexlab.validation.table import source
-from convexlab.validation.tasks import images
-from convexlab.validation.truth import CONVEX, NON_CONVEX
-from convexlab.validation.ways import ADAM, FIXED, PAPERS, Plan
 
 # Frozen settings.
 RATE, SEED = 1e-3, 0

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import click
 from figure_5 import SCALES, described, trained
+from paper.pages.sequence_charts import NAMES, cost_chart
+from paper.protocols import ADAM, FIXED, PAPERS
+from paper.sequences import CG_ALONE
 
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.numbers import count, number
-from convexlab.reporting.sequence_figures import NAMES, cost_chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row
-from convexlab.validation.sequences import CG_ALONE
-from convexlab.validation.ways import ADAM, FIXED, PAPERS
 
 Axis = Callable[[Row], float]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from paper.published import Published, read_page
 
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.numbers import MISSING
-from convexlab.reporting.published import Published, read_page
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 
 

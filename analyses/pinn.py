@@ -19,21 +19,21 @@ from typing import Any
 
 import click
 import torch
+from paper.records import stored
 from rich.progress import track
 
 import convexlab as cl
-from convexlab.physics_informed import burgers, convection
+from convexlab.problems.physics_informed import burgers, convection
+from convexlab.problems.tasks import Task, physics
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.figures import PALETTE, draw, scale_linear, scale_log
+from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_log
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import MISSING, number
-from convexlab.reporting.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
-from convexlab.validation.adam import AdamRun, State
-from convexlab.validation.records import stored
-from convexlab.validation.switching import switch_at
-from convexlab.validation.tasks import Task, physics
+from convexlab.training.adam import AdamRun, State
+from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
+from convexlab.training.switching import switch_at
 
 # Frozen settings.
 RATE = 1e-3

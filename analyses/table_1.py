@@ -18,11 +18,11 @@ from itertools import product
 from pathlib import Path
 
 import click
+from paper.pages.table import table_study
+from paper.processes import side_by_side
+from paper.table import FULL_SIZES, MODELS, Case, least_train_size, train_case
 
 from convexlab.reporting import write_study
-from convexlab.reporting.table_page import table_study
-from convexlab.validation.processes import side_by_side
-from convexlab.validation.table import FULL_SIZES, MODELS, Case, least_train_size, train_case
 
 # Frozen settings.
 RATE = 1e-3

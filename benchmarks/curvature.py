@@ -18,7 +18,7 @@ from libraries import PEERS, ConvexLab
 from measuring import Point, cifar10, load
 
 import convexlab as cl
-from convexlab.problem import Problem
+from convexlab.problems import Problem
 
 BATCH = 512
 RUNS = 3  # For both ends; each has dozens of products.

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import convexlab as cl
-from convexlab.cost import Cost
-from convexlab.operators import SymmetricOperator
-from convexlab.parameters import flatten, unflatten
-from convexlab.problem import Problem
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import flatten, unflatten
+from convexlab.objective.cost import Cost
+from convexlab.problems import Problem
 
 __all__ = [
     "LIBRARIES",

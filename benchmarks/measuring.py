@@ -18,8 +18,8 @@ from torch import nn
 import convexlab as cl
 from convexlab.datasets import Batches, load_dataset
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.losses import build_loss
-from convexlab.problem import Problem, build_problem
+from convexlab.problems import Problem, build_problem
+from convexlab.problems.losses import build_loss
 
 __all__ = [
     "Measurement",

@@ -12,7 +12,7 @@ from phase_two_problems import Task, clock
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.parameters import flatten, norm
+from convexlab.linalg.vectors import flatten, norm
 
 __all__ = ["ADAM", "AdamTrajectory", "Curve", "Watch", "cosine", "gradients"]
 

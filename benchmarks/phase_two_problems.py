@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.physics_informed import burgers, convection
-from convexlab.validation import tasks
+from convexlab.problems import tasks
+from convexlab.problems.physics_informed import burgers, convection
 
 __all__ = ["EQUATIONS", "PROBLEMS", "Setting", "Task", "build_task", "clock", "matching"]
 

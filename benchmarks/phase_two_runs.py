@@ -13,8 +13,8 @@ from phase_two_adam import AdamTrajectory, Curve, Watch, cosine
 from phase_two_problems import Setting, Task, build_task, clock
 from phase_two_solvers import Meter, refusal, solve
 
-from convexlab.parameters import norm
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO
+from convexlab.linalg.vectors import norm
+from convexlab.training.phases import DEFAULT_PHASE_TWO
 
 __all__ = [
     "ADAM_REST",

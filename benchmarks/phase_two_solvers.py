@@ -27,8 +27,8 @@ from phase_two_problems import Task, clock
 from torch import Tensor
 
 import convexlab as cl
-from convexlab.parameters import accumulation_dtype, flatten, norm
-from convexlab.training.phase_two import phase_two, phase_two_names
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
+from convexlab.training.phases import phase_two, phase_two_names
 from convexlab.training.second_phase import Resort, second_phase
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]

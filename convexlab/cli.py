@@ -20,8 +20,8 @@ from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
 from convexlab.errors import ConvexLabError, MisuseError
-from convexlab.objectives import objective_names
 from convexlab.probing import probe as probe_checkpoints
+from convexlab.problems.objectives import objective_names
 from convexlab.progress import Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase

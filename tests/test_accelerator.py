@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.architectures import Perceptron
-from convexlab.physics_informed import burgers
-from convexlab.problem import build_problem
-from convexlab.training.phase_two import phase_two, phase_two_names
-from convexlab.validation import tasks
+from convexlab.problems import build_problem, tasks
+from convexlab.problems.physics_informed import burgers
+from convexlab.training.phases import phase_two, phase_two_names
 from tests.counting import Counting
 from tests.tiny import write_problem
 

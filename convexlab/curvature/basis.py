@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from convexlab.memory import release_freed_memory
+from convexlab.machine.memory import release_freed_memory
 
 __all__ = ["Basis"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.lanczos import Lanczos, random_run
 from convexlab.errors import MisuseError
-from convexlab.operators import MatrixVectorProduct
+from convexlab.linalg.operators import MatrixVectorProduct
 
 __all__ = ["SpectralDensity", "density_of", "spectral_density"]
 

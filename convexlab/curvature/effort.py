@@ -8,8 +8,8 @@ from typing import Protocol, Self
 
 import torch
 
-from convexlab.cost import Cost
-from convexlab.memory import PeakMemory, release_freed_memory
+from convexlab.machine.memory import PeakMemory, release_freed_memory
+from convexlab.objective.cost import Cost
 
 __all__ = ["Effort", "Meter"]
 

@@ -14,7 +14,7 @@ from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.inexact import deviation, replace_products
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
-from convexlab.operators import MatrixVectorProduct
+from convexlab.linalg.operators import MatrixVectorProduct
 
 __all__ = [
     "Ends",

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from convexlab.errors import FailureError, MisuseError
-from convexlab.memory import available_memory
-from convexlab.operators import MatrixVectorProduct
-from convexlab.parameters import accumulation_dtype
-from convexlab.products import Footprint, GradientDifferences, ObjectiveOperator
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.linalg.vectors import accumulation_dtype
+from convexlab.machine.memory import available_memory
+from convexlab.objective.products import Footprint, GradientDifferences, ObjectiveOperator
 
 __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 

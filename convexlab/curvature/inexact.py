@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 
 from convexlab.curvature.lanczos import Lanczos
-from convexlab.operators import MatrixVectorProduct
-from convexlab.products import GradientDifferences, HessianOperator
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.objective.products import GradientDifferences, HessianOperator
 
 __all__ = ["SAMPLES", "deviation", "replace_products"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from convexlab.curvature.basis import Basis
 from convexlab.curvature.forecast import plan_run
 from convexlab.errors import FailureError
-from convexlab.operators import MatrixVectorProduct
-from convexlab.parameters import accumulation_dtype, norm
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.linalg.vectors import accumulation_dtype, norm
 
 __all__ = ["Lanczos", "random_run", "random_unit_vector"]
 

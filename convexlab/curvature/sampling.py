@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from convexlab.batches import rows_of
-from convexlab.cost import Cost
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import dot, flatten, unflatten, unit_columns
 from convexlab.objective import Objective
-from convexlab.parameters import dot, flatten, unflatten, unit_columns
-from convexlab.products import differentiate
+from convexlab.objective.batches import rows_of
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate
 
 __all__ = ["SampledCurvature", "sampled_curvature"]
 

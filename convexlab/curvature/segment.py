@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, unflatten
 from convexlab.objective import Objective
-from convexlab.parameters import accumulation_dtype, unflatten
 
 __all__ = ["Segment", "segment_curvature"]
 

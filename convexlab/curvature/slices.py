@@ -12,8 +12,8 @@ from torch import Tensor
 
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, unflatten
 from convexlab.objective import Objective
-from convexlab.parameters import accumulation_dtype, unflatten
 
 __all__ = ["Slice", "check_points", "extreme_slices", "loss_slice", "losses_at", "reach_of"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convexlab.curvature.effort import Effort, Meter
+from convexlab.linalg.vectors import unit_columns
 from convexlab.objective import Objective
-from convexlab.parameters import unit_columns
-from convexlab.products import GaussNewtonOperator, HessianOperator, ObjectiveOperator, ResidualOperator
+from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ObjectiveOperator, ResidualOperator
 
 __all__ = ["CurvatureSplit", "curvature_split"]
 

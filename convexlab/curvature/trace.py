@@ -12,8 +12,8 @@ from torch import Tensor
 from convexlab.curvature.density import standard_error
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.operators import MatrixVectorProduct, SymmetricOperator
-from convexlab.parameters import accumulation_dtype
+from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype
 
 __all__ = ["TraceEstimate", "trace"]
 

@@ -20,9 +20,9 @@ from convexlab.curvature.extremes import (
 )
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
+from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.objective import Objective
-from convexlab.operators import MatrixVectorProduct
-from convexlab.products import HessianOperator, ObjectiveOperator
+from convexlab.objective.products import HessianOperator, ObjectiveOperator
 
 __all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
 

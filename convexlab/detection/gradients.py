@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexlab.parameters import accumulation_dtype, dot, flatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten
 
 __all__ = ["GradientStatistics", "StepStatistics"]
 

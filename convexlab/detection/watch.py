@@ -13,8 +13,8 @@ from convexlab.curvature.extremes import extreme_eigenvalues
 from convexlab.detection.base import Detector, Signals
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError, MisuseError
+from convexlab.linalg.vectors import dot
 from convexlab.objective import Objective
-from convexlab.parameters import dot
 
 __all__ = ["Watch"]
 

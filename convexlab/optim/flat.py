@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, flatten, unflatten
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
 from convexlab.optim.line_search.interface import RETREAT
-from convexlab.parameters import accumulation_dtype, flatten, unflatten
 
 __all__ = ["Direction", "FlatOptimizer", "StepReport"]
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
-from convexlab.parameters import dot
 
 __all__ = ["LBFGS"]
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.operators import MatrixVectorProduct
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.linalg.vectors import dot, norm
 from convexlab.optim.evaluation import CountedClosure, Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.linear_cg import Truncated, truncated_cg
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
-from convexlab.parameters import dot, norm
 
 __all__ = ["Curvature", "NewtonCG"]
 

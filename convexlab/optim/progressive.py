@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, unflatten
 from convexlab.optim.evaluation import gradient_of
 from convexlab.optim.lbfgs import LBFGS
 from convexlab.optim.preconditioners import precondition
-from convexlab.parameters import accumulation_dtype, dot, flatten, unflatten
 
 __all__ = ["ProgressiveLBFGS", "SampleClosure"]
 

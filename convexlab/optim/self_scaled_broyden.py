@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError, unknown_name
+from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
-from convexlab.parameters import accumulation_dtype, dot
 
 __all__ = ["MAX_PARAMETERS", "SelfScaledBroyden", "self_scaled_update_names"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from convexlab.errors import MisuseError
-from convexlab.runs import Row, write_atomically
+from convexlab.machine.atomic import write_atomically
+from convexlab.runs import Row
 
 __all__ = ["FIELDS", "Card", "read_card", "write_card", "write_index"]
 

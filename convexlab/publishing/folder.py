@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import norm
 from convexlab.objective import Objective
-from convexlab.parameters import norm
-from convexlab.problem import Problem, load_weights
+from convexlab.problems import Problem, Setting, setting_of
 from convexlab.publishing.card import Card, write_card, write_index
-from convexlab.runs import Row, Run, read_checkpoint, write_checkpoint, write_json, write_json_lines
-from convexlab.subjects import Setting, setting_of
+from convexlab.runs import Row, Run, write_json, write_json_lines
 
 __all__ = ["chosen_epochs", "publish"]
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 
-from convexlab.environment import describe_environment
+from convexlab.checkpoints import write_checkpoint
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import norm
+from convexlab.machine.environment import describe_environment
 from convexlab.objective import Objective
-from convexlab.parameters import norm
-from convexlab.physics_informed import DifferentialEquation
+from convexlab.problems.physics_informed import DifferentialEquation
+from convexlab.problems.tasks import Task, physics
 from convexlab.progress import Listener, Progress, silent
-from convexlab.runs import Row, Run, write_checkpoint, write_json, write_json_lines
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two
-from convexlab.validation.adam import AdamRun
-from convexlab.validation.switching import followed
-from convexlab.validation.tasks import Task, physics
+from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
+from convexlab.training.switching import followed
 
 __all__ = ["PhysicsPlan", "solution_quality", "train_physics"]
 

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from convexlab.environment import describe_source
 from convexlab.errors import MisuseError
-from convexlab.reporting.comparison_figure import comparison_chart
-from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
-from convexlab.reporting.density_figure import density_chart
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.downloads import LARGEST, run_downloads
-from convexlab.reporting.joint_wording import joint_headline
-from convexlab.reporting.oracle_part import OraclePart, oracle_part
-from convexlab.reporting.plane_figure import plane_chart
-from convexlab.reporting.signals import Signal, signals
-from convexlab.reporting.slice_figure import slice_chart
-from convexlab.reporting.svg import Chart
-from convexlab.reporting.tables import (
-    Table,
+from convexlab.machine.atomic import write_atomically
+from convexlab.machine.environment import describe_source
+from convexlab.reporting.charts.comparison import comparison_chart
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.density import density_chart
+from convexlab.reporting.charts.plane import plane_chart
+from convexlab.reporting.charts.slices import slice_chart
+from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.charts.training import cost_charts, norm_chart
+from convexlab.reporting.downloads import LARGEST
+from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.hindsight_part import OraclePart, oracle_part
+from convexlab.reporting.run_downloads import run_downloads
+from convexlab.reporting.run_tables import (
     comparison_table,
     cost_table,
     curvature_table,
@@ -30,16 +30,13 @@ from convexlab.reporting.tables import (
     results_table,
     settings_tables,
 )
+from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
-from convexlab.reporting.tiles import joint_tiles, tiles
-from convexlab.reporting.training_figures import cost_charts, norm_chart
-from convexlab.reporting.wording import (
-    headline,
-    judgement,
-    place,
-    verdict_name,
-)
-from convexlab.runs import Run, write_atomically
+from convexlab.reporting.words.run import headline, judgement, place, verdict_name
+from convexlab.reporting.words.several import joint_headline
+from convexlab.reporting.words.signs import Signal, signals
+from convexlab.reporting.words.tiles import joint_tiles, tiles
+from convexlab.runs import Run
 
 __all__ = ["render", "summary_lines", "write_report"]
 

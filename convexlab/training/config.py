@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from convexlab.detection import DEFAULT_DETECTOR, detector_names
-from convexlab.environment import resolve_dtype
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two, phase_two_names
+from convexlab.machine.environment import resolve_dtype
+from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two, phase_two_names
 
 __all__ = ["TwoPhaseConfig"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.problem import Problem
-from convexlab.training.phase_two import PhaseTwo
+from convexlab.problems import Problem
+from convexlab.training.phases import PhaseTwo
 from convexlab.training.second_phase import Resort, second_phase
 from convexlab.training.trajectory import Trajectory
 

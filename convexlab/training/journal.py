@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from convexlab.errors import FailureError
-from convexlab.runs import Row, Run, write_atomically, write_json_lines
+from convexlab.machine.atomic import write_atomically
+from convexlab.runs import Row, Run, write_json_lines
 
 __all__ = ["Journal"]
 

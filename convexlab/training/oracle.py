@@ -1,18 +1,15 @@
 """The oracle: the second phase from every N-th epoch of Adam, which shows in hindsight when to have switched.
 
 It decides nothing of the run. It shares Adam's epochs with the baseline at a constant rate, so that what it adds to the
-cost is what the second phases take. `convexlab.validation.switching.switch_at` asks the same for the study of
+cost is what the second phases take. `convexlab.training.switching.switch_at` asks the same for the study of
 detectors, but counts the loss of every evaluation; here a switch is followed exactly as the run itself is, so that the
 two can be compared.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
-from statistics import median
 
 from convexlab.errors import FailureError
 from convexlab.progress import Listener, Progress
@@ -22,7 +19,7 @@ from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.trajectory import Trajectory
 
-__all__ = ["Oracle", "hindsight", "neighbour_factor"]
+__all__ = ["Oracle", "hindsight"]
 
 
 class Oracle:
@@ -108,13 +105,6 @@ def hindsight(rows: Sequence[Row], loss: float) -> Row:
         "switches": len(rows),
         "gradient_equivalents": sum(row["gradient_equivalents"] - row["switch_epoch"] for row in rows),
     }
-
-
-def neighbour_factor(losses: Sequence[float]) -> float:
-    """Return the median factor, at least 1, between successive losses (all positive): what the next switch changes."""
-    logarithms = [math.log(loss) for loss in losses]
-    changes = [abs(after - before) for before, after in pairwise(logarithms)]
-    return math.exp(median(changes)) if changes else 1.0
 
 
 def _name(epoch: int) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
+from convexlab.linalg.vectors import norm
 from convexlab.objective import Objective
 from convexlab.optim import ProgressiveLBFGS
-from convexlab.parameters import norm
-from convexlab.training.phase_two import PhaseTwo
+from convexlab.training.phases import PhaseTwo
 
 __all__ = ["Resort", "Step", "second_phase"]
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError
+from convexlab.linalg.vectors import norm
+from convexlab.machine.random_state import fixed_random_state
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.parameters import norm
-from convexlab.problem import Problem
-from convexlab.random_state import fixed_random_state
+from convexlab.problems import Problem
 from convexlab.runs import Row
 from convexlab.training.journal import Journal
 from convexlab.training.second_phase import Step

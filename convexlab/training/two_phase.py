@@ -10,18 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from convexlab.checkpoints import write_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
-from convexlab.environment import describe_environment
 from convexlab.errors import FailureError, MisuseError, unknown_name
+from convexlab.machine.environment import describe_environment
 from convexlab.probing import probe
-from convexlab.problem import Problem, build_problem
+from convexlab.problems import Problem, build_problem
 from convexlab.progress import Listener, Progress, silent
-from convexlab.runs import Row, Run, write_checkpoint, write_json
+from convexlab.runs import Row, Run, write_json
 from convexlab.training.config import TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.phase_two import phase_two
+from convexlab.training.phases import phase_two
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]

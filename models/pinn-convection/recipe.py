@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from convexlab.objective import Objective
-from convexlab.physics_informed import convection
+from convexlab.problems.physics_informed import convection
 from convexlab.publishing import Card, PhysicsPlan, publish, solution_quality, train_physics
 from convexlab.runs import Row
 

@@ -16,8 +16,8 @@ from convexlab.curvature import Lanczos, forecast
 from convexlab.curvature.forecast import plan_run
 from convexlab.curvature.lanczos import random_unit_vector
 from convexlab.errors import FailureError, MisuseError
-from convexlab.memory import LiveTensors
-from convexlab.operators import SymmetricOperator
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.machine.memory import LiveTensors
 from tests.curvature.matrices import SPECTRA, random_matrix
 from tests.dense import Dense
 

@@ -13,7 +13,7 @@ import convexlab as cl
 from convexlab.curvature import Lanczos
 from convexlab.curvature.inexact import SAMPLES, deviation, replace_products
 from convexlab.curvature.lanczos import random_unit_vector
-from convexlab.products import GradientDifferences, HessianOperator
+from convexlab.objective.products import GradientDifferences, HessianOperator
 from tests.dense import Dense, as_vector, derivatives, loss_of
 
 PRECISIONS = (torch.float32, torch.float64)

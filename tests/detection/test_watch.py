@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convexlab as cl
 from convexlab.architectures import Perceptron, VisionTransformer
 from convexlab.detection import Signals
-from convexlab.physics_informed import convection
+from convexlab.problems.physics_informed import convection
 from tests.dense import as_vector, derivatives, loss_of
 
 

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import convexlab as cl
+from convexlab.checkpoints import read_checkpoint
 from convexlab.errors import MisuseError
-from convexlab.physics_informed import convection
+from convexlab.problems.physics_informed import convection
 from convexlab.publishing import Card, PhysicsPlan, publish, read_card, train_physics, write_index
 from convexlab.publishing.card import FIELDS
 from convexlab.publishing.folder import chosen_epochs
-from convexlab.runs import Run, read_checkpoint
+from convexlab.runs import Run
 from tests.tiny import PARAMETERS, write_problem
 
 CARD = Card(

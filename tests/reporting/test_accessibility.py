@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from convexlab.reporting import Part, Study, write_report, write_study
-from convexlab.reporting.figures import draw
-from convexlab.reporting.svg import chart
+from convexlab.reporting.charts.style import draw
+from convexlab.reporting.charts.svg import chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Run
 from tests.reporting.chromium import Browser

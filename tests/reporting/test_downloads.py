@@ -12,8 +12,9 @@ from urllib.parse import unquote
 import pytest
 
 from convexlab.reporting import downloads
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.downloads import Download, csv_text, run_downloads, table_download
+from convexlab.reporting.downloads import Download, csv_text, table_download
+from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.run_downloads import run_downloads
 from convexlab.reporting.tables import make_table
 from convexlab.runs import Run
 

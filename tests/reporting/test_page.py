@@ -15,8 +15,8 @@ import pytest
 from convexlab.errors import MisuseError
 from convexlab.reporting import page as page_module
 from convexlab.reporting import summary_lines, write_report
-from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint
 
 MakeRun = Callable[..., Run]
 # HTML's elements without a closing tag.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.tiles import Tile, joint_tiles, tiles
+from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.words.tiles import Tile, joint_tiles, tiles
 from convexlab.runs import Run
 
 MakeRun = Callable[..., Run]

@@ -11,7 +11,7 @@ import pytest
 
 from convexlab import MisuseError, TwoPhaseConfig
 from convexlab.training import phase_two_names
-from convexlab.training.phase_two import phase_two
+from convexlab.training.phases import phase_two
 
 
 def test_defaults_are_valid_and_survive_storage() -> None:

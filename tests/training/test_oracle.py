@@ -14,9 +14,10 @@ import convexlab as cl
 from convexlab.detection.curvature import NoNegativeCurvature
 from convexlab.progress import Progress
 from convexlab.runs import Run
+from convexlab.runs.oracle import neighbour_factor
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
-from convexlab.training.oracle import hindsight, neighbour_factor
+from convexlab.training.oracle import hindsight
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
 

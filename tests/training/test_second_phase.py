@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from convexlab.optim import ProgressiveLBFGS
-from convexlab.training.phase_two import PhaseTwo, phase_two
+from convexlab.problems.tasks import Task, regression
+from convexlab.training.adam import AdamRun
+from convexlab.training.phases import PhaseTwo, phase_two
 from convexlab.training.second_phase import Resort, Step, second_phase
-from convexlab.validation.adam import AdamRun
-from convexlab.validation.switching import followed, switch_at
-from convexlab.validation.tasks import Task, regression
+from convexlab.training.switching import followed, switch_at
 
 
 @pytest.fixture(scope="module")

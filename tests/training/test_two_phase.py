@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.optim import NonlinearCG, ProgressiveLBFGS, SampleClosure
-from convexlab.problem import build_problem
+from convexlab.problems import build_problem
 from convexlab.progress import Progress
 from convexlab.runs import Run
 from convexlab.training import default_directory, phase_two_names
-from convexlab.training.phase_two import _PHASES, PhaseTwo
+from convexlab.training.phases import _PHASES, PhaseTwo
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import CLASSES, PARAMETERS, TRAIN_SIZE, VALIDATION_SIZE
 
@@ -313,7 +313,7 @@ def test_second_phase_is_a_plain_loop(
 def dict_of_phases(monkeypatch: pytest.MonkeyPatch) -> dict[str, PhaseTwo]:
     """Replace the registry by a copy that can be added to."""
     phases = dict(_PHASES)
-    monkeypatch.setattr("convexlab.training.phase_two._PHASES", phases)
+    monkeypatch.setattr("convexlab.training.phases._PHASES", phases)
     return phases
 
 

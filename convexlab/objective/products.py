@@ -1,0 +1,351 @@
+"""Products of the Hessian and of the Gauss-Newton matrix of an objective with vectors.
+
+Both are differentiated in reverse twice. The objective does not move between the products of one Krylov run, so the
+gradient graph of a micro-batch is built once and kept, as many of them as the memory budget holds; the rest are built
+anew, one at a time, for every product.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
+from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate
+
+if TYPE_CHECKING:
+    from convexlab.objective.batched_loss import Point
+    from convexlab.objective.objective import Objective
+
+__all__ = [
+    "Footprint",
+    "GaussNewtonOperator",
+    "GradientDifferences",
+    "HessianOperator",
+    "ObjectiveOperator",
+    "ResidualOperator",
+]
+
+Result = TypeVar("Result")
+
+# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
+# nine digits to cancellation is rounded differently in float64, and as little as float32 knows them by.
+_MOVE = 2.0**-22
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of tensors that products take."""
+
+    graphs: int
+    """Of the gradient graphs that will be kept from one product to the next."""
+    kept: int
+    """Of those that are kept now."""
+    product: int
+    """Of a product beside these: of the graph that is not kept, temporaries, vectors."""
+
+
+class ObjectiveOperator(SymmetricOperator):
+    """A weighted mean over micro-batches of matrices that are known by products."""
+
+    _unit: Cost
+
+    def __init__(self, objective: Objective, *, keep_graphs: bool = True) -> None:
+        """Take the objective at its model's present parameters, of which a copy is kept."""
+        super().__init__(objective.size, dtype=objective.dtype, device=objective.device)
+        self._objective = objective
+        with torch.inference_mode(False):  # Else the copies could not be differentiated in, ever.
+            point = objective.point()
+            self._point = replace(
+                point,
+                leaves=[leaf.detach().clone().requires_grad_() for leaf in point.leaves],
+                rest={name: tensor.clone() for name, tensor in point.rest.items()},
+                buffers={name: tensor.clone() for name, tensor in point.buffers.items()},
+            )
+        self._leaves = self._point.leaves
+        self._room: int | None = None if keep_graphs else 0
+        self._kept: list[Any] = []
+        self._complete = False
+        self._graph_bytes: int | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._objective.cost
+
+    def graph_bytes(self) -> int:
+        """Return what the gradient graph of the first micro-batch takes; no other is taken to be larger.
+
+        It is built for that, and kept for the products if the memory budget allows.
+        """
+        if self._graph_bytes is None:
+            with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
+                batch, weight = next(self._objective.parts())
+                linearised = self._linearise(batch)
+                self._graph_bytes = max(1, live.bytes)
+            if self._room is None:
+                room = room_for_graphs(self._objective.device, self._objective.memory_budget)
+                self._room = (room or 0) // self._graph_bytes
+            if self._room > 0:
+                self._keep(linearised, weight)
+        return self._graph_bytes
+
+    def graphs_to_come(self) -> int:
+        """Return the bytes of the graphs that are still to be built and kept, at most."""
+        graph_bytes = self.graph_bytes()
+        return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
+
+    def keep_at_most(self, graphs_to_come: int) -> None:
+        """Keep no more graphs beyond those that are kept now than take this many bytes."""
+        if graphs_to_come < self.graphs_to_come():
+            self._room = len(self._kept) + graphs_to_come // self.graph_bytes()
+
+    def footprint(self) -> Footprint:
+        """Return what products take, from products with the first micro-batch alone and the sizes of the others."""
+        graph_bytes = self.graph_bytes()
+        sizes, share = _sizes(self._objective)
+        will_be_kept = sizes[: self._room]
+        product = _product_bytes(self._objective, share, lambda first: self._at(self._point, first))
+        if len(will_be_kept) == len(sizes):
+            product -= graph_bytes
+        return Footprint(
+            graphs=round(graph_bytes * sum(will_be_kept) / sizes[0]),
+            kept=graph_bytes * len(self._kept),
+            product=max(product, self._stand_in_bytes(share)),
+        )
+
+    def _stand_in_bytes(self, share: float) -> int:
+        """Return what a product takes that a Krylov run may make instead."""
+        return 0
+
+    def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
+        """Return A v for v (n,) anew, such that only its rounding errors differ.
+
+        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
+        sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
+        softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
+        """
+        return self._precisely(lambda dtype: self._moved(dtype, seed, v))
+
+    def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
+        """Return what is made in float64, or in the operator's dtype where the loss does not allow that."""
+        try:
+            return make(accumulation_dtype(self.device))
+        except RuntimeError:  # A loss may hold tensors of its own dtype, or not fit into memory twice as large.
+            return make(self.dtype)
+
+    def _moved(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        leaves = []
+        for leaf in self._leaves:
+            signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
+            leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
+        other = self._at(replace(self._point, leaves=leaves), self._objective.in_dtype(dtype))
+        product = other.matvec(v)
+        self._objective.spend(other.cost)
+        return product
+
+    def _at(self, point: Point, objective: Objective) -> ObjectiveOperator:
+        """Return the same matrix of another objective and at another point, which keeps no graphs."""
+        other = copy.copy(self)
+        other._objective, other.dtype = objective, objective.dtype
+        other._point, other._leaves = point, point.leaves
+        other._room, other._kept, other._complete = 0, [], False
+        return other
+
+    def _linearise(self, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
+        """Return the product of what `_linearise` made, by default the graph of a gradient, with a vector."""
+        return differentiate(linearised, self._leaves, parts, retain_graph=True)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        start = time.perf_counter()
+        if self._room is None:
+            self.graph_bytes()
+        weights = 0.0
+        with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
+            columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
+            result = torch.zeros((len(columns), self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
+            for linearised, weight in self._linearised_parts():
+                for row, column in zip(result, columns, strict=True):
+                    row.add_(flatten(self._product(linearised, column)), alpha=weight)
+                weights += weight
+                del linearised  # Else two graphs would be there while the next one is built.
+        self._objective.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
+        return result.div_(weights).to(self.dtype).T
+
+    def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
+        yield from self._kept
+        if self._complete:
+            return
+        known, number = len(self._kept), 0
+        for number, (batch, weight) in enumerate(self._objective.parts(), start=1):
+            if number <= known:
+                continue
+            linearised = self._linearise(batch)
+            if len(self._kept) < (self._room or 0):
+                self._keep(linearised, weight)
+            yield linearised, weight
+            del linearised
+        self._complete = len(self._kept) == number
+
+    def _keep(self, linearised: Any, weight: float) -> None:
+        self._kept.append((linearised, weight))
+        if self.device.type == "cpu":
+            release_freed_memory()
+
+
+class HessianOperator(ObjectiveOperator):
+    """The Hessian of an objective at one point, by reverse mode over reverse mode (Pearlmutter 1994)."""
+
+    _unit = Cost(hessian_products=1)
+
+    def _linearise(self, batch: Any) -> list[Tensor]:
+        loss = self._objective.batch_loss(self._point, batch)
+        return differentiate([loss], self._leaves, create_graph=True)
+
+    def second_difference(self, v: Tensor) -> float:
+        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
+
+        It needs no derivative, so that it checks them, and it sees the kinks that derivatives do not. Made in float64
+        where the loss allows that; rounding is of order √ε L.
+        """
+        return self._precisely(lambda dtype: self._second_difference(dtype, v))
+
+    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
+        objective = self._objective.in_dtype(dtype)
+        step = torch.finfo(dtype).eps ** 0.25
+        leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
+        moves = unflatten(step * v.to(dtype), leaves)
+        below, here, above = (
+            objective.value_at(
+                replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
+            )
+            for side in (-1, 0, 1)
+        )
+        self._objective.spend(objective.cost)
+        return float((below - 2 * here + above) / step**2)
+
+    def differences(self) -> GradientDifferences:
+        """Return products by differences of gradients at the same point: cheaper, and less accurate."""
+        return GradientDifferences(self._objective, self._point)
+
+    def _stand_in_bytes(self, share: float) -> int:
+        return _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
+
+
+class GradientDifferences(SymmetricOperator):
+    """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
+
+    Nothing says how large they are, least of all where the loss has kinks: compare with products of the Hessian.
+    """
+
+    def __init__(self, objective: Objective, point: Point) -> None:
+        """Evaluate the gradient at the point."""
+        super().__init__(objective.size, dtype=objective.dtype, device=objective.device)
+        self.step = torch.finfo(objective.dtype).eps ** 0.5
+        """h for a vector of unit length; the error is least near √ε, the better the smoother the loss."""
+        self._objective = objective
+        self._point = point
+        self._gradient = objective.value_and_gradient_at(point)[1]
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._objective.cost
+
+    def footprint(self) -> Footprint:
+        """Return what products take, from one with the first micro-batch alone."""
+        _, share = _sizes(self._objective)
+        product = _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
+        return Footprint(graphs=0, kept=0, product=product)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
+
+    def _difference(self, v: Tensor) -> Tensor:
+        scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
+        parts = unflatten(v * scale.to(v), self._point.leaves)
+        leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
+        gradient = self._objective.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
+        difference: Tensor = (gradient - self._gradient) / scale
+        return difference
+
+
+class GaussNewtonOperator(ObjectiveOperator):
+    """The generalised Gauss-Newton matrix JᵀH_LJ (Schraudolph 2002, doi 10.1162/08997660260028683).
+
+    J is the Jacobian of the model's output, H_L the Hessian of the criterion in the output. J v is the derivative of
+    Jᵀu in u (u is a dummy), so that only reverse mode is needed and the graph can be kept.
+    """
+
+    _unit = Cost(gauss_newton_products=1)
+
+    def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+        output = self._objective.batch_output(self._point, batch)
+        dummy = torch.zeros_like(output, requires_grad=True)
+        transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
+        at = output.detach().requires_grad_()
+        (slope,) = differentiate([self._objective.criterion(at, batch)], [at], create_graph=True)
+        return output, dummy, transposed, at, slope
+
+    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
+        output, dummy, transposed, at, slope = linearised
+        (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
+        (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
+        return differentiate([output], self._leaves, [curved], retain_graph=True)
+
+
+class ResidualOperator(ObjectiveOperator):
+    """What the Hessian has beyond the Gauss-Newton matrix: Σ_k (∂L/∂f_k) ∇²f_k (Schraudolph 2002).
+
+    It is the Hessian of uᵀf(θ), f the model's output, with the slope u = ∂L/∂f held fixed.
+    """
+
+    _unit = Cost(hessian_products=1)
+
+    def _linearise(self, batch: Any) -> list[Tensor]:
+        output = self._objective.batch_output(self._point, batch)
+        at = output.detach().requires_grad_()
+        slope = differentiate([self._objective.criterion(at, batch)], [at])
+        return differentiate([output], self._leaves, slope, create_graph=True)
+
+
+def _sizes(objective: Objective) -> tuple[list[int], float]:
+    """Return the bytes of the examples of each micro-batch, and what part of the mean the first one is."""
+    with objective.evaluating():
+        parts = [(_batch_bytes(batch), weight) for batch, weight in objective.parts()]
+    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
+
+
+def _batch_bytes(batch: Any) -> int:
+    """Return the bytes of the tensors in a batch; 1 if there are none."""
+    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
+
+
+def _product_bytes(objective: Objective, share: float, make: Callable[[Objective], SymmetricOperator]) -> int:
+    """Return what a product takes of the operator that ``make`` returns, for the first micro-batch alone.
+
+    It is charged as that share of a product with all.
+    """
+    first = objective.in_dtype(objective.dtype)
+    first.parts = lambda: itertools.islice(objective.parts(), 1)  # type: ignore[method-assign]
+    with LiveTensors() as live:
+        make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
+    objective.spend(replace(first.cost * share, seconds=first.cost.seconds))
+    peak: int = live.peak
+    return peak

@@ -1,0 +1,123 @@
+"""What a checkpoint is evaluated with: what it says of itself, and what is asked for instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convexlab.checkpoints import Checkpoint
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.problems.objectives import build_objective
+from convexlab.problems.problem import Problem, build_problem
+from convexlab.runs import Row
+
+__all__ = ["Setting", "setting_of"]
+
+_NAMES = ("model", "dataset", "loss")
+_KEYS = ("objective", *_NAMES, "train_size", "probe_size", "seed", "dtype")
+# Options that have no meaning where an objective is named.
+_OF_NAMES = (*_NAMES, "probe_size")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An objective by name, or else a model, a data set and a loss."""
+
+    objective: str | None
+    model: str
+    dataset: str
+    loss: str
+    train_size: int | None
+    probe_size: int | None
+    seed: int
+    dtype: str | None
+    """None is float32, or what the objective's factory chose."""
+
+    def build(self, device: str) -> Problem | Objective:
+        """Put it together, with fresh weights.
+
+        Raises:
+            MisuseError: an unknown name, or parts that do not fit each other.
+        """
+        common: dict[str, Any] = {"train_size": self.train_size, "seed": self.seed, "device": device}
+        if self.objective is not None:
+            return build_objective(self.objective, dtype=self.dtype, **common)
+        dtype = self.dtype or "float32"
+        return build_problem(self.model, self.dataset, self.loss, probe_size=self.probe_size, dtype=dtype, **common)
+
+    @property
+    def names(self) -> Row:
+        """What it was asked for by, for ``config.json``."""
+        if self.objective is not None:
+            return {"objective": self.objective}
+        return {name: getattr(self, name) for name in _NAMES}
+
+    @property
+    def label(self) -> str:
+        """A word for a folder's name."""
+        return (self.objective or self.model).rpartition(":")[2]
+
+    def sizes(self, subject: Problem | Objective) -> Row:
+        """Return the examples that the loss is of, and those of the training set; None where nothing counts them."""
+        if isinstance(subject, Objective):
+            return {"examples": None, "train_size": self.train_size}
+        size = subject.dataset.train_size
+        return {"examples": size, "train_size": size if self.probe_size is None else subject.population}
+
+
+def setting_of(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Setting:
+    """Return what a checkpoint says of itself, overridden by what is not None.
+
+    Raises:
+        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, or the metadata are
+            damaged.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)
+    merged |= given
+    if "objective" not in merged:
+        _require_names(checkpoint, merged)
+    try:
+        train_size, probe_size = (int(merged[key]) if key in merged else None for key in ("train_size", "probe_size"))
+        seed = int(merged.get("seed", 0))
+    except ValueError as error:
+        raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
+    model, dataset, loss = (merged.get(name, "") for name in _NAMES)
+    return Setting(
+        merged.get("objective"), model, dataset, loss, train_size, probe_size, seed=seed, dtype=merged.get("dtype")
+    )
+
+
+def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of itself that what was given instead leaves true.
+
+    Raises:
+        MisuseError: what was given contradicts itself.
+    """
+    named = [name for name in _OF_NAMES if name in given]
+    dropped: set[str] = set()
+    if "objective" in given:
+        if named:
+            raise MisuseError(
+                f"an objective comes with its model, data and loss: expected no --{named[0].replace('_', '-')} beside "
+                f"--objective {given['objective']}. Leave one of them out."
+            )
+        dropped |= {*_OF_NAMES, "train_size", "seed"} if given["objective"] != stored.get("objective") else set()
+    elif any(name in given for name in _NAMES):
+        dropped.add("objective")
+    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
+        dropped |= {"train_size", "probe_size", "seed"}  # The subset was taken of another data set.
+    if "train_size" in given:
+        dropped.add("probe_size")  # Whoever names the training set means all of it.
+    return {key: value for key, value in stored.items() if key not in dropped}
+
+
+def _require_names(checkpoint: Checkpoint, merged: Mapping[str, Any]) -> None:
+    for name in _NAMES:
+        if name not in merged:
+            raise MisuseError(
+                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}, or "
+                "a loss of another kind, such as a physics-informed network's, by --objective."
+            )

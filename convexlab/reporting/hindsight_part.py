@@ -1,0 +1,61 @@
+"""The part of a run's page that says when it should have switched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convexlab.reporting.charts.hindsight import oracle_chart
+from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.numbers import count, number
+from convexlab.reporting.tables import Cell, Column, Table, make_table
+from convexlab.reporting.words.hindsight import oracle_paragraphs
+
+__all__ = ["OraclePart", "oracle_part"]
+
+
+@dataclass(frozen=True)
+class OraclePart:
+    """What stands under its heading."""
+
+    paragraphs: list[str]
+    chart: Chart | None
+    table: Table | None
+
+
+def oracle_part(digest: Digest, key: str, *, compact: bool) -> OraclePart | None:
+    """Return the part, words alone if the page is compact; None without an oracle."""
+    if digest.oracle is None:
+        return None
+    words = oracle_paragraphs(digest)
+    return OraclePart(words, None, None) if compact else OraclePart(words, oracle_chart(digest, key), _table(digest))
+
+
+def _table(digest: Digest) -> Table | None:
+    oracle = digest.oracle
+    if oracle is None:
+        return None
+    ours = None if digest.two_phase is None else digest.two_phase.train_loss
+    rows = [
+        (
+            Cell(f"epoch {count(one.epoch)}"),
+            Cell(number(one.train_loss), strong=one is oracle.best),
+            number(one.train_loss / ours if ours else None),
+            number(one.outcome.validation_loss),
+            count(one.outcome.cost),
+            count(one.resort),
+        )
+        for one in oracle.switches
+    ]
+    return make_table(
+        "Every switch that was tried; the lowest training loss is in bold. Ratio: over the training loss of this run.",
+        [
+            Column("Switch", False),
+            "Train loss",
+            "Ratio",
+            "Val. loss",
+            "Gradient equivalents",
+            "Gave up after epoch",
+        ],
+        rows,
+    )

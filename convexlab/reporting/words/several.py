@@ -1,0 +1,98 @@
+"""The sentences of a report on several runs: in how many switching paid, when it was, and what the verdicts were."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
+from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.numbers import count, number, percent
+from convexlab.reporting.words.hindsight import joint_oracle_sentence
+from convexlab.reporting.words.run import has_paid, has_switched, verdict_name
+from convexlab.runs.rows import ProbedCheckpoint
+
+__all__ = ["joint_headline", "switch_range"]
+
+_WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
+_ALWAYS_TOLD = ("better", "worse")
+
+
+def joint_headline(digests: Sequence[Digest]) -> list[str]:
+    """Return the sentences that answer for several runs together."""
+    there = [checkpoint for digest in digests if (checkpoint := digest.probe_at_switch) is not None]
+    ends = [digest.probe[-1] for digest in digests if digest.probe]
+    told = [
+        _paid(digests),
+        _when(digests),
+        joint_oracle_sentence(digests),
+        _verdicts("at or nearest the switch", there),
+        _verdicts("at the last checkpoint probed", ends),
+    ]
+    return [sentence for sentence in told if sentence] or ["No run has anything to compare yet."]
+
+
+def _paid(digests: Sequence[Digest]) -> str:
+    compared = {index: comparison for index, digest in enumerate(digests) if (comparison := compare(digest))}
+    if not compared:
+        return ""
+    words = Counter(comparison.word if comparison.is_conclusive else "" for comparison in compared.values())
+    told = [f"{word} in {words[key]}" for key, word in _WORDS.items() if words[key] or key in _ALWAYS_TOLD]
+    switched = [digests[index] for index in compared if has_switched(digests[index])]
+    answer = "None of them switched, so nothing is told about switching."
+    if switched:
+        answer = f"Switching paid in {sum(map(has_paid, switched)) or 'none'} of {_runs(len(switched), len(compared))}."
+    return (
+        f"{answer} Against the better Adam baseline of each run, two-phase training ended {', '.join(told)} "
+        f"of {len(compared)}{_range(list(compared.values()))}."
+    )
+
+
+def _runs(switched: int, compared: int) -> str:
+    if switched == compared:
+        return "1 run" if switched == 1 else f"{switched} runs"
+    return "the one run that switched" if switched == 1 else f"the {switched} runs that switched"
+
+
+def _range(comparisons: Sequence[Comparison]) -> str:
+    mean = geometric_mean(comparisons)
+    if mean is None:
+        return ""
+    ratios = [comparison.ratio for comparison in comparisons if not math.isnan(comparison.ratio)]
+    return (
+        f"; its training loss is {number(mean)} times theirs in the geometric mean "
+        f"(from {number(min(ratios))} to {number(max(ratios))})"
+    )
+
+
+def switch_range(digests: Sequence[Digest]) -> tuple[str, str]:
+    """Return from which to which epoch runs switched, and with which shares of the budget spent; empty if unknown."""
+    epochs = [d.switch.epoch for d in digests if d.switch is not None and d.switch.epoch is not None]
+    shares = [share for share in (digest.switch_share for digest in digests) if share is not None]
+    spent = [percent(round(share, 2)) for share in (shares and (min(shares), max(shares)))]
+    return _span([count(end) for end in (epochs and (min(epochs), max(epochs)))]), _span(spent)
+
+
+def _span(ends: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _when(digests: Sequence[Digest]) -> str:
+    decided = [digest for digest in digests if digest.switch is not None]
+    never = len(decided) - sum(map(has_switched, decided))
+    if not decided:
+        return ""
+    epochs, shares = switch_range(decided)
+    if not epochs:
+        return ""
+    spent = f", with {shares} of the budget spent" if shares else ""
+    return f"They switched after epoch {epochs}{spent}{f'; {never} of {len(decided)} never did' if never else ''}."
+
+
+def _verdicts(where: str, checkpoints: Sequence[ProbedCheckpoint]) -> str:
+    if not checkpoints:
+        return ""
+    counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in checkpoints)
+    told = [f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common()]
+    return f"Verdicts {where}: {', '.join(told)}."

@@ -1,0 +1,147 @@
+"""The answer at a glance: did switching pay, when was it, and what was the curvature there and at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
+from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+from convexlab.reporting.words.run import has_paid, has_switched, place, verdict_name
+from convexlab.reporting.words.several import switch_range
+from convexlab.runs.rows import ProbedCheckpoint
+
+__all__ = ["Tile", "joint_tiles", "tiles"]
+
+
+class Tile(NamedTuple):
+    """A figure that answers at a glance."""
+
+    label: str
+    value: str
+    note: str
+
+
+def tiles(digest: Digest) -> list[Tile]:
+    """Return the tiles of one run or of one probe; what is not known has none."""
+    found = [_paid(digest), _when(digest), *_curvatures(digest), _along(digest)]
+    return [tile for tile in found if tile is not None]
+
+
+def _paid(digest: Digest) -> Tile | None:
+    comparison = compare(digest)
+    if comparison is not None:
+        losses = f"{number(comparison.two_phase_loss)}, better Adam {number(comparison.baseline_loss)}"
+        return Tile(
+            "Did switching pay?", _answer(digest, comparison), f"training loss {losses}, {comparison.cost_clause}"
+        )
+    if digest.two_phase is None or digest.two_phase.train_loss is None:
+        return None
+    return Tile("Training loss, two-phase", number(digest.two_phase.train_loss), "no baseline to compare with")
+
+
+def _answer(digest: Digest, comparison: Comparison) -> str:
+    if not has_switched(digest):
+        return "not tried"
+    if not comparison.is_conclusive:
+        return "cannot be told"
+    word = {"better": "yes", "worse": "no", "equal": "no difference"}[comparison.word]
+    level = "lower" if comparison.word == "better" else "higher"
+    return f"{word}, {comparison.factor}× {level}" if comparison.factor else word
+
+
+def _when(digest: Digest) -> Tile | None:
+    switch = digest.switch
+    if switch is None:
+        return None
+    if switch.epoch is None:
+        return Tile("When did it switch?", "never", switch.detector)
+    share = digest.switch_share
+    notes = ([] if share is None else [f"{percent(round(share, 2))} of the budget"]) + [switch.detector]
+    return Tile("When did it switch?", f"epoch {count(switch.epoch)}", ", ".join(filter(None, notes)))
+
+
+def _curvatures(digest: Digest) -> list[Tile]:
+    """The curvature at the switch and at the end, in one tile where they are the same checkpoint."""
+    if not digest.probe:
+        return []
+    last, there = digest.probe[-1], digest.probe_at_switch
+    if there is None:
+        return [_curvature("Curvature at the end", last)]
+    if there is last:
+        return [_curvature("Curvature at the switch and at the end", last)]
+    name = "at" if digest.switch is not None and there.epoch == digest.switch.epoch else "near"
+    return [_curvature(f"Curvature {name} the switch", there), _curvature("Curvature at the end", last)]
+
+
+def _curvature(name: str, checkpoint: ProbedCheckpoint) -> Tile:
+    note = _measured(checkpoint)
+    return Tile(name, verdict_name(checkpoint.verdict), f"{place(checkpoint)}: {note}" if note else place(checkpoint))
+
+
+def _measured(checkpoint: ProbedCheckpoint) -> str:
+    """The number on which the verdict rests."""
+    floor = checkpoint.rounding_floor
+    if checkpoint.verdict == "non-convex" and checkpoint.smallest is not None:
+        return f"{signed(checkpoint.smallest, floor)} along a direction found"
+    bound = checkpoint.smallest_lower_bound
+    return "" if bound is None else f"no eigenvalue below {lower_bound(bound, floor)}{_confidence(checkpoint)}"
+
+
+def _confidence(checkpoint: ProbedCheckpoint) -> str:
+    return "" if checkpoint.confidence is None else f", confidence {percent(checkpoint.confidence)}"
+
+
+def _along(digest: Digest) -> Tile | None:
+    negative = [checkpoint for checkpoint in digest.probe if checkpoint.verdict == "non-convex"]
+    if len(digest.probe) < 2:
+        return None
+    note = f"checkpoints probed, last at {place(negative[-1])}" if negative else "checkpoints probed"
+    return Tile("Proven non-convex at", f"{len(negative)} of {len(digest.probe)}", note)
+
+
+def joint_tiles(digests: Sequence[Digest]) -> list[Tile]:
+    """Return the tiles of several runs together."""
+    there = [digest.probe_at_switch for digest in digests]
+    last = [digest.probe[-1] for digest in digests if digest.probe]
+    found = [
+        _joint_paid(digests),
+        _joint_when(digests),
+        _joint_curvature("Non-convex at the switch", [checkpoint for checkpoint in there if checkpoint is not None]),
+        _joint_curvature("Non-convex at the end", last),
+    ]
+    return [tile for tile in found if tile is not None]
+
+
+def _joint_paid(digests: Sequence[Digest]) -> Tile | None:
+    switched = [digest for digest in digests if has_switched(digest) and compare(digest) is not None]
+    if not switched:
+        return None
+    mean = geometric_mean(comparison for comparison in map(compare, switched) if comparison is not None)
+    note = "" if mean is None else f"two-phase loss over the better Adam's, geometric mean: {number(mean)}"
+    return Tile("Did switching pay?", f"in {sum(map(has_paid, switched))} of {len(switched)} runs", note)
+
+
+def _joint_when(digests: Sequence[Digest]) -> Tile | None:
+    decided = [digest for digest in digests if digest.switch is not None]
+    if not decided:
+        return None
+    epochs, shares = switch_range(decided)
+    never = len(decided) - sum(map(has_switched, decided))
+    notes = [
+        f"{shares} of the budget" if shares else "",
+        f"{never} of {len(decided)} never" if epochs and never else "",
+    ]
+    return Tile("When did they switch?", f"epoch {epochs}" if epochs else "never", ", ".join(filter(None, notes)))
+
+
+def _joint_curvature(name: str, checkpoints: Sequence[ProbedCheckpoint]) -> Tile | None:
+    if not checkpoints:
+        return None
+    verdicts = Counter(checkpoint.verdict for checkpoint in checkpoints)
+    others = [
+        f"{found}\N{NO-BREAK SPACE}× {verdict_name(v)}" for v, found in verdicts.most_common() if v != "non-convex"
+    ]
+    return Tile(name, f"{verdicts['non-convex']} of {len(checkpoints)}", ", ".join(others))
