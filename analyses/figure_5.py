@@ -25,7 +25,7 @@ from paper.sequences import Recording, train_sequences
 from paper.table import source
 from paper.truth import CONVEX, NON_CONVEX
 
-from convexlab.problems.tasks import images
+from convexlab.problems import build_problem
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
@@ -66,20 +66,21 @@ def trained(name: str) -> Row:
     if known is not None:
         return known
     torch.set_num_threads(1)
-    task = images(
+    problem = build_problem(
         scale.model,
         source(scale.dataset),
         "mse",
         train_size=scale.train_size,
         seed=SEED,
         batch_size=scale.batch_size,
+        most_held_out=2000,
         device=scale.device,
     )
     plan = Plan(scale.epochs, round(SWITCH * scale.epochs), RATE, SEED)
     record = settings | {
-        "sequences": train_sequences(task, plan, Recording(scale.every)),
-        "parameters": task.objective.size,
-        "examples": task.examples,
+        "sequences": train_sequences(problem, plan, Recording(scale.every)),
+        "parameters": problem.objective.size,
+        "examples": problem.examples,
     }
     write_json(file, record)
     return record

@@ -19,21 +19,21 @@ from typing import Any
 
 import click
 import torch
+from paper.adam_run import AdamRun, State
 from paper.records import stored
+from paper.switching import switch_at
 from rich.progress import track
 
 import convexlab as cl
+from convexlab.problems import Problem, physics_informed
 from convexlab.problems.physics_informed import burgers, convection
-from convexlab.problems.tasks import Task, physics
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import MISSING, number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
-from convexlab.training.switching import switch_at
 
 # Frozen settings.
 RATE = 1e-3
@@ -86,12 +86,12 @@ def ways() -> Iterator[tuple[str, str | float, PhaseTwo]]:
 def solve(equation: str, seed: int, scale: Scale) -> Row:
     """Return loss, relative error and curve of every way to train one network."""
     torch.set_num_threads(1)
-    task = physics(EQUATIONS[equation](), points=scale.points, seed=seed)
-    cosine, _ = adam(task, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))
+    problem = physics_informed(EQUATIONS[equation](), train_size=scale.points, seed=seed)
+    cosine, _ = adam(problem, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))
     detector = cl.GradientNormPeak()
-    constant, states = adam(task, seed, scale, lambda done: RATE, detector)
+    constant, states = adam(problem, seed, scale, lambda done: RATE, detector)
     switch = detector.epoch if detector.fired else None
-    run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
+    run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     found = {COSINE: cosine, ADAM: constant}
     for name, where, phase in ways():
         epoch = switch if where == "detected" else round(float(where) * scale.epochs)
@@ -100,13 +100,13 @@ def solve(equation: str, seed: int, scale: Scale) -> Row:
 
 
 def adam(
-    task: Task, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
+    problem: Problem, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
 ) -> tuple[Row, list[State]]:
     """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
 
     A detector is told of every epoch.
     """
-    run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
+    run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     curve, states = [[0, run.record()["train_loss"]]], [run.state()]
     best = states[0]
     for epoch in range(scale.epochs):
@@ -117,25 +117,25 @@ def adam(
         best = states[-1] if row["train_loss"] <= run.best_loss else best
         if detector is not None:
             detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"])
-    return judged(task, best.weights, curve, None), states
+    return judged(problem, best.weights, curve, None), states
 
 
 def switched(run: AdamRun, states: Sequence[State], epoch: int, phase: PhaseTwo, scale: Scale) -> Row:
     """Go on from an epoch of Adam with a second phase, to the end of the budget."""
     spent = float(epoch * run.epoch_cost)
     ending = switch_at(run, states[epoch], phase, budget=scale.budget, spent=spent)
-    return judged(run.task, ending.weights, [[cost, loss] for cost, loss in ending.curve], epoch) | {
+    return judged(run.problem, ending.weights, [[cost, loss] for cost, loss in ending.curve], epoch) | {
         "resorted": ending.resorted
     }
 
 
-def judged(task: Task, weights: torch.Tensor, curve: list[list[float]], switch: int | None) -> Row:
+def judged(problem: Problem, weights: torch.Tensor, curve: list[list[float]], switch: int | None) -> Row:
     """Return the lowest loss of a curve of (cost, loss), and the relative error of the solution at the weights."""
-    task.write(weights)
+    problem.objective.write(weights)
     thin = max(1, len(curve) // 300)
     return {
         "loss": min(loss for _, loss in curve),
-        "error": task.validate()[0],
+        "error": problem.measures()["relative_error"],
         "switch": None if switch is None else switch * STEPS,
         "curve": [*curve[::thin], curve[-1]],
     }

@@ -100,7 +100,9 @@ class Meter:
         self._task.model.zero_grad()
         total = torch.zeros((), dtype=accumulation_dtype(self._device), device=self._device)
         for part in rows.split(_EXAMPLES_AT_ONCE if self._device.type == "cpu" else _EXAMPLES_ON_DEVICE):
-            loss = self._task.loss(part) * (len(part) / len(rows))
+            loss = self._task.objective.training_loss(self._task.problem.random_rows().of(part)) * (
+                len(part) / len(rows)
+            )
             loss.backward()
             total += loss.detach()
         self._task.objective.spend(cl.Cost(gradients=share))
@@ -116,7 +118,7 @@ class Meter:
 
     def at(self, weights: Tensor) -> tuple[float, Tensor]:
         """Return loss and gradient at a flat vector (n,)."""
-        self._task.write(weights)
+        self._task.objective.write(weights)
         loss = self.closure()
         return float(loss), flatten(gradients(self._task.model))
 
@@ -189,7 +191,7 @@ def _started_again(start: Callable[[Task, Meter], str]) -> Solver:
             if not meter.curve.best_loss < before:
                 return
             assert meter.curve.best is not None
-            task.write(meter.curve.best)
+            task.objective.write(meter.curve.best)
 
     return run
 

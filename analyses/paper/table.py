@@ -13,7 +13,7 @@ import torch
 
 from convexlab.architectures import build_model
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.problems.tasks import images
+from convexlab.problems import build_problem
 from convexlab.runs import Row, write_json
 from paper.protocols import PAPERS, Plan, train_ways
 from paper.records import stored
@@ -135,21 +135,22 @@ def train_case(case: Case, folder: Path, *, paper: bool = True) -> Row:
     if known is not None and (PAPERS in known["ways"] or not paper):
         return known
     began = time.process_time()
-    task = images(
+    problem = build_problem(
         case.model,
         source(case.dataset),
         "mse",
         train_size=case.train_size,
         seed=case.seed,
         batch_size=case.batch_size,
+        most_held_out=2000,
         device=case.device,
     )
-    ways = train_ways(task, Plan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
+    ways = train_ways(problem, Plan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
     record = identity | {
         "ways": ways,
-        "parameters": task.objective.size,
-        "examples": task.examples,
-        "overdetermination": task.examples * CLASSES[case.dataset] / task.objective.size,
+        "parameters": problem.objective.size,
+        "examples": problem.examples,
+        "overdetermination": problem.overdetermination,
         "processor_seconds": time.process_time() - began,
     }
     write_json(file, record)

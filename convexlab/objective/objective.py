@@ -309,6 +309,19 @@ class Objective:
         return part
 
     @property
+    def data(self) -> Iterable[Any]:
+        """The batches that the loss is the mean over."""
+        return self._data
+
+    def over(self, data: Iterable[Any]) -> Objective:
+        """Return the same loss over other batches, with a cost of its own."""
+        other = copy.copy(self)
+        other._data = data
+        other.cost = Cost()
+        other._whole, other._share = None, 1.0
+        return other
+
+    @property
     def share(self) -> float:
         """What part of the examples of the objective that it was drawn from a `sample` has; 1 for any other."""
         return self._share
@@ -326,15 +339,32 @@ class Objective:
         Raises:
             MisuseError: ``theta`` has another shape.
         """
-        if theta.shape != (self.size,):
-            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
         parameters = list(self._parameters.values())
         saved = [parameter.detach().clone() for parameter in parameters]
         try:
-            _copy(unflatten(theta, parameters), parameters)
+            self.write(theta)
             yield self
         finally:
             _copy(saved, parameters)
+
+    def write(self, theta: Tensor) -> None:
+        """Set the model's selected parameters from a vector (n,).
+
+        Raises:
+            MisuseError: ``theta`` has another shape.
+        """
+        if theta.shape != (self.size,):
+            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
+        parameters = list(self._parameters.values())
+        _copy(unflatten(theta, parameters), parameters)
+
+    def training_loss(self, batch: Any) -> Tensor:
+        """Return the mean loss of a batch with its graph, at the model's own parameters and in its present mode.
+
+        It is what a step of Adam differentiates.
+        """
+        loss: Tensor = self._bound(tree_map(self._move, batch))
+        return loss
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.verdict import Verdict
 from convexlab.objective.cost import Cost
-from convexlab.problems import Problem
+from convexlab.problems import ImageProblem
 from convexlab.runs import Row
 
 __all__ = ["sampling_error"]
@@ -24,7 +24,7 @@ _ENDS = ("smallest", "largest")
 _SIGNIFICANT = 2.0
 
 
-def sampling_error(problem: Problem, verdict: Verdict | None) -> Row:
+def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Row:
     """Multiply both extreme eigenvectors anew, batch by batch, with the Hessian of the sample and of fresh examples.
 
     There are at most as many fresh examples as the sample has, so that it costs at most 8 gradient equivalents.
@@ -56,7 +56,7 @@ def sampling_error(problem: Problem, verdict: Verdict | None) -> Row:
     }
 
 
-def _measure(problem: Problem, vectors: Tensor) -> tuple[SampledCurvature, SampledCurvature]:
+def _measure(problem: ImageProblem, vectors: Tensor) -> tuple[SampledCurvature, SampledCurvature]:
     """Return what the sample and the fresh examples say, charged to the problem's objective as parts of its data."""
     found = []
     for objective in (problem.sample(), problem.fresh()):
@@ -68,7 +68,7 @@ def _measure(problem: Problem, vectors: Tensor) -> tuple[SampledCurvature, Sampl
 
 
 def _of_all(
-    problem: Problem, known: Tensor, sample: SampledCurvature, fresh: SampledCurvature
+    problem: ImageProblem, known: Tensor, sample: SampledCurvature, fresh: SampledCurvature
 ) -> tuple[Tensor, Tensor]:
     """Return the curvature (2,) on all training examples and its standard error; NaN where no fresh one is of them."""
     others = problem.population - problem.dataset.train_size
@@ -88,7 +88,7 @@ def _extent(size: int, population: int) -> str:
     return f"The loss is that of {of} training examples."
 
 
-def _on_others(problem: Problem, row: Row, examples: int, verdict: Verdict) -> str:
+def _on_others(problem: ImageProblem, row: Row, examples: int, verdict: Verdict) -> str:
     """Return one sentence about the direction of smallest curvature."""
     subset = problem.dataset.fresh is not None
     kind = "other training" if subset else "validation"

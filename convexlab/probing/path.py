@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 from convexlab.checkpoints import Checkpoint, load_weights
-from convexlab.objective import Objective
 from convexlab.probing.plane import Milestone, measure_plane
 from convexlab.problems import Problem, Setting
 from convexlab.progress import Listener, Progress
@@ -38,7 +37,7 @@ class TrainingPath:
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def measure(self, subject: Problem | Objective, points: int, budget: float, progress: Listener) -> PathPlane | None:
+    def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
         Checkpoints whose weights are not finite are left out. The model is left at the last of the others.
@@ -46,21 +45,20 @@ class TrainingPath:
         Raises:
             MisuseError: a checkpoint that does not fit the model.
         """
-        objective = subject if isinstance(subject, Objective) else subject.objective
-        milestones, last = [], None
+        objective, milestones, last = problem.objective, [], None
         for epoch, name, checkpoint in zip(self.epochs, self.names, self.checkpoints, strict=True):
-            load_weights(subject.model, checkpoint)
+            load_weights(problem.model, checkpoint)
             weights = objective.flat_parameters().cpu()
             if bool(weights.isfinite().all()):
                 milestones.append(Milestone(name, epoch, checkpoint.metadata.get("phase", ""), weights))
                 last = checkpoint
         if last is None:
             return None
-        load_weights(subject.model, last)  # Its buffers, too.
+        load_weights(problem.model, last)  # Its buffers, too.
         return measure_plane(
             objective,
             milestones,
-            train_size=self.setting.sizes(subject)["examples"],
+            train_size=self.setting.sizes(problem)["examples"],
             budget=budget,
             points=points,
             key=self.key(points, budget),

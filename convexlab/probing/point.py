@@ -20,7 +20,7 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import Objective
 from convexlab.probing.fresh_examples import sampling_error
-from convexlab.problems import Problem
+from convexlab.problems import ImageProblem
 from convexlab.runs import Row
 
 __all__ = ["ProbeOptions", "probe_objective", "probe_point"]
@@ -63,7 +63,7 @@ class ProbeOptions:
             check_points(self.slice_points)
 
 
-def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict | None]:
+def probe_point(problem: ImageProblem, options: ProbeOptions) -> tuple[Row, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.

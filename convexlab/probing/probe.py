@@ -15,7 +15,8 @@ from convexlab.objective import Objective
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
 from convexlab.probing.point import ProbeOptions, probe_objective, probe_point
-from convexlab.problems import Problem, Setting, setting_of
+from convexlab.problems import ImageProblem, Problem, Setting, setting_of
+from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
 from convexlab.runs.plane import read_plane
@@ -42,7 +43,7 @@ def probe(
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
-    objective: str | None = None,
+    objective: str | Factory | Problem | Objective | None = None,
     train_size: int | None = None,
     probe_size: int | None = None,
     seed: int | None = None,
@@ -71,8 +72,9 @@ def probe(
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
-        objective: name or factory of any other loss with its model, as for `build_objective`; then there is no
-            ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said of fresh examples.
+        objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
+            `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
+            of fresh examples.
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
             rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
@@ -125,7 +127,7 @@ def probe(
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
     path = _path(every, named, overrides) if plane_points else None
     stored = read_plane(target.landscape_path) if resume and path else None
-    subjects: dict[Setting, Problem | Objective] = {}
+    subjects: dict[Setting, Problem] = {}
     for _, checkpoint, setting in missing:
         if setting not in subjects:
             subjects[setting] = setting.build(device)
@@ -140,10 +142,10 @@ def probe(
         progress(Progress("probe", done, len(missing), name))
         subject = subjects[setting]
         load_weights(subject.model, checkpoint)
-        if isinstance(subject, Objective):
-            measured, (row, verdict) = subject, probe_objective(subject, options)
-        else:
-            measured, (row, verdict) = subject.objective, probe_point(subject, options)
+        measured = subject.objective
+        row, verdict = (
+            probe_point(subject, options) if isinstance(subject, ImageProblem) else probe_objective(measured, options)
+        )
         epoch = epoch_of(checkpoint, names.index(name))
         identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
         witness = _save_witness(target, name, measured, verdict)

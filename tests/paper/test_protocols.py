@@ -6,26 +6,26 @@ import math
 from typing import Any
 
 import pytest
+from paper.adam_run import AdamRun
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS, Plan, train_ways
 
 from convexlab.errors import MisuseError
-from convexlab.problems.tasks import Task, regression
-from convexlab.training.adam import AdamRun
+from convexlab.problems import Problem, friedman
 
 PLAN = Plan(epochs=8, switch=3, rate=3e-3, seed=0, detector="budget-fraction")
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=60, seed=0, batch_size=16)
+def task() -> Problem:
+    return friedman(train_size=60, seed=0, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def ways(task: Task) -> dict[str, Any]:
+def ways(task: Problem) -> dict[str, Any]:
     return train_ways(task, PLAN)
 
 
-def test_adam_is_adam(task: Task, ways: dict[str, Any]) -> None:
+def test_adam_is_adam(task: Problem, ways: dict[str, Any]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     expected = [run.record()["train_loss"]]
     for _ in range(PLAN.epochs):
@@ -37,7 +37,7 @@ def test_adam_is_adam(task: Task, ways: dict[str, Any]) -> None:
     assert ways[ADAM]["train_loss"] == min(loss for *_, loss in ways[ADAM]["curve"])
 
 
-def test_the_cosine_rate_ends_at_nothing(task: Task, ways: dict[str, Any]) -> None:
+def test_the_cosine_rate_ends_at_nothing(task: Problem, ways: dict[str, Any]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for epoch in range(PLAN.epochs):
         run.train(PLAN.rate * math.cos(math.pi * epoch / PLAN.epochs / 2) ** 2)
@@ -67,7 +67,7 @@ def test_ours_stays_within_the_budget(ways: dict[str, Any]) -> None:
         assert ways[way]["train_loss"] == min(loss for *_, loss in ways[way]["curve"])
 
 
-def test_a_switch_that_both_make_leads_to_the_same_end(task: Task, ways: dict[str, Any]) -> None:
+def test_a_switch_that_both_make_leads_to_the_same_end(task: Problem, ways: dict[str, Any]) -> None:
     # The detector fires at 0.3 of the budget: 0.3 × 8 rounds to 2.
     assert ways[OURS]["switch"] == 2
     again = train_ways(task, Plan(8, 2, 3e-3, 0, detector="budget-fraction"), paper=False)
@@ -75,7 +75,7 @@ def test_a_switch_that_both_make_leads_to_the_same_end(task: Task, ways: dict[st
     assert PAPERS not in again
 
 
-def test_a_detector_that_never_fires_leaves_it_to_adam(task: Task) -> None:
+def test_a_detector_that_never_fires_leaves_it_to_adam(task: Problem) -> None:
     ways = train_ways(task, Plan(3, 1, 3e-3, 0, detector="loss-plateau"), paper=False)
     assert ways[OURS]["switch"] is None
     assert ways[OURS]["reason"]
@@ -83,7 +83,7 @@ def test_a_detector_that_never_fires_leaves_it_to_adam(task: Task) -> None:
     assert ways[OURS]["train_loss"] == ways[ADAM]["train_loss"]
 
 
-def test_what_is_judged_is_the_best_point(task: Task, ways: dict[str, Any]) -> None:
+def test_what_is_judged_is_the_best_point(task: Problem, ways: dict[str, Any]) -> None:
     # Friedman's function has noise that no network of the noise's mean square explains: validation is near training.
     for way in ways.values():
         assert 0 < way["train_loss"] < 2

@@ -7,28 +7,27 @@ import math
 from typing import Any
 
 import pytest
-import torch
 from paper import validated_run as runs_module
+from paper.adam_run import AdamRun
 from paper.pages.detectors import validation_study
 from paper.rules import CANDIDATES, Candidate, replay
 from paper.scores import score
 from paper.validated_run import Plan, decided, validate_run
 
 from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
+from convexlab.problems import Problem, friedman, physics_informed
 from convexlab.problems.physics_informed import convection
-from convexlab.problems.tasks import Task, images, physics, regression
-from convexlab.training.adam import AdamRun
 
 PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=60, seed=0, batch_size=16)
+def task() -> Problem:
+    return friedman(train_size=60, seed=0, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def made(task: Task) -> dict[str, Any]:
+def made(task: Problem) -> dict[str, Any]:
     run = validate_run(task, PLAN)
     return json.loads(json.dumps(run))  # as it comes back from disk
 
@@ -55,7 +54,7 @@ def test_every_decision_is_followed_to_the_end_of_the_budget(made: dict[str, Any
     assert all(score(made, label).regret >= 0 for label in made["firings"])
 
 
-def test_what_is_known_is_not_done_again(task: Task, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_is_not_done_again(task: Problem, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("was done again")
 
@@ -77,7 +76,7 @@ def test_rules_are_asked_anew_from_the_record_alone(made: dict[str, Any]) -> Non
     assert decided(made, [paid]) is None
 
 
-def test_only_what_another_rule_needs_is_added(task: Task, made: dict[str, Any]) -> None:
+def test_only_what_another_rule_needs_is_added(task: Problem, made: dict[str, Any]) -> None:
     fifth = Candidate("at epoch 5", lambda budget: BudgetFraction(budget, 5 / 8))
     more = validate_run(task, PLAN, [*CANDIDATES, fifth], known=made)
     added = {(one["epoch"], one["spent"]) for one in more["endings"]} - {
@@ -87,7 +86,7 @@ def test_only_what_another_rule_needs_is_added(task: Task, made: dict[str, Any])
     assert more["firings"]["at epoch 5"]["epoch"] == 5
 
 
-def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Task) -> None:
+def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Problem) -> None:
     run = AdamRun(task, rate=1e-2, seed=3)
     for _ in range(2):
         run.train()
@@ -95,20 +94,6 @@ def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Task) -> None
     expected = [run.train() for _ in range(2)]
     run.restore(state)
     assert [run.train() for _ in range(2)] == expected
-
-
-def test_the_two_halves_make_the_gradient_of_the_whole_mini_batch() -> None:
-    task = images("convexlab.problems.tasks:perceptron", "digits", "mse", train_size=100, seed=0, batch_size=33)
-    run = AdamRun(task, rate=1e-3, seed=0)
-    rows = torch.arange(33)
-    run.adam.zero_grad()
-    run._backward(rows)
-    halved = [parameter.grad.clone() for parameter in task.model.parameters()]
-    run.adam.zero_grad()
-    task.loss(rows).backward()
-    for half, parameter in zip(halved, task.model.parameters(), strict=True):
-        torch.testing.assert_close(half, parameter.grad)
-    assert task.objective.size == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
 
 
 def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str, Any]) -> None:
@@ -124,7 +109,7 @@ def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str
 
 
 def test_on_the_whole_batch_the_full_norm_is_free_and_exact() -> None:
-    task = physics(convection(), points=20, seed=0)
+    task = physics_informed(convection(), train_size=20, seed=0)
     plan = Plan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
     run = validate_run(task, plan)
     assert run["budget"] == 6.0

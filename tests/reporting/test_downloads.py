@@ -122,7 +122,7 @@ def test_numbers_and_harmless_texts_stay(value: Any) -> None:
 
 def test_quotes_commas_and_lines_survive() -> None:
     cells = ['say "a", b', "two\nlines", "数据 <b>&amp;", "\udcff"]
-    made = downloads._href("text/csv", csv_text(["x"], [[cell] for cell in cells]))
+    made = downloads.data_address("text/csv", csv_text(["x"], [[cell] for cell in cells]))
     found = list(csv.reader(io.StringIO(unquote(made.split(",", 1)[1]), newline="")))
     assert [row[0] for row in found] == ["x", *cells[:3], "?"]
 
