@@ -1,7 +1,7 @@
 """What memory is in use, what is left, and what a piece of code takes; no counter is reset for that.
 
-On an accelerator it is what torch's allocator has handed out. On the CPU it is the resident set of the process, which
-also holds what the C library has not given back.
+On an accelerator it is what torch's allocator has handed out. On the CPU it is the resident set of the process, with
+what was freed but not yet given back by the C library.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memor
 _PROCESS = Path("/proc/self")
 _HOST = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
-# By version of control groups: where they are, their limit, what they use, and the statistic of what can be dropped.
+# By version of control groups: their folder, their limit, what they use, and the statistic of what can be dropped.
 _GROUP_FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-# Version 1 says a number near 2⁶³ where there is no limit.
+# Where there is no limit, version 1 has a number near 2⁶³.
 _UNLIMITED = 2**60
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
@@ -38,7 +38,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be taken on a device; None where nothing tells.
+    """Return the bytes that can still be taken on a device; None where that is not known.
 
     On the CPU that is what Linux can hand out without swapping, or what the limit of a container or a batch job leaves.
     """
@@ -49,12 +49,12 @@ def available_memory(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    told = [number for number in (_left_on_host(), *_left_in_groups()) if number is not None]
-    return max(0, min(told)) if told else None
+    limits = [number for number in (_left_on_host(), *_left_in_groups()) if number is not None]
+    return max(0, min(limits)) if limits else None
 
 
 def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
-    """Return the bytes that graphs may take: as given, or half of what is free now; None where nothing tells."""
+    """Return the bytes that graphs may take: the budget, or half of what is free now; None where that is not known."""
     if budget is not None:
         return budget
     free = available_memory(device)
@@ -62,10 +62,10 @@ def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
 
 
 def release_freed_memory() -> None:
-    """Give what was freed on the CPU back to the system, where the C library is glibc; else do nothing.
+    """Give what was freed on the CPU back to the system, where the C library is glibc; do nothing elsewhere.
 
-    Glibc keeps what lies between blocks in use, and does not use much of it again for torch's aligned allocations: what
-    a process holds that builds graphs and keeps them would grow to nearly twice their size.
+    Glibc keeps what lies between blocks in use, and torch's aligned allocations use little of it again. A process that
+    builds graphs and keeps them would grow to nearly twice their size.
     """
     if _TRIM is not None:
         _TRIM(0)
@@ -74,7 +74,7 @@ def release_freed_memory() -> None:
 class PeakMemory:
     """A context manager that measures how far the memory in use rises within its block, above where it was.
 
-    A thread looks every 5 ms; where the system's own high-water mark rises within the block, that is exact. Measuring
+    A thread looks every 5 ms. Where the system's own high-water mark rises within the block, the result is exact. Such
     blocks may be nested.
     """
 
@@ -98,9 +98,9 @@ class PeakMemory:
             self._thread.join()
 
     def rise(self) -> int | None:
-        """Return the peak less the start in bytes, so far or of the whole block; None where nothing tells.
+        """Return the peak less the start in bytes, so far or of the whole block; None where that is not known.
 
-        Where the system tells its high-water mark alone, the rise of that: less, if it was higher before.
+        Where only the system's high-water mark is known, it is the rise of that: too little if it was higher before.
         """
         if self._start is None or self._most is None:
             return None
@@ -124,21 +124,21 @@ class PeakMemory:
 class LiveTensors(TorchDispatchMode):
     """A context manager that counts the storage of tensors made within its block for as long as they live.
 
-    What an operation takes and frees inside itself is not seen.
+    It does not count what an operation takes and frees inside itself.
     """
 
     def __init__(self) -> None:
         """Count from zero."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
-        """Of those that are alive now."""
+        """Those that are alive now."""
         self.peak = 0
         """The largest that ``bytes`` has been."""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # Else torch imports its compiler, a second and 100 MB, to keep it from looking in here.
+        return False  # With True, torch imports its compiler (a second, 100 MB) to keep it from looking in here.
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -180,23 +180,23 @@ def _high_water(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None
-    told = _entry(_PROCESS / "status", "VmHWM:")
-    if told is not None or sys.platform == "win32":
-        return told
+    peak = _entry(_PROCESS / "status", "VmHWM:")
+    if peak is not None or sys.platform == "win32":
+        return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _left_on_host() -> int | None:
-    told = _entry(_HOST, "MemAvailable:")
-    if told is None and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+    free = _entry(_HOST, "MemAvailable:")
+    if free is None and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return told
+    return free
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yield what the limits of this process' control groups leave, and of those that these are in."""
+    """Yield what the limits of this process' control groups, and of the groups around them, leave."""
     for line in _read(_PROCESS / "cgroup").splitlines():
         _, controller, place = line.split(":", 2)
         if controller in _GROUP_FILES:
@@ -210,7 +210,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _entry(path: Path, name: str) -> int | None:
-    """Return in bytes what a line ``name number [kB]`` of a file tells."""
+    """Return the number of the line ``name number [kB]`` of a file, in bytes."""
     for line in _read(path).splitlines():
         words = line.split()
         if words and words[0] == name:

@@ -26,7 +26,7 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters
 from convexlab.machine.precision import full_float32
 from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
-from convexlab.objective.batches import criticise, moved, rows_of, split
+from convexlab.objective.batches import batch_loss_of, moved, rows_of, split
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate, saved_bytes
 from convexlab.objective.micro_batches import automatic_size
@@ -71,7 +71,7 @@ class BatchedLoss:
         model: evaluated in eval mode.
         data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
         fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
-        criterion: what ``fn`` does with the model's output and ``batch[1]``, where it is that.
+        criterion: if ``fn`` is a criterion of the model's output and ``batch[1]``, that criterion.
         weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first tensor.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; None leaves batches whole, and ``"auto"`` chooses.
@@ -133,7 +133,7 @@ class BatchedLoss:
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     def point(self, *, requires_grad: bool = True) -> Point:
-        """Return where the model stands, on this device and in this dtype; storage may be shared with it."""
+        """Return the model's present tensors, on this device and in this dtype; storage may be shared with them."""
         named = self._model.named_parameters()
         return Point(
             leaves=[self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()],
@@ -198,23 +198,23 @@ class BatchedLoss:
         return output
 
     def require_criterion(self, what: str) -> None:
-        """Raise a MisuseError unless the model's output and the criterion are known apart, as ``what`` needs them."""
+        """Raise a MisuseError, which names ``what`` needs it, unless the criterion is known apart from the model."""
         if self._criterion is None:
             raise MisuseError(
-                f"{what} needs the model's output and the criterion apart, which from_batch_loss does not tell. "
-                "Build Objective(model, data, criterion)."
+                f"{what} needs the model's output and the criterion apart: an objective made by from_batch_loss has "
+                "only their combination. Build Objective(model, data, criterion)."
             )
 
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
         assert self._criterion is not None
-        return criticise(self._criterion, output, batch[1])
+        return batch_loss_of(self._criterion, output, batch[1])
 
     def parts(self) -> Parts:
         """Yield (micro-batch, weight), on this device and in this dtype.
 
-        What is drawn at random while a micro-batch is evaluated depends on its number alone: neither on which others
-        are evaluated, nor on what the data loader draws.
+        Random draws during the evaluation of a micro-batch depend on its number alone: not on which others are
+        evaluated, and not on what the data loader draws.
 
         Raises:
             MisuseError: the data are empty, or their total weight is not positive.
@@ -222,7 +222,7 @@ class BatchedLoss:
         return itertools.islice(self._all_parts(), self._most_parts)
 
     def spend(self, cost: Cost) -> None:
-        """Add to `cost`, and to that of the loss of which this is a part."""
+        """Add to `cost`; if this is a part of another loss, add the part's share to that too."""
         self.cost += cost
         if self._whole is not None:
             self._whole.spend(replace(cost * self._share, seconds=cost.seconds))
@@ -273,7 +273,7 @@ class BatchedLoss:
             states = [generator.get_state() for generator in generators]
             seed_all(generators, number)
             yield tree_map(self._move, part), weight
-            # Not in a `finally`: a generator that an exception left behind ends after `evaluating` has restored them.
+            # Not in a `finally`: after an exception a generator ends late, when `evaluating` has restored them already.
             restore_all(generators, states)
         if not total > 0:
             raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convexlab.errors import MisuseError
 
-__all__ = ["common_rows", "criterion_weight", "criticise", "moved", "rows_of", "split"]
+__all__ = ["batch_loss_of", "common_rows", "criterion_weight", "moved", "rows_of", "split"]
 
 
 def _tensors(batch: Any) -> list[Tensor]:
@@ -62,13 +62,13 @@ def moved(item: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def criterion_weight(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any], float] | None:
-    """Return how a batch weighs in the mean of those criteria of torch that do not count examples equally."""
+    """Return what a batch counts in the mean under those criteria of torch that do not count examples equally."""
     if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return None
 
     def weight(batch: Any) -> float:
         target = batch[1]
-        if target.is_floating_point():  # Class probabilities: torch divides by their number in any case.
+        if target.is_floating_point():  # Class probabilities: torch divides by their number, whatever their weights.
             return float(target.numel() / target.shape[1])
         kept = target[target != criterion.ignore_index]
         return float(kept.numel() if criterion.weight is None else criterion.weight.to(kept.device)[kept].sum())
@@ -76,8 +76,8 @@ def criterion_weight(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any],
     return weight
 
 
-def criticise(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
-    """Return the loss; a criterion with tensors of its own, such as class weights, gets them in the output's dtype."""
+def batch_loss_of(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return the loss of a batch; a criterion's own tensors, such as class weights, count in the output's dtype."""
     if not isinstance(criterion, nn.Module) or not isinstance(output, Tensor):
         return criterion(output, target)
     named = itertools.chain(criterion.named_parameters(), criterion.named_buffers())

@@ -18,7 +18,7 @@ from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.machine.random_state import fixed_random_state
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
-from convexlab.objective.batches import common_rows, criterion_weight, criticise, rows_of
+from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, rows_of
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
 __all__ = ["Objective"]
@@ -65,7 +65,7 @@ class Objective(BatchedLoss):
         super().__init__(
             model,
             data,
-            lambda module, batch: criticise(criterion, module(batch[0]), batch[1]),
+            lambda module, batch: batch_loss_of(criterion, module(batch[0]), batch[1]),
             criterion=criterion,
             weight=criterion_weight(criterion),
             params=params,
@@ -98,8 +98,8 @@ class Objective(BatchedLoss):
             weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
                 tensor.
             params: see the class.
-            micro_batch: see the class; ``"auto"`` leaves batches whole here, for a loss need not be a mean over
-                rows. A number says that it is.
+            micro_batch: see the class; ``"auto"`` leaves batches whole here, because a loss need not be a mean over
+                rows. Pass a number only where it is.
             memory_budget: see the class.
             device: see the class.
             dtype: see the class.
@@ -150,14 +150,14 @@ class Objective(BatchedLoss):
         return HessianOperator(self, keep_graphs=False) @ v
 
     def hessian(self) -> SymmetricOperator:
-        """Return the Hessian at the model's present parameters; it does not follow later changes of them."""
+        """Return the Hessian at the model's present parameters; later changes of the model do not change it."""
         return HessianOperator(self)
 
     def ggn(self) -> SymmetricOperator:
         """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
 
         Raises:
-            MisuseError: the objective was made by `from_batch_loss`, which does not tell the output from the loss.
+            MisuseError: the objective was made by `from_batch_loss`, and knows the loss alone, not the output.
         """
         self.require_criterion("the Gauss-Newton matrix")
         return GaussNewtonOperator(self)
@@ -174,15 +174,15 @@ class Objective(BatchedLoss):
         return ResidualOperator(self)
 
     def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
-        """Return the same objective as a function of some of its parameters; the others stay where the model has them.
+        """Return the same objective as a function of some of its parameters; the others keep the model's values.
 
-        Its Hessian is a diagonal block of this one's. It has a `cost` of its own, which is charged to this one too.
+        Its Hessian is a diagonal block of the whole's. It has its own `cost`, which is charged to the whole too.
 
         Args:
             params: names, glob patterns or parameters, of those that are selected here.
 
         Raises:
-            MisuseError: one that matches no selected parameter.
+            MisuseError: a name or a pattern matches no selected parameter.
         """
         requests = [params] if isinstance(params, str | nn.Parameter) else list(params)
         chosen = {name for request in requests for name in self._selected(request)}
@@ -192,14 +192,14 @@ class Objective(BatchedLoss):
         return part
 
     def sample(self, examples: int) -> Objective:
-        """Return the same loss over so many of its examples, the same share of every batch and of every part of it.
+        """Return the same loss over a sample of the examples: the same share of every batch, and of every part of it.
 
-        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole,
-        and then there are more. Its `cost` counts evaluations over the sample; this objective is charged the `share`
-        of them that the sample is, and their seconds.
+        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole;
+        the sample is then larger. Its `cost` counts evaluations over the sample; the whole is charged `share` times
+        that, and the seconds.
 
         Args:
-            examples: rows wanted; with as many as there are, or more, it is the whole.
+            examples: rows wanted; as many as there are, or more, give the whole.
 
         Raises:
             MisuseError: fewer than one, or batches without tensors.
@@ -209,13 +209,13 @@ class Objective(BatchedLoss):
         # The fixed state is that of evaluations: a loader that shuffles gives the same batches twice.
         with fixed_random_state(self.device):
             rows = sum(map(rows_of, self._data))
-        share, seen, chosen = min(1.0, examples / max(rows, 1)), 0, []
+        share, rows_before, chosen = min(1.0, examples / max(rows, 1)), 0, []
         generator = torch.Generator().manual_seed(0)
         with fixed_random_state(self.device):
             for batch in self._data:
                 size = rows_of(batch)
-                wanted = round((seen + size) * share) - round(seen * share)
-                seen += size
+                wanted = round((rows_before + size) * share) - round(rows_before * share)
+                rows_before += size
                 if common_rows(batch) is None or wanted == size:
                     chosen.append(batch)
                 elif wanted:
@@ -228,7 +228,7 @@ class Objective(BatchedLoss):
 
     @property
     def share(self) -> float:
-        """What part of the examples of the objective that it was drawn from a `sample` has; 1 for any other."""
+        """For a `sample`, its examples over those of the objective that it was drawn from; 1 for any other."""
         return self._share
 
     def flat_parameters(self) -> Tensor:
@@ -247,7 +247,7 @@ class Objective(BatchedLoss):
 
     @contextlib.contextmanager
     def at(self, theta: Tensor) -> Iterator[Objective]:
-        """Within the block, the model has the parameters ``theta`` (n,); afterwards its own again.
+        """Give the model the parameters ``theta`` (n,) within the block, and its own again after it.
 
         Raises:
             MisuseError: ``theta`` has another shape.
@@ -284,18 +284,18 @@ class Objective(BatchedLoss):
         """Return the names of the selected parameters that ``request`` matches."""
         if isinstance(request, str) and request in self._parameters:
             return {request}
-        found = select_parameters(self._model, request).keys() & self._parameters.keys()
-        if not found:
+        names = select_parameters(self._model, request).keys() & self._parameters.keys()
+        if not names:
             what = repr(request) if isinstance(request, str) else "a parameter in `params`"
             raise MisuseError(
                 f"{what} is of the model, but not selected in this objective, which has {', '.join(self._parameters)}. "
                 "Select it when the objective is made."
             )
-        return found
+        return names
 
 
 def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Return rows, one at random from each of equal stretches: a batch may be in the order of its labels, or repeat."""
+    """Return ``wanted`` rows, one at random from each of equal stretches, as a batch may be in the order of labels."""
     starts = torch.arange(wanted + 1) * size // wanted
     within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
     return starts[:-1] + within.long()

@@ -1,8 +1,8 @@
-"""Products of the Hessian and of the Gauss-Newton matrix of an objective with vectors.
+"""Products of the Hessian and of the Gauss-Newton matrix of a loss with vectors.
 
-Both are differentiated in reverse twice. The objective does not move between the products of one Krylov run, so the
-gradient graph of a micro-batch is built once and kept, as many of them as the memory budget holds; the rest are built
-anew, one at a time, for every product.
+Both are differentiated in reverse twice. All products of one Krylov run are taken at one point, so the gradient graph
+of a micro-batch is built once and kept, as many of them as the memory budget holds. The others are built again for
+every product, one at a time.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
-# nine digits to cancellation is rounded differently in float64, and as little as float32 knows them by.
+# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
+# quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
 
 
@@ -46,11 +46,11 @@ class Footprint:
     """Bytes of tensors that products take."""
 
     graphs: int
-    """Of the gradient graphs that will be kept from one product to the next."""
+    """The gradient graphs that will be kept from one product to the next."""
     kept: int
-    """Of those that are kept now."""
+    """Those of them that are kept now."""
     product: int
-    """Of a product beside these: of the graph that is not kept, temporaries, vectors."""
+    """A product in addition: the graph that is not kept, temporaries, vectors."""
 
 
 class ObjectiveOperator(SymmetricOperator):
@@ -59,10 +59,10 @@ class ObjectiveOperator(SymmetricOperator):
     _unit: Cost
 
     def __init__(self, loss: BatchedLoss, *, keep_graphs: bool = True) -> None:
-        """Take the objective at its model's present parameters, of which a copy is kept."""
+        """Take the loss at its model's present parameters, of which a copy is kept."""
         super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
         self._loss = loss
-        with torch.inference_mode(False):  # Else the copies could not be differentiated in, ever.
+        with torch.inference_mode(False):  # Copies made in inference mode can never be differentiated in.
             point = loss.point()
             self._point = replace(
                 point,
@@ -82,9 +82,9 @@ class ObjectiveOperator(SymmetricOperator):
         return self._loss.cost
 
     def graph_bytes(self) -> int:
-        """Return what the gradient graph of the first micro-batch takes; no other is taken to be larger.
+        """Return the size of the first micro-batch's gradient graph; no other graph is taken to be larger.
 
-        It is built for that, and kept for the products if the memory budget allows.
+        The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
             with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
@@ -99,17 +99,17 @@ class ObjectiveOperator(SymmetricOperator):
         return self._graph_bytes
 
     def graphs_to_come(self) -> int:
-        """Return the bytes of the graphs that are still to be built and kept, at most."""
+        """Return at most how many bytes of graphs are still to be built and kept."""
         graph_bytes = self.graph_bytes()
         return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
 
     def keep_at_most(self, graphs_to_come: int) -> None:
-        """Keep no more graphs beyond those that are kept now than take this many bytes."""
+        """Beside the graphs that are kept now, keep at most this many bytes of them."""
         if graphs_to_come < self.graphs_to_come():
             self._room = len(self._kept) + graphs_to_come // self.graph_bytes()
 
     def footprint(self) -> Footprint:
-        """Return what products take, from products with the first micro-batch alone and the sizes of the others."""
+        """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
         graph_bytes = self.graph_bytes()
         sizes, share = _sizes(self._loss)
         will_be_kept = sizes[: self._room]
@@ -123,26 +123,26 @@ class ObjectiveOperator(SymmetricOperator):
         )
 
     def _stand_in_bytes(self, share: float) -> int:
-        """Return what a product takes that a Krylov run may make instead."""
+        """Return the size of a product that a Krylov run may make instead of this operator's own."""
         return 0
 
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
-        """Return A v for v (n,) anew, such that only its rounding errors differ.
+        """Return A v for v (n,) again, with other rounding errors.
 
         It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
         sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
         softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
         """
-        return self._precisely(lambda dtype: self._moved(dtype, seed, v))
+        return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
     def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
-        """Return what is made in float64, or in the operator's dtype where the loss does not allow that."""
+        """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
         try:
             return make(accumulation_dtype(self.device))
-        except RuntimeError:  # A loss may hold tensors of its own dtype, or not fit into memory twice as large.
+        except RuntimeError:  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
             return make(self.dtype)
 
-    def _moved(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
+    def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         leaves = []
         for leaf in self._leaves:
@@ -154,7 +154,7 @@ class ObjectiveOperator(SymmetricOperator):
         return product
 
     def _at(self, point: Point, loss: BatchedLoss) -> ObjectiveOperator:
-        """Return the same matrix of another objective and at another point, which keeps no graphs."""
+        """Return the same matrix of another loss and at another point, which keeps no graphs."""
         other = copy.copy(self)
         other._loss, other.dtype = loss, loss.dtype
         other._point, other._leaves = point, point.leaves
@@ -180,7 +180,7 @@ class ObjectiveOperator(SymmetricOperator):
                 for row, column in zip(result, columns, strict=True):
                     row.add_(flatten(self._product(linearised, column)), alpha=weight)
                 weights += weight
-                del linearised  # Else two graphs would be there while the next one is built.
+                del linearised  # It has to be gone before the next graph is built.
         self._loss.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
         return result.div_(weights).to(self.dtype).T
 
@@ -216,7 +216,7 @@ class HessianOperator(ObjectiveOperator):
     def second_difference(self, v: Tensor) -> float:
         """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
 
-        It needs no derivative, so that it checks them, and it sees the kinks that derivatives do not. Made in float64
+        It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
         where the loss allows that; rounding is of order √ε L.
         """
         return self._precisely(lambda dtype: self._second_difference(dtype, v))
@@ -246,7 +246,7 @@ class HessianOperator(ObjectiveOperator):
 class GradientDifferences(SymmetricOperator):
     """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
 
-    Nothing says how large they are, least of all where the loss has kinks: compare with products of the Hessian.
+    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
     """
 
     def __init__(self, loss: BatchedLoss, point: Point) -> None:
@@ -264,7 +264,7 @@ class GradientDifferences(SymmetricOperator):
         return self._loss.cost
 
     def footprint(self) -> Footprint:
-        """Return what products take, from one with the first micro-batch alone."""
+        """Return what products take, measured on a product with the first micro-batch alone."""
         _, share = _sizes(self._loss)
         product = _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
         return Footprint(graphs=0, kept=0, product=product)
@@ -321,7 +321,7 @@ class ResidualOperator(ObjectiveOperator):
 
 
 def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
-    """Return the bytes of the examples of each micro-batch, and what part of the mean the first one is."""
+    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
     with loss.evaluating():
         parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
     return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
@@ -333,9 +333,9 @@ def _batch_bytes(batch: Any) -> int:
 
 
 def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
-    """Return what a product takes of the operator that ``make`` returns, for the first micro-batch alone.
+    """Return the bytes that a product of the operator from ``make`` takes, for the first micro-batch alone.
 
-    It is charged as that share of a product with all.
+    It is charged as a ``share`` of a product with all micro-batches.
     """
     first = loss.of_first_part()
     with LiveTensors() as live:
