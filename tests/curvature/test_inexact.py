@@ -146,7 +146,7 @@ class _WearingOut(GradientDifferences):
 def test_differences_that_grow_inaccurate_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = _smooth(dtype=torch.float64)
     truth = np.linalg.eigvalsh(problem.hessian.numpy())
-    monkeypatch.setattr(HessianOperator, "differences", lambda self: _WearingOut(self._objective, self._point))
+    monkeypatch.setattr(HessianOperator, "differences", lambda self: _WearingOut(self._loss, self._point))
     found = cl.extreme_eigenvalues(problem.objective.hessian())
     assert _WearingOut.made > 2
     assert found.deviation == 0

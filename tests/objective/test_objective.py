@@ -653,6 +653,31 @@ def test_at_moves_the_model_and_moves_it_back() -> None:
     assert not torch.equal(objective.flat_parameters(), theta)  # It was a copy.
 
 
+def test_write_moves_the_model_and_nothing_but_the_selected_parameters() -> None:
+    model = _classifier().float()
+    x, y = _data(6)
+    objective = cl.Objective(model, [(x, y)], nn.CrossEntropyLoss(), params=["2.weight", "0.bias"], dtype=torch.float64)
+    others = [model[0].weight.clone(), model[2].bias.clone()]
+    theta = torch.linspace(-1, 1, objective.size, dtype=torch.float64, requires_grad=True)
+    objective.write(theta)
+    assert torch.equal(model[0].bias, theta[:5].float())
+    assert torch.equal(model[2].weight, theta[5:].float().view(3, 5))
+    assert torch.equal(model[0].weight, others[0])
+    assert torch.equal(model[2].bias, others[1])
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    with objective.at(torch.zeros(objective.size)):
+        pass
+    assert torch.equal(objective.flat_parameters(), theta.float().double())
+
+
+@pytest.mark.parametrize("shape", [(), (42,), (44,), (43, 1), (1, 43)])
+def test_write_refuses_another_shape_before_it_moves_anything(shape: tuple[int, ...]) -> None:
+    model = _classifier()
+    objective = cl.Objective(model, [_data(4)], nn.CrossEntropyLoss())
+    with _untouched(model), pytest.raises(MisuseError, match=r"shape \(43,\)"):
+        objective.write(torch.ones(shape))
+
+
 def test_at_keeps_the_layout_in_memory() -> None:
     model = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
     objective = cl.Objective(model, [(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 3, 3))], nn.MSELoss())
