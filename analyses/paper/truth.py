@@ -15,6 +15,7 @@ from convexlab.errors import MisuseError
 from convexlab.probing import ProbeOptions, probe_objective
 from convexlab.problems import Problem
 from convexlab.runs import Row
+from convexlab.runs.rows import without_density
 
 __all__ = ["CONVEX", "NON_CONVEX", "Pattern", "curvature_at", "pattern", "relative_kind", "segment_between"]
 
@@ -24,15 +25,14 @@ NON_CONVEX, CONVEX = "non-convex", "no-negative-curvature"
 def curvature_at(problem: Problem, weights: Tensor, options: ProbeOptions) -> Row:
     """Return what `probe_objective` measures at a flat vector (n,), and the residual part along its witness."""
     problem.objective.write(weights)
-    row, verdict = probe_objective(problem.objective, options, sliced=False)
-    row.pop("density", None)
+    point, verdict = probe_objective(problem.objective, options)
     residual = None
     if verdict is not None and verdict.witness is not None:
         try:
             residual = float(curvature_split(problem.objective, verdict.witness).residual)
         except MisuseError:  # The loss is not one of an output and a criterion.
             residual = None
-    return row | {"witness_residual": residual}
+    return without_density(point.as_row()) | {"witness_residual": residual}
 
 
 def segment_between(problem: Problem, begin: Tensor, end: Tensor) -> Row:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,17 +75,15 @@ def loss_slice(objective: Objective, direction: Tensor, *, loss: float, reach: f
     return Slice(tuple(steps), (*losses[:middle], loss, *losses[middle:]))
 
 
-def extreme_slices(
-    objective: Objective, verdict: Verdict | None, loss: float, points: int
-) -> dict[str, dict[str, Any]] | None:
-    """Return slices along both extreme eigenvectors of a verdict as a row has them, each to its `reach_of`.
+def extreme_slices(objective: Objective, verdict: Verdict, loss: float, points: int) -> dict[str, Slice]:
+    """Return slices along the eigenvectors of the ``smallest`` and the ``largest`` eigenvalue, each to its `reach_of`.
 
-    Costs two thirds of a gradient equivalent for each of ``points`` - 1. None without a verdict, without points, or
-    where the loss is zero.
+    Costs two thirds of a gradient equivalent for each of ``points`` - 1. Empty without points, or where the loss is
+    zero.
     """
-    if verdict is None or not points:
-        return None
-    ends, found = verdict.extremes, {}
+    if not points:
+        return {}
+    ends, slices = verdict.extremes, {}
     # Below its floor the verdict takes no curvature for one.
     resolution = max(verdict.floor * max(abs(ends.smallest), abs(ends.largest)), verdict.rounding_floor)
     for name, curvature, vector in (
@@ -95,8 +92,8 @@ def extreme_slices(
     ):
         reach = reach_of(loss, curvature, resolution)
         if reach is not None:
-            found[name] = asdict(loss_slice(objective, vector, loss=loss, reach=reach, points=points))
-    return found or None
+            slices[name] = loss_slice(objective, vector, loss=loss, reach=reach, points=points)
+    return slices
 
 
 def losses_at(objective: Objective, points: Iterable[Tensor]) -> Tensor:

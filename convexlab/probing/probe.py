@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
-from convexlab.probing.point import ProbeOptions, probe_objective, probe_point
+from convexlab.probing.point import ProbeOptions, probe_point, probe_sliced
 from convexlab.problems import ImageProblem, Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
 from convexlab.runs.plane import read_plane
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Probe", "probe"]
 
@@ -123,7 +125,7 @@ def probe(
     target = target_of(places, out, settings[0], resume)
     named = dict(zip(every, names_of(list(every), places, target), strict=True))
     names = [named[path] for path in files]
-    rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
+    rows = _by_name(target.probe) if resume else {}
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
     path = _path(every, named, overrides) if plane_points else None
     stored = read_plane(target.landscape_path) if resume and path else None
@@ -144,23 +146,38 @@ def probe(
         load_weights(subject.model, checkpoint)
         measured = subject.objective
         row, verdict = (
-            probe_point(subject, options) if isinstance(subject, ImageProblem) else probe_objective(measured, options)
+            probe_point(subject, options) if isinstance(subject, ImageProblem) else probe_sliced(measured, options)
         )
-        epoch = epoch_of(checkpoint, names.index(name))
-        identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
-        witness = _save_witness(target, name, measured, verdict)
-        rows[name] = identity | row | {"witness": witness} | setting.sizes(subject)
-        write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
+        row = replace(
+            row,
+            checkpoint=name,
+            epoch=epoch_of(checkpoint, names.index(name)),
+            phase=checkpoint.metadata.get("phase", ""),
+            witness=_save_witness(target, name, measured, verdict),
+            **setting.sizes(subject),
+        )
+        rows[name] = row.as_row()
+        write_json_lines(target.probe_path, sorted(rows.values(), key=_by_epoch))
     progress(Progress("probe", len(missing), len(missing)))
-    kept = {row["checkpoint"]: row for row in target.probe}
+    kept = _by_name(target.probe)
     result = Probe(target, [kept[name] for name in names])
-    budget = _PLANE_SHARE * sum(row["gradient_equivalents"] or 0.0 for row in result.rows)
+    spent = (ProbedCheckpoint.from_row(row).gradient_equivalents for row in result.rows)
+    budget = _PLANE_SHARE * sum(cost or 0.0 for cost in spent)
     if path and (stored is None or stored.key != path.key(plane_points, budget)):
         subject = subjects.get(settings[0]) or settings[0].build(device)
         plane = path.measure(subject, plane_points, budget, progress)
         if plane is not None:
             write_json(target.landscape_path, plane.as_row())
     return result
+
+
+def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    return {ProbedCheckpoint.from_row(row).checkpoint: row for row in rows}
+
+
+def _by_epoch(row: Row) -> tuple[float, str]:
+    checkpoint = ProbedCheckpoint.from_row(row)
+    return math.inf if checkpoint.epoch is None else checkpoint.epoch, checkpoint.checkpoint
 
 
 def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: Mapping[str, Any]) -> TrainingPath | None:

@@ -137,7 +137,7 @@ def curvature_table(digest: Digest) -> Table | None:
             number(c.gradient_norm),
             count(c.examples),
             count(c.steps),
-            count(c.cost),
+            count(c.gradient_equivalents),
             number(c.seconds),
         )
         for c in digest.probe

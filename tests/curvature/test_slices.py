@@ -63,15 +63,13 @@ def test_slices_of_a_verdict_end_where_curvature_makes_up_a_quarter_of_the_loss(
     verdict = cl.convexity_verdict(objective)
     loss, before = objective.value(), objective.cost
     found = extreme_slices(objective, verdict, loss, 7)
-    assert found is not None
     for end in ("smallest", "largest"):
-        reach, curvature = found[end]["steps"][-1], getattr(verdict.extremes, end)
+        reach, curvature = found[end].steps[-1], getattr(verdict.extremes, end)
         assert 0.5 * curvature * reach**2 == pytest.approx(loss / 4, rel=1e-12)
-        assert len(found[end]["losses"]) == 7
+        assert len(found[end].losses) == 7
     assert (objective.cost - before).values == 12
-    assert extreme_slices(objective, verdict, loss, 0) is None
-    assert extreme_slices(objective, None, loss, 7) is None
-    assert extreme_slices(objective, verdict, 0.0, 7) is None
+    assert extreme_slices(objective, verdict, loss, 0) == {}
+    assert extreme_slices(objective, verdict, 0.0, 7) == {}
 
 
 def test_reach() -> None:

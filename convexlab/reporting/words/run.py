@@ -54,7 +54,7 @@ def algorithm_name(run: str, digest: Digest) -> str:
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
-    return checkpoint.name if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+    return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
 
 
 def headline(digest: Digest) -> list[str]:
