@@ -182,7 +182,7 @@ def _colour_bar(figure: Figure, axes: Axes, surface: QuadContourSet, levels: Flo
 
 
 def _share(value: float) -> str:
-    return percent(round(value, 3 if value < 0.1 or value > 0.9 else 2))
+    return percent(value, 1 if value < 0.1 or value > 0.9 else 0)
 
 
 def _caption(plane: PathPlane, *, logarithmic: bool) -> str:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import Digest
-from convexlab.reporting.numbers import number, percent, signed
+from convexlab.reporting.numbers import number, percent, short, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import LossSlice, ProbedCheckpoint
 
@@ -97,7 +97,7 @@ def _ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(FixedLocator([-1, 0, 1]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−")))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def _handles(checkpoints: Sequence[ProbedCheckpoint]) -> list[Line2D | Patch]:
@@ -133,7 +133,7 @@ def _describe(name: str, checkpoint: ProbedCheckpoint) -> str:
 
 def _tell(end: str, drawn: LossSlice, floor: float) -> str:
     reach = float(drawn.steps[-1])
-    held = percent(round(holds_to(drawn) / reach, 2))
+    held = percent(holds_to(drawn) / reach, 0)
     losses = ", ".join(number(float(drawn.losses[index])) for index in (0, drawn.losses.size // 2, -1))
     return (
         f"along the eigenvector of the {end} eigenvalue, {signed(drawn.curvature, floor)}, the loss is {losses} at "

@@ -127,7 +127,7 @@ def switch_sentence(digest: Digest) -> str:
         if value is not None
     ]
     share = digest.switch_share
-    spent = "" if share is None else f", with {percent(round(share, 2))} of the budget spent"
+    spent = "" if share is None else f", with {percent(share, 0)} of the budget spent"
     told = (
         f"It switched from Adam to {digest.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."

@@ -70,7 +70,7 @@ def switch_range(digests: Sequence[Digest]) -> tuple[str, str]:
     """Return from which to which epoch runs switched, and with which shares of the budget spent; empty if unknown."""
     epochs = [d.switch.epoch for d in digests if d.switch is not None and d.switch.epoch is not None]
     shares = [share for share in (digest.switch_share for digest in digests) if share is not None]
-    spent = [percent(round(share, 2)) for share in (shares and (min(shares), max(shares)))]
+    spent = [percent(share, 0) for share in (shares and (min(shares), max(shares)))]
     return _span([count(end) for end in (epochs and (min(epochs), max(epochs)))]), _span(spent)
 
 

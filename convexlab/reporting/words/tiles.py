@@ -59,7 +59,7 @@ def _when(digest: Digest) -> Tile | None:
     if switch.epoch is None:
         return Tile("When did it switch?", "never", switch.detector)
     share = digest.switch_share
-    notes = ([] if share is None else [f"{percent(round(share, 2))} of the budget"]) + [switch.detector]
+    notes = ([] if share is None else [f"{percent(share, 0)} of the budget"]) + [switch.detector]
     return Tile("When did it switch?", f"epoch {count(switch.epoch)}", ", ".join(filter(None, notes)))
 
 
