@@ -15,7 +15,7 @@ from convexlab.reporting.numbers import number, percent
 from convexlab.runs import Row
 from paper.scores import Interval, best_switch, counted, outcomes
 
-__all__ = ["curvature_chart", "kind_of", "oracle_chart", "regret_chart", "run_chart"]
+__all__ = ["all_switches_chart", "curvature_chart", "kind_of", "regret_chart", "run_chart"]
 
 _KINDS = {
     "mse": (PALETTE["blue"], "-", "squared error, images"),
@@ -45,7 +45,7 @@ def oracle_curve(run: Row) -> tuple[list[float], list[float]]:
     return shares, [counted(one["loss"]) / best for one in found]
 
 
-def oracle_chart(runs: Sequence[Row], key: str) -> Chart:
+def all_switches_chart(runs: Sequence[Row], key: str) -> Chart:
     """Return the loss at the end of the budget over where in it the switch was made."""
     with draw(height=4.0) as (figure, (axes,)):
         named: set[str] = set()

@@ -18,7 +18,7 @@ from convexlab.runs import Row
 from paper.choosing import Choice, choose
 from paper.claims import Judgement
 from paper.pages.claims import claims_part, judge, kinds
-from paper.pages.detector_charts import kind_of, oracle_chart, regret_chart, run_chart
+from paper.pages.detector_charts import all_switches_chart, kind_of, regret_chart, run_chart
 from paper.rules import fraction_label
 from paper.scores import (
     Comparison,
@@ -172,7 +172,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
             told,
         ],
         [
-            oracle_chart(runs, "oracle"),
+            all_switches_chart(runs, "oracle"),
             regret_chart({label: [one.regret for one in found] for label, found in scores.items()}, medians, "regret"),
         ],
         [make_table("Rules by their median regret.", columns, rows)],

@@ -12,7 +12,7 @@ from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.numbers import number
 from paper.scalar_landscape import Branch, ScalarLandscape
 
-__all__ = ["COLOURS", "loss_chart", "norm_chart"]
+__all__ = ["COLOURS", "loss_chart", "scalar_norm_chart"]
 
 COLOURS = [*(PALETTE[name] for name in ("blue", "orange", "green", "purple")), INK, PALETTE["sky"]]
 
@@ -35,7 +35,9 @@ def loss_chart(
         return chart(figure, key=key, title=title, caption=caption, description=_describe(landscapes))
 
 
-def norm_chart(landscapes: Mapping[str, ScalarLandscape], *, key: str, title: str, caption: str, side: int) -> Chart:
+def scalar_norm_chart(
+    landscapes: Mapping[str, ScalarLandscape], *, key: str, title: str, caption: str, side: int
+) -> Chart:
     """Draw the gradient norm over the loss, by name, within the basin of the minimum left (0) or right (1) of it.
 
     The loss is drawn as the share of what there is to lose, the norm as the share of its largest value: tasks differ by

@@ -22,7 +22,7 @@ from convexlab.reporting.charts.style import (
     spans_far,
 )
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import TWO_PHASE, Digest
+from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.words.run import algorithm_name
 from convexlab.runs.rows import Curve
@@ -77,20 +77,20 @@ def _plot_phases(axes: Axes, curve: Curve, x: Floats, y: Floats, phase_two: str)
         named.add(name)
 
 
-def norm_chart(digest: Digest, key: str) -> Chart | None:
+def norm_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the gradient norm over the loss, the paper's figure 5; None where too little was recorded."""
-    curve = digest.curve
+    curve = facts.curve
     if curve is None:
         return None
     usable = np.isfinite(curve.loss) & np.isfinite(curve.norm)
     if usable.sum() < 2:
         return None
     with draw() as (figure, (axes,)):
-        _plot_phases(axes, curve, curve.loss, curve.norm, digest.phase_two)
+        _plot_phases(axes, curve, curve.loss, curve.norm, facts.phase_two)
         start = int(np.flatnonzero(usable)[0])
         axes.plot(curve.loss[start], curve.norm[start], "*", color=INK, markersize=10, label="start", linestyle="")
-        _mark_switch_point(axes, digest)
-        mark_best_point(axes, digest)
+        _mark_switch_point(axes, facts)
+        mark_best_point(axes, facts)
         (scale_log if spans_far(curve.loss) else scale_linear)(axes, "x")
         (scale_log if spans_far(curve.norm) else scale_linear)(axes, "y")
         axes.set_xlabel("training loss   (training runs from right to left)")
@@ -101,12 +101,12 @@ def norm_chart(digest: Digest, key: str) -> Chart | None:
             key=key,
             title="Gradient norm over loss",
             caption="The paper's figure 5. Its claim: the norm rises in the non-convex part, falls in the convex one.",
-            description=_describe_norm(digest, curve, np.flatnonzero(usable)),
+            description=_describe_norm(facts, curve, np.flatnonzero(usable)),
         )
 
 
-def _mark_switch_point(axes: Axes, digest: Digest) -> None:
-    switch = digest.switch
+def _mark_switch_point(axes: Axes, facts: RunFacts) -> None:
+    switch = facts.switch
     if switch is None or switch.epoch is None or switch.train_loss is None or switch.gradient_norm is None:
         return
     axes.plot(
@@ -122,7 +122,7 @@ def _mark_switch_point(axes: Axes, digest: Digest) -> None:
     )
 
 
-def _describe_norm(digest: Digest, curve: Curve, usable: npt.NDArray[np.int64]) -> str:
+def _describe_norm(facts: RunFacts, curve: Curve, usable: npt.NDArray[np.int64]) -> str:
     def at(index: int) -> str:
         return (
             f"epoch {count(curve.epoch[index])}, loss {number(curve.loss[index])}, "
@@ -131,13 +131,13 @@ def _describe_norm(digest: Digest, curve: Curve, usable: npt.NDArray[np.int64]) 
 
     top = usable[np.argmax(curve.norm[usable])]
     text = f"Starts at {at(usable[0])}. Largest gradient norm: {at(top)}. Ends at {at(usable[-1])}."
-    switch = digest.switch
-    if digest.oracle is not None:
-        text += f" The best of the switches tried began at epoch {count(digest.oracle.best.epoch)} of Adam."
+    switch = facts.switch
+    if facts.oracle is not None:
+        text += f" The best of the switches tried began at epoch {count(facts.oracle.best.epoch)} of Adam."
     if switch is None or switch.epoch is None:
         return text + " No switch."
     return (
-        f"{text} Switch to {digest.phase_two} after epoch {count(switch.epoch)}: "
+        f"{text} Switch to {facts.phase_two} after epoch {count(switch.epoch)}: "
         f"loss {number(switch.train_loss)}, gradient norm {number(switch.gradient_norm)}."
     )
 
@@ -152,7 +152,7 @@ class _CostAxis:
     of: Callable[[Curve], Floats]
 
 
-def _cost_axes(digest: Digest) -> list[_CostAxis]:
+def _cost_axes(facts: RunFacts) -> list[_CostAxis]:
     axes = [
         _CostAxis(
             "cost",
@@ -171,8 +171,8 @@ def _cost_axes(digest: Digest) -> list[_CostAxis]:
             lambda curve: curve.seconds,
         ),
     ]
-    if digest.parameters and digest.train_size:
-        scale = digest.parameters / 1e6 * digest.train_size
+    if facts.parameters and facts.train_size:
+        scale = facts.parameters / 1e6 * facts.train_size
         paper = _CostAxis(
             "epochs",
             "Loss over the paper's axis",
@@ -185,27 +185,27 @@ def _cost_axes(digest: Digest) -> list[_CostAxis]:
     return axes
 
 
-def cost_charts(digest: Digest, key: str) -> list[Chart]:
+def cost_charts(facts: RunFacts, key: str) -> list[Chart]:
     """Return the loss over cost, the paper's figure 6, then over the paper's own axis and over seconds."""
-    charts = (_cost_chart(digest, axis, f"{key}-{axis.name}") for axis in _cost_axes(digest))
+    charts = (_cost_chart(facts, axis, f"{key}-{axis.name}") for axis in _cost_axes(facts))
     return [made for made in charts if made is not None]
 
 
-def _baselines(digest: Digest) -> list[tuple[str, Curve]]:
-    return [(name, curve) for name, curve in digest.curves.items() if name != TWO_PHASE]
+def _baselines(facts: RunFacts) -> list[tuple[str, Curve]]:
+    return [(name, curve) for name, curve in facts.curves.items() if name != TWO_PHASE]
 
 
-def _cost_chart(digest: Digest, axis: _CostAxis, key: str) -> Chart | None:
-    drawn = [curve for curve in digest.curves.values() if (np.isfinite(axis.of(curve)) & np.isfinite(curve.loss)).any()]
+def _cost_chart(facts: RunFacts, axis: _CostAxis, key: str) -> Chart | None:
+    drawn = [curve for curve in facts.curves.values() if (np.isfinite(axis.of(curve)) & np.isfinite(curve.loss)).any()]
     if not drawn:
         return None
     with draw() as (figure, (axes,)):
-        for index, (name, curve) in enumerate(_baselines(digest)):
+        for index, (name, curve) in enumerate(_baselines(facts)):
             stroke = _BASELINES[index % len(_BASELINES)]
-            _plot(axes, axis.of(curve), curve.loss, stroke, algorithm_name(name, digest))
-        if digest.curve is not None:
-            _plot_phases(axes, digest.curve, axis.of(digest.curve), digest.curve.loss, digest.phase_two)
-            _mark_switch_line(axes, _switch_position(digest, axis.of(digest.curve)))
+            _plot(axes, axis.of(curve), curve.loss, stroke, algorithm_name(name, facts))
+        if facts.curve is not None:
+            _plot_phases(axes, facts.curve, axis.of(facts.curve), facts.curve.loss, facts.phase_two)
+            _mark_switch_line(axes, _switch_position(facts, axis.of(facts.curve)))
         scale_linear(axes, "x")
         losses = np.concatenate([curve.loss for curve in drawn])
         # Far is not asked for here: on this figure the eye compares ratios.
@@ -213,13 +213,13 @@ def _cost_chart(digest: Digest, axis: _CostAxis, key: str) -> Chart | None:
         axes.set_xlabel(axis.axis)
         axes.set_ylabel("training loss")
         legend(axes)
-        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(digest, axis))
+        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(facts, axis))
 
 
-def _switch_position(digest: Digest, x: Floats) -> float | None:
-    if digest.switch is None or digest.switch.epoch is None or digest.curve is None:
+def _switch_position(facts: RunFacts, x: Floats) -> float | None:
+    if facts.switch is None or facts.switch.epoch is None or facts.curve is None:
         return None
-    (rows,) = np.nonzero(digest.curve.epoch == digest.switch.epoch)
+    (rows,) = np.nonzero(facts.curve.epoch == facts.switch.epoch)
     return float(x[rows[0]]) if rows.size and np.isfinite(x[rows[0]]) else None
 
 
@@ -238,14 +238,14 @@ def _mark_switch_line(axes: Axes, position: float | None) -> None:
         )
 
 
-def _describe_cost(digest: Digest, axis: _CostAxis) -> str:
+def _describe_cost(facts: RunFacts, axis: _CostAxis) -> str:
     parts = []
-    for name, curve in digest.curves.items():
+    for name, curve in facts.curves.items():
         usable = np.flatnonzero(np.isfinite(axis.of(curve)) & np.isfinite(curve.loss))
         if usable.size:
             last, best = usable[-1], usable[np.argmin(curve.loss[usable])]
             parts.append(
-                f"{algorithm_name(name, digest)}: loss {number(curve.loss[usable[0]])} at the start, lowest "
+                f"{algorithm_name(name, facts)}: loss {number(curve.loss[usable[0]])} at the start, lowest "
                 f"{number(curve.loss[best])}, {number(curve.loss[last])} at the end, "
                 f"after {count(axis.of(curve)[last])} {axis.unit}."
             )

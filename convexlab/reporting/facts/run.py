@@ -14,14 +14,14 @@ from convexlab.runs.oracle import Oracle, read_oracle
 from convexlab.runs.plane import PathPlane, read_plane
 from convexlab.runs.rows import Curve, Outcome, ProbedCheckpoint, Records, Row, Switch, mapping_of, number_of, text_of
 
-__all__ = ["TWO_PHASE", "Digest", "read_digest"]
+__all__ = ["TWO_PHASE", "RunFacts", "read_facts"]
 
 TWO_PHASE = "two-phase"
 
 
 @dataclass(frozen=True)
-class Digest:
-    """One single-seed run or one probe of bare checkpoints, ready to be told."""
+class RunFacts:
+    """One single-seed run or one probe of bare checkpoints."""
 
     label: str
     """Short and unique on the page."""
@@ -96,7 +96,7 @@ class Digest:
         )
 
 
-def read_digest(run: Run, label: str) -> Digest:
+def read_facts(run: Run, label: str) -> RunFacts:
     """Read a single-seed run directory.
 
     Raises:
@@ -109,7 +109,7 @@ def read_digest(run: Run, label: str) -> Digest:
     curves = _curves(metrics)
     phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
     two_phase, resort = mapping_of(result, "two_phase"), mapping_of(result, "safe_resort")
-    return Digest(
+    return RunFacts(
         label=label,
         config=config,
         finished=summary is not None,
