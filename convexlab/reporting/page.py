@@ -14,6 +14,7 @@ from convexlab.machine.environment import describe_source
 from convexlab.reporting.charts.comparison import comparison_chart
 from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
 from convexlab.reporting.charts.density import density_chart
+from convexlab.reporting.charts.measures import drawable_measures, measure_charts
 from convexlab.reporting.charts.plane import plane_chart
 from convexlab.reporting.charts.slices import slice_chart
 from convexlab.reporting.charts.svg import Chart
@@ -27,6 +28,7 @@ from convexlab.reporting.parts.tables import (
     cost_table,
     curvature_table,
     environment_table,
+    measures_table,
     results_table,
     settings_tables,
 )
@@ -125,6 +127,9 @@ class Section:
     oracle: OraclePart | None
     norm: Chart | None
     costs: list[Chart]
+    measures: list[Chart]
+    undrawn: int
+    """Measures that have no chart for want of room."""
     eigenvalues: Chart | None
     mass: Chart | None
     density: Chart | None
@@ -139,9 +144,12 @@ class Section:
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
 MANY = 6
+# A problem may have any number of measures; the tables and the data have them all.
+MOST_MEASURES = 6
 
 
 def _section(facts: RunFacts, anchor: str, *, compact: bool) -> Section:
+    names, drawn = drawable_measures(facts), 0 if compact else MOST_MEASURES
     return Section(
         anchor=anchor,
         facts=facts,
@@ -149,6 +157,8 @@ def _section(facts: RunFacts, anchor: str, *, compact: bool) -> Section:
         oracle=oracle_part(facts, f"{anchor}-oracle", compact=compact),
         norm=norm_chart(facts, f"{anchor}-norm"),
         costs=cost_charts(facts, anchor)[: 1 if compact else None],
+        measures=measure_charts(facts, names[:drawn], f"{anchor}-measure"),
+        undrawn=len(names[drawn:]),
         eigenvalues=eigenvalue_chart(facts, f"{anchor}-eigenvalues"),
         mass=None if compact else mass_chart(facts, f"{anchor}-mass"),
         density=None if compact else density_chart(facts, f"{anchor}-density"),
@@ -175,6 +185,7 @@ def render(runs: Sequence[RunFacts]) -> str:
     anchors = [f"run-{index}" for index in range(1, len(runs) + 1)]
     several, compact = len(runs) > 1, len(runs) > MANY
     comparison = comparison_table(runs, anchors) if several else None
+    measures = measures_table(runs, anchors) if several else None
     parts = {
         "title": _title(runs),
         "commit": describe_source(Path(__file__).parent),
@@ -182,6 +193,7 @@ def render(runs: Sequence[RunFacts]) -> str:
         "headline": _top(runs),
         "tiles": joint_tiles(runs) if several else tiles(runs[0]),
         "comparison": comparison,
+        "measures": measures,
         "comparison_chart": comparison_chart(runs, "comparison") if several else None,
         "compact": compact,
         "sections": [_section(facts, anchor, compact=compact) for facts, anchor in zip(runs, anchors, strict=True)],

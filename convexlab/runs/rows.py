@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,14 +57,18 @@ class Curve:
     seconds: Floats
     loss: Floats
     norm: Floats
+    measures: dict[str, Floats] = field(default_factory=dict)
+    """By the name of every other number that was recorded, in the order of the rows."""
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Curve:
         """Transpose rows of `metrics.jsonl`."""
         rows = list(rows)
         keys = ("epoch", "gradient_equivalents", "seconds", "train_loss", "gradient_norm")
-        columns = (np.array([_nan(number_of(row, key)) for row in rows]) for key in keys)
-        return cls(tuple(text_of(row, "phase") for row in rows), *columns)
+        others = dict.fromkeys(name for row in rows for name in row if name not in keys)
+        columns = {name: np.array([_nan(number_of(row, name)) for row in rows]) for name in (*keys, *others)}
+        measures = {name: columns[name] for name in others if np.isfinite(columns[name]).any()}
+        return cls(tuple(text_of(row, "phase") for row in rows), *(columns[name] for name in keys), measures)
 
     def segments(self) -> Iterator[tuple[str, slice]]:
         """Yield each phase and its rows, the last row before it included so that the drawn line is unbroken."""
@@ -85,32 +89,28 @@ class Outcome:
     """What one algorithm reached, at its best epoch."""
 
     train_loss: float | None
-    train_accuracy: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
     cost: float | None
     """Gradient equivalents."""
     seconds: float | None
     epoch: float | None
     cost_breakdown: dict[str, float | None]
     """Gradient equivalents by what they were spent on."""
-    relative_error: float | None = None
-    """Of the solution of a differential equation."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Every other number by its name."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
         """Read `two_phase` or one of `baselines` of `summary.json`."""
         parts = mapping_of(row, "cost_breakdown")
+        known = {"train_loss", "gradient_equivalents", "seconds", "epoch"}
+        others = {name: number_of(row, name) for name in row if name not in known}
         return cls(
             train_loss=number_of(row, "train_loss"),
-            train_accuracy=number_of(row, "train_accuracy"),
-            validation_loss=number_of(row, "validation_loss"),
-            validation_accuracy=number_of(row, "validation_accuracy"),
             cost=number_of(row, "gradient_equivalents"),
             seconds=number_of(row, "seconds"),
             epoch=number_of(row, "epoch"),
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
-            relative_error=number_of(row, "relative_error"),
+            measures={name: value for name, value in others.items() if value is not None},
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log, thinned
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.facts.run import RunFacts, value_at
 from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import Oracle
 from convexlab.runs.rows import Outcome
@@ -137,11 +137,11 @@ def mark_best_point(axes: Axes, facts: RunFacts) -> None:
         return
     best = facts.oracle.best.epoch
     own = None if facts.switch is None else facts.switch.epoch
-    (at,) = np.nonzero((curve.epoch == best) & np.isfinite(curve.loss) & np.isfinite(curve.norm))
-    if not at.size:
+    loss, norm = (value_at(curve.epoch, column, best) for column in (curve.loss, curve.norm))
+    if loss is None or norm is None:
         return
     if own is not None and best > own:
-        way = (curve.epoch >= own) & (curve.epoch <= best)
+        way = (curve.epoch >= own) & (curve.epoch <= best) & np.isfinite(curve.loss) & np.isfinite(curve.norm)
         name, color, line = _ALONE[_CONSTANT]
-        axes.plot(curve.loss[way], curve.norm[way], color=color, linestyle=line, linewidth=1.3, label=name)
-    _best(axes, float(curve.loss[at[0]]), float(curve.norm[at[0]]), _name(facts.oracle))
+        axes.plot(*thinned(curve.loss[way], curve.norm[way]), color=color, linestyle=line, linewidth=1.3, label=name)
+    _best(axes, loss, norm, _name(facts.oracle))

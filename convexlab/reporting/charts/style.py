@@ -33,6 +33,7 @@ __all__ = [
     "scale_linear",
     "scale_log",
     "spans_far",
+    "thinned",
 ]
 
 PALETTE: dict[str, str] = dict(
@@ -50,6 +51,8 @@ WIDTH, HEIGHT = 4.7, 3.6
 FAR = 20.0
 # Two names of so many characters fit beside each other.
 LONG_NAME = 30
+# Of a longer line so many points look the same, and a page of thousands of epochs stays small.
+MOST_POINTS = 600
 # How far apart two ticks of three or four digits must be, as a share of the axis.
 _APART = {"x": 0.1, "y": 0.06}
 
@@ -124,6 +127,18 @@ def spans_far(values: Iterable[float] | Floats) -> bool:
     array = np.asarray(values, dtype=np.float64)
     array = array[np.isfinite(array)]
     return bool(array.size and array.min() > 0 and array.max() > FAR * array.min())
+
+
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the points of a line to draw: of a long one the extremes of each stretch, in both directions."""
+    if x.size <= MOST_POINTS:
+        return x, y
+    kept = {0, x.size - 1}
+    for stretch in np.array_split(np.arange(x.size), MOST_POINTS // 4):
+        for values in (x[stretch], y[stretch]):
+            kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
+    rows = sorted(kept)
+    return x[rows], y[rows]
 
 
 def _form(ticks: Sequence[float]) -> Callable[[float], str]:

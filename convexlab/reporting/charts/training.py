@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
+from convexlab.reporting.charts.curves import Column, both_known, plot_phases, plot_runs
 from convexlab.reporting.charts.hindsight import mark_best_point
-from convexlab.reporting.charts.style import (
-    INK,
-    MUTED,
-    PALETTE,
-    draw,
-    label,
-    legend,
-    scale_linear,
-    scale_log,
-    spans_far,
-)
+from convexlab.reporting.charts.style import INK, draw, legend, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.words.run import algorithm_name
 from convexlab.runs.rows import Curve
@@ -32,62 +22,17 @@ __all__ = ["cost_charts", "norm_chart"]
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Stroke:
-    """How a phase or a run is drawn: told apart by line and marker, not by colour alone."""
-
-    color: str
-    line: str
-    marker: str
-    width: float = 1.8
-
-
-_ADAM = _Stroke(PALETTE["blue"], "-", "o")
-_PHASE_TWO = _Stroke(PALETTE["vermilion"], "-", "^", 2.2)
-_BASELINES = (
-    _Stroke("#6f7785", "--", "", 1.5),
-    _Stroke(PALETTE["green"], ":", "", 1.9),
-    _Stroke(PALETTE["purple"], "-.", "", 1.5),
-)
-
-
-def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:
-    usable = np.isfinite(x) & np.isfinite(y)
-    axes.plot(
-        x[usable],
-        y[usable],
-        color=stroke.color,
-        linestyle=stroke.line,
-        linewidth=stroke.width,
-        marker=stroke.marker or None,
-        markersize=4.5,
-        # As a share of the figure's diagonal: evenly spaced to the eye, whatever the number of epochs.
-        markevery=0.06,
-        label=label(name),
-    )
-
-
-def _plot_phases(axes: Axes, curve: Curve, x: Floats, y: Floats, phase_two: str) -> None:
-    named = set()
-    for phase, rows in curve.segments():
-        is_adam = phase == "adam"
-        name = "Adam (phase one)" if is_adam else (phase or phase_two)
-        # A name given twice would stand twice in the legend.
-        _plot(axes, x[rows], y[rows], _ADAM if is_adam else _PHASE_TWO, "_" if name in named else name)
-        named.add(name)
-
-
 def norm_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the gradient norm over the loss, the paper's figure 5; None where too little was recorded."""
     curve = facts.curve
     if curve is None:
         return None
-    usable = np.isfinite(curve.loss) & np.isfinite(curve.norm)
-    if usable.sum() < 2:
+    usable = both_known(curve.loss, curve.norm)
+    if usable.size < 2:
         return None
     with draw() as (figure, (axes,)):
-        _plot_phases(axes, curve, curve.loss, curve.norm, facts.phase_two)
-        start = int(np.flatnonzero(usable)[0])
+        plot_phases(axes, facts, lambda curve: curve.loss, lambda curve: curve.norm)
+        start = int(usable[0])
         axes.plot(curve.loss[start], curve.norm[start], "*", color=INK, markersize=10, label="start", linestyle="")
         _mark_switch_point(axes, facts)
         mark_best_point(axes, facts)
@@ -101,7 +46,7 @@ def norm_chart(facts: RunFacts, key: str) -> Chart | None:
             key=key,
             title="Gradient norm over loss",
             caption="The paper's figure 5. Its claim: the norm rises in the non-convex part, falls in the convex one.",
-            description=_describe_norm(facts, curve, np.flatnonzero(usable)),
+            description=_describe_norm(facts, curve, usable),
         )
 
 
@@ -149,7 +94,7 @@ class _CostAxis:
     axis: str
     unit: str
     caption: str
-    of: Callable[[Curve], Floats]
+    of: Column
 
 
 def _cost_axes(facts: RunFacts) -> list[_CostAxis]:
@@ -191,21 +136,12 @@ def cost_charts(facts: RunFacts, key: str) -> list[Chart]:
     return [made for made in charts if made is not None]
 
 
-def _baselines(facts: RunFacts) -> list[tuple[str, Curve]]:
-    return [(name, curve) for name, curve in facts.curves.items() if name != TWO_PHASE]
-
-
 def _cost_chart(facts: RunFacts, axis: _CostAxis, key: str) -> Chart | None:
-    drawn = [curve for curve in facts.curves.values() if (np.isfinite(axis.of(curve)) & np.isfinite(curve.loss)).any()]
+    drawn = [curve for curve in facts.curves.values() if both_known(axis.of(curve), curve.loss).size]
     if not drawn:
         return None
     with draw() as (figure, (axes,)):
-        for index, (name, curve) in enumerate(_baselines(facts)):
-            stroke = _BASELINES[index % len(_BASELINES)]
-            _plot(axes, axis.of(curve), curve.loss, stroke, algorithm_name(name, facts))
-        if facts.curve is not None:
-            _plot_phases(axes, facts.curve, axis.of(facts.curve), facts.curve.loss, facts.phase_two)
-            _mark_switch_line(axes, _switch_position(facts, axis.of(facts.curve)))
+        plot_runs(axes, facts, axis.of, lambda curve: curve.loss)
         scale_linear(axes, "x")
         losses = np.concatenate([curve.loss for curve in drawn])
         # Far is not asked for here: on this figure the eye compares ratios.
@@ -216,32 +152,10 @@ def _cost_chart(facts: RunFacts, axis: _CostAxis, key: str) -> Chart | None:
         return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(facts, axis))
 
 
-def _switch_position(facts: RunFacts, x: Floats) -> float | None:
-    if facts.switch is None or facts.switch.epoch is None or facts.curve is None:
-        return None
-    (rows,) = np.nonzero(facts.curve.epoch == facts.switch.epoch)
-    return float(x[rows[0]]) if rows.size and np.isfinite(x[rows[0]]) else None
-
-
-def _mark_switch_line(axes: Axes, position: float | None) -> None:
-    if position is not None:
-        axes.axvline(position, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=0.5)
-        axes.annotate(
-            "switch",
-            (position, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=10,
-            color=MUTED,
-        )
-
-
 def _describe_cost(facts: RunFacts, axis: _CostAxis) -> str:
     parts = []
     for name, curve in facts.curves.items():
-        usable = np.flatnonzero(np.isfinite(axis.of(curve)) & np.isfinite(curve.loss))
+        usable = both_known(axis.of(curve), curve.loss)
         if usable.size:
             last, best = usable[-1], usable[np.argmin(curve.loss[usable])]
             parts.append(

@@ -10,6 +10,7 @@ from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.reporting.words.hindsight import oracle_paragraphs
+from convexlab.reporting.words.measures import measure_heading, measure_value
 
 __all__ = ["OraclePart", "oracle_part"]
 
@@ -41,7 +42,7 @@ def _table(facts: RunFacts) -> Table | None:
             Cell(f"epoch {count(one.epoch)}"),
             Cell(number(one.train_loss), strong=one is oracle.best),
             number(one.train_loss / ours if ours else None),
-            number(one.outcome.validation_loss),
+            *(measure_value(name, one.outcome.measures.get(name)) for name in facts.measures),
             count(one.outcome.cost),
             count(one.resort),
         )
@@ -53,7 +54,7 @@ def _table(facts: RunFacts) -> Table | None:
             Column("Switch", False),
             "Train loss",
             "Ratio",
-            "Val. loss",
+            *map(measure_heading, facts.measures),
             "Gradient equivalents",
             "Gave up after epoch",
         ],

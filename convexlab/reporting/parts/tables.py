@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import compare
-from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
-from convexlab.reporting.numbers import MISSING, accuracy, count, lower_bound, number, plus_minus, signed
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_table, shown
 from convexlab.reporting.words.comparison import fairness
+from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
-from convexlab.runs.rows import Outcome
 
-__all__ = ["comparison_table", "cost_table", "curvature_table", "environment_table", "results_table", "settings_tables"]
+__all__ = [
+    "comparison_table",
+    "cost_table",
+    "curvature_table",
+    "environment_table",
+    "measures_table",
+    "results_table",
+    "settings_tables",
+]
 
 
 def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
     return cells
 
 
-def _outcomes(facts: RunFacts) -> dict[str, Outcome]:
-    ours = {} if facts.two_phase is None else {TWO_PHASE: facts.two_phase}
-    return facts.baselines | ours
-
-
 def results_table(facts: RunFacts) -> Table | None:
     """Return the counterpart of the paper's Table 1, with cost and time; the lowest training loss stands out."""
-    outcomes = _outcomes(facts)
+    outcomes = facts.outcomes
     if not outcomes:
         return None
     losses = [outcome.train_loss for outcome in outcomes.values() if outcome.train_loss is not None]
@@ -36,10 +39,7 @@ def results_table(facts: RunFacts) -> Table | None:
             Cell(facts.model),
             algorithm_name(run, facts),
             Cell(number(outcome.train_loss), strong=len(losses) > 1 and outcome.train_loss == lowest),
-            accuracy(outcome.train_accuracy),
-            number(outcome.validation_loss),
-            accuracy(outcome.validation_accuracy),
-            number(outcome.relative_error),
+            *(measure_value(name, outcome.measures.get(name)) for name in facts.measures),
             number(facts.overdetermination),
             count(outcome.cost),
             count(outcome.epoch),
@@ -48,15 +48,12 @@ def results_table(facts: RunFacts) -> Table | None:
         for run, outcome in outcomes.items()
     ]
     return make_table(
-        f"Results on {facts.dataset}, each run at its best epoch; the lowest training loss is in bold.",
+        f"Results of {facts.subject}, each run at its best epoch; the lowest training loss is in bold.",
         [
             Column("Model variant", False),
             Column("Algorithm", False),
             "Train loss",
-            "Train acc.",
-            "Val. loss",
-            "Val. acc.",
-            "Relative error",
+            *map(measure_heading, facts.measures),
             "Q",
             "Gradient equivalents",
             "Best epoch",
@@ -86,8 +83,6 @@ def comparison_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table:
             "Better Adam loss",
             "Ratio",
             Column("At equal cost", False),
-            "Two-phase val. acc.",
-            "Adam val. acc.",
             "Switch epoch",
             Column("Last verdict", False),
         ],
@@ -110,11 +105,27 @@ def _comparison_row(facts: RunFacts, anchor: str) -> list[Cell | str]:
         if comparison
         else MISSING,
         fairness(comparison) if comparison else MISSING,
-        accuracy(ours.validation_accuracy) if ours else MISSING,
-        accuracy(best[1].validation_accuracy) if best else MISSING,
         MISSING if switch is None else "never" if switch.epoch is None else count(switch.epoch),
         f"{verdict_name(facts.probe[-1].verdict)} ({place(facts.probe[-1])})" if facts.probe else MISSING,
     ]
+
+
+def measures_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table | None:
+    """Return what else was measured, one line a run, two-phase beside the better Adam; None without any of it."""
+    names = list(dict.fromkeys(name for facts in runs for name in facts.measures))
+    rows = []
+    for facts, anchor in zip(runs, anchors, strict=True):
+        best = facts.better_baseline
+        ours, theirs = facts.two_phase, best[1] if best else None
+        pairs = ((name, outcome) for name in names for outcome in (ours, theirs))
+        values = [measure_value(name, outcome.measures.get(name) if outcome else None) for name, outcome in pairs]
+        rows.append(_row(Cell(facts.label, link=f"#{anchor}"), *values))
+    columns = [
+        Column("Run", False),
+        *(measure_heading(name, of) for name in names for of in ("two-phase", "better Adam")),
+    ]
+    table = make_table("What else was measured, at the best epoch by training loss.", columns, rows)
+    return table if len(table.columns) > 1 else None
 
 
 def curvature_table(facts: RunFacts) -> Table | None:
@@ -172,7 +183,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
 
 def cost_table(facts: RunFacts) -> Table | None:
     """Return where the gradient equivalents of each run went."""
-    outcomes = _outcomes(facts)
+    outcomes = facts.outcomes
     parts = list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.cost_breakdown))
     if not parts:
         return None
