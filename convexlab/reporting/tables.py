@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convexlab.reporting.numbers import MISSING
+from convexlab.reporting.numbers import MISSING, short
 
 __all__ = ["Cell", "Column", "Table", "make_table", "pairs_table", "shown"]
 
@@ -55,7 +55,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     if isinstance(value, float):
-        return f"{value:g}"
+        return short(value)
     return str(value)
 
 

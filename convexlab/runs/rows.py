@@ -144,32 +144,28 @@ class Outcome:
     """What one algorithm reached, at its best epoch."""
 
     train_loss: float | None
-    train_accuracy: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
     cost: float | None
     """Gradient equivalents."""
     seconds: float | None
     epoch: float | None
     cost_breakdown: dict[str, float | None]
     """Gradient equivalents by what they were spent on."""
-    relative_error: float | None = None
-    """Of the solution of a differential equation."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Every other number by its name."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
         """Read `two_phase` or one of `baselines` of `summary.json`."""
         parts = mapping_of(row, "cost_breakdown")
+        known = {"train_loss", "gradient_equivalents", "seconds", "epoch"}
+        others = {name: number_of(row, name) for name in row if name not in known}
         return cls(
             train_loss=number_of(row, "train_loss"),
-            train_accuracy=number_of(row, "train_accuracy"),
-            validation_loss=number_of(row, "validation_loss"),
-            validation_accuracy=number_of(row, "validation_accuracy"),
             cost=number_of(row, "gradient_equivalents"),
             seconds=number_of(row, "seconds"),
             epoch=number_of(row, "epoch"),
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
-            relative_error=number_of(row, "relative_error"),
+            measures={name: value for name, value in others.items() if value is not None},
         )
 
 

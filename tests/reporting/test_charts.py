@@ -18,7 +18,7 @@ from convexlab.reporting.charts.density import density_chart, linear_width, show
 from convexlab.reporting.charts.style import draw, label, scale_asinh, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.charts.training import cost_charts, norm_chart
-from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.facts.run import RunFacts, read_facts
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint, Switch
 
@@ -26,8 +26,8 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
-def digest(full_run: Run) -> Digest:
-    return read_digest(full_run, "run")
+def facts(full_run: Run) -> RunFacts:
+    return read_facts(full_run, "run")
 
 
 def _ticks(axes: Axes, which: str) -> list[str]:
@@ -42,23 +42,23 @@ def _texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter("text")]
 
 
-def test_every_chart_of_a_run_is_drawn(digest: Digest) -> None:
-    titles = [made.title for made in cost_charts(digest, "cost")]
+def test_every_chart_of_a_run_is_drawn(facts: RunFacts) -> None:
+    titles = [made.title for made in cost_charts(facts, "cost")]
     assert titles == ["Loss over cost", "Loss over the paper's axis", "Loss over time"]
     for make in (norm_chart, eigenvalue_chart, mass_chart, density_chart):
-        assert make(digest, "key") is not None
+        assert make(facts, "key") is not None
 
 
 def test_charts_of_nothing_are_none(make_bare: MakeRun) -> None:
-    digest = read_digest(make_bare(finished=False), "run")
-    assert cost_charts(digest, "cost") == []
+    facts = read_facts(make_bare(finished=False), "run")
+    assert cost_charts(facts, "cost") == []
     for make in (norm_chart, eigenvalue_chart, mass_chart, density_chart):
-        assert make(digest, "key") is None
-    assert comparison_chart([digest], "key") is None
+        assert make(facts, "key") is None
+    assert comparison_chart([facts], "key") is None
 
 
-def test_figure_5_marks_start_and_switch_in_picture_and_words(digest: Digest) -> None:
-    made = norm_chart(digest, "norm")
+def test_figure_5_marks_start_and_switch_in_picture_and_words(facts: RunFacts) -> None:
+    made = norm_chart(facts, "norm")
     assert made is not None
     texts = _texts(made.svg)
     for expected in ("Adam (phase one)", "cg-golden", "start", "switch, epoch 40", "gradient norm"):
@@ -67,26 +67,26 @@ def test_figure_5_marks_start_and_switch_in_picture_and_words(digest: Digest) ->
     assert made.description in made.svg
 
 
-def test_figure_6_has_baselines_and_says_the_numbers(digest: Digest) -> None:
-    made = cost_charts(digest, "cost")[0]
+def test_figure_6_has_baselines_and_says_the_numbers(facts: RunFacts) -> None:
+    made = cost_charts(facts, "cost")[0]
     assert {"Adam, constant rate", "Adam, cosine rate", "switch"} <= set(_texts(made.svg))
     assert "Adam + cg-golden: loss 0.3" in made.description
     assert "lowest 1.40×10⁻⁴, 1.40×10⁻⁴ at the end, after 120 gradient equivalents." in made.description
 
 
-def test_the_papers_axis_needs_the_model_size(digest: Digest) -> None:
-    digest = dataclasses.replace(digest, parameters=None)
-    assert [made.title for made in cost_charts(digest, "cost")] == ["Loss over cost", "Loss over time"]
+def test_the_papers_axis_needs_the_model_size(facts: RunFacts) -> None:
+    facts = dataclasses.replace(facts, parameters=None)
+    assert [made.title for made in cost_charts(facts, "cost")] == ["Loss over cost", "Loss over time"]
 
 
-def test_drawing_changes_no_global_setting(digest: Digest) -> None:
+def test_drawing_changes_no_global_setting(facts: RunFacts) -> None:
     before = dict(mpl.rcParams)
-    norm_chart(digest, "norm")
+    norm_chart(facts, "norm")
     assert dict(mpl.rcParams) == before
 
 
-def test_the_same_data_give_the_same_bytes(digest: Digest) -> None:
-    assert density_chart(digest, "key") == density_chart(digest, "key")
+def test_the_same_data_give_the_same_bytes(facts: RunFacts) -> None:
+    assert density_chart(facts, "key") == density_chart(facts, "key")
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def _row_names(made: Chart | None) -> list[str]:
     return [t.text or "" for t in sorted(texts, key=lambda t: -float(str(t.get("y"))))]
 
 
-def test_densities_are_rows_with_the_epochs_upwards_and_the_switch_named(digest: Digest) -> None:
-    made = density_chart(digest, "key")
+def test_densities_are_rows_with_the_epochs_upwards_and_the_switch_named(facts: RunFacts) -> None:
+    made = density_chart(facts, "key")
     assert _row_names(made) == ["0", "12", "24", "36", "switch, 40", "48", "60", "72", "84", "96", "100"]
     assert made is not None
     assert {"start", "Adam (phase one)", "cg-golden", "below the grey part"} <= set(_texts(made.svg))
@@ -192,22 +192,22 @@ def test_densities_are_rows_with_the_epochs_upwards_and_the_switch_named(digest:
 
 @pytest.mark.parametrize("count", [1, 2, 15])
 def test_few_and_many_densities_are_drawn(make_probe: MakeRun, count: int) -> None:
-    digest = read_digest(make_probe(count=count), "probe")
-    assert _row_names(density_chart(digest, "key")) == [str(50 * index) for index in range(count)]
+    facts = read_facts(make_probe(count=count), "probe")
+    assert _row_names(density_chart(facts, "key")) == [str(50 * index) for index in range(count)]
     for make in (eigenvalue_chart, mass_chart):
-        assert make(digest, "key") is not None
+        assert make(facts, "key") is not None
 
 
 def test_of_very_many_densities_the_ends_and_the_switch_are_among_those_drawn(make_probe: MakeRun) -> None:
-    digest = read_digest(make_probe(count=40), "probe")
-    evenly = [checkpoint.epoch for checkpoint in shown_checkpoints(digest)]
+    facts = read_facts(make_probe(count=40), "probe")
+    evenly = [checkpoint.epoch for checkpoint in shown_checkpoints(facts)]
     assert 50 * 37 not in evenly
     at_37 = Switch(50.0 * 37, "", None, None, "")
-    shown = [c.epoch for c in shown_checkpoints(dataclasses.replace(digest, switch=at_37))]
+    shown = [c.epoch for c in shown_checkpoints(dataclasses.replace(facts, switch=at_37))]
     assert len(evenly) == len(shown) == len(set(shown)) == 16
     assert shown == sorted(shown, key=float)
     assert {0.0, 50.0 * 37, 50.0 * 39} <= set(shown)
-    made = density_chart(digest, "key")
+    made = density_chart(facts, "key")
     assert made is not None
     assert "(16 of 40 checkpoints)" in made.caption
 
@@ -234,7 +234,7 @@ def test_a_row_is_as_high_as_its_density_and_hatched_below_zero_only() -> None:
 
 
 def test_checkpoints_of_unknown_epoch_are_drawn_in_order(make_probe: MakeRun) -> None:
-    made = eigenvalue_chart(read_digest(make_probe(epoch=None), "probe"), "key")
+    made = eigenvalue_chart(read_facts(make_probe(epoch=None), "probe"), "key")
     assert made is not None
     assert "checkpoint, in order" in _texts(made.svg)
     assert "epoch-00050.safetensors: smallest" in made.description

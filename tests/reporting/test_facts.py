@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.facts.run import read_digest
+from convexlab.reporting.facts.run import read_facts
 from convexlab.reporting.words.signs import later_peak, signals
 from convexlab.runs import Run
 from convexlab.runs.rows import Curve, ProbedCheckpoint
@@ -45,26 +45,26 @@ def test_density_keeps_pairs_only() -> None:
 
 
 def test_switch_of_an_unfinished_run_is_read_off_its_curve(make_run: MakeRun) -> None:
-    digest = read_digest(make_run(finished=False), "run")
-    assert digest.switch is not None
-    assert digest.curve is not None
-    assert digest.switch.epoch == 40
-    assert digest.switch.train_loss == digest.curve.loss[40]
-    assert digest.phase_two == "cg-golden"
+    facts = read_facts(make_run(finished=False), "run")
+    assert facts.switch is not None
+    assert facts.curve is not None
+    assert facts.switch.epoch == 40
+    assert facts.switch.train_loss == facts.curve.loss[40]
+    assert facts.phase_two == "cg-golden"
 
 
 def test_checkpoints_come_by_epoch(make_probe: MakeRun) -> None:
     run = make_probe(count=3)
     lines = run.probe_path.read_text().splitlines()
     run.probe_path.write_text("\n".join(reversed(lines)))
-    assert [checkpoint.epoch for checkpoint in read_digest(run, "probe").probe] == [0, 50, 100]
+    assert [checkpoint.epoch for checkpoint in read_facts(run, "probe").probe] == [0, 50, 100]
 
 
 def test_a_damaged_file_is_misuse(make_run: MakeRun) -> None:
     run = make_run()
     run.metrics_path.write_text("{")
     with pytest.raises(MisuseError, match=r"metrics\.jsonl.*line 1 is not JSON"):
-        read_digest(run, "run")
+        read_facts(run, "run")
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,15 @@ def test_later_peak_is_free_of_scale(norms: list[float], power: int) -> None:
 
 def test_signs_inside_the_rounding_floor_do_not_count(make_probe: MakeRun) -> None:
     tiny = {"gradient_curvature": -1e-8, "smallest": -1e-8, "rounding_floor": 1e-7}
-    seen = {signal.name: signal.seen for signal in signals(read_digest(make_probe(**tiny), "probe"))}
+    seen = {signal.name: signal.seen for signal in signals(read_facts(make_probe(**tiny), "probe"))}
     assert seen["Smallest eigenvalue"] == "Negative at none of 3 checkpoints."
     assert "Negative at none of 3" in seen["Curvature along the gradient, gᵀHg / gᵀg"]
     assert "−1.0" not in "".join(seen.values())
 
 
 def test_signals_are_told_with_their_epochs(make_run: MakeRun) -> None:
-    digest = read_digest(make_run(), "run")
-    seen = {signal.name: signal.seen for signal in signals(digest)}
+    facts = read_facts(make_run(), "run")
+    seen = {signal.name: signal.seen for signal in signals(facts)}
     assert seen["Peak of the gradient norm"].startswith("Largest at epoch 0 (2.")
     # The fixture's norm rises to its later peak around epoch 36 of 100.
     assert "Highest rise after a fall" in seen["Peak of the gradient norm"]

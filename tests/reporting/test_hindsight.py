@@ -20,8 +20,8 @@ from convexlab.reporting.charts import hindsight as oracle_figure
 from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
 from convexlab.reporting.charts.hindsight import oracle_chart
 from convexlab.reporting.charts.training import norm_chart
-from convexlab.reporting.facts.run import Digest, read_digest
-from convexlab.reporting.hindsight_part import oracle_part
+from convexlab.reporting.facts.run import RunFacts, read_facts
+from convexlab.reporting.parts.hindsight import oracle_part
 from convexlab.reporting.words.hindsight import joint_oracle_sentence, oracle_paragraphs, oracle_sentence
 from convexlab.runs import Run
 
@@ -55,8 +55,8 @@ def with_oracle(run: Run, ends: Mapping[int, float] = ENDS, resorted: Sequence[i
     return run
 
 
-def digest_of(run: Run) -> Digest:
-    return read_digest(run, "run")
+def facts_of(run: Run) -> RunFacts:
+    return read_facts(run, "run")
 
 
 def text_of(path: Path) -> str:
@@ -87,7 +87,7 @@ def texts(svg: str) -> list[str]:
     ],
 )
 def test_the_run_against_the_best_switch(ends: dict[int, float], told: str, make_bare: MakeRun) -> None:
-    sentence = oracle_sentence(digest_of(with_oracle(make_bare(), ends)))
+    sentence = oracle_sentence(facts_of(with_oracle(make_bare(), ends)))
     assert sentence.startswith(told)
     # One alone is the best of nothing.
     assert sentence.endswith("A best of several is favoured by chance.") == (len(ends) > 1)
@@ -95,24 +95,24 @@ def test_the_run_against_the_best_switch(ends: dict[int, float], told: str, make
 
 def test_adam_alone_answers_whether_to_switch_at_all(make_bare: MakeRun) -> None:
     better = "Adam alone, the better of constant and cosine rate, ended "
-    assert f"{better}at 2.30 times the loss of the best switch." in oracle_sentence(digest_of(with_oracle(make_bare())))
+    assert f"{better}at 2.30 times the loss of the best switch." in oracle_sentence(facts_of(with_oracle(make_bare())))
     lower = with_oracle(make_bare("lower"), {20: 4.6e-4, 40: 1e-3})
-    assert f"{better}at 0.500 times the loss of the best switch." in oracle_sentence(digest_of(lower))
+    assert f"{better}at 0.500 times the loss of the best switch." in oracle_sentence(facts_of(lower))
     same = with_oracle(make_bare("same"), {20: 2.301e-4, 40: 1e-3})
-    assert f"{better}level with the best switch." in oracle_sentence(digest_of(same))
+    assert f"{better}level with the best switch." in oracle_sentence(facts_of(same))
 
 
 def test_a_run_that_never_switched_and_one_that_was_told_when(make_bare: MakeRun) -> None:
-    never = oracle_sentence(digest_of(with_oracle(make_bare("never", switch=None, final=2.8e-4), {20: 1.4e-4, 40: 1})))
+    never = oracle_sentence(facts_of(with_oracle(make_bare("never", switch=None, final=2.8e-4), {20: 1.4e-4, 40: 1})))
     assert "at epoch 20, 0.500 of the loss that this run without a switch gave." in never
     switch = {"epoch": 40, "detector": "switch-epoch", "train_loss": 0.1, "gradient_norm": 0.1, "reason": "was set"}
-    told = oracle_sentence(digest_of(with_oracle(make_bare("told", summary={"switch": switch}))))
+    told = oracle_sentence(facts_of(with_oracle(make_bare("told", summary={"switch": switch}))))
     assert "gave" in told
     assert "the chosen switch at epoch 40" in told
 
 
 def test_what_was_tried_and_what_it_cost(make_bare: MakeRun) -> None:
-    (told,) = oracle_paragraphs(digest_of(with_oracle(make_bare(), resorted=[20, 80])))
+    (told,) = oracle_paragraphs(facts_of(with_oracle(make_bare(), resorted=[20, 80])))
     assert "started from 4 epochs, 20 to 80, of Adam at a constant rate as well" in told
     # 100 + 80 + 60 + 40 beside the Adam epochs.
     assert "All this cost 280 gradient equivalents beside the run, and decided nothing of it." in told
@@ -120,7 +120,7 @@ def test_what_was_tried_and_what_it_cost(make_bare: MakeRun) -> None:
     # 6 / 1.4, 1.4 / 1 and 2 / 1: their median is 2.
     assert "the loss changes by a median factor of 2.00." in told
     assert "After epoch 40 the charts of curvature show this run's second phase" in told
-    (alone,) = oracle_paragraphs(digest_of(with_oracle(make_bare("alone"), {20: 1e-4})))
+    (alone,) = oracle_paragraphs(facts_of(with_oracle(make_bare("alone"), {20: 1e-4})))
     assert "started from epoch 20 of Adam" in alone
     assert "factor" not in alone
     assert "gave up" not in alone
@@ -129,11 +129,11 @@ def test_what_was_tried_and_what_it_cost(make_bare: MakeRun) -> None:
 
 def test_several_runs_together(make_bare: MakeRun) -> None:
     runs = [with_oracle(make_bare("a"), {20: 0.7e-4}), with_oracle(make_bare("b", seed=1), {20: 2.8e-4})]
-    told = joint_oracle_sentence([digest_of(run) for run in runs])
+    told = joint_oracle_sentence([facts_of(run) for run in runs])
     assert told.startswith("The best switch of each of 2 runs ended at 1.00 times the loss of the run's own decision")
     assert "(from 0.500 to 2.00)" in told
     assert told in summary_lines(runs)
-    assert joint_oracle_sentence([digest_of(make_bare("c"))]) == ""
+    assert joint_oracle_sentence([facts_of(make_bare("c"))]) == ""
 
 
 # Charts
@@ -144,7 +144,7 @@ def test_the_chart_has_every_switch_the_decision_and_both_rates_of_adam(
 ) -> None:
     drawn: list[Axes] = []
     monkeypatch.setattr(oracle_figure, "legend", drawn.append)
-    made = oracle_chart(digest_of(with_oracle(make_bare(), resorted=[20])), "key")
+    made = oracle_chart(facts_of(with_oracle(make_bare(), resorted=[20])), "key")
     assert made is not None
     (axes,) = drawn
     lines = {str(line.get_label()): line for line in axes.lines}
@@ -162,30 +162,30 @@ def test_the_chart_has_every_switch_the_decision_and_both_rates_of_adam(
 
 
 def test_the_chart_says_its_numbers(make_bare: MakeRun) -> None:
-    made = oracle_chart(digest_of(with_oracle(make_bare())), "key")
+    made = oracle_chart(facts_of(with_oracle(make_bare())), "key")
     assert made is not None
     assert {"best of 4, epoch 60", "this run, epoch 40", "Adam alone, constant"} <= set(texts(made.svg))
     assert "20: 6.00×10⁻⁴, 40: 1.40×10⁻⁴" in made.description
     assert "Lowest: 1.00×10⁻⁴ at epoch 60. This run: 1.40×10⁻⁴." in made.description
-    never = oracle_chart(digest_of(with_oracle(make_bare("never", switch=None))), "key")
+    never = oracle_chart(facts_of(with_oracle(make_bare("never", switch=None))), "key")
     assert never is not None
     assert "this run, never switched" in texts(never.svg)
 
 
 def test_a_loss_of_zero_and_a_single_switch_can_be_drawn(make_bare: MakeRun) -> None:
     for ends in ({20: 0.0, 40: 1e-4}, {20: 1e-4}):
-        digest = digest_of(with_oracle(make_bare(f"run-{len(ends)}"), ends))
-        assert oracle_chart(digest, "key") is not None
-        assert oracle_part(digest, "key", compact=False) is not None
-    assert oracle_sentence(digest_of(Run(make_bare("none").path))) == ""
+        facts = facts_of(with_oracle(make_bare(f"run-{len(ends)}"), ends))
+        assert oracle_chart(facts, "key") is not None
+        assert oracle_part(facts, "key", compact=False) is not None
+    assert oracle_sentence(facts_of(Run(make_bare("none").path))) == ""
 
 
 @pytest.mark.parametrize("best", [20, 80])
 def test_the_best_switch_is_marked_beside_the_decision(best: int, make_run: MakeRun) -> None:
     ends = {20: 3e-4, 80: 3e-4} | {best: 1e-4}
-    digest = digest_of(with_oracle(make_run(), ends))
+    facts = facts_of(with_oracle(make_run(), ends))
     name = f"best of 2, epoch {best}"
-    norm, ends_chart, mass = norm_chart(digest, "a"), eigenvalue_chart(digest, "b"), mass_chart(digest, "c")
+    norm, ends_chart, mass = norm_chart(facts, "a"), eigenvalue_chart(facts, "b"), mass_chart(facts, "c")
     assert norm is not None
     assert ends_chart is not None
     assert mass is not None
@@ -198,12 +198,12 @@ def test_the_best_switch_is_marked_beside_the_decision(best: int, make_run: Make
 
 
 def test_without_an_oracle_no_chart_changes(make_run: MakeRun) -> None:
-    digest = digest_of(make_run())
-    assert oracle_chart(digest, "key") is None
-    assert oracle_part(digest, "key", compact=False) is None
+    facts = facts_of(make_run())
+    assert oracle_chart(facts, "key") is None
+    assert oracle_part(facts, "key", compact=False) is None
     color = matplotlib.colors.to_hex(oracle_figure.PALETTE["orange"])
     for make in (norm_chart, eigenvalue_chart, mass_chart):
-        made = make(digest, "key")
+        made = make(facts, "key")
         assert made is not None
         assert color not in made.svg
         assert not any("best of" in text for text in texts(made.svg))

@@ -1,12 +1,29 @@
 from __future__ import annotations
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plain_number, plus_minus, signed
+from convexlab import reporting
+from convexlab.reporting.numbers import (
+    accuracy,
+    change,
+    count,
+    decade,
+    decimals,
+    lower_bound,
+    number,
+    percent,
+    plain_number,
+    plus_minus,
+    short,
+    signed,
+    typeset,
+)
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 
@@ -74,8 +91,74 @@ def test_plus_minus() -> None:
 
 def test_counts_shares_and_accuracies() -> None:
     assert [count(value) for value in (None, 40.0, 13.333, 1437, 119.99999999)] == ["–", "40", "13.3", "1,437", "120"]
-    assert percent(0.999) == "99.9\N{NO-BREAK SPACE}%"
+    assert [percent(0.999), percent(-0.0123, 1)] == ["99.9\N{NO-BREAK SPACE}%", "−1.2\N{NO-BREAK SPACE}%"]
     assert [accuracy(None), accuracy(1.0), accuracy(0.99449)] == ["–", "1.000", "0.994"]
+
+
+def test_every_negative_number_has_a_true_minus() -> None:
+    assert [count(-13.33), count(-0.04), change(-1234.4), change(2.0), change(-0.2)] == [
+        "−13.3",
+        "0",
+        "−1,234",
+        "+2",
+        "+0",
+    ]
+    assert [decimals(-0.00123, 4), decimals(-0.00001, 4), decade(-0.01), decade(0.0)] == [
+        "−0.0012",
+        "0.0000",
+        "−10⁻²",
+        "0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (3e-4, "0.0003"),
+        (-2.5, "−2.5"),
+        (1e-5, "1×10⁻⁵"),
+        (25000, "25,000"),
+        (-2.5e7, "−2.5×10⁷"),
+    ],
+)
+def test_a_number_that_people_chose_has_the_digits_it_was_given(value: float | None, text: str) -> None:
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("stored", "printed"),
+    [
+        ("it is -0.0108 (-0.011), the largest 1.23e+03", "it is −0.0108 (−0.011), the largest 1,230"),
+        ("fell to 1.4e-05 of 1e-3.", "fell to 1.4×10⁻⁵ of 0.001."),
+        ("switch-epoch 40, 20-80, 1,437 of adam-2 v1e-5", "switch-epoch 40, 20-80, 1,437 of adam-2 v1e-5"),
+    ],
+)
+def test_a_stored_sentence_is_printed_like_the_page_s_own(stored: str, printed: str) -> None:
+    assert typeset(stored) == printed
+
+
+@given(st.floats(min_value=-1e12, max_value=1e12))
+def test_a_stored_number_keeps_its_value(value: float) -> None:
+    assert read_back(typeset(f"{value:.3g}")) == pytest.approx(float(f"{value:.3g}"), rel=1e-12)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_no_other_module_formats_a_number() -> None:
+    """A format within an f-string, or a minus put in by hand; those of SVG's coordinates are no words."""
+    pages = [*Path(reporting.__file__).parent.rglob("*.py"), *(ROOT / "analyses" / "paper" / "pages").glob("*.py")]
+    formats = []
+    for path in pages:
+        if path.name not in {"numbers.py", "svg.py"}:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                formatted = isinstance(node, ast.FormattedValue) and node.format_spec is not None
+                if formatted or (isinstance(node, ast.Constant) and node.value == "−"):
+                    formats.append(f"{path.name}:{node.lineno}")
+    assert len(pages) > 30
+    assert formats == []
 
 
 @settings(deadline=None)  # a busy machine is no fault

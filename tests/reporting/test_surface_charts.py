@@ -19,7 +19,7 @@ from convexlab.errors import MisuseError
 from convexlab.reporting import write_report
 from convexlab.reporting.charts.plane import contour_levels, plane_chart
 from convexlab.reporting.charts.slices import holds_to, slice_chart
-from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.facts.run import RunFacts, read_facts
 from convexlab.runs import Run, write_json, write_json_lines
 from convexlab.runs.rows import LossSlice
 
@@ -78,18 +78,18 @@ def add_surface(run: Run, **changes: Any) -> None:
 
 
 @pytest.fixture
-def digest(run: Run) -> Digest:
-    return read_digest(run, "run")
+def facts(run: Run) -> RunFacts:
+    return read_facts(run, "run")
 
 
-def test_slices_are_drawn_at_start_switch_and_end_with_the_numbers_in_words(digest: Digest) -> None:
-    made = slice_chart(digest, "slices")
+def test_slices_are_drawn_at_start_switch_and_end_with_the_numbers_in_words(facts: RunFacts) -> None:
+    made = slice_chart(facts, "slices")
     assert made is not None
     for text in ("first: epoch 0", "switch: epoch 40", "last: epoch 100", "loss", "quadratic model", "checkpoint"):
         assert f">{text}" in made.svg
     assert made.svg.count("λ = ") == 6
     assert ">λ = −0.600, s = 0.53<" in made.svg
-    first = digest.probe[0].slices["smallest"]
+    first = facts.probe[0].slices["smallest"]
     assert (
         f"first, epoch 0: along the eigenvector of the smallest eigenvalue, −0.600, the loss is {first.losses[0]:.3f}"
         in (made.description)
@@ -97,10 +97,10 @@ def test_slices_are_drawn_at_start_switch_and_end_with_the_numbers_in_words(dige
     assert made.description in made.svg
 
 
-def test_negative_curvature_is_hatched_and_only_where_it_is_more_than_rounding(digest: Digest) -> None:
-    negative = slice_chart(digest, "slices")
-    floored = [dataclasses.replace(c, rounding_floor=10.0) for c in digest.probe]
-    within = slice_chart(dataclasses.replace(digest, probe=tuple(floored)), "slices")
+def test_negative_curvature_is_hatched_and_only_where_it_is_more_than_rounding(facts: RunFacts) -> None:
+    negative = slice_chart(facts, "slices")
+    floored = [dataclasses.replace(c, rounding_floor=10.0) for c in facts.probe]
+    within = slice_chart(dataclasses.replace(facts, probe=tuple(floored)), "slices")
     assert negative is not None
     assert within is not None
     # One pattern is shared by all; two of the three checkpoints and the legend are filled with it.
@@ -139,20 +139,20 @@ def test_a_model_does_not_hold_where_the_loss_is_not_finite() -> None:
     ],
 )
 def test_slices_without_numbers_are_left_out(slices: Any, make_probe: MakeRun) -> None:
-    digest = read_digest(make_probe(slices=slices, smallest_slope=0.1, largest_slope=0.1), "run")
-    assert slice_chart(digest, "slices") is None
+    facts = read_facts(make_probe(slices=slices, smallest_slope=0.1, largest_slope=0.1), "run")
+    assert slice_chart(facts, "slices") is None
 
 
 def test_one_end_alone_and_holes_are_drawn(make_probe: MakeRun) -> None:
     slices = {"smallest": {"steps": [-0.1, 0, 0.1], "losses": [0.3, 0.34, None]}}
-    made = slice_chart(read_digest(make_probe(slices=slices, smallest_slope=0.1, largest_slope=0.1), "run"), "slices")
+    made = slice_chart(read_facts(make_probe(slices=slices, smallest_slope=0.1, largest_slope=0.1), "run"), "slices")
     assert made is not None
     assert "the loss is 0.300, 0.340, – at" in made.description
     assert "largest" not in made.description
 
 
-def test_the_path_is_drawn_by_phase_with_its_switch(digest: Digest) -> None:
-    made = plane_chart(digest, "plane")
+def test_the_path_is_drawn_by_phase_with_its_switch(facts: RunFacts) -> None:
+    made = plane_chart(facts, "plane")
     assert made is not None
     for text in ("Adam", "cg-golden", "first", "switch, epoch 40", "training loss", "2nd (9.9\N{NO-BREAK SPACE}%)"):
         assert f">{text}<" in made.svg
@@ -167,7 +167,7 @@ def test_the_path_is_drawn_by_phase_with_its_switch(digest: Digest) -> None:
 def test_a_path_without_phases_or_switch(make_probe: MakeRun) -> None:
     run = make_probe(phase="")
     write_json(run.landscape_path, plane_of(run.probe, examples=1437))
-    made = plane_chart(read_digest(run, "run"), "plane")
+    made = plane_chart(read_facts(run, "run"), "plane")
     assert made is not None
     assert ">checkpoint<" in made.svg
     assert ">Adam<" not in made.svg
@@ -180,10 +180,10 @@ def test_a_plane_with_holes_is_drawn_and_one_without_values_is_not(hole: int, ru
     plane = plane_of(run.probe)
     plane["losses"][hole] = [None] * 13
     write_json(run.landscape_path, plane)
-    assert plane_chart(read_digest(run, "run"), "plane") is not None
+    assert plane_chart(read_facts(run, "run"), "plane") is not None
     for losses in ([[None] * 13] * 7, [[1.0] * 13] * 7):
         write_json(run.landscape_path, plane | {"losses": losses})
-        assert plane_chart(read_digest(run, "run"), "plane") is None
+        assert plane_chart(read_facts(run, "run"), "plane") is None
 
 
 @pytest.mark.parametrize("high", [0.0101, 0.011, 0.02, 0.3, 100.0, 1e6, 1e40])

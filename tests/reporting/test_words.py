@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convexlab.reporting.facts.comparison import compare
-from convexlab.reporting.facts.run import Digest, read_digest
+from convexlab.reporting.facts.run import RunFacts, read_facts
 from convexlab.reporting.words.run import has_paid, headline, judgement, verdict_sentence
 from convexlab.reporting.words.several import joint_headline
 from convexlab.runs import Run
@@ -18,16 +18,16 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def digest(make_run: MakeRun) -> Digest:
-    return read_digest(make_run(), "run")
+def facts(make_run: MakeRun) -> RunFacts:
+    return read_facts(make_run(), "run")
 
 
-def _with_losses(digest: Digest, ours: float, theirs: float) -> Digest:
-    assert digest.two_phase is not None
-    baseline = digest.baselines["adam-cosine"]
+def _with_losses(facts: RunFacts, ours: float, theirs: float) -> RunFacts:
+    assert facts.two_phase is not None
+    baseline = facts.baselines["adam-cosine"]
     return dataclasses.replace(
-        digest,
-        two_phase=dataclasses.replace(digest.two_phase, train_loss=ours),
+        facts,
+        two_phase=dataclasses.replace(facts.two_phase, train_loss=ours),
         baselines={"adam-cosine": dataclasses.replace(baseline, train_loss=theirs)},
     )
 
@@ -66,12 +66,12 @@ def _with_losses(digest: Digest, ours: float, theirs: float) -> Digest:
         ),
     ],
 )
-def test_headline_says_better_or_worse_with_numbers(digest: Digest, ours: float, theirs: float, told: str) -> None:
-    assert headline(_with_losses(digest, ours, theirs))[0] == told
+def test_headline_says_better_or_worse_with_numbers(facts: RunFacts, ours: float, theirs: float, told: str) -> None:
+    assert headline(_with_losses(facts, ours, theirs))[0] == told
 
 
-def test_the_better_of_the_two_baselines_counts(digest: Digest) -> None:
-    comparison = compare(digest)
+def test_the_better_of_the_two_baselines_counts(facts: RunFacts) -> None:
+    comparison = compare(facts)
     assert comparison is not None
     assert (comparison.baseline, comparison.baseline_loss) == ("adam-cosine", 2.3e-4)
 
@@ -89,8 +89,8 @@ def test_the_better_of_the_two_baselines_counts(digest: Digest) -> None:
         (1e-4, float("nan"), False),
     ],
 )
-def test_a_lower_loss_at_a_higher_cost_is_no_win(digest: Digest, ours: float, cost: float, conclusive: bool) -> None:
-    comparison = compare(_with_losses(digest, ours, 2.3e-4))
+def test_a_lower_loss_at_a_higher_cost_is_no_win(facts: RunFacts, ours: float, cost: float, conclusive: bool) -> None:
+    comparison = compare(_with_losses(facts, ours, 2.3e-4))
     assert comparison is not None
     changed = dataclasses.replace(comparison, costs=(cost, 120.0))
     assert changed.is_conclusive is conclusive
@@ -98,29 +98,29 @@ def test_a_lower_loss_at_a_higher_cost_is_no_win(digest: Digest, ours: float, co
 
 def test_an_unequal_cost_is_told(make_run: MakeRun) -> None:
     """Without a switch the run of the fixture spends 4/3 an epoch for 100 epochs: 133.3 against 120."""
-    first = headline(read_digest(make_run(switch=None), "run"))[0]
+    first = headline(read_facts(make_run(switch=None), "run"))[0]
     assert first.startswith("Two-phase training cannot be compared fairly")
     assert "at higher cost (133.3 against 120 gradient equivalents)" in first
 
 
 def test_switch_is_told(make_run: MakeRun) -> None:
-    digest = read_digest(make_run("a", switch=40), "a")
-    assert digest.curve is not None
-    assert headline(digest)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
-    assert headline(read_digest(make_run("b", switch=None), "b"))[1] == "It never switched, so the whole run is Adam."
+    facts = read_facts(make_run("a", switch=40), "a")
+    assert facts.curve is not None
+    assert headline(facts)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
+    assert headline(read_facts(make_run("b", switch=None), "b"))[1] == "It never switched, so the whole run is Adam."
 
 
 def test_the_switch_is_told_with_the_share_of_the_budget(make_run: MakeRun) -> None:
     """40 epochs of Adam at 4/3 each are 53.3 of 120 gradient equivalents."""
-    assert headline(read_digest(make_run(), "run"))[1].endswith(", with 44\N{NO-BREAK SPACE}% of the budget spent.")
+    assert headline(read_facts(make_run(), "run"))[1].endswith(", with 44\N{NO-BREAK SPACE}% of the budget spent.")
 
 
-def test_without_a_switch_nothing_is_said_about_switching(digest: Digest) -> None:
-    never = dataclasses.replace(_with_losses(digest, 1e-4, 2e-4), switch=Switch(None, "", None, None, ""))
+def test_without_a_switch_nothing_is_said_about_switching(facts: RunFacts) -> None:
+    never = dataclasses.replace(_with_losses(facts, 1e-4, 2e-4), switch=Switch(None, "", None, None, ""))
     assert headline(never)[0].startswith("Two-phase training ended better than")
     assert not has_paid(never)
-    assert has_paid(_with_losses(digest, 1e-4, 2e-4))
-    assert not has_paid(_with_losses(digest, 2e-4, 1e-4))
+    assert has_paid(_with_losses(facts, 1e-4, 2e-4))
+    assert not has_paid(_with_losses(facts, 2e-4, 1e-4))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_without_a_switch_nothing_is_said_about_switching(digest: Digest) -> Non
         ((0, 40), "At the switch, the last checkpoint probed (epoch 40): non-convex, with curvature −0.5 along"),
     ],
 )
-def test_the_verdict_at_the_switch_is_told(digest: Digest, epochs: tuple[int, ...], told: str) -> None:
+def test_the_verdict_at_the_switch_is_told(facts: RunFacts, epochs: tuple[int, ...], told: str) -> None:
     row = {"verdict": "non-convex", "smallest": -0.5, "sampling_summary": ""}
     probe = tuple(ProbedCheckpoint.from_row(row | {"epoch": epoch}) for epoch in epochs)
-    sentences = headline(dataclasses.replace(digest, probe=probe))
+    sentences = headline(dataclasses.replace(facts, probe=probe))
     assert sentences[2].replace("−0.500", "−0.5").startswith(told)
     # Each checkpoint once.
     assert len(sentences) == 2 + min(2, len(epochs) - 1)
@@ -142,12 +142,12 @@ def test_the_verdict_at_the_switch_is_told(digest: Digest, epochs: tuple[int, ..
 
 def test_a_return_to_adam_is_told(make_run: MakeRun) -> None:
     resort = {"epoch": 61, "reason": "the line search failed three times"}
-    digest = read_digest(make_run(summary={"safe_resort": resort}), "run")
-    assert headline(digest)[1].endswith(" After epoch 61 phase two gave up, and training went back to Adam.")
+    facts = read_facts(make_run(summary={"safe_resort": resort}), "run")
+    assert headline(facts)[1].endswith(" After epoch 61 phase two gave up, and training went back to Adam.")
 
 
 def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
-    first = headline(read_digest(make_run(baselines=False), "run"))[0]
+    first = headline(read_facts(make_run(baselines=False), "run"))[0]
     assert first == (
         "Two-phase training reached a training loss of 1.40×10⁻⁴. "
         "No Adam baseline was run, so this says nothing about better or worse."
@@ -155,10 +155,10 @@ def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
 
 
 def test_an_unfinished_run_tells_where_it_stands(make_run: MakeRun) -> None:
-    digest = read_digest(make_run(finished=False, probed=False, switch=None), "run")
-    assert re.fullmatch(r"After epoch 100 training stands at a training loss of \S+\.", headline(digest)[0])
-    assert headline(digest)[1] == "It has not switched from Adam yet."
-    switched = read_digest(make_run("other", finished=False), "other")
+    facts = read_facts(make_run(finished=False, probed=False, switch=None), "run")
+    assert re.fullmatch(r"After epoch 100 training stands at a training loss of \S+\.", headline(facts)[0])
+    assert headline(facts)[1] == "It has not switched from Adam yet."
+    switched = read_facts(make_run("other", finished=False), "other")
     assert headline(switched)[1].startswith("It switched from Adam to cg-golden after epoch 40 at training loss ")
 
 
@@ -217,10 +217,10 @@ def test_verdict_sentence(changes: dict[str, Any], sentence: str) -> None:
 
 def test_the_last_sample_is_told_after_the_last_verdict(make_run: MakeRun, make_probe: MakeRun) -> None:
     for run, place in ((make_run(), "epoch 100"), (make_probe(), "epoch 100")):
-        *_, verdict, sample = headline(read_digest(run, "run"))
+        *_, verdict, sample = headline(read_facts(run, "run"))
         assert verdict.startswith(f"At the last checkpoint probed ({place}): no negative curvature")
         assert sample.startswith("The loss is that of all 1,437 training examples. Made up: on 360 validation")
-    older = headline(read_digest(make_probe("older", sampling_summary=None), "older"))
+    older = headline(read_facts(make_probe("older", sampling_summary=None), "older"))
     assert older[-1].startswith("At the last checkpoint probed")
 
 
@@ -241,17 +241,17 @@ def test_judgement_is_the_verdict_and_what_the_sample_says(changes: dict[str, An
 
 @pytest.mark.parametrize("verdict", ["non-convex", "no-negative-curvature", "unresolved", ""])
 def test_nothing_is_called_convex(verdict: str, make_probe: MakeRun) -> None:
-    for sentence in headline(read_digest(make_probe(verdict=verdict), "probe")):
+    for sentence in headline(read_facts(make_probe(verdict=verdict), "probe")):
         assert not re.search(r"(?<!non-)\bconvex", sentence)
 
 
 def test_several_runs_are_summed_up(make_run: MakeRun) -> None:
-    digests = [
-        _with_losses(read_digest(make_run(name), name), ours, 1e-4)
+    runs = [
+        _with_losses(read_facts(make_run(name), name), ours, 1e-4)
         for name, ours in (("a", 0.25e-4), ("b", 0.5e-4), ("c", 1e-4), ("d", 8e-4))
     ]
     # Geometric mean of 1/4, 1/2, 1 and 8 is 1.
-    assert joint_headline(digests)[0] == (
+    assert joint_headline(runs)[0] == (
         "Switching paid in 2 of 4 runs. "
         "Against the better Adam baseline of each run, two-phase training ended better in 2, level in 1, worse in 1 "
         "of 4; its training loss is 1.00 times theirs in the geometric mean (from 0.250 to 8.00)."
@@ -259,23 +259,21 @@ def test_several_runs_are_summed_up(make_run: MakeRun) -> None:
 
 
 def test_several_runs_tell_when_they_switched(make_run: MakeRun) -> None:
-    digests = [
-        read_digest(make_run(name, switch=switch, probed=False), name) for name, switch in (("a", 20), ("b", 40))
-    ]
+    runs = [read_facts(make_run(name, switch=switch, probed=False), name) for name, switch in (("a", 20), ("b", 40))]
     # A third of an epoch a detection: 26.7 and 53.3 of 120.
-    spaced = [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in joint_headline(digests)]
+    spaced = [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in joint_headline(runs)]
     assert spaced[1] == "They switched after epoch 20 to 40, with 22 % to 44 % of the budget spent."
-    never = read_digest(make_run("c", switch=None), "c")
-    assert "; 1 of 3 never did." in joint_headline([*digests, never])[1]
-    assert joint_headline([*digests, never])[0].startswith("Switching paid in 2 of the 2 runs that switched. Against")
+    never = read_facts(make_run("c", switch=None), "c")
+    assert "; 1 of 3 never did." in joint_headline([*runs, never])[1]
+    assert joint_headline([*runs, never])[0].startswith("Switching paid in 2 of the 2 runs that switched. Against")
     first = joint_headline([never, never])[0]
     assert first.startswith("None of them switched, so nothing is told about switching. Against the better")
     assert "switched after" not in " ".join(joint_headline([never, never]))
 
 
 def test_several_verdicts_are_counted_at_the_switch_and_at_the_end(make_run: MakeRun) -> None:
-    digests = [read_digest(make_run(name, epochs=40, switch=16), name) for name in "ab"]
-    assert joint_headline(digests)[2:] == [
+    runs = [read_facts(make_run(name, epochs=40, switch=16), name) for name in "ab"]
+    assert joint_headline(runs)[2:] == [
         "Verdicts at or nearest the switch: 2\N{NO-BREAK SPACE}× non-convex.",
         "Verdicts at the last checkpoint probed: 2\N{NO-BREAK SPACE}× no negative curvature found.",
     ]

@@ -169,7 +169,7 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
 
 def _negative(runs: Sequence[Row], place: int) -> str:
     rows = [run["truth"][place] for run in runs if run["truth"][place]["largest"]]
-    return percent(round(median(row["smallest"] / row["largest"] for row in rows), 4)).replace("-", "−")
+    return percent(median(row["smallest"] / row["largest"] for row in rows), 2)
 
 
 def _titles(words: Sequence[str]) -> list[str]:

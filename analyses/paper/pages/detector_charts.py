@@ -11,11 +11,11 @@ import numpy as np
 
 from convexlab.reporting.charts.style import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number
+from convexlab.reporting.numbers import number, percent
 from convexlab.runs import Row
 from paper.scores import Interval, best_switch, counted, outcomes
 
-__all__ = ["curvature_chart", "kind_of", "oracle_chart", "regret_chart", "run_chart"]
+__all__ = ["all_switches_chart", "curvature_chart", "kind_of", "regret_chart", "run_chart"]
 
 _KINDS = {
     "mse": (PALETTE["blue"], "-", "squared error, images"),
@@ -45,7 +45,7 @@ def oracle_curve(run: Row) -> tuple[list[float], list[float]]:
     return shares, [counted(one["loss"]) / best for one in found]
 
 
-def oracle_chart(runs: Sequence[Row], key: str) -> Chart:
+def all_switches_chart(runs: Sequence[Row], key: str) -> Chart:
     """Return the loss at the end of the budget over where in it the switch was made."""
     with draw(height=4.0) as (figure, (axes,)):
         named: set[str] = set()
@@ -66,8 +66,8 @@ def oracle_chart(runs: Sequence[Row], key: str) -> Chart:
             key=key,
             title="Every switch, followed to the end of the same budget",
             caption="One line a run; 1 is its best switch. Early is fatal for some runs and late for others.",
-            description=f"The best switch lies between {min(places):.0%} and {max(places):.0%} of the budget, in the "
-            f"median at {median(places):.0%}.",
+            description=f"The best switch lies between {percent(min(places), 0)} and {percent(max(places), 0)} of the "
+            f"budget, in the median at {percent(median(places), 0)}.",
         )
 
 

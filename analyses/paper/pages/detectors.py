@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from convexlab.detection import BudgetFraction
-from convexlab.reporting.numbers import MISSING, number, percent
+from convexlab.reporting.numbers import MISSING, change, count, number, percent, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.runs import Row
 from paper.choosing import Choice, choose
 from paper.claims import Judgement
 from paper.pages.claims import claims_part, judge, kinds
-from paper.pages.detector_charts import kind_of, oracle_chart, regret_chart, run_chart
+from paper.pages.detector_charts import all_switches_chart, kind_of, regret_chart, run_chart
 from paper.rules import fraction_label
 from paper.scores import (
     Comparison,
@@ -83,7 +83,7 @@ def _answer(
         f"Switching where {PEAK} fires ends {_told(PEAK, scores)}; where Algorithm 1 as printed does, "
         f"{_told(PRINTED, scores)}, {sum(one.early for one in scores[PRINTED])} of {total} times within the initial "
         "transient.",
-        f"The best moment lay anywhere from {percent(round(min(places), 2))} to {percent(round(max(places), 2))} of "
+        f"The best moment lay anywhere from {percent(min(places), 0)} to {percent(max(places), 0)} of "
         f"the budget. The rule of least regret, chosen on one half of the tasks and used on the other: "
         f"{'; '.join(map(_held_out, choices))}.",
         f"At the lowest point that any switch reached, the loss was still proven non-convex in {lowest['non-convex']} "
@@ -93,7 +93,7 @@ def _answer(
 
 def _held_out(choice: Choice) -> str:
     return (
-        f"{choice.label}, a median of {percent(round(median(choice.regrets), 3))} above the best switch there and at "
+        f"{choice.label}, a median of {percent(median(choice.regrets), 1)} above the best switch there and at "
         f"worst a factor of {number(1 + max(choice.regrets))}"
     )
 
@@ -101,7 +101,7 @@ def _held_out(choice: Choice) -> str:
 def _told(label: str, scores: Mapping[str, list[Score]]) -> str:
     regrets = [one.regret for one in scores[label]]
     within = sum(regret <= 0.1 for regret in regrets)
-    above = percent(round(median(regrets), 3))
+    above = percent(median(regrets), 1)
     return f"a median {above} above the best switch of the same run ({within} of {len(regrets)} within 10 %)"
 
 
@@ -139,8 +139,8 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
                 _signed(lags),
                 MISSING
                 if not transitions
-                else f"{_plain(median(low for low, _ in transitions))} to "
-                f"{_plain(median(high for _, high in transitions))} ({len(transitions)})",
+                else f"{change(median(low for low, _ in transitions))} to "
+                f"{change(median(high for _, high in transitions))} ({len(transitions)})",
             ]
         )
     columns: list[Column | str] = [
@@ -172,19 +172,15 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
             told,
         ],
         [
-            oracle_chart(runs, "oracle"),
+            all_switches_chart(runs, "oracle"),
             regret_chart({label: [one.regret for one in found] for label, found in scores.items()}, medians, "regret"),
         ],
         [make_table("Rules by their median regret.", columns, rows)],
     )
 
 
-def _plain(value: float) -> str:
-    return f"{value:+.0f}".replace("-", "−")
-
-
 def _signed(values: Sequence[float]) -> str:
-    return MISSING if not values else f"{_plain(median(values))} ({_plain(min(values))} to {_plain(max(values))})"
+    return MISSING if not values else f"{change(median(values))} ({change(min(values))} to {change(max(values))})"
 
 
 def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: Sequence[Choice]) -> Part:
@@ -301,7 +297,7 @@ def _loss_of(label: str, scores: Mapping[str, list[Score]]) -> str:
 def _fired(runs: Sequence[Row]) -> str:
     epochs = [run["firings"][PEAK]["epoch"] for run in runs]
     low, middle, high = np.quantile([epoch for epoch in epochs if epoch is not None] or [math.nan], [0.25, 0.5, 0.75])
-    return f"{middle:.0f} of {len(runs[0]['rows']) - 1} (middle half {low:.0f} to {high:.0f})"
+    return f"{count(middle)} of {len(runs[0]['rows']) - 1} (middle half {count(low)} to {count(high)})"
 
 
 def _jumps(runs: Sequence[Row]) -> str:
@@ -320,10 +316,10 @@ def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: 
         rows.append(
             [
                 run["task"],
-                f"{run['case']['rate']:g}",
+                short(run["case"]["rate"]),
                 str(run["case"]["seed"]),
-                f"{run['examples']:,}",
-                f"{run['parameters']:,}",
+                count(run["examples"]),
+                count(run["parameters"]),
                 number(run["adam"]),
                 number(best["loss"]),
                 MISSING if best["epoch"] is None else str(best["epoch"]),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, median
 
-from convexlab.reporting.numbers import accuracy, count, number
+from convexlab.reporting.numbers import accuracy, count, number, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
@@ -75,7 +75,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
                 "The rows",
                 [
                     "Adam with a constant and with a cosine rate, and the default second phase after Adam at a "
-                    f"constant rate; of the rates {', '.join(f'{rate:g}' for rate in rates)} each way has the one that "
+                    f"constant rate; of the rates {', '.join(short(rate) for rate in rates)} each way has the one that "
                     "ends at the lowest training loss. All have the same budget, and count at their best epoch or "
                     "step.",
                 ],
@@ -112,7 +112,7 @@ def _accountings(groups: Sequence[Group]) -> list[str]:
     """Say how the paper's way does by its accounting and by ours, where it was trained."""
     if not groups:
         return []
-    rate = f"The paper’s way at the rate {groups[0].runs[0]['case']['rate']:g}"
+    rate = f"The paper’s way at the rate {short(groups[0].runs[0]['case']['rate'])}"
     return [
         f"{rate}, epoch against epoch: {verdict_counts([group.per_epoch for group in groups], 'Adam')}",
         f"{rate}, at equal cost: {verdict_counts([group.per_cost for group in groups], 'the better Adam')}",
@@ -133,7 +133,7 @@ def _table(
 ) -> Table:
     def loss(best: Best) -> str:
         schedule = f", {_NAMES[best.way]}" if best.way in _NAMES else ""
-        return f"{number(median(best.losses))} ({best.rate:g}{schedule})"
+        return f"{number(median(best.losses))} ({short(best.rate)}{schedule})"
 
     def right(best: Best) -> str:
         return accuracy(best.group.middle(best.way, "validation_accuracy"))

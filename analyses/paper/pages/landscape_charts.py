@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.numbers import number
 from paper.scalar_landscape import Branch, ScalarLandscape
 
-__all__ = ["COLOURS", "loss_chart", "norm_chart"]
+__all__ = ["COLOURS", "loss_chart", "scalar_norm_chart"]
 
 COLOURS = [*(PALETTE[name] for name in ("blue", "orange", "green", "purple")), INK, PALETTE["sky"]]
 
@@ -34,7 +35,9 @@ def loss_chart(
         return chart(figure, key=key, title=title, caption=caption, description=_describe(landscapes))
 
 
-def norm_chart(landscapes: Mapping[str, ScalarLandscape], *, key: str, title: str, caption: str, side: int) -> Chart:
+def scalar_norm_chart(
+    landscapes: Mapping[str, ScalarLandscape], *, key: str, title: str, caption: str, side: int
+) -> Chart:
     """Draw the gradient norm over the loss, by name, within the basin of the minimum left (0) or right (1) of it.
 
     The loss is drawn as the share of what there is to lose, the norm as the share of its largest value: tasks differ by
@@ -86,7 +89,7 @@ def _draw_norm(axes: Axes, name: str, landscape: ScalarLandscape, branch: Branch
         markersize=4.5,
         zorder=3,
     )
-    peaks = [f"{peak:.3g} at loss {value:.3g}" for value, peak in zip(*at, strict=True)]
+    peaks = [f"{number(peak)} at loss {number(value)}" for value, peak in zip(*at, strict=True)]
     return f"norm peaks {' and '.join(peaks)}" if peaks else "norm falls all the way"
 
 
@@ -95,6 +98,6 @@ def _describe(landscapes: Mapping[str, ScalarLandscape]) -> str:
 
 
 def _regions(landscape: ScalarLandscape) -> str:
-    convex = " and ".join(f"[{region.low:.3g}, {region.high:.3g}]" for region in landscape.convex_regions)
-    minima = " and ".join(f"{p:.3g}" for p in landscape.minima)
+    convex = " and ".join(f"[{number(region.low)}, {number(region.high)}]" for region in landscape.convex_regions)
+    minima = " and ".join(number(p) for p in landscape.minima)
     return f"convex in {convex or 'no part'}, minima at {minima or 'no point'}"

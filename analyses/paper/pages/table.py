@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median
 
 from convexlab.reporting.charts.svg import Chart
-from convexlab.reporting.numbers import MISSING, accuracy, count, number
+from convexlab.reporting.numbers import MISSING, accuracy, count, decimals, number
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
@@ -220,7 +220,7 @@ def _ratio(ratios: Sequence[float]) -> str:
 
 def _printed(loss: float) -> str:
     """As in the paper's table."""
-    return f"{loss:.4f}"
+    return decimals(loss, 4)
 
 
 def protocol_table(groups: Sequence[Group]) -> Table:

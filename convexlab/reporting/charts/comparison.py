@@ -9,15 +9,15 @@ import numpy as np
 from convexlab.reporting.charts.style import PALETTE, draw, label, legend, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.comparison import compare
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import number
 
 __all__ = ["comparison_chart"]
 
 
-def comparison_chart(digests: Sequence[Digest], key: str) -> Chart | None:
+def comparison_chart(runs: Sequence[RunFacts], key: str) -> Chart | None:
     """Return each run's two-phase loss beside that of its better Adam baseline; None without any such pair."""
-    rows = [(digest, comparison) for digest in digests if (comparison := compare(digest)) is not None]
+    rows = [(facts, comparison) for facts in runs if (comparison := compare(facts)) is not None]
     if not rows:
         return None
     with draw(height=1.2 + 0.32 * len(rows)) as (figure, (axes,)):
@@ -29,7 +29,7 @@ def comparison_chart(digests: Sequence[Digest], key: str) -> Chart | None:
         )
         axes.plot(theirs, places, "s", color="#6f7785", markersize=6, label="better Adam baseline")
         axes.plot(ours, places, "^", color=PALETTE["vermilion"], markersize=8, label="two-phase")
-        axes.set_yticks(places, [label(digest.label, 28) for digest, _ in rows])
+        axes.set_yticks(places, [label(facts.label, 28) for facts, _ in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(False, axis="y")
         (scale_log if spans_far([*ours, *theirs]) else scale_linear)(axes, "x")
@@ -41,8 +41,8 @@ def comparison_chart(digests: Sequence[Digest], key: str) -> Chart | None:
             title="Two-phase against the better Adam",
             caption="Left is better. Costs of each pair are in the table.",
             description=" ".join(
-                f"{digest.label}: two-phase {number(comparison.two_phase_loss)}, "
+                f"{facts.label}: two-phase {number(comparison.two_phase_loss)}, "
                 f"Adam {number(comparison.baseline_loss)}."
-                for digest, comparison in rows
+                for facts, comparison in rows
             ),
         )

@@ -13,7 +13,7 @@ from convexlab.reporting.charts.density import linear_width
 from convexlab.reporting.charts.hindsight import mark_best_epoch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import lower_bound, plus_minus, signed
 from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
@@ -44,11 +44,11 @@ def _column(probe: Sequence[ProbedCheckpoint], values: Iterable[float | None]) -
     return np.array([_without_sign(value, c.rounding_floor) for c, value in zip(probe, values, strict=True)])
 
 
-def _mark_switch(axes: Axes, digest: Digest, by_epoch: bool) -> None:
-    if by_epoch and digest.switch is not None and digest.switch.epoch is not None:
-        axes.axvline(digest.switch.epoch, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=0.5, label="switch")
+def _mark_switch(axes: Axes, facts: RunFacts, by_epoch: bool) -> None:
+    if by_epoch and facts.switch is not None and facts.switch.epoch is not None:
+        axes.axvline(facts.switch.epoch, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=0.5, label="switch")
     if by_epoch:
-        mark_best_epoch(axes, digest)
+        mark_best_epoch(axes, facts)
 
 
 def _epoch_axis(axes: Axes, by_epoch: bool) -> None:
@@ -56,9 +56,9 @@ def _epoch_axis(axes: Axes, by_epoch: bool) -> None:
     axes.set_xlabel("epoch" if by_epoch else "checkpoint, in order")
 
 
-def eigenvalue_chart(digest: Digest, key: str) -> Chart | None:
+def eigenvalue_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return both ends of the spectrum and the curvature along the gradient, by epoch; None without any of them."""
-    probe = digest.probe
+    probe = facts.probe
     largest = _column(probe, (checkpoint.largest for checkpoint in probe))
     smallest = _column(probe, (checkpoint.smallest for checkpoint in probe))
     along = _column(probe, (checkpoint.gradient_curvature for checkpoint in probe))
@@ -70,7 +70,7 @@ def eigenvalue_chart(digest: Digest, key: str) -> Chart | None:
         axes.plot(x, largest, "s-", color=PALETTE["green"], markersize=4, label="largest eigenvalue")
         axes.plot(x, along, "D--", color=PALETTE["purple"], markersize=3.5, label="gᵀHg / gᵀg")
         _plot_smallest(axes, x, smallest, probe)
-        _mark_switch(axes, digest, by_epoch)
+        _mark_switch(axes, facts, by_epoch)
         _epoch_axis(axes, by_epoch)
         scale_asinh(axes, "y", linear_width(probe))
         axes.set_ylabel("curvature")
@@ -120,9 +120,9 @@ def _describe(checkpoint: ProbedCheckpoint) -> str:
     )
 
 
-def mass_chart(digest: Digest, key: str) -> Chart | None:
+def mass_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the negative spectral mass by epoch with its standard error; None where it was not measured."""
-    probe = [checkpoint for checkpoint in digest.probe if checkpoint.negative_mass is not None]
+    probe = [checkpoint for checkpoint in facts.probe if checkpoint.negative_mass is not None]
     if not probe:
         return None
     x, by_epoch = _positions(probe)
@@ -132,12 +132,12 @@ def mass_chart(digest: Digest, key: str) -> Chart | None:
     top = float(np.max(mass + np.nan_to_num(error)))
     with draw() as (figure, (axes,)):
         axes.errorbar(x, mass, yerr=error, fmt="o-", color=PALETTE["blue"], markersize=4.5, capsize=2.5, elinewidth=1)
-        _mark_switch(axes, digest, by_epoch)
+        _mark_switch(axes, facts, by_epoch)
         _epoch_axis(axes, by_epoch)
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share below −floor × largest")
-        if digest.oracle is not None:  # Two lines have to be told apart.
+        if facts.oracle is not None:  # Two lines have to be told apart.
             legend(axes)
         return chart(
             figure,

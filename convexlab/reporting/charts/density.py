@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import number, power_of_ten, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import ProbedCheckpoint
@@ -39,13 +39,13 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
     return max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), np.finfo(np.float64).tiny * 1e3)
 
 
-def shown_checkpoints(digest: Digest) -> list[ProbedCheckpoint]:
+def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:
     """Return the checkpoints that have a density, in order; of many a few, with both ends and the switch."""
-    probe = [checkpoint for checkpoint in digest.probe if checkpoint.nodes.size]
+    probe = [checkpoint for checkpoint in facts.probe if checkpoint.nodes.size]
     if len(probe) <= MOST_ROWS:
         return probe
     kept = {round(place) for place in np.linspace(0, len(probe) - 1, MOST_ROWS)}
-    switch = digest.switch.epoch if digest.switch else None
+    switch = facts.switch.epoch if facts.switch else None
     if switch is not None:
         at = int(np.argmin([math.inf if c.epoch is None else abs(c.epoch - switch) for c in probe]))
         # It takes the place of its neighbour, unless that is an end.
@@ -72,9 +72,9 @@ def _look(checkpoint: ProbedCheckpoint, phase_two: str) -> _Look:
     return _Look(checkpoint.phase or phase_two, PALETTE["vermilion"], "#fbe3d6", (0, (4, 1)))
 
 
-def density_chart(digest: Digest, key: str) -> Chart | None:
+def density_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the spectral densities of the probed checkpoints, row above row; None where none was measured."""
-    probe = shown_checkpoints(digest)
+    probe = shown_checkpoints(facts)
     if not probe:
         return None
     width = linear_width(probe)
@@ -89,27 +89,27 @@ def density_chart(digest: Digest, key: str) -> Chart | None:
                 row,
                 width * np.sinh(grid),
                 REACH * decades / (top - bottom),
-                _look(checkpoint, digest.phase_two),
+                _look(checkpoint, facts.phase_two),
                 width,
             )
         axes.set_xlim(*(width * np.sinh(grid[[0, -1]])))
         scale_asinh(axes, "x", width, most=4)
         axes.set_xlabel("eigenvalue")
-        _name_rows(axes, digest, probe)
-        _ridge_legend(axes, probe, digest.phase_two)
+        _name_rows(axes, facts, probe)
+        _ridge_legend(axes, probe, facts.phase_two)
         return chart(
             figure,
             key=key,
             title="Spectral density, checkpoint by checkpoint",
-            caption=f"Training runs upwards{_left_out(digest, probe)}. A row's height is the logarithm of the density "
+            caption=f"Training runs upwards{_left_out(facts, probe)}. A row's height is the logarithm of the density "
             f"per unit of the drawn axis, from {power_of_ten(bottom)} to {power_of_ten(top)}, broadened by a Gaussian. "
             f"The axis is linear in the grey part (±{number(width, 2)}), logarithmic beyond; hatched: below it.",
             description=" ".join(map(_describe_density, probe)),
         )
 
 
-def _left_out(digest: Digest, shown: Sequence[ProbedCheckpoint]) -> str:
-    measured = sum(1 for checkpoint in digest.probe if checkpoint.nodes.size)
+def _left_out(facts: RunFacts, shown: Sequence[ProbedCheckpoint]) -> str:
+    measured = sum(1 for checkpoint in facts.probe if checkpoint.nodes.size)
     return f" ({len(shown)} of {measured} checkpoints)" if len(shown) < measured else ""
 
 
@@ -173,8 +173,8 @@ def _draw_row(axes: Axes, row: int, eigenvalues: Floats, height: Floats, look: _
     axes.plot(eigenvalues[[0, -1]], [row, row], color="#c3c9d3", linewidth=0.7, zorder=order - 0.5)
 
 
-def _name_rows(axes: Axes, digest: Digest, probe: Sequence[ProbedCheckpoint]) -> None:
-    switch = digest.switch.epoch if digest.switch else None
+def _name_rows(axes: Axes, facts: RunFacts, probe: Sequence[ProbedCheckpoint]) -> None:
+    switch = facts.switch.epoch if facts.switch else None
     by_epoch = all(checkpoint.epoch is not None for checkpoint in probe)
     names = [place(c).removeprefix("epoch ") if by_epoch else label(place(c), 18) for c in probe]
     marks = ["switch, " if c.epoch is not None and c.epoch == switch else "" for c in probe]

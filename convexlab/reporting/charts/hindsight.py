@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log, thinned
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts, value_at
 from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import Oracle
 from convexlab.runs.rows import Outcome
@@ -22,13 +22,13 @@ _ALONE = {
 }
 
 
-def oracle_chart(digest: Digest, key: str) -> Chart | None:
+def oracle_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the loss at the end of the same budget over the epoch of the switch; None without an oracle."""
-    oracle = digest.oracle
+    oracle = facts.oracle
     if oracle is None:
         return None
     with draw(height=4.0) as (figure, (axes,)):
-        drawn = [*_draw_switches(axes, oracle), *_draw_alone(axes, digest), *_draw_decision(axes, digest)]
+        drawn = [*_draw_switches(axes, oracle), *_draw_alone(axes, facts), *_draw_decision(axes, facts)]
         scale_linear(axes, "x")
         # Ratios are what the eye should compare.
         (scale_log if min(drawn) > 0 else scale_linear)(axes, "y")
@@ -40,7 +40,7 @@ def oracle_chart(digest: Digest, key: str) -> Chart | None:
             key=key,
             title="Final loss over the switch epoch",
             caption="Every switch followed to the end of the same budget. The lowest of several is favoured by chance.",
-            description=_describe(digest, oracle),
+            description=_describe(facts, oracle),
         )
 
 
@@ -74,18 +74,18 @@ def _best(axes: Axes, x: float, y: float, name: str) -> None:
     axes.plot([x], [y], "P", color=PALETTE["orange"], markeredgecolor=INK, markersize=9, zorder=6, label=name)
 
 
-def _draw_alone(axes: Axes, digest: Digest) -> list[float]:
+def _draw_alone(axes: Axes, facts: RunFacts) -> list[float]:
     losses = []
     for run, (name, color, line) in _ALONE.items():
-        loss = _loss(digest.baselines.get(run))
+        loss = _loss(facts.baselines.get(run))
         if loss is not None:
             axes.axhline(loss, color=color, linestyle=line, linewidth=1.7, zorder=1.5, label=name)
             losses.append(loss)
     return losses
 
 
-def _draw_decision(axes: Axes, digest: Digest) -> list[float]:
-    loss, switch = _loss(digest.two_phase), digest.switch
+def _draw_decision(axes: Axes, facts: RunFacts) -> list[float]:
+    loss, switch = _loss(facts.two_phase), facts.switch
     if loss is None or switch is None:
         return []
     if switch.epoch is None:
@@ -109,39 +109,39 @@ def _loss(outcome: Outcome | None) -> float | None:
     return None if outcome is None else outcome.train_loss
 
 
-def _describe(digest: Digest, oracle: Oracle) -> str:
+def _describe(facts: RunFacts, oracle: Oracle) -> str:
     ends = ", ".join(f"{count(one.epoch)}: {number(one.train_loss)}" for one in oracle.switches)
-    alone = [f"{name} {number(_loss(digest.baselines.get(run)))}" for run, (name, _, _) in _ALONE.items()]
+    alone = [f"{name} {number(_loss(facts.baselines.get(run)))}" for run, (name, _, _) in _ALONE.items()]
     best = oracle.best
     return (
         f"Loss by switch epoch: {ends}. Lowest: {number(best.train_loss)} at epoch {count(best.epoch)}. "
-        f"This run: {number(_loss(digest.two_phase))}. {', '.join(alone)}."
+        f"This run: {number(_loss(facts.two_phase))}. {', '.join(alone)}."
     )
 
 
-def mark_best_epoch(axes: Axes, digest: Digest) -> None:
+def mark_best_epoch(axes: Axes, facts: RunFacts) -> None:
     """Draw a line at the epoch of the best switch, for a legend; nothing without an oracle."""
-    if digest.oracle is not None:
+    if facts.oracle is not None:
         line = (0, (5, 2, 1, 2))
-        epoch, name = digest.oracle.best.epoch, _name(digest.oracle)
+        epoch, name = facts.oracle.best.epoch, _name(facts.oracle)
         axes.axvline(epoch, color=PALETTE["orange"], linewidth=1.5, linestyle=line, zorder=0.5, label=name)
 
 
-def mark_best_point(axes: Axes, digest: Digest) -> None:
+def mark_best_point(axes: Axes, facts: RunFacts) -> None:
     """Mark loss and gradient norm of Adam where the best switch began; nothing where they are not known.
 
     Behind the run's own switch Adam's way there is not that of the run: it is drawn too.
     """
-    curve = digest.curves.get(_CONSTANT)
-    if digest.oracle is None or curve is None:
+    curve = facts.curves.get(_CONSTANT)
+    if facts.oracle is None or curve is None:
         return
-    best = digest.oracle.best.epoch
-    own = None if digest.switch is None else digest.switch.epoch
-    (at,) = np.nonzero((curve.epoch == best) & np.isfinite(curve.loss) & np.isfinite(curve.norm))
-    if not at.size:
+    best = facts.oracle.best.epoch
+    own = None if facts.switch is None else facts.switch.epoch
+    loss, norm = (value_at(curve.epoch, column, best) for column in (curve.loss, curve.norm))
+    if loss is None or norm is None:
         return
     if own is not None and best > own:
-        way = (curve.epoch >= own) & (curve.epoch <= best)
+        way = (curve.epoch >= own) & (curve.epoch <= best) & np.isfinite(curve.loss) & np.isfinite(curve.norm)
         name, color, line = _ALONE[_CONSTANT]
-        axes.plot(curve.loss[way], curve.norm[way], color=color, linestyle=line, linewidth=1.3, label=name)
-    _best(axes, float(curve.loss[at[0]]), float(curve.norm[at[0]]), _name(digest.oracle))
+        axes.plot(*thinned(curve.loss[way], curve.norm[way]), color=color, linestyle=line, linewidth=1.3, label=name)
+    _best(axes, loss, norm, _name(facts.oracle))

@@ -17,7 +17,7 @@ from scipy.interpolate import RectBivariateSpline
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number, percent
 from convexlab.runs.plane import PathPlane, Waypoint
 
@@ -55,9 +55,9 @@ _FINEST += (3.15, 3.35, 3.55, 3.75, 4, 4.25, 4.5, 4.75, 5, 5.3, 5.6, 6, 6.3, 6.7
 _SERIES = (*(_FINEST[::step] for step in (1, 2, 4, 8)), (1, 2, 5), (1, 3), (1,))
 
 
-def plane_chart(digest: Digest, key: str) -> Chart | None:
+def plane_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the contours of the loss with the checkpoints on them; None where the plane was not measured."""
-    plane = digest.plane
+    plane = facts.plane
     if plane is None:
         return None
     losses = np.array(plane.losses, dtype=np.float64)
@@ -68,7 +68,7 @@ def plane_chart(digest: Digest, key: str) -> Chart | None:
     x, y = np.array(plane.x), np.array(plane.y)
     with draw(height=1.65 + 3.95 * float(np.ptp(y) / np.ptp(x))) as (figure, (axes,)):
         surface = _surface(axes, x, y, losses, levels, logarithmic=logarithmic)
-        _draw_path(axes, plane, digest)
+        _draw_path(axes, plane, facts)
         _finish(axes, plane)
         _colour_bar(figure, axes, surface, levels)
         return chart(
@@ -76,7 +76,7 @@ def plane_chart(digest: Digest, key: str) -> Chart | None:
             key=key,
             title="The training path and the loss around it",
             caption=_caption(plane, logarithmic=logarithmic),
-            description=_describe(plane, digest, losses),
+            description=_describe(plane, facts, losses),
         )
 
 
@@ -118,7 +118,7 @@ def _finer(x: Floats, y: Floats, losses: Floats, *, logarithmic: bool) -> tuple[
     return x, y, np.exp(found) if logarithmic else found
 
 
-def _draw_path(axes: Axes, plane: PathPlane, digest: Digest) -> None:
+def _draw_path(axes: Axes, plane: PathPlane, facts: RunFacts) -> None:
     points = plane.checkpoints
     x, y = ([getattr(point, name) for point in points] for name in ("x", "y"))
     axes.plot(x, y, color="white", linewidth=3.4, solid_joinstyle="round")
@@ -126,15 +126,15 @@ def _draw_path(axes: Axes, plane: PathPlane, digest: Digest) -> None:
     look: dict[str, Any] = {"linestyle": "", "markeredgecolor": "white", "markeredgewidth": 0.9, "clip_on": False}
     for name, marker, colour, size in (
         ("Adam", "o", PALETTE["blue"], 7.0),
-        (digest.phase_two, "^", PALETTE["vermilion"], 8.0),
+        (facts.phase_two, "^", PALETTE["vermilion"], 8.0),
         ("checkpoint", "o", PALETTE["blue"], 7.0),
     ):
-        here = [point for point in points if _phase(point, digest) == name]
+        here = [point for point in points if _phase(point, facts) == name]
         if here:
             places = [p.x for p in here], [p.y for p in here]
             axes.plot(*places, marker, color=colour, markersize=size, label=label(name, 24), **look)
     axes.plot(x[0], y[0], "*", color=INK, markersize=13, label="first", **look)
-    switch = _switch(plane, digest)
+    switch = _switch(plane, facts)
     if switch is not None:
         axes.plot(
             switch.x,
@@ -149,14 +149,14 @@ def _draw_path(axes: Axes, plane: PathPlane, digest: Digest) -> None:
         )
 
 
-def _phase(point: Waypoint, digest: Digest) -> str:
+def _phase(point: Waypoint, facts: RunFacts) -> str:
     if not point.phase:
         return "checkpoint"
-    return "Adam" if point.phase in ("start", "adam") else digest.phase_two
+    return "Adam" if point.phase in ("start", "adam") else facts.phase_two
 
 
-def _switch(plane: PathPlane, digest: Digest) -> Waypoint | None:
-    epoch = digest.switch.epoch if digest.switch else None
+def _switch(plane: PathPlane, facts: RunFacts) -> Waypoint | None:
+    epoch = facts.switch.epoch if facts.switch else None
     return next((point for point in plane.checkpoints if point.epoch == epoch), None)
 
 
@@ -182,7 +182,7 @@ def _colour_bar(figure: Figure, axes: Axes, surface: QuadContourSet, levels: Flo
 
 
 def _share(value: float) -> str:
-    return percent(round(value, 3 if value < 0.1 or value > 0.9 else 2))
+    return percent(value, 1 if value < 0.1 or value > 0.9 else 0)
 
 
 def _caption(plane: PathPlane, *, logarithmic: bool) -> str:
@@ -203,13 +203,13 @@ def _examples(plane: PathPlane) -> str:
     return f", loss of {of} {count(plane.train_size)} training examples"
 
 
-def _describe(plane: PathPlane, digest: Digest, losses: Floats) -> str:
+def _describe(plane: PathPlane, facts: RunFacts, losses: Floats) -> str:
     first, second = map(_share, plane.explained_variance)
     places = "; ".join(
         f"epoch {count(p.epoch)}{f' ({p.phase})' if p.phase else ''} at {number(p.x, 2)}, {number(p.y, 2)}"
         for p in plane.checkpoints
     )
-    switch = _switch(plane, digest)
+    switch = _switch(plane, facts)
     told = f" Switch after epoch {count(switch.epoch)}." if switch else ""
     low, high = (number(float(end(losses))) for end in (np.nanmin, np.nanmax))
     return (

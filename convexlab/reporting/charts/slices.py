@@ -15,8 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import Digest
-from convexlab.reporting.numbers import number, percent, signed
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.numbers import number, percent, short, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import LossSlice, ProbedCheckpoint
 
@@ -32,9 +32,9 @@ _MODEL_POINTS = 25
 _HATCHED, _HATCH = "#f6d9c8", "////"
 
 
-def slice_chart(digest: Digest, key: str) -> Chart | None:
+def slice_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the slices at the start, at the switch and at the end, a row each; None where none was made."""
-    chosen = _chosen(digest)
+    chosen = _chosen(facts)
     if not chosen:
         return None
     with draw(rows=len(chosen), columns=2, height=1.2 + 1.75 * len(chosen)) as (figure, panels):
@@ -97,7 +97,7 @@ def _ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(FixedLocator([-1, 0, 1]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−")))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def _handles(checkpoints: Sequence[ProbedCheckpoint]) -> list[Line2D | Patch]:
@@ -133,7 +133,7 @@ def _describe(name: str, checkpoint: ProbedCheckpoint) -> str:
 
 def _tell(end: str, drawn: LossSlice, floor: float) -> str:
     reach = float(drawn.steps[-1])
-    held = percent(round(holds_to(drawn) / reach, 2))
+    held = percent(holds_to(drawn) / reach, 0)
     losses = ", ".join(number(float(drawn.losses[index])) for index in (0, drawn.losses.size // 2, -1))
     return (
         f"along the eigenvector of the {end} eigenvalue, {signed(drawn.curvature, floor)}, the loss is {losses} at "
@@ -141,13 +141,13 @@ def _tell(end: str, drawn: LossSlice, floor: float) -> str:
     )
 
 
-def _chosen(digest: Digest) -> list[tuple[str, ProbedCheckpoint]]:
+def _chosen(facts: RunFacts) -> list[tuple[str, ProbedCheckpoint]]:
     """Up to three checkpoints that have slices: first, nearest the switch, last."""
-    probe = [checkpoint for checkpoint in digest.probe if checkpoint.slices]
+    probe = [checkpoint for checkpoint in facts.probe if checkpoint.slices]
     if not probe:
         return []
     chosen = {0: "first", len(probe) - 1: "last"} if len(probe) > 1 else {0: "only one"}
-    switch = digest.switch.epoch if digest.switch else None
+    switch = facts.switch.epoch if facts.switch else None
     if switch is None:
         chosen.setdefault(len(probe) // 2, "middle")
     else:

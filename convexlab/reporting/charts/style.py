@@ -20,7 +20,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
-from convexlab.reporting.numbers import power_of_ten
+from convexlab.reporting.numbers import decade, short
 
 __all__ = [
     "INK",
@@ -33,6 +33,7 @@ __all__ = [
     "scale_linear",
     "scale_log",
     "spans_far",
+    "thinned",
 ]
 
 PALETTE: dict[str, str] = dict(
@@ -50,6 +51,8 @@ WIDTH, HEIGHT = 4.7, 3.6
 FAR = 20.0
 # Two names of so many characters fit beside each other.
 LONG_NAME = 30
+# Of a longer line so many points look the same, and a page of thousands of epochs stays small.
+MOST_POINTS = 600
 # How far apart two ticks of three or four digits must be, as a share of the axis.
 _APART = {"x": 0.1, "y": 0.06}
 
@@ -126,25 +129,21 @@ def spans_far(values: Iterable[float] | Floats) -> bool:
     return bool(array.size and array.min() > 0 and array.max() > FAR * array.min())
 
 
-def _plain(value: float) -> str:
-    """A tick: as few digits as it has."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:,g}".replace("-", "−")
-    mantissa, exponent = f"{value:e}".split("e")
-    factor = f"{float(mantissa):g}".replace("-", "−")
-    return f"{factor}×{power_of_ten(int(exponent))}"
-
-
-def _decade(value: float) -> str:
-    """A tick that is zero or a power of ten, with its sign."""
-    if value == 0:
-        return "0"
-    return ("−" if value < 0 else "") + power_of_ten(round(math.log10(abs(value))))
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return the points of a line to draw: of a long one the extremes of each stretch, in both directions."""
+    if x.size <= MOST_POINTS:
+        return x, y
+    kept = {0, x.size - 1}
+    for stretch in np.array_split(np.arange(x.size), MOST_POINTS // 4):
+        for values in (x[stretch], y[stretch]):
+            kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
+    rows = sorted(kept)
+    return x[rows], y[rows]
 
 
 def _form(ticks: Sequence[float]) -> Callable[[float], str]:
     """Write all decades of an axis alike: plainly where none is far from 1."""
-    return _plain if all(tick == 0 or 0.01 <= abs(tick) <= 1000 for tick in ticks) else _decade
+    return short if all(tick == 0 or 0.01 <= abs(tick) <= 1000 for tick in ticks) else decade
 
 
 def _thin(ticks: Sequence[float], most: int) -> list[float]:
@@ -170,7 +169,7 @@ def _set_ticks(axis: Axis, locator: Locator, form: Callable[[float], str]) -> No
 
 def scale_linear(axes: Axes, which: Which) -> None:
     """Give an axis a few round ticks."""
-    _set_ticks(_axis(axes, which), MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]), _plain)
+    _set_ticks(_axis(axes, which), MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]), short)
 
 
 def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
@@ -186,7 +185,7 @@ def scale_log(axes: Axes, which: Which, most: int = 6) -> None:
     for digits in ((1, 2, 5), range(1, 10)):
         steps = [step * 10.0**power for power in powers for step in digits if low <= step * 10.0**power <= high]
         if len(steps) >= 3:
-            _set_ticks(_axis(axes, which), FixedLocator(_thin(steps, most)), _plain)
+            _set_ticks(_axis(axes, which), FixedLocator(_thin(steps, most)), short)
             return
     # So narrow that it is as good as linear.
     scale_linear(axes, which)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
+from convexlab.reporting.charts.curves import Column, both_known, plot_phases, plot_runs
 from convexlab.reporting.charts.hindsight import mark_best_point
-from convexlab.reporting.charts.style import (
-    INK,
-    MUTED,
-    PALETTE,
-    draw,
-    label,
-    legend,
-    scale_linear,
-    scale_log,
-    spans_far,
-)
+from convexlab.reporting.charts.style import INK, draw, legend, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.facts.run import TWO_PHASE, Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.words.run import algorithm_name
 from convexlab.runs.rows import Curve
@@ -32,65 +22,20 @@ __all__ = ["cost_charts", "norm_chart"]
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Stroke:
-    """How a phase or a run is drawn: told apart by line and marker, not by colour alone."""
-
-    color: str
-    line: str
-    marker: str
-    width: float = 1.8
-
-
-_ADAM = _Stroke(PALETTE["blue"], "-", "o")
-_PHASE_TWO = _Stroke(PALETTE["vermilion"], "-", "^", 2.2)
-_BASELINES = (
-    _Stroke("#6f7785", "--", "", 1.5),
-    _Stroke(PALETTE["green"], ":", "", 1.9),
-    _Stroke(PALETTE["purple"], "-.", "", 1.5),
-)
-
-
-def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:
-    usable = np.isfinite(x) & np.isfinite(y)
-    axes.plot(
-        x[usable],
-        y[usable],
-        color=stroke.color,
-        linestyle=stroke.line,
-        linewidth=stroke.width,
-        marker=stroke.marker or None,
-        markersize=4.5,
-        # As a share of the figure's diagonal: evenly spaced to the eye, whatever the number of epochs.
-        markevery=0.06,
-        label=label(name),
-    )
-
-
-def _plot_phases(axes: Axes, curve: Curve, x: Floats, y: Floats, phase_two: str) -> None:
-    named = set()
-    for phase, rows in curve.segments():
-        is_adam = phase == "adam"
-        name = "Adam (phase one)" if is_adam else (phase or phase_two)
-        # A name given twice would stand twice in the legend.
-        _plot(axes, x[rows], y[rows], _ADAM if is_adam else _PHASE_TWO, "_" if name in named else name)
-        named.add(name)
-
-
-def norm_chart(digest: Digest, key: str) -> Chart | None:
+def norm_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the gradient norm over the loss, the paper's figure 5; None where too little was recorded."""
-    curve = digest.curve
+    curve = facts.curve
     if curve is None:
         return None
-    usable = np.isfinite(curve.loss) & np.isfinite(curve.norm)
-    if usable.sum() < 2:
+    usable = both_known(curve.loss, curve.norm)
+    if usable.size < 2:
         return None
     with draw() as (figure, (axes,)):
-        _plot_phases(axes, curve, curve.loss, curve.norm, digest.phase_two)
-        start = int(np.flatnonzero(usable)[0])
+        plot_phases(axes, facts, lambda curve: curve.loss, lambda curve: curve.norm)
+        start = int(usable[0])
         axes.plot(curve.loss[start], curve.norm[start], "*", color=INK, markersize=10, label="start", linestyle="")
-        _mark_switch_point(axes, digest)
-        mark_best_point(axes, digest)
+        _mark_switch_point(axes, facts)
+        mark_best_point(axes, facts)
         (scale_log if spans_far(curve.loss) else scale_linear)(axes, "x")
         (scale_log if spans_far(curve.norm) else scale_linear)(axes, "y")
         axes.set_xlabel("training loss   (training runs from right to left)")
@@ -101,12 +46,12 @@ def norm_chart(digest: Digest, key: str) -> Chart | None:
             key=key,
             title="Gradient norm over loss",
             caption="The paper's figure 5. Its claim: the norm rises in the non-convex part, falls in the convex one.",
-            description=_describe_norm(digest, curve, np.flatnonzero(usable)),
+            description=_describe_norm(facts, curve, usable),
         )
 
 
-def _mark_switch_point(axes: Axes, digest: Digest) -> None:
-    switch = digest.switch
+def _mark_switch_point(axes: Axes, facts: RunFacts) -> None:
+    switch = facts.switch
     if switch is None or switch.epoch is None or switch.train_loss is None or switch.gradient_norm is None:
         return
     axes.plot(
@@ -122,7 +67,7 @@ def _mark_switch_point(axes: Axes, digest: Digest) -> None:
     )
 
 
-def _describe_norm(digest: Digest, curve: Curve, usable: npt.NDArray[np.int64]) -> str:
+def _describe_norm(facts: RunFacts, curve: Curve, usable: npt.NDArray[np.int64]) -> str:
     def at(index: int) -> str:
         return (
             f"epoch {count(curve.epoch[index])}, loss {number(curve.loss[index])}, "
@@ -131,13 +76,13 @@ def _describe_norm(digest: Digest, curve: Curve, usable: npt.NDArray[np.int64]) 
 
     top = usable[np.argmax(curve.norm[usable])]
     text = f"Starts at {at(usable[0])}. Largest gradient norm: {at(top)}. Ends at {at(usable[-1])}."
-    switch = digest.switch
-    if digest.oracle is not None:
-        text += f" The best of the switches tried began at epoch {count(digest.oracle.best.epoch)} of Adam."
+    switch = facts.switch
+    if facts.oracle is not None:
+        text += f" The best of the switches tried began at epoch {count(facts.oracle.best.epoch)} of Adam."
     if switch is None or switch.epoch is None:
         return text + " No switch."
     return (
-        f"{text} Switch to {digest.phase_two} after epoch {count(switch.epoch)}: "
+        f"{text} Switch to {facts.phase_two} after epoch {count(switch.epoch)}: "
         f"loss {number(switch.train_loss)}, gradient norm {number(switch.gradient_norm)}."
     )
 
@@ -149,10 +94,10 @@ class _CostAxis:
     axis: str
     unit: str
     caption: str
-    of: Callable[[Curve], Floats]
+    of: Column
 
 
-def _cost_axes(digest: Digest) -> list[_CostAxis]:
+def _cost_axes(facts: RunFacts) -> list[_CostAxis]:
     axes = [
         _CostAxis(
             "cost",
@@ -171,8 +116,8 @@ def _cost_axes(digest: Digest) -> list[_CostAxis]:
             lambda curve: curve.seconds,
         ),
     ]
-    if digest.parameters and digest.train_size:
-        scale = digest.parameters / 1e6 * digest.train_size
+    if facts.parameters and facts.train_size:
+        scale = facts.parameters / 1e6 * facts.train_size
         paper = _CostAxis(
             "epochs",
             "Loss over the paper's axis",
@@ -185,27 +130,18 @@ def _cost_axes(digest: Digest) -> list[_CostAxis]:
     return axes
 
 
-def cost_charts(digest: Digest, key: str) -> list[Chart]:
+def cost_charts(facts: RunFacts, key: str) -> list[Chart]:
     """Return the loss over cost, the paper's figure 6, then over the paper's own axis and over seconds."""
-    charts = (_cost_chart(digest, axis, f"{key}-{axis.name}") for axis in _cost_axes(digest))
+    charts = (_cost_chart(facts, axis, f"{key}-{axis.name}") for axis in _cost_axes(facts))
     return [made for made in charts if made is not None]
 
 
-def _baselines(digest: Digest) -> list[tuple[str, Curve]]:
-    return [(name, curve) for name, curve in digest.curves.items() if name != TWO_PHASE]
-
-
-def _cost_chart(digest: Digest, axis: _CostAxis, key: str) -> Chart | None:
-    drawn = [curve for curve in digest.curves.values() if (np.isfinite(axis.of(curve)) & np.isfinite(curve.loss)).any()]
+def _cost_chart(facts: RunFacts, axis: _CostAxis, key: str) -> Chart | None:
+    drawn = [curve for curve in facts.curves.values() if both_known(axis.of(curve), curve.loss).size]
     if not drawn:
         return None
     with draw() as (figure, (axes,)):
-        for index, (name, curve) in enumerate(_baselines(digest)):
-            stroke = _BASELINES[index % len(_BASELINES)]
-            _plot(axes, axis.of(curve), curve.loss, stroke, algorithm_name(name, digest))
-        if digest.curve is not None:
-            _plot_phases(axes, digest.curve, axis.of(digest.curve), digest.curve.loss, digest.phase_two)
-            _mark_switch_line(axes, _switch_position(digest, axis.of(digest.curve)))
+        plot_runs(axes, facts, axis.of, lambda curve: curve.loss)
         scale_linear(axes, "x")
         losses = np.concatenate([curve.loss for curve in drawn])
         # Far is not asked for here: on this figure the eye compares ratios.
@@ -213,39 +149,17 @@ def _cost_chart(digest: Digest, axis: _CostAxis, key: str) -> Chart | None:
         axes.set_xlabel(axis.axis)
         axes.set_ylabel("training loss")
         legend(axes)
-        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(digest, axis))
+        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(facts, axis))
 
 
-def _switch_position(digest: Digest, x: Floats) -> float | None:
-    if digest.switch is None or digest.switch.epoch is None or digest.curve is None:
-        return None
-    (rows,) = np.nonzero(digest.curve.epoch == digest.switch.epoch)
-    return float(x[rows[0]]) if rows.size and np.isfinite(x[rows[0]]) else None
-
-
-def _mark_switch_line(axes: Axes, position: float | None) -> None:
-    if position is not None:
-        axes.axvline(position, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=0.5)
-        axes.annotate(
-            "switch",
-            (position, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=10,
-            color=MUTED,
-        )
-
-
-def _describe_cost(digest: Digest, axis: _CostAxis) -> str:
+def _describe_cost(facts: RunFacts, axis: _CostAxis) -> str:
     parts = []
-    for name, curve in digest.curves.items():
-        usable = np.flatnonzero(np.isfinite(axis.of(curve)) & np.isfinite(curve.loss))
+    for name, curve in facts.curves.items():
+        usable = both_known(axis.of(curve), curve.loss)
         if usable.size:
             last, best = usable[-1], usable[np.argmin(curve.loss[usable])]
             parts.append(
-                f"{algorithm_name(name, digest)}: loss {number(curve.loss[usable[0]])} at the start, lowest "
+                f"{algorithm_name(name, facts)}: loss {number(curve.loss[usable[0]])} at the start, lowest "
                 f"{number(curve.loss[best])}, {number(curve.loss[last])} at the end, "
                 f"after {count(axis.of(curve)[last])} {axis.unit}."
             )

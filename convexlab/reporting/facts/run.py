@@ -8,20 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from convexlab.runs import Run
 from convexlab.runs.oracle import Oracle, read_oracle
 from convexlab.runs.plane import PathPlane, read_plane
 from convexlab.runs.rows import Curve, Outcome, ProbedCheckpoint, Records, Row, Switch, mapping_of, number_of, text_of
 
-__all__ = ["TWO_PHASE", "Digest", "read_digest"]
+__all__ = ["TWO_PHASE", "RunFacts", "read_facts", "value_at"]
 
 TWO_PHASE = "two-phase"
+# The measures of runs whose summary does not name them.
+_MEASURES = ("train_accuracy", "validation_loss", "validation_accuracy", "relative_error")
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Digest:
-    """One single-seed run or one probe of bare checkpoints, ready to be told."""
+class RunFacts:
+    """One single-seed run or one probe of bare checkpoints."""
 
     label: str
     """Short and unique on the page."""
@@ -47,6 +52,8 @@ class Digest:
     """When phase two gave up and training went back to Adam, and why."""
     two_phase: Outcome | None
     baselines: dict[str, Outcome]
+    measures: tuple[str, ...]
+    """Names of what was measured beside the training loss, in order: they stand in outcomes and curves."""
     environment: dict[str, Any]
     curves: dict[str, Curve]
     """By the `run` of `metrics.jsonl`."""
@@ -61,7 +68,12 @@ class Digest:
     @property
     def subject(self) -> str:
         """What the run is about, for a heading."""
-        return f"{self.model} on {self.dataset}" if self.dataset else self.model
+        return self.model if self.dataset in ("", self.model) else f"{self.model} on {self.dataset}"
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What each training run reached, the two-phase run last."""
+        return self.baselines | ({} if self.two_phase is None else {TWO_PHASE: self.two_phase})
 
     @property
     def curve(self) -> Curve | None:
@@ -73,9 +85,8 @@ class Digest:
         """The share of the budget that was spent at the switch."""
         if self.switch is None or self.switch.epoch is None or self.curve is None or not self.budget:
             return None
-        (rows,) = np.nonzero(self.curve.epoch == self.switch.epoch)
-        cost = float(self.curve.cost[rows[0]]) if rows.size else math.nan
-        return cost / self.budget if math.isfinite(cost) else None
+        cost = value_at(self.curve.epoch, self.curve.cost, self.switch.epoch)
+        return None if cost is None else cost / self.budget
 
     @property
     def probe_at_switch(self) -> ProbedCheckpoint | None:
@@ -96,7 +107,7 @@ class Digest:
         )
 
 
-def read_digest(run: Run, label: str) -> Digest:
+def read_facts(run: Run, label: str) -> RunFacts:
     """Read a single-seed run directory.
 
     Raises:
@@ -109,7 +120,12 @@ def read_digest(run: Run, label: str) -> Digest:
     curves = _curves(metrics)
     phase_two = text_of(result, "phase_two") or text_of(config, "phase_two") or _phase_two(curves.get(TWO_PHASE))
     two_phase, resort = mapping_of(result, "two_phase"), mapping_of(result, "safe_resort")
-    return Digest(
+    baselines = {
+        str(name): Outcome.from_row(row)
+        for name, row in mapping_of(result, "baselines").items()
+        if isinstance(row, Mapping)
+    }
+    return RunFacts(
         label=label,
         config=config,
         finished=summary is not None,
@@ -125,11 +141,8 @@ def read_digest(run: Run, label: str) -> Digest:
         switch=_switch(result, curves.get(TWO_PHASE)),
         safe_resort=Switch.from_row(resort) if resort else None,
         two_phase=Outcome.from_row(two_phase) if two_phase else None,
-        baselines={
-            str(name): Outcome.from_row(row)
-            for name, row in mapping_of(result, "baselines").items()
-            if isinstance(row, Mapping)
-        },
+        baselines=baselines,
+        measures=_measures(summary, curves),
         environment=mapping_of(result, "environment"),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
@@ -137,6 +150,24 @@ def read_digest(run: Run, label: str) -> Digest:
         oracle=read_oracle(result, run.oracle),
         records=Records(result, probe, metrics),
     )
+
+
+def value_at(epochs: Floats, values: Floats, epoch: float) -> float | None:
+    """Return a column of a curve at an epoch, between its neighbours where that one was not recorded.
+
+    None outside of what was recorded.
+    """
+    usable = np.isfinite(epochs) & np.isfinite(values)
+    if not usable.any() or not epochs[usable].min() <= epoch <= epochs[usable].max():
+        return None
+    return float(np.interp(epoch, epochs[usable], values[usable]))
+
+
+def _measures(summary: Row | None, curves: Mapping[str, Curve]) -> tuple[str, ...]:
+    if summary is None:
+        return tuple(dict.fromkeys(name for curve in curves.values() for name in curve.measures))
+    names = summary.get("measures")
+    return tuple(map(str, names)) if isinstance(names, list) else _MEASURES
 
 
 def _by_epoch(checkpoint: ProbedCheckpoint) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import level
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import neighbour_factor
 
@@ -15,58 +15,58 @@ __all__ = ["joint_oracle_sentence", "oracle_paragraphs", "oracle_sentence"]
 _CHANCE = "A best of several is favoured by chance."
 
 
-def oracle_sentence(digest: Digest) -> str:
+def oracle_sentence(facts: RunFacts) -> str:
     """Return how the best switch compares with the run's own decision and with Adam alone; empty without an oracle."""
-    ratio, oracle = _ratio(digest), digest.oracle
+    ratio, oracle = _ratio(facts), facts.oracle
     if ratio is None or oracle is None:
         return ""
     best, tried = oracle.best, f"{len(oracle.switches)} switches"
     at = f"at epoch {count(best.epoch)}"
     if len(oracle.switches) == 1:
-        told = f"The one switch tried, {at}, ended at {number(ratio)} times the loss of {_decision(digest)}."
-    elif level(ratio, 1.0) and digest.switch is not None and digest.switch.epoch == best.epoch:
+        told = f"The one switch tried, {at}, ended at {number(ratio)} times the loss of {_decision(facts)}."
+    elif level(ratio, 1.0) and facts.switch is not None and facts.switch.epoch == best.epoch:
         told = f"The best of {tried} was {at}, where this run switched."
     elif level(ratio, 1.0):
-        told = f"The best of {tried} was {at}, level with {_decision(digest)}."
+        told = f"The best of {tried} was {at}, level with {_decision(facts)}."
     elif ratio < 1:
-        told = f"The best of {tried} was {at}, {number(ratio)} of the loss that {_decision(digest)} gave."
+        told = f"The best of {tried} was {at}, {number(ratio)} of the loss that {_decision(facts)} gave."
     else:
         told = (
-            f"None of {tried} ended below {_decision(digest)}: the best of them, {at}, at {number(ratio)} times "
+            f"None of {tried} ended below {_decision(facts)}: the best of them, {at}, at {number(ratio)} times "
             "its loss."
         )
-    parts = (told, _adam_alone(digest), _CHANCE if len(oracle.switches) > 1 else "")
+    parts = (told, _adam_alone(facts), _CHANCE if len(oracle.switches) > 1 else "")
     return " ".join(part for part in parts if part)
 
 
-def _ratio(digest: Digest) -> float | None:
+def _ratio(facts: RunFacts) -> float | None:
     """The best switch's loss over the run's own; None where either is unknown or not positive."""
-    ours = None if digest.two_phase is None else digest.two_phase.train_loss
-    if digest.oracle is None or ours is None or min(ours, digest.oracle.best.train_loss) <= 0:
+    ours = None if facts.two_phase is None else facts.two_phase.train_loss
+    if facts.oracle is None or ours is None or min(ours, facts.oracle.best.train_loss) <= 0:
         return None
-    return digest.oracle.best.train_loss / ours
+    return facts.oracle.best.train_loss / ours
 
 
-def _decision(digest: Digest) -> str:
-    switch = digest.switch
+def _decision(facts: RunFacts) -> str:
+    switch = facts.switch
     if switch is None or switch.epoch is None:
         return "this run without a switch"
     return f"the {'chosen' if switch.detector == 'switch-epoch' else 'detected'} switch at epoch {count(switch.epoch)}"
 
 
-def _adam_alone(digest: Digest) -> str:
+def _adam_alone(facts: RunFacts) -> str:
     """Whether to have switched at all."""
-    better = digest.better_baseline
-    if digest.oracle is None or better is None or better[1].train_loss is None:
+    better = facts.better_baseline
+    if facts.oracle is None or better is None or better[1].train_loss is None:
         return ""
-    ratio = better[1].train_loss / digest.oracle.best.train_loss
+    ratio = better[1].train_loss / facts.oracle.best.train_loss
     ended = "level with" if level(ratio, 1.0) else f"at {number(ratio)} times the loss of"
     return f"Adam alone, the better of constant and cosine rate, ended {ended} the best switch."
 
 
-def oracle_paragraphs(digest: Digest) -> list[str]:
+def oracle_paragraphs(facts: RunFacts) -> list[str]:
     """Return what was tried, what it cost, and how much two neighbours differ."""
-    oracle = digest.oracle
+    oracle = facts.oracle
     if oracle is None:
         return []
     epochs = [count(switch.epoch) for switch in oracle.switches]
@@ -83,7 +83,7 @@ def oracle_paragraphs(digest: Digest) -> list[str]:
     resorts = sum(switch.resort is not None for switch in oracle.switches)
     if resorts:
         told.append(f"In {resorts} of them phase two gave up, and Adam took the rest.")
-    own = None if digest.switch is None else digest.switch.epoch
+    own = None if facts.switch is None else facts.switch.epoch
     if own is not None and oracle.best.epoch > own:
         told.append(
             f"After epoch {count(own)} the charts of curvature show this run's second phase, not the Adam that the "
@@ -93,9 +93,9 @@ def oracle_paragraphs(digest: Digest) -> list[str]:
     return [" ".join(told)]
 
 
-def joint_oracle_sentence(digests: Sequence[Digest]) -> str:
+def joint_oracle_sentence(runs: Sequence[RunFacts]) -> str:
     """Return how the best switches of several runs compare with their own decisions; empty without any oracle."""
-    ratios = [ratio for ratio in map(_ratio, digests) if ratio is not None]
+    ratios = [ratio for ratio in map(_ratio, runs) if ratio is not None]
     if not ratios:
         return ""
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))

@@ -6,9 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from convexlab.reporting.facts.comparison import Comparison, compare
-from convexlab.reporting.facts.run import TWO_PHASE, Digest
+from convexlab.reporting.facts.comparison import BaselineComparison, compare
+from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+from convexlab.reporting.words.comparison import cost_clause, loss_factor
 from convexlab.reporting.words.hindsight import oracle_sentence
 from convexlab.runs.rows import ProbedCheckpoint
 
@@ -43,13 +44,13 @@ def verdict_name(verdict: str) -> str:
     return _VERDICTS.get(verdict, verdict or "not judged")
 
 
-def algorithm_name(run: str, digest: Digest) -> str:
+def algorithm_name(run: str, facts: RunFacts) -> str:
     """Return the name of a training run for a table or a legend."""
     if run != TWO_PHASE:
         return _ALGORITHMS.get(run, run)
-    if digest.switch is not None and digest.switch.epoch is None:
+    if facts.switch is not None and facts.switch.epoch is None:
         return "Two-phase, never switched"
-    return f"Adam + {digest.phase_two}"
+    return f"Adam + {facts.phase_two}"
 
 
 def place(checkpoint: ProbedCheckpoint) -> str:
@@ -57,68 +58,68 @@ def place(checkpoint: ProbedCheckpoint) -> str:
     return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
 
 
-def headline(digest: Digest) -> list[str]:
+def headline(facts: RunFacts) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
-    first = [_probe_sentence(digest)] if digest.is_probe else [_outcome_sentence(digest), switch_sentence(digest)]
-    verdicts = (_verdict_at_switch(digest), _last_verdict(digest), _last_sample(digest))
-    return [part for part in (*first, oracle_sentence(digest), *verdicts) if part]
+    first = [_probe_sentence(facts)] if facts.is_probe else [_outcome_sentence(facts), switch_sentence(facts)]
+    verdicts = (_verdict_at_switch(facts), _last_verdict(facts), _last_sample(facts))
+    return [part for part in (*first, oracle_sentence(facts), *verdicts) if part]
 
 
-def has_paid(digest: Digest) -> bool:
+def has_paid(facts: RunFacts) -> bool:
     """Tell whether there was a switch and the run ended better than the better Adam at no more cost."""
-    comparison = compare(digest)
-    if comparison is None or not has_switched(digest):
+    comparison = compare(facts)
+    if comparison is None or not has_switched(facts):
         return False
-    return comparison.is_conclusive and comparison.word == "better"
+    return comparison.is_conclusive and comparison.result == "better"
 
 
-def has_switched(digest: Digest) -> bool:
+def has_switched(facts: RunFacts) -> bool:
     """Tell whether training is known to have left Adam."""
-    return digest.switch is not None and digest.switch.epoch is not None
+    return facts.switch is not None and facts.switch.epoch is not None
 
 
-def _outcome_sentence(digest: Digest) -> str:
-    comparison = compare(digest)
+def _outcome_sentence(facts: RunFacts) -> str:
+    comparison = compare(facts)
     if comparison is not None:
-        return f"{_answer(digest, comparison)}{_comparison_sentence(comparison)}"
-    if digest.two_phase is not None and digest.two_phase.train_loss is not None:
+        return f"{_answer(facts, comparison)}{_comparison_sentence(comparison)}"
+    if facts.two_phase is not None and facts.two_phase.train_loss is not None:
         return (
-            f"Two-phase training reached a training loss of {number(digest.two_phase.train_loss)}. "
+            f"Two-phase training reached a training loss of {number(facts.two_phase.train_loss)}. "
             "No Adam baseline was run, so this says nothing about better or worse."
         )
-    curve = digest.curve
+    curve = facts.curve
     if curve is None or not np.isfinite(curve.loss).any():
         return "No epoch is recorded yet."
     last = np.flatnonzero(np.isfinite(curve.loss))[-1]
-    state = "ended at" if digest.finished else "stands at"
+    state = "ended at" if facts.finished else "stands at"
     return f"After epoch {count(curve.epoch[last])} training {state} a training loss of {number(curve.loss[last])}."
 
 
-def _answer(digest: Digest, comparison: Comparison) -> str:
+def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     """The answer in a few words: for this run, of which there may be others."""
-    if not has_switched(digest):
+    if not has_switched(facts):
         return ""
     if not comparison.is_conclusive:
         return "Whether switching paid cannot be told here. "
-    return _ANSWERS[comparison.word]
+    return _ANSWERS[comparison.result]
 
 
-def _comparison_sentence(comparison: Comparison) -> str:
+def _comparison_sentence(comparison: BaselineComparison) -> str:
     rate = _ALGORITHMS.get(comparison.baseline, comparison.baseline)
     losses = f"training loss {number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
-    factor = f", a factor of {comparison.factor}" if comparison.factor else ""
-    facts = f"the better Adam baseline ({rate}): {losses}{factor}, {comparison.cost_clause}"
+    factor = f", a factor of {loss_factor(comparison)}" if loss_factor(comparison) else ""
+    facts = f"the better Adam baseline ({rate}): {losses}{factor}, {cost_clause(comparison)}"
     if not comparison.is_conclusive:
         return f"Two-phase training cannot be compared fairly with {facts}."
-    word = "level with" if comparison.word == "equal" else f"{comparison.word} than"
+    word = "level with" if comparison.result == "equal" else f"{comparison.result} than"
     return f"Two-phase training ended {word} {facts}."
 
 
-def switch_sentence(digest: Digest) -> str:
+def switch_sentence(facts: RunFacts) -> str:
     """Return when training left Adam."""
-    switch = digest.switch
+    switch = facts.switch
     if switch is None:
-        return "" if digest.finished or digest.is_probe else "It has not switched from Adam yet."
+        return "" if facts.finished or facts.is_probe else "It has not switched from Adam yet."
     if switch.epoch is None:
         return "It never switched, so the whole run is Adam."
     at = [
@@ -126,44 +127,44 @@ def switch_sentence(digest: Digest) -> str:
         for what, value in (("training loss", switch.train_loss), ("gradient norm", switch.gradient_norm))
         if value is not None
     ]
-    share = digest.switch_share
-    spent = "" if share is None else f", with {percent(round(share, 2))} of the budget spent"
+    share = facts.switch_share
+    spent = "" if share is None else f", with {percent(share, 0)} of the budget spent"
     told = (
-        f"It switched from Adam to {digest.phase_two} after epoch {count(switch.epoch)}"
+        f"It switched from Adam to {facts.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
-    if digest.safe_resort is None:
+    if facts.safe_resort is None:
         return told
-    return f"{told} After epoch {count(digest.safe_resort.epoch)} phase two gave up, and training went back to Adam."
+    return f"{told} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
 
 
-def _verdict_at_switch(digest: Digest) -> str:
-    there = digest.probe_at_switch
-    if there is None or there is digest.probe[-1] or digest.switch is None:
+def _verdict_at_switch(facts: RunFacts) -> str:
+    there = facts.probe_at_switch
+    if there is None or there is facts.probe[-1] or facts.switch is None:
         return ""
-    where = "At the switch" if there.epoch == digest.switch.epoch else "At the checkpoint nearest the switch"
+    where = "At the switch" if there.epoch == facts.switch.epoch else "At the checkpoint nearest the switch"
     return f"{where} ({place(there)}): {verdict_sentence(there)}."
 
 
-def _last_verdict(digest: Digest) -> str:
-    if not digest.probe:
+def _last_verdict(facts: RunFacts) -> str:
+    if not facts.probe:
         return ""
-    last = digest.probe[-1]
+    last = facts.probe[-1]
     where = "At the last checkpoint probed"
-    if digest.switch is not None and last.epoch is not None and last.epoch == digest.switch.epoch:
+    if facts.switch is not None and last.epoch is not None and last.epoch == facts.switch.epoch:
         where = "At the switch, the last checkpoint probed"
     return f"{where} ({place(last)}): {verdict_sentence(last)}."
 
 
-def _last_sample(digest: Digest) -> str:
-    return digest.probe[-1].sampling_summary if digest.probe else ""
+def _last_sample(facts: RunFacts) -> str:
+    return facts.probe[-1].sampling_summary if facts.probe else ""
 
 
-def _probe_sentence(digest: Digest) -> str:
-    if not digest.probe:
+def _probe_sentence(facts: RunFacts) -> str:
+    if not facts.probe:
         return "No checkpoint is probed yet."
-    counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in digest.probe)
-    total = len(digest.probe)
+    counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in facts.probe)
+    total = len(facts.probe)
     if total == 1:
         return f"The one checkpoint: {next(iter(counts))}."
     told = ", ".join(f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common())

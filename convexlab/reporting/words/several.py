@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number, percent
 from convexlab.reporting.words.hindsight import joint_oracle_sentence
 from convexlab.reporting.words.run import has_paid, has_switched, verdict_name
@@ -19,27 +19,27 @@ _WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not compa
 _ALWAYS_TOLD = ("better", "worse")
 
 
-def joint_headline(digests: Sequence[Digest]) -> list[str]:
+def joint_headline(runs: Sequence[RunFacts]) -> list[str]:
     """Return the sentences that answer for several runs together."""
-    there = [checkpoint for digest in digests if (checkpoint := digest.probe_at_switch) is not None]
-    ends = [digest.probe[-1] for digest in digests if digest.probe]
+    there = [checkpoint for facts in runs if (checkpoint := facts.probe_at_switch) is not None]
+    ends = [facts.probe[-1] for facts in runs if facts.probe]
     told = [
-        _paid(digests),
-        _when(digests),
-        joint_oracle_sentence(digests),
+        _paid(runs),
+        _when(runs),
+        joint_oracle_sentence(runs),
         _verdicts("at or nearest the switch", there),
         _verdicts("at the last checkpoint probed", ends),
     ]
     return [sentence for sentence in told if sentence] or ["No run has anything to compare yet."]
 
 
-def _paid(digests: Sequence[Digest]) -> str:
-    compared = {index: comparison for index, digest in enumerate(digests) if (comparison := compare(digest))}
+def _paid(runs: Sequence[RunFacts]) -> str:
+    compared = {index: comparison for index, facts in enumerate(runs) if (comparison := compare(facts))}
     if not compared:
         return ""
-    words = Counter(comparison.word if comparison.is_conclusive else "" for comparison in compared.values())
+    words = Counter(comparison.result if comparison.is_conclusive else "" for comparison in compared.values())
     told = [f"{word} in {words[key]}" for key, word in _WORDS.items() if words[key] or key in _ALWAYS_TOLD]
-    switched = [digests[index] for index in compared if has_switched(digests[index])]
+    switched = [runs[index] for index in compared if has_switched(runs[index])]
     answer = "None of them switched, so nothing is told about switching."
     if switched:
         answer = f"Switching paid in {sum(map(has_paid, switched)) or 'none'} of {_runs(len(switched), len(compared))}."
@@ -55,7 +55,7 @@ def _runs(switched: int, compared: int) -> str:
     return "the one run that switched" if switched == 1 else f"the {switched} runs that switched"
 
 
-def _range(comparisons: Sequence[Comparison]) -> str:
+def _range(comparisons: Sequence[BaselineComparison]) -> str:
     mean = geometric_mean(comparisons)
     if mean is None:
         return ""
@@ -66,11 +66,11 @@ def _range(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def switch_range(digests: Sequence[Digest]) -> tuple[str, str]:
+def switch_range(runs: Sequence[RunFacts]) -> tuple[str, str]:
     """Return from which to which epoch runs switched, and with which shares of the budget spent; empty if unknown."""
-    epochs = [d.switch.epoch for d in digests if d.switch is not None and d.switch.epoch is not None]
-    shares = [share for share in (digest.switch_share for digest in digests) if share is not None]
-    spent = [percent(round(share, 2)) for share in (shares and (min(shares), max(shares)))]
+    epochs = [d.switch.epoch for d in runs if d.switch is not None and d.switch.epoch is not None]
+    shares = [share for share in (facts.switch_share for facts in runs) if share is not None]
+    spent = [percent(share, 0) for share in (shares and (min(shares), max(shares)))]
     return _span([count(end) for end in (epochs and (min(epochs), max(epochs)))]), _span(spent)
 
 
@@ -78,8 +78,8 @@ def _span(ends: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _when(digests: Sequence[Digest]) -> str:
-    decided = [digest for digest in digests if digest.switch is not None]
+def _when(runs: Sequence[RunFacts]) -> str:
+    decided = [facts for facts in runs if facts.switch is not None]
     never = len(decided) - sum(map(has_switched, decided))
     if not decided:
         return ""

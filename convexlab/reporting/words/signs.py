@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import Curve, ProbedCheckpoint
@@ -48,11 +48,11 @@ class Signal:
     supports: str
 
 
-def signals(digest: Digest) -> list[Signal]:
+def signals(facts: RunFacts) -> list[Signal]:
     """Return what the run shows of each sign; signs that were not measured are left out."""
     found = []
-    if digest.curve is not None and np.isfinite(digest.curve.norm).any():
-        found.append(_norm_signal(digest.curve))
+    if facts.curve is not None and np.isfinite(facts.curve.norm).any():
+        found.append(_norm_signal(facts.curve))
     rows: list[tuple[str, Callable[[Sequence[ProbedCheckpoint]], str], str]] = [
         (
             "Curvature along the gradient, gᵀHg / gᵀg",
@@ -72,7 +72,7 @@ def signals(digest: Digest) -> list[Signal]:
         ),
     ]
     for name, seen, supports in rows:
-        text = seen(digest.probe)
+        text = seen(facts.probe)
         if text:
             found.append(Signal(name, text, supports))
     return found

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convexlab.reporting.facts.comparison import Comparison, compare, geometric_mean
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
+from convexlab.reporting.words.comparison import cost_clause, loss_factor
 from convexlab.reporting.words.run import has_paid, has_switched, place, verdict_name
 from convexlab.reporting.words.several import switch_range
 from convexlab.runs.rows import ProbedCheckpoint
@@ -24,55 +25,55 @@ class Tile(NamedTuple):
     note: str
 
 
-def tiles(digest: Digest) -> list[Tile]:
+def tiles(facts: RunFacts) -> list[Tile]:
     """Return the tiles of one run or of one probe; what is not known has none."""
-    found = [_paid(digest), _when(digest), *_curvatures(digest), _along(digest)]
+    found = [_paid(facts), _when(facts), *_curvatures(facts), _along(facts)]
     return [tile for tile in found if tile is not None]
 
 
-def _paid(digest: Digest) -> Tile | None:
-    comparison = compare(digest)
+def _paid(facts: RunFacts) -> Tile | None:
+    comparison = compare(facts)
     if comparison is not None:
         losses = f"{number(comparison.two_phase_loss)}, better Adam {number(comparison.baseline_loss)}"
         return Tile(
-            "Did switching pay?", _answer(digest, comparison), f"training loss {losses}, {comparison.cost_clause}"
+            "Did switching pay?", _answer(facts, comparison), f"training loss {losses}, {cost_clause(comparison)}"
         )
-    if digest.two_phase is None or digest.two_phase.train_loss is None:
+    if facts.two_phase is None or facts.two_phase.train_loss is None:
         return None
-    return Tile("Training loss, two-phase", number(digest.two_phase.train_loss), "no baseline to compare with")
+    return Tile("Training loss, two-phase", number(facts.two_phase.train_loss), "no baseline to compare with")
 
 
-def _answer(digest: Digest, comparison: Comparison) -> str:
-    if not has_switched(digest):
+def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
+    if not has_switched(facts):
         return "not tried"
     if not comparison.is_conclusive:
         return "cannot be told"
-    word = {"better": "yes", "worse": "no", "equal": "no difference"}[comparison.word]
-    level = "lower" if comparison.word == "better" else "higher"
-    return f"{word}, {comparison.factor}× {level}" if comparison.factor else word
+    word = {"better": "yes", "worse": "no", "equal": "no difference"}[comparison.result]
+    level = "lower" if comparison.result == "better" else "higher"
+    return f"{word}, {loss_factor(comparison)}× {level}" if loss_factor(comparison) else word
 
 
-def _when(digest: Digest) -> Tile | None:
-    switch = digest.switch
+def _when(facts: RunFacts) -> Tile | None:
+    switch = facts.switch
     if switch is None:
         return None
     if switch.epoch is None:
         return Tile("When did it switch?", "never", switch.detector)
-    share = digest.switch_share
-    notes = ([] if share is None else [f"{percent(round(share, 2))} of the budget"]) + [switch.detector]
+    share = facts.switch_share
+    notes = ([] if share is None else [f"{percent(share, 0)} of the budget"]) + [switch.detector]
     return Tile("When did it switch?", f"epoch {count(switch.epoch)}", ", ".join(filter(None, notes)))
 
 
-def _curvatures(digest: Digest) -> list[Tile]:
+def _curvatures(facts: RunFacts) -> list[Tile]:
     """The curvature at the switch and at the end, in one tile where they are the same checkpoint."""
-    if not digest.probe:
+    if not facts.probe:
         return []
-    last, there = digest.probe[-1], digest.probe_at_switch
+    last, there = facts.probe[-1], facts.probe_at_switch
     if there is None:
         return [_curvature("Curvature at the end", last)]
     if there is last:
         return [_curvature("Curvature at the switch and at the end", last)]
-    name = "at" if digest.switch is not None and there.epoch == digest.switch.epoch else "near"
+    name = "at" if facts.switch is not None and there.epoch == facts.switch.epoch else "near"
     return [_curvature(f"Curvature {name} the switch", there), _curvature("Curvature at the end", last)]
 
 
@@ -94,29 +95,29 @@ def _confidence(checkpoint: ProbedCheckpoint) -> str:
     return "" if checkpoint.confidence is None else f", confidence {percent(checkpoint.confidence)}"
 
 
-def _along(digest: Digest) -> Tile | None:
-    negative = [checkpoint for checkpoint in digest.probe if checkpoint.verdict == "non-convex"]
-    if len(digest.probe) < 2:
+def _along(facts: RunFacts) -> Tile | None:
+    negative = [checkpoint for checkpoint in facts.probe if checkpoint.verdict == "non-convex"]
+    if len(facts.probe) < 2:
         return None
     note = f"checkpoints probed, last at {place(negative[-1])}" if negative else "checkpoints probed"
-    return Tile("Proven non-convex at", f"{len(negative)} of {len(digest.probe)}", note)
+    return Tile("Proven non-convex at", f"{len(negative)} of {len(facts.probe)}", note)
 
 
-def joint_tiles(digests: Sequence[Digest]) -> list[Tile]:
+def joint_tiles(runs: Sequence[RunFacts]) -> list[Tile]:
     """Return the tiles of several runs together."""
-    there = [digest.probe_at_switch for digest in digests]
-    last = [digest.probe[-1] for digest in digests if digest.probe]
+    there = [facts.probe_at_switch for facts in runs]
+    last = [facts.probe[-1] for facts in runs if facts.probe]
     found = [
-        _joint_paid(digests),
-        _joint_when(digests),
+        _joint_paid(runs),
+        _joint_when(runs),
         _joint_curvature("Non-convex at the switch", [checkpoint for checkpoint in there if checkpoint is not None]),
         _joint_curvature("Non-convex at the end", last),
     ]
     return [tile for tile in found if tile is not None]
 
 
-def _joint_paid(digests: Sequence[Digest]) -> Tile | None:
-    switched = [digest for digest in digests if has_switched(digest) and compare(digest) is not None]
+def _joint_paid(runs: Sequence[RunFacts]) -> Tile | None:
+    switched = [facts for facts in runs if has_switched(facts) and compare(facts) is not None]
     if not switched:
         return None
     mean = geometric_mean(comparison for comparison in map(compare, switched) if comparison is not None)
@@ -124,8 +125,8 @@ def _joint_paid(digests: Sequence[Digest]) -> Tile | None:
     return Tile("Did switching pay?", f"in {sum(map(has_paid, switched))} of {len(switched)} runs", note)
 
 
-def _joint_when(digests: Sequence[Digest]) -> Tile | None:
-    decided = [digest for digest in digests if digest.switch is not None]
+def _joint_when(runs: Sequence[RunFacts]) -> Tile | None:
+    decided = [facts for facts in runs if facts.switch is not None]
     if not decided:
         return None
     epochs, shares = switch_range(decided)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from convexlab.reporting.charts.hindsight import oracle_chart
 from convexlab.reporting.charts.svg import Chart
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.reporting.words.hindsight import oracle_paragraphs
+from convexlab.reporting.words.measures import measure_heading, measure_value
 
 __all__ = ["OraclePart", "oracle_part"]
 
@@ -23,25 +24,25 @@ class OraclePart:
     table: Table | None
 
 
-def oracle_part(digest: Digest, key: str, *, compact: bool) -> OraclePart | None:
+def oracle_part(facts: RunFacts, key: str, *, compact: bool) -> OraclePart | None:
     """Return the part, words alone if the page is compact; None without an oracle."""
-    if digest.oracle is None:
+    if facts.oracle is None:
         return None
-    words = oracle_paragraphs(digest)
-    return OraclePart(words, None, None) if compact else OraclePart(words, oracle_chart(digest, key), _table(digest))
+    words = oracle_paragraphs(facts)
+    return OraclePart(words, None, None) if compact else OraclePart(words, oracle_chart(facts, key), _table(facts))
 
 
-def _table(digest: Digest) -> Table | None:
-    oracle = digest.oracle
+def _table(facts: RunFacts) -> Table | None:
+    oracle = facts.oracle
     if oracle is None:
         return None
-    ours = None if digest.two_phase is None else digest.two_phase.train_loss
+    ours = None if facts.two_phase is None else facts.two_phase.train_loss
     rows = [
         (
             Cell(f"epoch {count(one.epoch)}"),
             Cell(number(one.train_loss), strong=one is oracle.best),
             number(one.train_loss / ours if ours else None),
-            number(one.outcome.validation_loss),
+            *(measure_value(name, one.outcome.measures.get(name)) for name in facts.measures),
             count(one.outcome.cost),
             count(one.resort),
         )
@@ -53,7 +54,7 @@ def _table(digest: Digest) -> Table | None:
             Column("Switch", False),
             "Train loss",
             "Ratio",
-            "Val. loss",
+            *map(measure_heading, facts.measures),
             "Gradient equivalents",
             "Gave up after epoch",
         ],

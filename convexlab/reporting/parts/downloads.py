@@ -8,36 +8,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convexlab.reporting.downloads import Download, csv_text, data_address, file_name
-from convexlab.reporting.facts.run import Digest
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.numbers import count
 from convexlab.runs.rows import Row, text_of, without_density
 
 __all__ = ["run_downloads"]
 
 
-def run_downloads(digest: Digest, room: int) -> list[Download]:
+def run_downloads(facts: RunFacts, room: int) -> list[Download]:
     """Return a run's metrics as CSV, its summary and its probed checkpoints as JSON.
 
     Args:
-        digest: the run.
+        facts: the run.
         room: bytes that the addresses together may take. Metrics that do not fit are thinned; what then does not is
             named and left out.
     """
     found = []
-    for name, kind, value, note in _parts(digest):
-        made = _json(f"{file_name(digest.label)}-{name}", value, note, room) if kind == "json" else None
-        made = made or _metrics(f"{file_name(digest.label)}-{name}", value, room)
+    for name, kind, value, note in _parts(facts):
+        made = _json(f"{file_name(facts.label)}-{name}", value, note, room) if kind == "json" else None
+        made = made or _metrics(f"{file_name(facts.label)}-{name}", value, room)
         found.append(made)
         room -= len(made.href)
     return found
 
 
-def _parts(digest: Digest) -> list[tuple[str, str, Any, str]]:
+def _parts(facts: RunFacts) -> list[tuple[str, str, Any, str]]:
     """The files there are, the smallest first: it is the last one that is thinned."""
-    summary, probe, metrics = digest.records
+    summary, probe, metrics = facts.records
     # The page has the densities as a figure.
     rows = [without_density(row) for row in probe]
-    left_out = ", without the spectral densities" if any(checkpoint.nodes.size for checkpoint in digest.probe) else ""
+    left_out = ", without the spectral densities" if any(checkpoint.nodes.size for checkpoint in facts.probe) else ""
     checkpoints = f"{len(rows)} checkpoint{'' if len(rows) == 1 else 's'}"
     parts = [
         ("summary.json", "json", summary, "what the run reached"),

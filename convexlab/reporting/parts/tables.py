@@ -5,41 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import compare
-from convexlab.reporting.facts.run import TWO_PHASE, Digest
-from convexlab.reporting.numbers import MISSING, accuracy, count, lower_bound, number, plus_minus, signed
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_table, shown
+from convexlab.reporting.words.comparison import fairness
+from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
-from convexlab.runs.rows import Outcome
 
-__all__ = ["comparison_table", "cost_table", "curvature_table", "environment_table", "results_table", "settings_tables"]
+__all__ = [
+    "comparison_table",
+    "cost_table",
+    "curvature_table",
+    "environment_table",
+    "measures_table",
+    "results_table",
+    "settings_tables",
+]
 
 
 def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
     return cells
 
 
-def _outcomes(digest: Digest) -> dict[str, Outcome]:
-    ours = {} if digest.two_phase is None else {TWO_PHASE: digest.two_phase}
-    return digest.baselines | ours
-
-
-def results_table(digest: Digest) -> Table | None:
+def results_table(facts: RunFacts) -> Table | None:
     """Return the counterpart of the paper's Table 1, with cost and time; the lowest training loss stands out."""
-    outcomes = _outcomes(digest)
+    outcomes = facts.outcomes
     if not outcomes:
         return None
     losses = [outcome.train_loss for outcome in outcomes.values() if outcome.train_loss is not None]
     lowest = min(losses, default=None)
     rows = [
         (
-            Cell(digest.model),
-            algorithm_name(run, digest),
+            Cell(facts.model),
+            algorithm_name(run, facts),
             Cell(number(outcome.train_loss), strong=len(losses) > 1 and outcome.train_loss == lowest),
-            accuracy(outcome.train_accuracy),
-            number(outcome.validation_loss),
-            accuracy(outcome.validation_accuracy),
-            number(outcome.relative_error),
-            number(digest.overdetermination),
+            *(measure_value(name, outcome.measures.get(name)) for name in facts.measures),
+            number(facts.overdetermination),
             count(outcome.cost),
             count(outcome.epoch),
             number(outcome.seconds),
@@ -47,15 +48,12 @@ def results_table(digest: Digest) -> Table | None:
         for run, outcome in outcomes.items()
     ]
     return make_table(
-        f"Results on {digest.dataset}, each run at its best epoch; the lowest training loss is in bold.",
+        f"Results of {facts.subject}, each run at its best epoch; the lowest training loss is in bold.",
         [
             Column("Model variant", False),
             Column("Algorithm", False),
             "Train loss",
-            "Train acc.",
-            "Val. loss",
-            "Val. acc.",
-            "Relative error",
+            *map(measure_heading, facts.measures),
             "Q",
             "Gradient equivalents",
             "Best epoch",
@@ -65,9 +63,9 @@ def results_table(digest: Digest) -> Table | None:
     )
 
 
-def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table:
+def comparison_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table:
     """Return one line a run, each a link to its section."""
-    rows = [_comparison_row(digest, anchor) for digest, anchor in zip(digests, anchors, strict=True)]
+    rows = [_comparison_row(facts, anchor) for facts, anchor in zip(runs, anchors, strict=True)]
     # The page's title names what all runs share.
     for column in (1, 2):
         if len({str(row[column]) for row in rows}) == 1:
@@ -85,8 +83,6 @@ def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table
             "Better Adam loss",
             "Ratio",
             Column("At equal cost", False),
-            "Two-phase val. acc.",
-            "Adam val. acc.",
             "Switch epoch",
             Column("Last verdict", False),
         ],
@@ -94,31 +90,47 @@ def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table
     )
 
 
-def _comparison_row(digest: Digest, anchor: str) -> list[Cell | str]:
-    comparison = compare(digest)
-    ours, best = digest.two_phase, digest.better_baseline
-    switch = digest.switch
+def _comparison_row(facts: RunFacts, anchor: str) -> list[Cell | str]:
+    comparison = compare(facts)
+    ours, best = facts.two_phase, facts.better_baseline
+    switch = facts.switch
     return [
-        Cell(digest.label, link=f"#{anchor}"),
-        digest.model,
-        digest.dataset,
-        digest.seed,
+        Cell(facts.label, link=f"#{anchor}"),
+        facts.model,
+        facts.dataset,
+        facts.seed,
         number(ours.train_loss) if ours else MISSING,
         number(best[1].train_loss) if best else MISSING,
-        Cell(number(comparison.ratio), strong=comparison.word == "better" and comparison.is_conclusive)
+        Cell(number(comparison.ratio), strong=comparison.result == "better" and comparison.is_conclusive)
         if comparison
         else MISSING,
-        comparison.fairness if comparison else MISSING,
-        accuracy(ours.validation_accuracy) if ours else MISSING,
-        accuracy(best[1].validation_accuracy) if best else MISSING,
+        fairness(comparison) if comparison else MISSING,
         MISSING if switch is None else "never" if switch.epoch is None else count(switch.epoch),
-        f"{verdict_name(digest.probe[-1].verdict)} ({place(digest.probe[-1])})" if digest.probe else MISSING,
+        f"{verdict_name(facts.probe[-1].verdict)} ({place(facts.probe[-1])})" if facts.probe else MISSING,
     ]
 
 
-def curvature_table(digest: Digest) -> Table | None:
+def measures_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table | None:
+    """Return what else was measured, one line a run, two-phase beside the better Adam; None without any of it."""
+    names = list(dict.fromkeys(name for facts in runs for name in facts.measures))
+    rows = []
+    for facts, anchor in zip(runs, anchors, strict=True):
+        best = facts.better_baseline
+        ours, theirs = facts.two_phase, best[1] if best else None
+        pairs = ((name, outcome) for name in names for outcome in (ours, theirs))
+        values = [measure_value(name, outcome.measures.get(name) if outcome else None) for name, outcome in pairs]
+        rows.append(_row(Cell(facts.label, link=f"#{anchor}"), *values))
+    columns = [
+        Column("Run", False),
+        *(measure_heading(name, of) for name in names for of in ("two-phase", "better Adam")),
+    ]
+    table = make_table("What else was measured, at the best epoch by training loss.", columns, rows)
+    return table if len(table.columns) > 1 else None
+
+
+def curvature_table(facts: RunFacts) -> Table | None:
     """Return what was measured at every probed checkpoint."""
-    if not digest.probe:
+    if not facts.probe:
         return None
     rows = [
         (
@@ -140,7 +152,7 @@ def curvature_table(digest: Digest) -> Table | None:
             count(c.gradient_equivalents),
             number(c.seconds),
         )
-        for c in digest.probe
+        for c in facts.probe
     ]
     return make_table(
         "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
@@ -169,15 +181,15 @@ def curvature_table(digest: Digest) -> Table | None:
     )
 
 
-def cost_table(digest: Digest) -> Table | None:
+def cost_table(facts: RunFacts) -> Table | None:
     """Return where the gradient equivalents of each run went."""
-    outcomes = _outcomes(digest)
+    outcomes = facts.outcomes
     parts = list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.cost_breakdown))
     if not parts:
         return None
     rows = [
         _row(
-            Cell(algorithm_name(run, digest)),
+            Cell(algorithm_name(run, facts)),
             *(count(outcome.cost_breakdown.get(part)) for part in parts),
             count(outcome.cost),
             number(outcome.seconds),
@@ -191,28 +203,26 @@ def cost_table(digest: Digest) -> Table | None:
     )
 
 
-def settings_tables(digests: Sequence[Digest]) -> list[Table]:
+def settings_tables(runs: Sequence[RunFacts]) -> list[Table]:
     """Return the settings that all runs share, and those that differ with a line a run."""
-    keys = list(dict.fromkeys(key for digest in digests for key in digest.config))
-    values = {key: [shown(digest.config.get(key)) for digest in digests] for key in keys}
+    keys = list(dict.fromkeys(key for facts in runs for key in facts.config))
+    values = {key: [shown(facts.config.get(key)) for facts in runs] for key in keys}
     shared = {key: texts[0] for key, texts in values.items() if len(set(texts)) == 1}
-    tables = (
-        [pairs_table("Settings" if len(digests) == 1 else "Settings that all runs share", shared)] if shared else []
-    )
+    tables = [pairs_table("Settings" if len(runs) == 1 else "Settings that all runs share", shared)] if shared else []
     differing = [key for key in keys if key not in shared]
     if differing:
-        rows = [_row(Cell(digest.label), *(values[key][i] for key in differing)) for i, digest in enumerate(digests)]
+        rows = [_row(Cell(facts.label), *(values[key][i] for key in differing)) for i, facts in enumerate(runs)]
         columns = [Column("Run", False), *(Column(key, False) for key in differing)]
         tables.append(make_table("Settings that differ", columns, rows))
     return tables
 
 
-def environment_table(digests: Sequence[Digest]) -> Table | None:
+def environment_table(runs: Sequence[RunFacts]) -> Table | None:
     """Return where the runs were made; several environments are told apart by run."""
-    keys = list(dict.fromkeys(key for digest in digests for key in digest.environment))
+    keys = list(dict.fromkeys(key for facts in runs for key in facts.environment))
     pairs = {}
     for key in keys:
-        texts = [shown(digest.environment.get(key)) for digest in digests]
-        told = [f"{digest.label}: {text}" for digest, text in zip(digests, texts, strict=True)]
+        texts = [shown(facts.environment.get(key)) for facts in runs]
+        told = [f"{facts.label}: {text}" for facts, text in zip(runs, texts, strict=True)]
         pairs[key] = texts[0] if len(set(texts)) == 1 else "; ".join(told)
     return pairs_table("Environment", pairs) if pairs else None
