@@ -130,13 +130,14 @@ def second_phase(
         Every step; the last one says why, if it ends before the budget does.
     """
     evaluate: Callable[..., Tensor] = closure or objective.closure
-    spent = 0.0
+    # Of a step apart from those before it, so that its cost is the same bits after a resume.
+    spent = cost = 0.0
 
     def charge(price: float) -> None:
-        nonlocal spent
-        if spent + price > budget + _ROUNDING:
+        nonlocal cost
+        if spent + cost + price > budget + _ROUNDING:
             raise _BudgetSpentError
-        spent += price
+        cost += price
 
     def charged(*, backward: bool = True) -> Tensor:
         charge(_GRADIENT if backward else _VALUE)
@@ -151,11 +152,11 @@ def second_phase(
         opening = 0.0 if _known(optimizer) else _GRADIENT
         if budget - spent + _ROUNDING < opening + phase.search_cost:
             return
-        before, begin = spent, time.perf_counter()
+        cost, begin = 0.0, time.perf_counter()
         try:
             if phase.sampled:
                 assert examples is not None
-                failed = _steps_on_samples(optimizer, charged_rows, examples, lambda: spent, budget)
+                failed = _steps_on_samples(optimizer, charged_rows, examples, lambda: cost, budget - spent)
             else:
                 _limit(optimizer, (budget - spent - opening) / phase.search_cost)
                 optimizer.step(charged)
@@ -163,11 +164,12 @@ def second_phase(
         except _BudgetSpentError:
             failed = None
         seconds = time.perf_counter() - begin
-        if spent == before and failed is None:
+        spent += cost
+        if cost == 0.0 and failed is None:
             return  # Nothing that is left pays for a step.
         loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
         given_up = resort.against(loss, gradient_norm, failed)
-        yield Step(spent - before, seconds, loss, gradient_norm, failed, given_up)
+        yield Step(cost, seconds, loss, gradient_norm, failed, given_up)
         if given_up is not None:
             return
 
@@ -180,8 +182,8 @@ def _steps_on_samples(
     budget: float,
 ) -> str | None:
     """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None."""
-    begin, failed = spent(), None
-    while failed is None and spent() - begin < _GRADIENT:
+    failed = None
+    while failed is None and spent() < _GRADIENT:
         # What the sample has grown by since the last step costs less than one evaluation of it.
         affordable = (budget - spent()) * examples / optimizer.sample_size - 1.0
         if affordable < 1.0:
