@@ -41,9 +41,9 @@ class ExtremeEigenvalues:
     """The ends of a spectrum. The true smallest eigenvalue lies in [smallest_lower_bound, smallest]."""
 
     smallest: float
-    """vᵀA v of the smallest Ritz vector v, by a fresh product: never below the truth but for rounding."""
+    """vᵀA v of the smallest Ritz vector v, by a fresh product: never below the truth, up to rounding."""
     largest: float
-    """Likewise of the largest: never above the truth but for rounding."""
+    """Likewise of the largest: never above the truth, up to rounding."""
     smallest_vector: Tensor
     """(n,), unit length, float64."""
     largest_vector: Tensor
@@ -61,7 +61,7 @@ class ExtremeEigenvalues:
     steps: int
     """Dimension of the Krylov space."""
     converged: bool
-    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, but for rounding.
+    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, up to rounding.
 
     Where the Krylov space ended early, within ``tolerance`` times the largest of them in size.
     """

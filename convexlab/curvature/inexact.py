@@ -58,7 +58,7 @@ def replace_products(process: Lanczos, tolerance: float) -> bool:
 def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
     """Return a bound on ‖F‖ that fails with probability ``failure``; makes `SAMPLES` products with the run's operator.
 
-    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp
+    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, except with probability α^-r (Halko, Martinsson & Tropp
     2011, doi 10.1137/090771806, lemma 4.1).
 
     Args:

@@ -21,7 +21,7 @@ __all__ = ["CurvatureSplit", "curvature_split"]
 
 @dataclass(frozen=True)
 class CurvatureSplit:
-    """Rayleigh quotients of the Hessian and of its two parts, hessian = gauss_newton + residual but for rounding.
+    """Rayleigh quotients of the Hessian and of its two parts, hessian = gauss_newton + residual up to rounding.
 
     Shape () for one vector and (k,) for k of them; float64, on the CPU.
     """
