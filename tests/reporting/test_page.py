@@ -136,7 +136,7 @@ def test_headings_descend_one_level_at_a_time(name: str, request: pytest.Fixture
 def test_the_parts_come_in_order(full_page: Page) -> None:
     text = full_page.text
     parts = [
-        "Two-phase training ended better than the better Adam baseline",
+        "Two-phase training reached a lower training loss than the better Adam baseline",
         "It switched from Adam to cg-golden after epoch 40",
         "At the last checkpoint probed (epoch 100): no negative curvature below",
         "The switch, and why",
@@ -199,7 +199,7 @@ def test_a_return_to_adam_is_shown_with_its_reason(make_bare: MakeRun) -> None:
 
 def test_an_unfinished_run_says_so_and_how_to_go_on(make_bare: MakeRun) -> None:
     text = page_of(make_bare(finished=False)).text
-    assert "No epoch is recorded yet." in text
+    assert "No epoch has been recorded yet." in text
     assert "This run is not finished" in text
     assert "--resume" in text
     assert "convexlab probe RUN" in text
@@ -248,7 +248,7 @@ def test_one_seed_of_several_keeps_the_page_of_all(make_bare: MakeRun) -> None:
     assert write_report([member]) == member.report_path
 
 
-def test_the_page_goes_where_it_is_told(make_bare: MakeRun, tmp_path: Path) -> None:
+def test_the_page_goes_where_it_is_stated(make_bare: MakeRun, tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
     assert write_report([make_bare()], out) == out
     assert out.is_file()
@@ -259,7 +259,7 @@ def test_a_run_given_twice_is_shown_once(make_bare: MakeRun) -> None:
     assert write_report([run]).read_bytes() == write_report([run, Run(run.path / ".." / run.path.name)]).read_bytes()
 
 
-def test_runs_of_one_name_are_told_apart(make_bare: MakeRun) -> None:
+def test_runs_of_one_name_are_stated_apart(make_bare: MakeRun) -> None:
     text = page_of(make_bare("x/run"), make_bare("y/run")).text
     assert "x/run: vit-mlp" in text
     assert "y/run: vit-mlp" in text
@@ -272,7 +272,7 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         write_report([Run(tmp_path)])
 
 
-def test_the_terminal_is_told_what_stands_on_top_of_the_page(make_bare: MakeRun) -> None:
+def test_the_terminal_shows_what_stands_on_top_of_the_page(make_bare: MakeRun) -> None:
     runs = [make_bare("a"), make_bare("b", final=9e-4)]
     for shown in (runs[:1], runs):
         lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in summary_lines(shown)]

@@ -1,4 +1,4 @@
-"""The page of Table 1 told fairly: every way at equal cost and at the best of the same learning rates."""
+"""The page of Table 1 at equal cost: every protocol at the best of the same learning rates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES = {ADAM: "constant", COSINE: "cosine"}
 
 @dataclass(frozen=True)
 class Best:
-    """A way at the rate that serves it best in a row."""
+    """A protocol at the rate that serves it best in a row."""
 
     way: str
     rate: float
@@ -35,14 +35,14 @@ class Best:
 
 
 def best_of(groups: Sequence[Group], ways: Sequence[str]) -> Best:
-    """Return the best of some ways and of all rates, by the geometric mean of the training loss over the seeds.
+    """Return the best of some protocols and of all rates, by the geometric mean of the training loss over the seeds.
 
     Args:
         groups: one row of the table, once a rate.
         ways: to choose among.
     """
-    found = [Best(way, group.runs[0]["case"]["rate"], group) for group in groups for way in ways]
-    return min(found, key=lambda best: geometric_mean(best.losses))
+    candidates = [Best(way, group.runs[0]["case"]["rate"], group) for group in groups for way in ways]
+    return min(candidates, key=lambda best: geometric_mean(best.losses))
 
 
 def fair_study(rows: Sequence[Row], command: str) -> Study:
@@ -65,7 +65,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
         answer=[
             f"Ours from the paper’s switch: {verdict_counts(ratios[FIXED], 'the best Adam')}",
             f"Ours from the detected switch: {verdict_counts(ratios[OURS], 'the best Adam')}",
-            f"The best Adam of {len(rates)} rates has a cosine rate in {sum(one.way == COSINE for one in adams)} of "
+            f"The best Adam of {len(rates)} rates has a cosine rate in {sum(best.way == COSINE for best in adams)} of "
             f"{len(adams)} rows.",
             *_accountings(papers),
         ],
@@ -75,7 +75,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
                 "The rows",
                 [
                     "Adam with a constant and with a cosine rate, and the default second phase after Adam at a "
-                    f"constant rate; of the rates {', '.join(short(rate) for rate in rates)} each way has the one that "
+                    f"constant rate; of the rates {', '.join(short(rate) for rate in rates)} each has the one that "
                     "ends at the lowest training loss. All have the same budget, and count at their best epoch or "
                     "step.",
                 ],
@@ -83,8 +83,8 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
                     ratio_chart(
                         names,
                         [
-                            Ratios("ours, paper’s switch", [geometric_mean(one) for one in ratios[FIXED]], "vermilion"),
-                            Ratios("ours, detected switch", [geometric_mean(one) for one in ratios[OURS]], "blue"),
+                            Ratios("ours, paper’s switch", [geometric_mean(row) for row in ratios[FIXED]], "vermilion"),
+                            Ratios("ours, detected switch", [geometric_mean(row) for row in ratios[OURS]], "blue"),
                         ],
                         key="fair",
                         title="Training loss over that of the best Adam",
@@ -109,10 +109,10 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
 
 
 def _accountings(groups: Sequence[Group]) -> list[str]:
-    """Say how the paper's way does by its accounting and by ours, where it was trained."""
+    """Say how the paper's protocol does by its accounting and by ours, where it was trained."""
     if not groups:
         return []
-    rate = f"The paper’s way at the rate {short(groups[0].runs[0]['case']['rate'])}"
+    rate = f"The paper’s protocol at the rate {short(groups[0].runs[0]['case']['rate'])}"
     return [
         f"{rate}, epoch against epoch: {verdict_counts([group.per_epoch for group in groups], 'Adam')}",
         f"{rate}, at equal cost: {verdict_counts([group.per_cost for group in groups], 'the better Adam')}",
@@ -159,14 +159,14 @@ def _table(
                 count(adam.group.runs[0]["examples"]),
                 str(adam.group.epochs),
                 loss(adam),
-                loss(one),
+                loss(ours),
                 number(geometric_mean(ratios[FIXED][place])),
-                loss(other),
+                loss(detected_ours),
                 number(geometric_mean(ratios[OURS][place])),
                 right(adam),
-                right(one),
-                right(other),
+                right(ours),
+                right(detected_ours),
             ]
-            for place, (name, adam, one, other) in enumerate(zip(names, adams, fixed, detected, strict=True))
+            for place, (name, adam, ours, detected_ours) in enumerate(zip(names, adams, fixed, detected, strict=True))
         ],
     )

@@ -137,7 +137,7 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share below −floor × largest")
-        if facts.oracle is not None:  # Two lines have to be told apart.
+        if facts.oracle is not None:  # Two lines need names.
             legend(axes)
         return chart(
             figure,

@@ -15,6 +15,7 @@ from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = [
     "algorithm_name",
+    "counted",
     "has_paid",
     "has_switched",
     "headline",
@@ -85,14 +86,13 @@ def _outcome_sentence(facts: RunFacts) -> str:
     if facts.two_phase is not None and facts.two_phase.train_loss is not None:
         return (
             f"Two-phase training reached a training loss of {number(facts.two_phase.train_loss)}. "
-            "No Adam baseline was run, so this says nothing about better or worse."
+            "No Adam baseline was run, so there is nothing to compare it with."
         )
     curve = facts.curve
     if curve is None or not np.isfinite(curve.loss).any():
-        return "No epoch is recorded yet."
+        return "No epoch has been recorded yet."
     last = np.flatnonzero(np.isfinite(curve.loss))[-1]
-    state = "ended at" if facts.finished else "stands at"
-    return f"After epoch {count(curve.epoch[last])} training {state} a training loss of {number(curve.loss[last])}."
+    return f"After epoch {count(curve.epoch[last])} the training loss is {number(curve.loss[last])}."
 
 
 def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
@@ -100,19 +100,23 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     if not has_switched(facts):
         return ""
     if not comparison.is_conclusive:
-        return "Whether switching paid cannot be told here. "
+        return "This run does not show whether switching paid. "
     return _ANSWERS[comparison.result]
 
 
 def _comparison_sentence(comparison: BaselineComparison) -> str:
-    rate = _ALGORITHMS.get(comparison.baseline, comparison.baseline)
-    losses = f"training loss {number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
+    baseline = f"the better Adam baseline ({_ALGORITHMS.get(comparison.baseline, comparison.baseline)})"
+    losses = f"{number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
     factor = f", a factor of {loss_factor(comparison)}" if loss_factor(comparison) else ""
-    facts = f"the better Adam baseline ({rate}): {losses}{factor}, {cost_clause(comparison)}"
+    numbers = f"{losses}{factor}, {cost_clause(comparison)}"
     if not comparison.is_conclusive:
-        return f"Two-phase training cannot be compared fairly with {facts}."
-    word = "level with" if comparison.result == "equal" else f"{comparison.result} than"
-    return f"Two-phase training ended {word} {facts}."
+        return f"Two-phase training cannot be compared fairly with {baseline}: training loss {numbers}."
+    reached = {
+        "better": "a lower training loss than",
+        "worse": "a higher training loss than",
+        "equal": "the training loss of",
+    }
+    return f"Two-phase training reached {reached[comparison.result]} {baseline}: {numbers}."
 
 
 def switch_sentence(facts: RunFacts) -> str:
@@ -129,13 +133,13 @@ def switch_sentence(facts: RunFacts) -> str:
     ]
     share = facts.switch_share
     spent = "" if share is None else f", with {percent(share, 0)} of the budget spent"
-    told = (
+    sentence = (
         f"It switched from Adam to {facts.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
     if facts.safe_resort is None:
-        return told
-    return f"{told} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
+        return sentence
+    return f"{sentence} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
 
 
 def _verdict_at_switch(facts: RunFacts) -> str:
@@ -162,13 +166,17 @@ def _last_sample(facts: RunFacts) -> str:
 
 def _probe_sentence(facts: RunFacts) -> str:
     if not facts.probe:
-        return "No checkpoint is probed yet."
+        return "No checkpoint has been probed yet."
     counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in facts.probe)
     total = len(facts.probe)
     if total == 1:
         return f"The one checkpoint: {next(iter(counts))}."
-    told = ", ".join(f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common())
-    return f"Verdicts over {total} checkpoints: {told}."
+    return f"Verdicts over {total} checkpoints: {counted(counts)}."
+
+
+def counted(counts: Counter[str]) -> str:
+    """Return what there is how often, the most frequent first."""
+    return ", ".join(f"{times}\N{NO-BREAK SPACE}× {name}" for name, times in counts.most_common())
 
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
@@ -179,13 +187,13 @@ def judgement(checkpoint: ProbedCheckpoint) -> str:
 
 def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
     """Return the verdict with its bounds, as a clause without a full stop."""
-    told = {
+    clauses = {
         "non-convex": _non_convex,
         "no-negative-curvature": _no_negative_curvature,
         "unresolved": _unresolved,
-    }.get(checkpoint.verdict)
-    clause = told(checkpoint) if told else verdict_name(checkpoint.verdict)
-    return clause + _sample(checkpoint)
+    }
+    clause = clauses.get(checkpoint.verdict)
+    return (clause(checkpoint) if clause else verdict_name(checkpoint.verdict)) + _sample(checkpoint)
 
 
 def _non_convex(checkpoint: ProbedCheckpoint) -> str:
