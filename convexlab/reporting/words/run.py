@@ -10,7 +10,9 @@ from convexlab.reporting.facts.comparison import Comparison, compare
 from convexlab.reporting.facts.run import TWO_PHASE, Digest
 from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.words.hindsight import oracle_sentence
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.verdict import verdict_sentence
 
 __all__ = [
     "algorithm_name",
@@ -20,8 +22,8 @@ __all__ = [
     "judgement",
     "place",
     "switch_sentence",
+    "verdict_clause",
     "verdict_name",
-    "verdict_sentence",
 ]
 
 _ALGORITHMS = {"adam-constant": "Adam, constant rate", "adam-cosine": "Adam, cosine rate"}
@@ -142,7 +144,7 @@ def _verdict_at_switch(digest: Digest) -> str:
     if there is None or there is digest.probe[-1] or digest.switch is None:
         return ""
     where = "At the switch" if there.epoch == digest.switch.epoch else "At the checkpoint nearest the switch"
-    return f"{where} ({place(there)}): {verdict_sentence(there)}."
+    return f"{where} ({place(there)}): {verdict_clause(there)}."
 
 
 def _last_verdict(digest: Digest) -> str:
@@ -152,11 +154,11 @@ def _last_verdict(digest: Digest) -> str:
     where = "At the last checkpoint probed"
     if digest.switch is not None and last.epoch is not None and last.epoch == digest.switch.epoch:
         where = "At the switch, the last checkpoint probed"
-    return f"{where} ({place(last)}): {verdict_sentence(last)}."
+    return f"{where} ({place(last)}): {verdict_clause(last)}."
 
 
 def _last_sample(digest: Digest) -> str:
-    return digest.probe[-1].sampling_summary if digest.probe else ""
+    return sampling_sentence(digest.probe[-1]) if digest.probe else ""
 
 
 def _probe_sentence(digest: Digest) -> str:
@@ -172,19 +174,38 @@ def _probe_sentence(digest: Digest) -> str:
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
     """Return all that is said of one checkpoint: the verdict, and what the sample says of the full loss."""
-    verdict = checkpoint.verdict_summary or f"{verdict_sentence(checkpoint)}."
-    return f"{verdict} {checkpoint.sampling_summary}".rstrip()
+    return f"{_verdict(checkpoint)} {sampling_sentence(checkpoint)}".rstrip()
 
 
-def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
-    """Return the verdict with its bounds, as a clause without a full stop."""
-    told = {
+def _verdict(checkpoint: ProbedCheckpoint) -> str:
+    c = checkpoint
+    if c.verdict in _VERDICTS and c.smallest is not None:
+        return verdict_sentence(
+            c.verdict,
+            smallest=c.smallest,
+            smallest_lower_bound=c.smallest_lower_bound,
+            largest=c.largest,
+            rounding_floor=c.rounding_floor,
+            confidence=c.confidence,
+            steps=c.steps,
+            second_difference=c.second_difference,
+        )
+    if c.failure:
+        return f"Nothing can be said about curvature here: {c.failure}"
+    if c.verdict == "unresolved" and (c.train_loss is None or c.gradient_norm is None):
+        what = "loss" if c.train_loss is None else "gradient"
+        return f"The {what} is not finite here: curvature has no meaning."
+    return f"{verdict_name(c.verdict)}."
+
+
+def verdict_clause(checkpoint: ProbedCheckpoint) -> str:
+    """Return the verdict and the number it rests on, as a clause without a full stop."""
+    clause = {
         "non-convex": _non_convex,
         "no-negative-curvature": _no_negative_curvature,
         "unresolved": _unresolved,
     }.get(checkpoint.verdict)
-    clause = told(checkpoint) if told else verdict_name(checkpoint.verdict)
-    return clause + _sample(checkpoint)
+    return clause(checkpoint) if clause else verdict_name(checkpoint.verdict)
 
 
 def _non_convex(checkpoint: ProbedCheckpoint) -> str:
@@ -217,10 +238,3 @@ def _confidence(checkpoint: ProbedCheckpoint) -> str:
     if checkpoint.confidence is None:
         return ""
     return f", with confidence {percent(checkpoint.confidence)} over the random start"
-
-
-def _sample(checkpoint: ProbedCheckpoint) -> str:
-    examples, size = checkpoint.examples, checkpoint.population or checkpoint.train_size
-    if checkpoint.sampling_summary or examples is None or size is None or examples >= size:
-        return ""
-    return f" (loss of {count(examples)} of the {count(size)} training examples)"

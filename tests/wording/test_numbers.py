@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlab.reporting.numbers import accuracy, count, lower_bound, number, percent, plain_number, plus_minus, signed
+from convexlab.wording.numbers import accuracy, count, lower_bound, number, percent, plain_number, plus_minus, signed
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 
