@@ -27,9 +27,9 @@ from paper.truth import CONVEX, NON_CONVEX
 
 from convexlab.problems import build_problem
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
+from convexlab.wording.numbers import number
 
 # Frozen settings.
 RATE, SEED = 1e-3, 0

@@ -20,9 +20,9 @@ from paper.protocols import ADAM, FIXED, PAPERS
 from paper.sequences import CG_ALONE
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import count, number
 
 Axis = Callable[[Row], float]
 

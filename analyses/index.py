@@ -16,8 +16,8 @@ import click
 from paper.published import Published, read_page
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import MISSING
 from convexlab.reporting.tables import Cell, Column, Table, make_table
+from convexlab.wording.numbers import MISSING
 
 
 @dataclass(frozen=True)

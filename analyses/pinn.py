@@ -30,10 +30,10 @@ from convexlab.problems.physics_informed import burgers, convection
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import MISSING, number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
 from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
+from convexlab.wording.numbers import MISSING, number
 
 # Frozen settings.
 RATE = 1e-3

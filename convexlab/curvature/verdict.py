@@ -23,6 +23,7 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.objective import Objective
 from convexlab.objective.products import HessianOperator, ObjectiveOperator
+from convexlab.wording.verdict import verdict_sentence
 
 __all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
 
@@ -68,29 +69,17 @@ class Verdict:
     effort: Effort
 
     def summary(self) -> str:
-        """Return one sentence."""
-        chance = f"{100 * self.confidence:.6g} %"
-        if self.kind == "non-convex":
-            return (
-                f"Non-convex here: a direction of curvature {self.curvature:.3g} was found (rounding error below "
-                f"{self.rounding_floor:.1g}{self._by_values()}; largest curvature {self.largest:.3g})."
-            )
-        if self.kind == "no-negative-curvature":
-            what = "curvature" if self.lower_bound > 0 else "negative curvature"
-            return (
-                f"No {what} below {self.lower_bound:.2g} with confidence {chance} over the random start "
-                f"({abs(self.lower_bound) / self.scale:.1g} of the largest curvature, {self.largest:.3g})."
-            )
-        return (
-            f"Unresolved: no direction of negative curvature was found in {self.steps} steps, but curvature down to "
-            f"{self.lower_bound:.2g} cannot be ruled out with confidence {chance} (largest {self.largest:.3g}, "
-            f"rounding error below {self.rounding_floor:.1g})."
+        """Return one sentence, the same as in a report."""
+        return verdict_sentence(
+            self.kind,
+            smallest=self.extremes.smallest,
+            smallest_lower_bound=self.extremes.smallest_lower_bound,
+            largest=self.largest,
+            rounding_floor=self.rounding_floor,
+            confidence=self.confidence,
+            steps=self.steps,
+            second_difference=self.second_difference,
         )
-
-    def _by_values(self) -> str:
-        if self.second_difference is None:
-            return ""
-        return f"; {self.second_difference:.3g} from values of the loss alone"
 
     @property
     def scale(self) -> float:

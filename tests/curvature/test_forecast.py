@@ -132,7 +132,8 @@ def test_a_forecast_in_words() -> None:
     told = cl.MemoryForecast(basis=8 * 10**9, graphs=25 * 10**6, work=1500, available=123)
     assert told.total == 8_025_001_500
     assert told.summary() == (
-        "The run needs 8.03 GB of memory (8 GB basis, 25 MB gradient graphs, 1.5 kB for a product); 123 B are available."
+        "The run needs 8.03 GB of memory (8 GB basis, 25 MB gradient graphs, 1.5 kB for a product); "
+        "123 B are available."
     )
     assert cl.MemoryForecast(1, 2, 3, None).summary().endswith("3 B for a product).")
     assert cl.forecast_memory(Dense(torch.eye(3)), 2).available == pytest.approx(

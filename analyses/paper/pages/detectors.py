@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from convexlab.detection import BudgetFraction
-from convexlab.reporting.numbers import MISSING, change, count, number, percent, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, change, count, number, percent, short
 from paper.choosing import Choice, choose
 from paper.claims import Judgement
 from paper.pages.claims import claims_part, judge, kinds

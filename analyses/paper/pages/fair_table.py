@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, median
 
-from convexlab.reporting.numbers import accuracy, count, number, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import accuracy, count, number, short
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.pages.table import PROTOCOL, Group, grouped, protocol_table, verdict_counts
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS

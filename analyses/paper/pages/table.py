@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median
 
 from convexlab.reporting.charts.svg import Chart
-from convexlab.reporting.numbers import MISSING, accuracy, count, decimals, number
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, accuracy, count, decimals, number
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS
 from paper.table import PUBLISHED, Published

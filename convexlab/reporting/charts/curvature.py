@@ -14,9 +14,9 @@ from convexlab.reporting.charts.hindsight import mark_best_epoch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import lower_bound, plus_minus, signed
 from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import lower_bound, plus_minus, signed
 
 __all__ = ["eigenvalue_chart", "mass_chart"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from convexlab.reporting.downloads import Download, csv_text, data_address, file_name
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count
 from convexlab.runs.rows import Row, text_of, without_density
+from convexlab.wording.numbers import count
 
 __all__ = ["run_downloads"]
 
