@@ -67,7 +67,7 @@ ENTRIES = (
     Entry("Figure 4", "With two tanh layers a second convex region and minimum arise as C grows.", "figure-4"),
     Entry("Figure 5", "A vision transformer’s norm rises, turns at a loss near 0.04, and falls.", "figure-5"),
     Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6"),
-    Entry("Beyond: digits", "Not in the paper: its way and two of ours on a short budget.", "two-phase-digits"),
+    Entry("Beyond: digits", "Not in the paper: its protocol and two of ours on a short budget.", "two-phase-digits"),
     Entry("Beyond: physics", "Not in the paper: physics-informed networks.", "pinn"),
 )
 

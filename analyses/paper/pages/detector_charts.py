@@ -183,7 +183,7 @@ def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
         bottom.set_xlabel("epoch (of the switch, in the last panel)")
         decisions = []
         for number_of, name in enumerate(rules):
-            epoch = run["firings"][name]["epoch"]
+            epoch = run["decisions"][name]["epoch"]
             decisions.append(f"{name}: {'never' if epoch is None else f'epoch {epoch}'}")
             if epoch is not None:
                 for axes in (top, middle, bottom):
