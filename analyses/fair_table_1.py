@@ -6,7 +6,8 @@ Command: ``python analyses/fair_table_1.py --scale desk`` (an interrupted study 
 Run time: toy seconds; desk ten minutes on two cores; paper days on a GPU.
 Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each protocol at the best of the
 learning rates. At desk scale they have few images, so that more epochs can be paid: the other end of ``table_1.py``,
-whose rows have the images but few epochs. At one of the rates the paper's protocol is trained too, for its own accounting.
+whose rows have the images but few epochs. At one of the rates the paper's protocol is
+trained too, for its own accounting.
 """
 
 from __future__ import annotations
