@@ -4,9 +4,9 @@ Claim: it does, in 15 rows: five networks on MNIST, CIFAR-10 and CIFAR-100, squa
 Command: ``python analyses/table_1.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk about an hour on two cores; paper days on a GPU.
 Expected outcome: the page ``reports/table-1.html``. Every row is trained in the paper's protocol (a fixed switch,
-conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected
-switch, the default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better of Adam with a
-constant and with a cosine rate.
+conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected switch, the
+default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better
+of Adam with a constant and with a cosine rate.
 """
 
 from __future__ import annotations
