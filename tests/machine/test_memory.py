@@ -96,13 +96,13 @@ def test_measuring_costs_less_than_a_millisecond() -> None:
 def test_without_proc_the_rise_of_the_high_water_mark_is_what_there_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    told = memory._high_water(CPU)
+    by_status = memory._high_water(CPU)
     monkeypatch.setattr(memory, "_PROCESS", tmp_path)
     assert memory._in_use(CPU) is None
-    if told is not None and Path("/proc/self/status").exists():
+    if by_status is not None and Path("/proc/self/status").exists():
         by_getrusage = memory._high_water(CPU)
         assert by_getrusage is not None
-        assert by_getrusage >= told - SLACK  # Higher, where the process that started this one was.
+        assert by_getrusage >= by_status - SLACK  # Higher, where the process that started this one was.
     marks = iter([700, 700, 950, 950])
     monkeypatch.setattr(memory, "_high_water", lambda device: next(marks))
     threads = threading.active_count()
