@@ -130,13 +130,17 @@ def second_phase(
         Every step; the last one says why, if it ends before the budget does.
     """
     evaluate: Callable[..., Tensor] = closure or objective.closure
-    spent = 0.0
+    # Of a step by itself: then its sum is rounded the same way wherever a run is taken up again.
+    spent, spent_on_step = 0.0, 0.0
 
     def charge(price: float) -> None:
-        nonlocal spent
-        if spent + price > budget + _ROUNDING:
+        nonlocal spent_on_step
+        if spent + spent_on_step + price > budget + _ROUNDING:
             raise _BudgetSpentError
-        spent += price
+        spent_on_step += price
+
+    def so_far() -> float:
+        return spent_on_step
 
     def charged(*, backward: bool = True) -> Tensor:
         charge(_GRADIENT if backward else _VALUE)
@@ -151,11 +155,11 @@ def second_phase(
         opening = 0.0 if _known(optimizer) else _GRADIENT
         if budget - spent + _ROUNDING < opening + phase.search_cost:
             return
-        before, begin = spent, time.perf_counter()
+        spent_on_step, begin = 0.0, time.perf_counter()
         try:
             if phase.sampled:
                 assert examples is not None
-                failed = _steps_on_samples(optimizer, charged_rows, examples, lambda: spent, budget)
+                failed = _steps_on_samples(optimizer, charged_rows, examples, so_far, budget - spent)
             else:
                 _limit(optimizer, (budget - spent - opening) / phase.search_cost)
                 optimizer.step(charged)
@@ -163,11 +167,12 @@ def second_phase(
         except _BudgetSpentError:
             failed = None
         seconds = time.perf_counter() - begin
-        if spent == before and failed is None:
+        spent += spent_on_step
+        if spent_on_step == 0.0 and failed is None:
             return  # Nothing that is left pays for a step.
         loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
         given_up = resort.against(loss, gradient_norm, failed)
-        yield Step(spent - before, seconds, loss, gradient_norm, failed, given_up)
+        yield Step(spent_on_step, seconds, loss, gradient_norm, failed, given_up)
         if given_up is not None:
             return
 
@@ -179,12 +184,15 @@ def _steps_on_samples(
     spent: Callable[[], float],
     budget: float,
 ) -> str | None:
-    """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None."""
-    begin, failed = spent(), None
-    while failed is None and spent() - begin < _GRADIENT:
+    """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None.
+
+    ``spent`` is what they have cost so far, ``budget`` what they may cost.
+    """
+    failed = None
+    while failed is None and spent() < _GRADIENT - _ROUNDING:
         # What the sample has grown by since the last step costs less than one evaluation of it.
         affordable = (budget - spent()) * examples / optimizer.sample_size - 1.0
-        if affordable < 1.0:
+        if affordable < 1.0 - _ROUNDING:
             break
         _limit(optimizer, affordable)
         optimizer.step(closure)
