@@ -22,7 +22,7 @@ import torch
 from paper.pages.detectors import validation_study
 from paper.processes import side_by_side
 from paper.records import stored
-from paper.rules import CANDIDATES, Candidate
+from paper.rules import RULES, Rule
 from paper.table import FULL_SIZES, MODELS, source
 from paper.validated_run import Plan, decided, validate_run
 
@@ -131,15 +131,15 @@ SCALES = {
 }
 
 
-def perform(case: Case, scale: Scale, folder: Path, candidates: Sequence[Candidate] = CANDIDATES) -> Row:
+def perform(case: Case, scale: Scale, folder: Path, rules: Sequence[Rule] = RULES) -> Row:
     """Make one run, or what an earlier one with the same settings lacks."""
     torch.set_num_threads(1)
     plan = scale.plan(case)
     file, identity = folder / f"{case.key}.json", {"case": asdict(case), "task": case.task, "plan": asdict(plan)}
     known = stored(file, identity)
-    asked = decided(known, candidates) if known is not None else None
+    asked = decided(known, rules) if known is not None else None
     if asked is None:
-        asked = identity | validate_run(case.build(scale.device), plan, candidates, known=known)
+        asked = identity | validate_run(case.build(scale.device), plan, rules, known=known)
         write_json(file, asked)
     return asked
 

@@ -209,13 +209,12 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     they say so themselves.
     """
     from convexlab.reporting import write_report
+    from convexlab.reporting.words.run import judgement, place
 
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
-    for row in result.rows:
-        click.echo(
-            f"epoch {row['epoch']}: {row['verdict_summary']} {row.get('sampling_summary', '')}".rstrip(), err=as_json
-        )
+    for checkpoint in result.checkpoints:
+        click.echo(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
     report = write_report([result.run])
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))

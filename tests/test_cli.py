@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 import convexlab
 from convexlab import cli
 from convexlab.cli import main
+from convexlab.reporting.words.run import judgement, place
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import write_problem
 
 # click before 8.2 mixes the streams unless told not to, and later ones do not know the word.
@@ -225,7 +227,8 @@ def test_probe_a_run(run: Run) -> None:
     result = call("probe", run.path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    told = [f"epoch {row['epoch']}: {row['verdict_summary']} {row['sampling_summary']}" for row in run.probe]
+    checkpoints = [ProbedCheckpoint.from_row(row) for row in run.probe]
+    told = [f"{place(checkpoint)}: {judgement(checkpoint)}" for checkpoint in checkpoints]
     assert lines[:-1] == told
     assert lines[-1] == f"report: {run.report_path}"
     assert len(run.probe) == len(run.checkpoints)
@@ -246,7 +249,7 @@ def test_probe_files_as_json(run: Run, options: list[str], tmp_path: Path) -> No
 
     printed = json.loads(result.stdout, parse_constant=refuse)
     assert printed == {"rows": Run(tmp_path / "out").probe, "report": str(tmp_path / "out" / "report.html")}
-    assert "The loss is nan here" in result.stderr
+    assert "The loss is not finite here" in result.stderr
 
 
 # Misuse: status 2 (or 1 where the reader's own code or the disk fails), one message, nothing written

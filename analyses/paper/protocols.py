@@ -1,4 +1,4 @@
-"""Every way to train one network of the paper's Table 1, from the same start and on shared work."""
+"""Every protocol that trains one network of the paper's Table 1, from the same start and on shared work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
 from paper.adam_run import AdamRun, State
 from paper.switching import followed
 
-__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_ways"]
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_protocols"]
 
 ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
 
@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass
 class _Best:
-    """The lowest loss along a way, where it was met, and the curve that led there."""
+    """The lowest loss of a protocol, where it was met, and the curve that led there."""
 
     problem: Problem
     loss: float = math.inf
@@ -74,7 +74,7 @@ class _Best:
         }
 
 
-def train_ways(problem: Problem, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
+def train_protocols(problem: Problem, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
     """Train a network with Adam at a constant and at a cosine rate, as the paper does, and in our two phases.
 
     The paper's second phase starts from its fixed switch, ours from there (`FIXED`) and from the detected one (`OURS`).
@@ -85,33 +85,33 @@ def train_ways(problem: Problem, plan: Plan, *, paper: bool = True) -> dict[str,
     Args:
         problem: what is trained; its model is moved.
         plan: how.
-        paper: whether the paper's way is among them.
+        paper: whether the paper's protocol is among them.
 
     Returns:
-        By way: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training loss
-        was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's way
-        goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and ``steps`` and
-        ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed`` (None, or why it ended
-        early), ours ``reason``.
+        By protocol: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training
+        loss was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's
+        protocol goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and
+        ``steps`` and ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed``
+        (None, or why it ended early), ours ``reason``.
     """
     run = AdamRun(problem, rate=plan.rate, seed=plan.seed)
     constant, fixed, detected, reason = _adam_watched(run, plan)
-    ways: dict[str, Row] = {ADAM: constant.judged() | {"curve": constant.curve}}
+    protocols: dict[str, Row] = {ADAM: constant.judged() | {"curve": constant.curve}}
     if paper:
-        ways[PAPERS] = _papers(run, plan, fixed, constant)
-    ways[FIXED] = _ours(run, plan, fixed, constant)
-    ways[OURS] = _ours(run, plan, detected, constant) | {"reason": reason}
+        protocols[PAPERS] = _papers(run, plan, fixed, constant)
+    protocols[FIXED] = _ours(run, plan, fixed, constant)
+    protocols[OURS] = _ours(run, plan, detected, constant) | {"reason": reason}
     cosine = _adam(
         AdamRun(problem, rate=plan.rate, seed=plan.seed, watched=False),
         plan.epochs,
         lambda done: plan.rate * 0.5 * (1 + math.cos(math.pi * done)),
     )
-    ways[COSINE] = cosine.judged() | {"curve": cosine.curve}
-    return ways
+    protocols[COSINE] = cosine.judged() | {"curve": cosine.curve}
+    return protocols
 
 
 def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
-    """Return Adam's way, its states at the fixed and at the detected switch, and the detector's reason."""
+    """Return Adam's curve, its states at the fixed and at the detected switch, and the detector's reason."""
     detector = build_detector(plan.detector, budget=plan.epochs)
     states: dict[str, State] = {}
 
@@ -145,7 +145,7 @@ def _adam(
 
 
 def _begun(problem: Problem, constant: _Best, run: AdamRun, switch: State) -> _Best:
-    """Return Adam's way up to a switch, to which the run goes back, with its best weights."""
+    """Return Adam's curve up to a switch, to which the run goes back, with its best weights."""
     run.restore(switch)
     curve = [point for point in constant.curve if point[0] <= switch.epoch]
     # The weights of an earlier epoch are not kept; those at the switch stand for them, and their loss.

@@ -13,7 +13,7 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
 from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
 from paper.adam_run import AdamRun, State
-from paper.rules import CANDIDATES, Candidate, Firing, replay
+from paper.rules import RULES, Decision, Rule, replay
 from paper.switching import Ending, switch_at
 from paper.truth import curvature_at, segment_between
 
@@ -42,7 +42,7 @@ class Plan:
 def validate_run(
     problem: Problem,
     plan: Plan,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    rules: Sequence[Rule] = RULES,
     *,
     known: Row | None = None,
     progress: Listener = silent,
@@ -52,13 +52,13 @@ def validate_run(
     Args:
         problem: what is trained.
         plan: how.
-        candidates: the rules that are asked.
+        rules: the rules that are asked.
         known: what an earlier call with the same problem and plan returned: only what it lacks is done.
         progress: told where the work stands.
 
     Returns:
         ``rows`` (of every epoch), ``truth`` and ``segments`` (of every ``truth_every``-th), ``endings`` (by epoch and
-        cost, of every ``switch_every``-th epoch and where a rule fired), ``firings`` (by rule), ``adam`` (its lowest
+        cost, of every ``switch_every``-th epoch and where a rule fired), ``decisions`` (by rule), ``adam`` (its lowest
         loss), ``minimum`` (the truth where the best switch ended).
     """
     run, known = AdamRun(problem, rate=plan.rate, seed=plan.seed, steps=plan.steps), known or {}
@@ -73,11 +73,11 @@ def validate_run(
         {"begin": begin, "end": end} | segment_between(problem, states[begin].weights, states[end].weights)
         for begin, end in pairwise(truth)
     ]
-    firings = _firings(candidates, rows, truth, budget, whole_batch=problem.whole_batch)
+    decisions = _decisions(rules, rows, truth, budget, whole_batch=problem.whole_batch)
     wanted = {
         (epoch, float(epoch * run.epoch_cost)) for epoch in range(plan.switch_every, plan.epochs, plan.switch_every)
     }
-    wanted |= {(one.epoch, one.spent) for one in firings.values() if one.epoch is not None}
+    wanted |= {(one.epoch, one.spent) for one in decisions.values() if one.epoch is not None}
     endings = {(one["epoch"], one["spent"]): one for one in known.get("endings", [])}
     before = min(endings.values(), key=_loss, default=None)
     lowest: Ending | None = None
@@ -105,29 +105,29 @@ def validate_run(
         "rows": rows,
         "truth": list(truth.values()),
         "segments": segments,
-        "firings": {label: asdict(one) for label, one in firings.items()},
+        "decisions": {label: asdict(one) for label, one in decisions.items()},
         "endings": [endings[key] for key in sorted(endings)],
         "adam": min(state.best_loss for state in states),
         "minimum": minimum,
     }
 
 
-def decided(known: Row, candidates: Sequence[Candidate] = CANDIDATES) -> Row | None:
+def decided(known: Row, rules: Sequence[Rule] = RULES) -> Row | None:
     """Return a record with every rule asked anew, or None where one fires from where no ending is known."""
     truth = {row["epoch"]: row for row in known["truth"]}
-    firings = _firings(candidates, known["rows"], truth, known["budget"], whole_batch=known["whole_batch"])
+    decisions = _decisions(rules, known["rows"], truth, known["budget"], whole_batch=known["whole_batch"])
     endings = {(one["epoch"], one["spent"]) for one in known["endings"]}
-    if any(one.epoch is not None and (one.epoch, one.spent) not in endings for one in firings.values()):
+    if any(one.epoch is not None and (one.epoch, one.spent) not in endings for one in decisions.values()):
         return None
-    return known | {"firings": {label: asdict(one) for label, one in firings.items()}}
+    return known | {"decisions": {label: asdict(one) for label, one in decisions.items()}}
 
 
-def _firings(
-    candidates: Sequence[Candidate], rows: Sequence[Row], truth: Mapping[int, Row], budget: float, *, whole_batch: bool
-) -> dict[str, Firing]:
+def _decisions(
+    rules: Sequence[Rule], rows: Sequence[Row], truth: Mapping[int, Row], budget: float, *, whole_batch: bool
+) -> dict[str, Decision]:
     # The start itself is no epoch.
     told = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows[1:]]
-    return {one.label: replay(one, told, truth, whole_batch=whole_batch, budget=budget) for one in candidates}
+    return {one.label: replay(one, told, truth, whole_batch=whole_batch, budget=budget) for one in rules}
 
 
 def _loss(ending: Row) -> float:

@@ -43,7 +43,7 @@ class Detector(ABC):
 
     cost = 0.0
     """Share of what training costs that is spent on measuring what it needs; loss and norm come from the mini-batches'
-    own losses and gradients, for nothing."""
+    own losses and gradients, at no cost."""
     needs: frozenset[str] = frozenset()
     """Fields of `Signals` that it has to be told of beside loss and gradient norm."""
 

@@ -7,7 +7,6 @@ it was not chosen on can tell.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from convexlab.runs.rows import Sampling
 
 __all__ = ["sampling_error"]
 
-# Standard errors within which no sign is stated: about 95 %.
-_SIGNIFICANT = 2.0
-
 
 def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Sampling:
     """Multiply both extreme eigenvectors anew, batch by batch, with the Hessian of the sample and of fresh examples.
@@ -30,16 +26,15 @@ def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Sampling:
     There are at most as many fresh examples as the sample has, so that it costs at most 8 gradient equivalents. Without
     a verdict, and so without eigenvectors, only how many examples there are is known.
     """
-    extent = _extent(problem.dataset.train_size, problem.population)
     if verdict is None:
-        return Sampling(population=problem.population, sampling_summary=extent)
+        return Sampling(population=problem.population)
     extremes = verdict.extremes
     vectors = torch.stack([extremes.smallest_vector, extremes.largest_vector], dim=1)
     sample, fresh = _measure(problem, vectors)
     known = fresh.value.new_tensor([extremes.smallest, extremes.largest])
     columns = (sample.standard_error, fresh.value, fresh.standard_error, *_of_all(problem, known, sample, fresh))
     smallest, largest = torch.stack(columns, dim=1).tolist()
-    sampling = Sampling(
+    return Sampling(
         population=problem.population,
         fresh_examples=fresh.examples,
         smallest_standard_error=smallest[0],
@@ -53,7 +48,6 @@ def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Sampling:
         largest_full=largest[3],
         largest_full_standard_error=largest[4],
     )
-    return replace(sampling, sampling_summary=f"{extent} {_on_others(problem, sampling, fresh.examples, verdict)}")
 
 
 def _measure(problem: ImageProblem, vectors: Tensor) -> tuple[SampledCurvature, SampledCurvature]:
@@ -81,35 +75,3 @@ def _of_all(
     left = math.sqrt(1 - fresh.examples / others)  # Finite population: nothing is left to chance once all are seen.
     error = share * left * fresh.standard_error if left else torch.zeros_like(known)
     return (1 - share) * known + share * fresh.value, error
-
-
-def _extent(size: int, population: int) -> str:
-    of = f"all {size:,}" if size == population else f"{size:,} of {population:,}"
-    return f"The loss is that of {of} training examples."
-
-
-def _on_others(problem: ImageProblem, row: Sampling, examples: int, verdict: Verdict) -> str:
-    """Return one sentence about the direction of smallest curvature."""
-    subset = problem.dataset.fresh is not None
-    kind = "other training" if subset else "validation"
-    told = (
-        f"On {examples:,} {kind} examples the direction of smallest curvature ({verdict.extremes.smallest:.2g}) has "
-        f"{_plus_minus(row.smallest_fresh, row.smallest_fresh_standard_error)} (standard error)"
-    )
-    value, error = row.smallest_fresh, row.smallest_fresh_standard_error
-    if subset:
-        value, error = row.smallest_full, row.smallest_full_standard_error
-        told += f", hence on all {problem.population:,} {_plus_minus(value, error)}"
-    if verdict.kind != "non-convex":
-        return f"{told}."
-    return f"{told}: {_sign(value, _SIGNIFICANT * error + verdict.rounding_floor)}."
-
-
-def _sign(value: float, error: float) -> str:
-    if value < -error:
-        return "negative there too"
-    return "not negative there" if value > error else "its sign there is open"
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return f"{value:.2g} ± {'?' if math.isnan(error) else f'{error:.1g}'}"

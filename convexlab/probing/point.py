@@ -121,12 +121,11 @@ def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tupl
     gradient_norm = float(norm(gradient))
     nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
     if not (math.isfinite(value) and math.isfinite(gradient_norm)):
-        reason = f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning."
-        return replace(nothing, verdict_summary=reason), None
+        return nothing, None
     try:
         return _curvature(objective, value, gradient, options, meter)
     except FailureError as error:
-        return replace(nothing, verdict_summary=f"Nothing can be said about curvature here: {error}"), None
+        return replace(nothing, failure=str(error)), None
 
 
 def _curvature(
@@ -161,7 +160,6 @@ def _curvature(
         trace_standard_error=trace_error,
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
-        verdict_summary=verdict.summary(),
         rounding_floor=verdict.rounding_floor,
         confidence=options.confidence,
         floor=options.floor,

@@ -38,6 +38,11 @@ class Probe:
     rows: list[Row]
     """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
 
+    @property
+    def checkpoints(self) -> list[ProbedCheckpoint]:
+        """The same with attributes."""
+        return [ProbedCheckpoint.from_row(row) for row in self.rows]
+
 
 def probe(
     paths: Place | Sequence[Place],
@@ -65,7 +70,7 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `sampling_error`, and ``sampling_summary`` in the rows. The loss itself is evaluated along them (``slices`` in
+    see `Sampling` in the rows. The loss itself is evaluated along them (``slices`` in
     the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
 
     Args:
@@ -161,8 +166,7 @@ def probe(
     progress(Progress("probe", len(missing), len(missing)))
     kept = _by_name(target.probe)
     result = Probe(target, [kept[name] for name in names])
-    spent = (ProbedCheckpoint.from_row(row).gradient_equivalents for row in result.rows)
-    budget = _PLANE_SHARE * sum(cost or 0.0 for cost in spent)
+    budget = _PLANE_SHARE * sum(checkpoint.gradient_equivalents or 0.0 for checkpoint in result.checkpoints)
     if path and (stored is None or stored.key != path.key(plane_points, budget)):
         subject = subjects.get(settings[0]) or settings[0].build(device)
         plane = path.measure(subject, plane_points, budget, progress)

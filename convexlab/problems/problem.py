@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
@@ -48,8 +49,9 @@ class Problem:
         minibatches: the batches of an epoch of Adam, as the objective's loss takes them, iterated anew every epoch;
             None is the objective's own. With a single batch a step of Adam sees all examples: it is an epoch, and
             costs a gradient equivalent.
-        validate: returns named numbers at the model's present parameters; it is called in eval mode. They reach
-            metrics, summary, tables and charts under their names.
+        validate: returns named numbers at the model's present parameters. It is called in eval mode, without
+            gradients (`torch.enable_grad` where a residual needs them). The numbers reach metrics, summary, tables and
+            charts under their names.
 
     Raises:
         MisuseError: the objective is of another model, or mini-batches that can be iterated only once.
@@ -145,7 +147,7 @@ class Problem:
         """
         if self.validate is None:
             return {}
-        with self.objective.evaluating():
+        with self.objective.evaluating(), torch.no_grad():
             measured = self.validate()
         if not isinstance(measured, Mapping) or not all(isinstance(name, str) for name in measured):
             raise MisuseError(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from convexlab.reporting.numbers import plain_number
 from convexlab.reporting.tables import Table
+from convexlab.wording.numbers import plain_number
 
 __all__ = ["LARGEST", "Download", "csv_text", "data_address", "file_name", "table_download"]
 
@@ -65,4 +65,6 @@ def table_download(table: Table, name: str = "") -> Download:
     """Return a table of the page as CSV, its numbers as a program reads them."""
     rows = [[plain_number(cell.text) for cell in row] for row in table.rows]
     text = csv_text([column.title for column in table.columns], rows)
-    return Download(f"{file_name(name or table.caption)}.csv", data_address("text/csv", text), "this table as CSV")
+    return Download(
+        f"{file_name(name or table.caption.split('. ')[0])}.csv", data_address("text/csv", text), "this table as CSV"
+    )

@@ -247,7 +247,7 @@ class PointMeasurement:
     """Loss, gradient and curvature of an objective at one point, and what they cost.
 
     A number is None where it is not finite, or where an older file does not have it. All of curvature is None where
-    the loss, its gradient or a product is not finite.
+    the loss, its gradient or a product is not finite. Sentences that older files hold are not read.
     """
 
     train_loss: float | None = None
@@ -278,7 +278,8 @@ class PointMeasurement:
     """Curvature along v from values of the loss alone; None unless the verdict is `non-convex`."""
     verdict: str = ""
     """`non-convex`, `no-negative-curvature`, `unresolved`, or empty."""
-    verdict_summary: str = ""
+    failure: str | None = None
+    """The message of the error that ended the measurement of curvature; None where there was none."""
     rounding_floor: float = 0.0
     """An eigenvalue no larger than this has no sign; 0 (null in the file) where it was not estimated."""
     confidence: float | None = None
@@ -331,7 +332,6 @@ class Sampling:
     largest_fresh_standard_error: float | None = None
     largest_full: float | None = None
     largest_full_standard_error: float | None = None
-    sampling_summary: str = ""
 
 
 @dataclass(frozen=True)

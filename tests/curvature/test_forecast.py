@@ -132,7 +132,8 @@ def test_a_forecast_in_words() -> None:
     told = cl.MemoryForecast(basis=8 * 10**9, graphs=25 * 10**6, work=1500, available=123)
     assert told.total == 8_025_001_500
     assert told.summary() == (
-        "The run needs 8.03 GB of memory (8 GB basis, 25 MB gradient graphs, 1.5 kB for a product); 123 B can be had."
+        "The run needs 8.03 GB of memory (8 GB basis, 25 MB gradient graphs, 1.5 kB for a product); "
+        "123 B are available."
     )
     assert cl.MemoryForecast(1, 2, 3, None).summary().endswith("3 B for a product).")
     assert cl.forecast_memory(Dense(torch.eye(3)), 2).available == pytest.approx(
@@ -210,7 +211,7 @@ def test_what_does_not_fit_at_all_is_refused_before_any_product(measure: str, mo
         "verdict": lambda: cl.convexity_verdict(objective, max_steps=100),
         "blocks": lambda: cl.block_curvature(objective, "*", max_steps=100, tolerance=1e-6),
     }
-    told = r"up to 100 steps does not fit.*basis takes 8\.24 MB.*but 4 MB can be had.*max_steps.*params"
+    told = r"up to 100 steps does not fit.*basis takes 8\.24 MB.*but 4 MB are available.*max_steps.*params"
     with pytest.raises(FailureError, match=told) as error:
         calls[measure]()
     assert "float32" not in str(error.value)

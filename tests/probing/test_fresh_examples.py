@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import convexlab as cl
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.problems import Problem
-from convexlab.runs.rows import Sampling
+from convexlab.reporting.words.sampling import sampling_sentence
+from convexlab.runs.rows import ProbedCheckpoint, Sampling
+from convexlab.wording.numbers import number
 
 
 class Bowls(nn.Module):
@@ -44,6 +46,19 @@ def _problem(sample: Tensor, test: Tensor, **more: Any) -> Problem:
 
 def _measured(problem: Problem) -> Sampling:
     return sampling_error(problem, cl.convexity_verdict(problem.objective))
+
+
+def _told(problem: Problem) -> str:
+    """The sentence of the row that is stored."""
+    verdict = cl.convexity_verdict(problem.objective)
+    row = ProbedCheckpoint(
+        **vars(sampling_error(problem, verdict)),
+        verdict=verdict.kind,
+        smallest=verdict.extremes.smallest,
+        rounding_floor=verdict.rounding_floor,
+        examples=problem.dataset.train_size,
+    )
+    return sampling_sentence(ProbedCheckpoint.from_row(row.as_row()))
 
 
 def _spread(mean: float, count: int = 60) -> Tensor:
@@ -123,33 +138,34 @@ def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_ch
         (
             _problem(MINUS_ONE, torch.full((1200,), -0.75)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (-1) has -0.75 ± 0 (standard error): negative there too.",
+            "curvature (−1.00) has −0.750 ± 0 (standard error): negative there too.",
         ),
         (
             _problem(MINUS_ONE, torch.full((60,), 0.5)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (-1) has 0.5 ± 0 (standard error): not negative there.",
+            "curvature (−1.00) has 0.500 ± 0 (standard error): not negative there.",
         ),
         (
             _of_subset(torch.full((60,), 1.0), others=1180),
             "The loss is that of 60 of 1,240 training examples. On 60 other training examples the direction of "
-            "smallest curvature (-1) has 1 ± 0 (standard error), hence on all 1,240 0.9 ± 0: not negative there.",
+            "smallest curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 1,240 0.903 ± 0: not negative "
+            "there.",
         ),
         (
             _of_subset(torch.full((30,), 1.0), others=30),
             "The loss is that of 60 of 90 training examples. On 30 other training examples the direction of smallest "
-            "curvature (-1) has 1 ± 0 (standard error), hence on all 90 -0.33 ± 0: negative there too.",
+            "curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 90 −0.333 ± 0: negative there too.",
         ),
         (
             # Not convex on the sample, so nothing is said of a sign.
             _problem(torch.ones(60), torch.full((60,), 1.5)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (1) has",
+            "curvature (1.00) has",
         ),
     ],
 )
 def test_what_is_told(problem: Problem, told: str) -> None:
-    summary = _measured(problem).sampling_summary
+    summary = _told(problem).replace("\N{NO-BREAK SPACE}", " ")
     assert summary == told if told.endswith(".") else summary.startswith(told)
     assert told.endswith(".") or "there" not in summary
 
@@ -160,14 +176,14 @@ def test_no_sign_is_told_within_two_standard_errors(mean: float, told: str) -> N
     error = _measured(_problem(MINUS_ONE, values)).smallest_fresh_standard_error
     for errors, expected in ((1.9, "its sign there is open"), (2.1, told)):
         shift = math.copysign(errors * error, mean)
-        summary = _measured(_problem(MINUS_ONE, values + shift)).sampling_summary
-        assert summary.endswith(f"± {error:.1g} (standard error): {expected}.")
+        summary = _told(_problem(MINUS_ONE, values + shift)).replace("\N{NO-BREAK SPACE}", " ")
+        assert summary.endswith(f"± {number(error, 2)} (standard error): {expected}.")
 
 
 def test_one_batch_has_no_error_and_tells_no_sign() -> None:
-    row = _measured(_problem(MINUS_ONE, _spread(-1.0, 3)))
-    assert math.isnan(row.smallest_fresh_standard_error)
-    assert row.sampling_summary.endswith("has -1 ± ? (standard error): its sign there is open.")
+    problem = _problem(MINUS_ONE, _spread(-1.0, 3))
+    assert math.isnan(_measured(problem).smallest_fresh_standard_error)
+    assert _told(problem).endswith("has −1.00 (standard error unknown): its sign there is open.")
 
 
 def test_one_example_left_out_leaves_nothing_to_chance() -> None:
@@ -178,13 +194,14 @@ def test_one_example_left_out_leaves_nothing_to_chance() -> None:
 
 
 def test_a_subset_that_brings_no_others_says_nothing_of_the_full_loss() -> None:
-    row = _measured(_problem(MINUS_ONE, _spread(-1.0), population=1000))
-    assert math.isnan(row.smallest_full)
-    assert row.sampling_summary.startswith("The loss is that of 60 of 1,000 training examples. On 60 validation")
+    problem = _problem(MINUS_ONE, _spread(-1.0), population=1000)
+    assert math.isnan(_measured(problem).smallest_full)
+    assert _told(problem).startswith("The loss is that of 60 of 1,000 training examples. On 60 validation")
 
 
 def test_without_a_verdict_only_the_extent_is_told() -> None:
     row = sampling_error(_of_subset(MINUS_ONE, others=180), None)
-    assert row.sampling_summary == "The loss is that of 60 of 240 training examples."
-    assert row.population == 240
-    assert all(value is None for key, value in vars(row).items() if key not in {"sampling_summary", "population"})
+    assert row == Sampling(population=240)
+    assert sampling_sentence(ProbedCheckpoint(**vars(row), examples=60)) == (
+        "The loss is that of 60 of 240 training examples."
+    )

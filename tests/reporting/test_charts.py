@@ -155,19 +155,19 @@ def test_density_is_the_mixture_of_gaussians_on_the_drawn_axis() -> None:
     width = linear_width([checkpoint])
     assert width == pytest.approx(0.04, rel=1e-12)
     grid, sigma = density_figure._grid([checkpoint], width)
-    found = density_figure._density(checkpoint, grid, width, sigma)
+    drawn = density_figure._density(checkpoint, grid, width, sigma)
     centres = np.arcsinh(np.array([-0.5, 0.0, 2.0, 40.0]) / width)
     expected = sum(
         w * scipy.stats.norm.pdf(grid, c, sigma) for w, c in zip([0.1, 0.6, 0.25, 0.05], centres, strict=True)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(drawn, expected, rtol=1e-10, atol=1e-300)
     # What lies between the ends of the grid, 4 sigma beyond the outer lines of weights 0.1 and 0.05, by SciPy. The
     # trapezoid rule errs by h^2 / 12 times the slopes at the ends (Euler-Maclaurin), 4 / sigma^2 phi(4) a weight.
     area = 1 - 0.15 * scipy.stats.norm.sf(4)
     step = grid[1] - grid[0]
     error = step**2 / 12 * 0.15 * 4 / sigma**2 * scipy.stats.norm.pdf(4)
     assert error < 1e-5
-    assert scipy.integrate.trapezoid(found, grid) == pytest.approx(area, abs=1.01 * error)
+    assert scipy.integrate.trapezoid(drawn, grid) == pytest.approx(area, abs=1.01 * error)
 
 
 def test_the_linear_part_of_the_axis_covers_the_rounding_floor() -> None:

@@ -123,8 +123,8 @@ def test_numbers_and_harmless_texts_stay(value: Any) -> None:
 def test_quotes_commas_and_lines_survive() -> None:
     cells = ['say "a", b', "two\nlines", "数据 <b>&amp;", "\udcff"]
     made = downloads.data_address("text/csv", csv_text(["x"], [[cell] for cell in cells]))
-    found = list(csv.reader(io.StringIO(unquote(made.split(",", 1)[1]), newline="")))
-    assert [row[0] for row in found] == ["x", *cells[:3], "?"]
+    rows = list(csv.reader(io.StringIO(unquote(made.split(",", 1)[1]), newline="")))
+    assert [row[0] for row in rows] == ["x", *cells[:3], "?"]
 
 
 def test_a_table_is_saved_with_numbers_that_programs_read() -> None:

@@ -102,7 +102,7 @@ def test_signs_inside_the_rounding_floor_do_not_count(make_probe: MakeRun) -> No
     assert "−1.0" not in "".join(seen.values())
 
 
-def test_signals_are_told_with_their_epochs(make_run: MakeRun) -> None:
+def test_signals_are_stated_with_their_epochs(make_run: MakeRun) -> None:
     facts = read_facts(make_run(), "run")
     seen = {signal.name: signal.seen for signal in signals(facts)}
     assert seen["Peak of the gradient norm"].startswith("Largest at epoch 0 (2.")

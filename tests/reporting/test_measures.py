@@ -159,7 +159,7 @@ def test_without_measures_there_is_no_table_and_no_chart(tmp_path: Path) -> None
     assert drawable_measures(runs[0]) == []
     source = write_report([Run(tmp_path / "a"), Run(tmp_path / "b")]).read_text("utf-8")
     assert "Other measures" not in source
-    assert "What else was measured" not in source
+    assert "Other measures, at" not in source
 
 
 # Charts

@@ -68,6 +68,6 @@ def test_a_page_that_would_be_too_large_leaves_the_data_out_and_says_so(
     study = Study("A question?", "It is so.", ["Yes."], "python x.py", [], {"seeds": [1, 2]})
     page = write_study(study, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<a download=" not in page
-    assert "Too large to carry its tables as CSV too." in page
+    assert "This page is too large to hold its tables as CSV." in page
     # Installed, it has no commit to name.
     assert "<code>python x.py</code>, ConvexLab 0." in page

@@ -19,8 +19,8 @@ def facts(full_run: Run) -> RunFacts:
     return read_facts(full_run, "run")
 
 
-def _plain(found: list[Tile]) -> list[tuple[str, ...]]:
-    return [tuple(text.replace("\N{NO-BREAK SPACE}", " ") for text in tile) for tile in found]
+def _plain(shown: list[Tile]) -> list[tuple[str, ...]]:
+    return [tuple(text.replace("\N{NO-BREAK SPACE}", " ") for text in tile) for tile in shown]
 
 
 def test_a_run_answers_with_numbers(facts: RunFacts) -> None:
@@ -57,7 +57,7 @@ def test_at_a_higher_cost_nothing_is_answered(make_run: MakeRun) -> None:
     assert tiles(facts)[0].value == "not tried"
     assert tiles(facts)[1].value == "never"
     at_40 = dataclasses.replace(facts, switch=dataclasses.replace(facts.switch, epoch=40.0))
-    assert tiles(at_40)[0].value == "cannot be told"
+    assert tiles(at_40)[0].value == "not decided"
 
 
 def test_without_baselines_there_is_no_answer(make_run: MakeRun) -> None:

@@ -53,12 +53,7 @@ def test_every_field_of_a_probed_checkpoint_comes_back(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_null() -> None:
     assert {value for value in ProbedCheckpoint(steps=0).as_row().values() if value} == set()
     row = PointMeasurement(train_loss=math.nan, verdict="unresolved", steps=0).as_row()
-    assert [name for name, value in row.items() if value is not None] == [
-        "train_loss",
-        "verdict",
-        "verdict_summary",
-        "steps",
-    ]
+    assert [name for name, value in row.items() if value is not None] == ["train_loss", "verdict", "steps"]
 
 
 @pytest.mark.parametrize("row", [{}, {"verdict": None, "density": [1], "slices": 3, "steps": "many", "epoch": True}])

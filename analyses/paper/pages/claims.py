@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, number, percent
 from paper.claims import Judgement, Outcome, claim_1, claim_2, norm_peak, share_along_gradient
 from paper.pages.detector_charts import curvature_chart
 from paper.proportion import Proportion
@@ -30,7 +30,7 @@ def judge(runs: Sequence[Row]) -> dict[str, list[Judgement]]:
 
 
 def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
-    """Return the page of records as of `validate_run`, whose rules are not asked."""
+    """Return the page of records of `validate_run`, without their rules."""
     judged = judge(runs)
     return Study(
         title="Is the loss first non-convex, then convex, and does the gradient norm’s peak mark the border?",
@@ -38,7 +38,7 @@ def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str)
         "in between. Claim 2: the gradient norm, seen over the loss, rises in the non-convex part and falls in the "
         "convex one; its peak is the swap (Hrycej et al.).",
         answer=[
-            *(_sentence(claim, found) for claim, found in judged.items()),
+            *(_sentence(claim, judgements) for claim, judgements in judged.items()),
             _throughout(runs),
         ],
         command=command,
@@ -47,10 +47,10 @@ def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str)
     )
 
 
-def _sentence(claim: str, found: Sequence[Judgement]) -> str:
-    counts = Counter(one.outcome for one in found)
-    told = ", ".join(f"{outcome} in {Proportion(counts[outcome], len(found))}" for outcome in _OUTCOMES)
-    return f"Claim {claim} is {told} runs."
+def _sentence(claim: str, judgements: Sequence[Judgement]) -> str:
+    counts = Counter(judgement.outcome for judgement in judgements)
+    shares = ", ".join(f"{outcome} in {Proportion(counts[outcome], len(judgements))}" for outcome in _OUTCOMES)
+    return f"Claim {claim} is {shares} runs."
 
 
 def _throughout(runs: Sequence[Row]) -> str:
@@ -111,11 +111,13 @@ def _runs_part(runs: Sequence[Row], judged: Judged) -> Part:
 def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
     """Return the hypothesis' part: claims, reasons, patterns, and curvature along the runs."""
     rows = []
-    for claim, found in judged.items():
-        counts = Counter(one.outcome for one in found)
-        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(found))) for outcome in _OUTCOMES)])
+    for claim, judgements in judged.items():
+        counts = Counter(judgement.outcome for judgement in judgements)
+        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(judgements))) for outcome in _OUTCOMES)])
     reasons = Counter(
-        (f"Claim {claim}", one.outcome, _anonymous(one.reason)) for claim, found in judged.items() for one in found
+        (f"Claim {claim}", judgement.outcome, _anonymous(judgement.reason))
+        for claim, judgements in judged.items()
+        for judgement in judgements
     )
     why = [[claim, outcome, reason, str(count)] for (claim, outcome, reason), count in sorted(reasons.items())]
     strict = Counter(pattern(*kinds(run)).word for run in runs)
@@ -131,12 +133,11 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
     paragraphs = [
         "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
         "supported as far as no negative curvature was found below a thousandth of the largest, with 99.9 % "
-        "confidence. Undecided is the rest, and above all the runs that never leave the non-convex region within "
-        "their budget.",
+        "confidence. The rest is undecided: mostly runs that never leave the non-convex region within their budget.",
         f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
         f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
         f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
-        "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot tell.",
+        "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot show it.",
         f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the loss "
         "at nine points, in float64). "
         + (

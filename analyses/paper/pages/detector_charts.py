@@ -11,8 +11,8 @@ import numpy as np
 
 from convexlab.reporting.charts.style import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number, percent
 from convexlab.runs import Row
+from convexlab.wording.numbers import number, percent
 from paper.scores import Interval, best_switch, counted, outcomes
 
 __all__ = ["all_switches_chart", "curvature_chart", "kind_of", "regret_chart", "run_chart"]
@@ -40,9 +40,9 @@ def _kind(run: Row) -> tuple[str, str, str]:
 def oracle_curve(run: Row) -> tuple[list[float], list[float]]:
     """Return the shares of the budget at which a switch was tried for Adam's cost alone, and loss over the lowest."""
     best, last = counted(best_switch(run)["loss"]), len(run["rows"]) - 1
-    found = outcomes(run)
-    shares = [1.0 if one["epoch"] is None else one["epoch"] / last for one in found]
-    return shares, [counted(one["loss"]) / best for one in found]
+    endings = outcomes(run)
+    shares = [1.0 if ending["epoch"] is None else ending["epoch"] / last for ending in endings]
+    return shares, [counted(ending["loss"]) / best for ending in endings]
 
 
 def all_switches_chart(runs: Sequence[Row], key: str) -> Chart:
@@ -84,8 +84,8 @@ def regret_chart(regrets: Mapping[str, Sequence[float]], medians: Mapping[str, I
             values = np.minimum(1.0 + np.asarray(regrets[name]), _FAR)
             spread = place + 0.5 * (np.arange(len(values)) / max(1, len(values) - 1) - 0.5)
             axes.plot(values, spread, "o", color=PALETTE["blue"], markersize=2.6, alpha=0.55)
-            found = medians[name]
-            low, middle, high = (min(1.0 + value, _FAR) for value in (found.low, found.value, found.high))
+            interval = medians[name]
+            low, middle, high = (min(1.0 + value, _FAR) for value in (interval.low, interval.value, interval.high))
             axes.plot([low, high], [place, place], color=PALETTE["vermilion"], linewidth=2.4)
             axes.plot([middle], [place], "D", color=PALETTE["vermilion"], markersize=5)
         axes.set_yticks(range(len(order)), [label(name, 34) for name in order])
@@ -147,7 +147,7 @@ def curvature_chart(runs: Sequence[Row], key: str) -> Chart:
 
 
 def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
-    """Return one run from near: gradient norm as it is told, both ends of the spectrum, and every switch's ending."""
+    """Return one run in detail: the gradient norms, both ends of the spectrum, and where every switch ended."""
     rows, truth = run["rows"], run["truth"]
     epochs = [row["epoch"] for row in rows]
     with draw(rows=3, height=7.2) as (figure, (top, middle, bottom)):
@@ -181,10 +181,10 @@ def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
         scale_log(bottom, "y")
         bottom.set_ylabel("final loss / best")
         bottom.set_xlabel("epoch (of the switch, in the last panel)")
-        told = []
+        decisions = []
         for number_of, name in enumerate(rules):
-            epoch = run["firings"][name]["epoch"]
-            told.append(f"{name}: {'never' if epoch is None else f'epoch {epoch}'}")
+            epoch = run["decisions"][name]["epoch"]
+            decisions.append(f"{name}: {'never' if epoch is None else f'epoch {epoch}'}")
             if epoch is not None:
                 for axes in (top, middle, bottom):
                     axes.axvline(epoch, color=INK, linewidth=0.9, linestyle=(0, (2 + 2 * number_of, 2)))
@@ -192,8 +192,8 @@ def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
         return chart(
             figure,
             key=key,
-            title=f"From near: {label(run['task'], 60)}",
-            caption=f"Upright lines, from short to long dashes: {'; '.join(told)}.",
+            title=f"In detail: {label(run['task'], 60)}",
+            caption=f"Upright lines, from short to long dashes: {'; '.join(decisions)}.",
             description="The gradient norm is largest at epoch "
             f"{max(rows, key=lambda row: row['gradient_norm'])['epoch']}; the best switch is at "
             f"{best_switch(run)['epoch'] or 'none'}.",

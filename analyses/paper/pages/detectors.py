@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from convexlab.detection import BudgetFraction
-from convexlab.reporting.numbers import MISSING, change, count, number, percent, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, change, count, number, percent, short
 from paper.choosing import Choice, choose
 from paper.claims import Judgement
 from paper.pages.claims import claims_part, judge, kinds
@@ -37,16 +37,16 @@ __all__ = ["validation_study"]
 
 PEAK, PRINTED = "gradient-norm-peak (halves)", "algorithm-1 (full)"
 """The rules that the answer speaks of."""
-TOLD = "curvature, known for nothing"
+KNOWN_CURVATURE = "curvature, known at no cost"
 DEFAULT = fraction_label(BudgetFraction(1).fraction)
 """The trainer's default."""
 
 
 def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
     """Return the page: the claims, the rules, the choice of a default, and the runs."""
-    labels = list(runs[0]["firings"])
+    labels = list(runs[0]["decisions"])
     scores = {label: [score(run, label) for run in runs] for label in labels}
-    medians = {label: bootstrap([one.regret for one in scores[label]]) for label in labels}
+    medians = {label: bootstrap([result.regret for result in scores[label]]) for label in labels}
     choices = choose(runs, scores)
     judged = judge(runs)
     return Study(
@@ -73,15 +73,16 @@ def _answer(
 ) -> list[str]:
     total = len(runs)
     throughout = sum(pattern(*kinds(run)).word == "non-convex throughout" for run in runs)
-    peaks = Counter(one.outcome for one in judged["2"])
+    peaks = Counter(judgement.outcome for judgement in judged["2"])
     places = [_place(run) for run in runs]
     lowest = Counter(run["minimum"]["verdict"] for run in runs)
+    early = sum(result.early for result in scores[PRINTED])
     return [
         f"Along Adam the loss was proven non-convex at every measured point in {throughout} of {total} runs. The "
         f"gradient norm’s peak marked the entry into a region without negative curvature in {peaks['supported']}, and "
         f"provably did not in {peaks['contradicted']}.",
-        f"Switching where {PEAK} fires ends {_told(PEAK, scores)}; where Algorithm 1 as printed does, "
-        f"{_told(PRINTED, scores)}, {sum(one.early for one in scores[PRINTED])} of {total} times within the initial "
+        f"Switching where {PEAK} fires ends {_ending(PEAK, scores)}; where Algorithm 1 as printed does, "
+        f"{_ending(PRINTED, scores)}, {early} of {total} times within the initial "
         "transient.",
         f"The best moment lay anywhere from {percent(min(places), 0)} to {percent(max(places), 0)} of "
         f"the budget. The rule of least regret, chosen on one half of the tasks and used on the other: "
@@ -98,8 +99,8 @@ def _held_out(choice: Choice) -> str:
     )
 
 
-def _told(label: str, scores: Mapping[str, list[Score]]) -> str:
-    regrets = [one.regret for one in scores[label]]
+def _ending(label: str, scores: Mapping[str, list[Score]]) -> str:
+    regrets = [result.regret for result in scores[label]]
     within = sum(regret <= 0.1 for regret in regrets)
     above = percent(median(regrets), 1)
     return f"a median {above} above the best switch of the same run ({within} of {len(regrets)} within 10 %)"
@@ -110,19 +111,19 @@ def _place(run: Row) -> float:
     return 1.0 if epoch is None else float(epoch / (len(run["rows"]) - 1))
 
 
-def _interval(found: Interval, form: Any = number) -> str:
-    if found.low == found.high:
-        return str(form(found.value))
-    return f"{form(found.value)} ({form(found.low)} to {form(found.high)})"
+def _interval(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return number(interval.value)
+    return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
 
 
 def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians: Mapping[str, Interval]) -> Part:
     total = len(runs)
     rows = []
     for label in sorted(scores, key=lambda name: medians[name].value):
-        found = scores[label]
-        lags = [one.lag for one in found if one.lag is not None]
-        transitions = [one.transition_lag for one in found if one.transition_lag is not None]
+        results = scores[label]
+        lags = [result.lag for result in results if result.lag is not None]
+        transitions = [result.transition_lag for result in results if result.transition_lag is not None]
         rows.append(
             [
                 label,
@@ -130,12 +131,12 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
                     Interval(*(1 + value for value in (medians[label].value, medians[label].low, medians[label].high)))
                 ),
                 _mean_of(label, scores),
-                f"{sum(one.regret <= 0.1 for one in found)} of {total}",
-                number(1 + median(one.smooth_regret for one in found)),
-                str(sum(one.early for one in found)),
-                str(sum(one.before_rise for one in found)),
-                str(sum(one.missed for one in found)),
-                str(sum(one.epoch is None for one in found)),
+                f"{sum(result.regret <= 0.1 for result in results)} of {total}",
+                number(1 + median(result.smooth_regret for result in results)),
+                str(sum(result.early for result in results)),
+                str(sum(result.before_rise for result in results)),
+                str(sum(result.missed for result in results)),
+                str(sum(result.epoch is None for result in results)),
                 _signed(lags),
                 MISSING
                 if not transitions
@@ -144,7 +145,7 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
             ]
         )
     columns: list[Column | str] = [
-        Column("Rule (what it is told)", False),
+        Column("Rule (gradient)", False),
         "Loss / best switch: median (95 %)",
         "Geometric mean (95 %)",
         "Within 10 %",
@@ -156,24 +157,26 @@ def _rules_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], medians:
         "Lag after the most negative curvature, epochs",
         "Lag after −5 % for good, epochs (runs)",
     ]
-    told = (
-        "“full” is the gradient of the whole training set once an epoch, which doubles what an epoch costs and is "
-        "charged; “halves” is the norm from the mini-batches’ own gradients, each computed in two halves so that "
-        "their noise can be taken out, for nothing; “batch” leaves the noise in. A physics-informed network trains on "
-        "the whole batch: there all three are the same and free. “Curvature” is told both ends of the spectrum for "
-        "nothing, which nobody can have."
+    gradients = (
+        "In brackets is the gradient that a rule uses. “full”: of the whole training set once an epoch, which doubles "
+        "the cost of an epoch and is charged. “halves”: from the mini-batches’ own gradients, each computed in two "
+        "halves, so that their noise can be removed at no cost. “batch”: the same with the noise. A physics-informed "
+        "network trains on the whole batch, so all three are the same and free. The curvature rule has both ends of "
+        "the spectrum uncharged, which no trainer has."
     )
     return Part(
         "The rules against the best switch",
         [
-            "Every rule is told of each run epoch by epoch. Where it fires, the second phase takes over and goes on "
-            "to the end of the same budget. The best switch is the lowest of all endings that cost nothing beside "
-            "Adam, Adam alone among them: an oracle that has seen every outcome.",
-            told,
+            "Every rule follows each run epoch by epoch. Where it fires, the second phase takes over until the end of "
+            "the same budget. The best switch is the lowest of all endings that need nothing beside Adam, Adam alone "
+            "among them: an oracle that knows every outcome.",
+            gradients,
         ],
         [
             all_switches_chart(runs, "oracle"),
-            regret_chart({label: [one.regret for one in found] for label, found in scores.items()}, medians, "regret"),
+            regret_chart(
+                {label: [result.regret for result in results] for label, results in scores.items()}, medians, "regret"
+            ),
         ],
         [make_table("Rules by their median regret.", columns, rows)],
     )
@@ -187,38 +190,40 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
     rows: list[list[Cell | str]] = []
     choices = [choice for choice in both if choice.criterion == "geometric mean"]
     for choice in both:
-        found = bootstrap(choice.regrets)
+        interval = bootstrap(choice.regrets)
         rows.append(
             [
                 f"{choice.chosen_on}, by {choice.criterion}",
                 Cell(choice.label, strong=True),
                 number(1 + choice.own),
                 choice.reported_on,
-                _interval(Interval(*(1 + value for value in (found.value, found.low, found.high)))),
+                _interval(Interval(*(1 + value for value in (interval.value, interval.low, interval.high)))),
                 number(1 + max(choice.regrets)),
                 f"{choice.early} of {len(choice.regrets)}",
                 choice.runner_up,
             ]
         )
     smooth = [regret for choice in choices for regret in choice.smooth_regrets]
-    compared = {label: run_by_run(scores[PEAK], found) for label, found in scores.items() if label.startswith("at ")}
+    compared = {
+        label: run_by_run(scores[PEAK], results) for label, results in scores.items() if label.startswith("at ")
+    }
     return Part(
         "A default, chosen on one half of the tasks and reported on the other",
         [
             "The aim is a median of at most 1.10 on the tasks held out, and no decision within the initial transient. "
             f"{' '.join(map(_reached, choices))}",
             f"ConvexLab’s default is a switch {DEFAULT}: over all runs {_mean_and_worst(DEFAULT, scores)}; {PEAK}: "
-            f"{_mean_and_worst(PEAK, scores)}. {_told_apart(compared)}",
-            "What no rule can know: the outcome is partly chance. From one switch that was tried to the next the "
-            f"final loss changes by a median factor of {_jumps(runs)}. The best switch is the luckiest of some "
-            "twenty. Against the best neighbourhood, the lowest geometric mean of three successive ones, the same "
+            f"{_mean_and_worst(PEAK, scores)}. {_distinguished(compared)}",
+            "No rule can know everything: the outcome is partly chance. From one switch to the next the final loss "
+            f"changes by a median factor of {_jumps(runs)}. The best switch is the luckiest of some twenty. "
+            "Against the best neighbourhood, the lowest geometric mean of three successive ones, the same "
             f"decisions end at a median of {number(1 + median(smooth))}.",
             f"{PEAK} fired at a median of epoch {_fired(runs)}. On noise without any trend that rule fires as early "
             "(its docstring has the rates): it is an early switch more than a test for a peak.",
             f"Medians with their intervals: {PEAK} {_loss_of(PEAK, scores)}; at 20 % of the budget "
-            f"{_loss_of(fraction_label(0.2), scores)}, at 30 % {_loss_of(fraction_label(0.3), scores)}; told "
-            "both ends of the spectrum for nothing, and fired where the region had become nearly convex, "
-            f"{_loss_of(TOLD, scores)}.",
+            f"{_loss_of(fraction_label(0.2), scores)}, at 30 % {_loss_of(fraction_label(0.3), scores)}; with "
+            "both ends of the spectrum uncharged, and a switch where the region became nearly convex, "
+            f"{_loss_of(KNOWN_CURVATURE, scores)}.",
         ],
         [],
         [
@@ -246,7 +251,7 @@ def _default_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], both: 
                     "Higher in",
                     "Equal in",
                 ],
-                [_compared_row(label, one, len(runs)) for label, one in compared.items()],
+                [_compared_row(label, comparison, len(runs)) for label, comparison in compared.items()],
             ),
         ],
     )
@@ -261,41 +266,44 @@ def _reached(choice: Choice) -> str:
     )
 
 
-def _told_apart(compared: Mapping[str, Comparison]) -> str:
-    """Say which fixed switches are told apart from the peak, run by run."""
-    shares = {label.removeprefix("at ").removesuffix(" of the budget"): one for label, one in compared.items()}
+def _distinguished(compared: Mapping[str, Comparison]) -> str:
+    """Say which fixed switches differ from the peak, run by run."""
+    shares = {label.removeprefix("at ").removesuffix(" of the budget"): result for label, result in compared.items()}
     groups = {
-        f"does not tell {PEAK} apart from a switch fixed at": [
-            share for share, one in shares.items() if not one.told_apart
+        f"finds no difference between {PEAK} and a switch fixed at": [
+            share for share, result in shares.items() if not result.told_apart
         ],
         "finds it worse than one at": [
-            share for share, one in shares.items() if one.told_apart and one.ratio.value > 1
+            share for share, result in shares.items() if result.told_apart and result.ratio.value > 1
         ],
-        "better than one at": [share for share, one in shares.items() if one.told_apart and one.ratio.value < 1],
+        "better than one at": [
+            share for share, result in shares.items() if result.told_apart and result.ratio.value < 1
+        ],
     }
-    told = [f"{verb} {', '.join(group)}" for verb, group in groups.items() if group]
-    return f"Run by run the study {', '.join(told)} (95 %, each by itself)."
+    findings = [f"{verb} {', '.join(group)}" for verb, group in groups.items() if group]
+    return f"Run by run the study {', '.join(findings)} (95 %, each by itself)."
 
 
-def _compared_row(label: str, one: Comparison, runs: int) -> list[str]:
-    return [label, _interval(one.ratio), str(one.lower), str(one.higher), str(runs - one.lower - one.higher)]
+def _compared_row(label: str, comparison: Comparison, runs: int) -> list[str]:
+    lower, higher = comparison.lower, comparison.higher
+    return [label, _interval(comparison.ratio), str(lower), str(higher), str(runs - lower - higher)]
 
 
 def _mean_of(label: str, scores: Mapping[str, list[Score]]) -> str:
-    return _interval(bootstrap_geometric_mean([1 + one.regret for one in scores[label]]))
+    return _interval(bootstrap_geometric_mean([1 + result.regret for result in scores[label]]))
 
 
 def _mean_and_worst(label: str, scores: Mapping[str, list[Score]]) -> str:
-    worst = 1 + max(one.regret for one in scores[label])
+    worst = 1 + max(result.regret for result in scores[label])
     return f"a geometric mean of {_mean_of(label, scores)} and at worst {number(worst)}"
 
 
 def _loss_of(label: str, scores: Mapping[str, list[Score]]) -> str:
-    return _interval(bootstrap([1 + one.regret for one in scores[label]]))
+    return _interval(bootstrap([1 + result.regret for result in scores[label]]))
 
 
 def _fired(runs: Sequence[Row]) -> str:
-    epochs = [run["firings"][PEAK]["epoch"] for run in runs]
+    epochs = [run["decisions"][PEAK]["epoch"] for run in runs]
     low, middle, high = np.quantile([epoch for epoch in epochs if epoch is not None] or [math.nan], [0.25, 0.5, 0.75])
     return f"{count(middle)} of {len(runs[0]['rows']) - 1} (middle half {count(low)} to {count(high)})"
 
@@ -304,7 +312,7 @@ def _jumps(runs: Sequence[Row]) -> str:
     kinds: dict[str, list[float]] = {}
     for run in runs:
         kinds.setdefault(kind_of(run), []).append(jump(run))
-    return ", ".join(f"{number(median(found))} ({kind})" for kind, found in kinds.items())
+    return ", ".join(f"{number(median(jumps))} ({kind})" for kind, jumps in kinds.items())
 
 
 def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: Sequence[Choice]) -> Part:
@@ -312,7 +320,7 @@ def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: 
     rows = []
     for index, run in enumerate(runs):
         best, last = best_switch(run), run["truth"][-1]
-        mine = scores[chosen[run["task"]]][index]
+        result = scores[chosen[run["task"]]][index]
         rows.append(
             [
                 run["task"],
@@ -323,8 +331,8 @@ def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: 
                 number(run["adam"]),
                 number(best["loss"]),
                 MISSING if best["epoch"] is None else str(best["epoch"]),
-                MISSING if mine.epoch is None else str(mine.epoch),
-                number(1 + mine.regret),
+                MISSING if result.epoch is None else str(result.epoch),
+                number(1 + result.regret),
                 pattern(*kinds(run)).word,
                 number(last["smallest"]),
                 number(last["largest"]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number
+from convexlab.wording.numbers import number
 
 __all__ = ["Ratios", "ratio_chart"]
 
@@ -32,13 +32,13 @@ def ratio_chart(
     names: Sequence[str], series: Sequence[Ratios], *, key: str, title: str, axis: str, caption: str
 ) -> Chart:
     """Draw a line a case, with a mark for each series that has a value there."""
-    shown = [one for one in series if any(value is not None for value in one.values)]
+    shown = [ratios for ratios in series if any(value is not None for value in ratios.values)]
     with draw(height=1.4 + 0.22 * len(shown) + 0.27 * len(names)) as (figure, (axes,)):
         places = np.arange(len(names), dtype=np.float64)[::-1]
         axes.axvline(1.0, color=INK, linewidth=1.0, zorder=1)
-        for one, marker in zip(shown, _MARKERS, strict=False):
-            values = [np.nan if value is None else value for value in one.values]
-            axes.plot(values, places, marker, color=PALETTE[one.color], markersize=6, label=one.name)
+        for ratios, marker in zip(shown, _MARKERS, strict=False):
+            values = [np.nan if value is None else value for value in ratios.values]
+            axes.plot(values, places, marker, color=PALETTE[ratios.color], markersize=6, label=ratios.name)
         axes.set_yticks(places, [label(name, 30) for name in names])
         axes.set_ylim(-0.6, len(names) - 0.4)
         scale_log(axes, "x")
@@ -51,7 +51,11 @@ def ratio_chart(
             caption=caption,
             description=" ".join(
                 f"{name}: "
-                + ", ".join(f"{one.name} {number(one.values[place])}" for one in shown if one.values[place] is not None)
+                + ", ".join(
+                    f"{ratios.name} {number(ratios.values[place])}"
+                    for ratios in shown
+                    if ratios.values[place] is not None
+                )
                 + "."
                 for place, name in enumerate(names)
             ),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median
 
 from convexlab.reporting.charts.svg import Chart
-from convexlab.reporting.numbers import MISSING, accuracy, count, decimals, number
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, accuracy, count, decimals, number
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS
 from paper.table import PUBLISHED, Published
@@ -44,13 +44,13 @@ class Group:
         """The budget in gradient equivalents."""
         return int(self.runs[0]["case"]["epochs"])
 
-    def each(self, way: str, kind: str = "train_loss") -> list[float]:
-        """Return a figure of one way, a seed each."""
-        return [run["ways"][way][kind] for run in self.runs]
+    def each(self, protocol: str, kind: str = "train_loss") -> list[float]:
+        """Return a figure of one protocol, a seed each."""
+        return [run["protocols"][protocol][kind] for run in self.runs]
 
-    def middle(self, way: str, kind: str = "train_loss") -> float:
+    def middle(self, protocol: str, kind: str = "train_loss") -> float:
         """Return its median."""
-        return median(self.each(way, kind))
+        return median(self.each(protocol, kind))
 
     @property
     def better(self) -> list[float]:
@@ -59,8 +59,8 @@ class Group:
 
     @property
     def at_equal_cost(self) -> list[Row]:
-        """What the paper's way has reached when the budget is spent, a seed each."""
-        return [run["ways"][PAPERS]["at_equal_cost"] for run in self.runs]
+        """What the paper's protocol has reached when the budget is spent, a seed each."""
+        return [run["protocols"][PAPERS]["at_equal_cost"] for run in self.runs]
 
     def over(self, losses: Iterable[float], base: Iterable[float]) -> list[float]:
         """Return the ratios, a seed each."""
@@ -68,17 +68,17 @@ class Group:
 
     @property
     def per_epoch(self) -> list[float]:
-        """The paper's way over Adam, an epoch or a step each."""
+        """The paper's protocol over Adam, an epoch or a step each."""
         return self.over(self.each(PAPERS), self.each(ADAM))
 
     @property
     def per_cost(self) -> list[float]:
-        """The paper's way over the better Adam, at equal cost."""
+        """The paper's protocol over the better Adam, at equal cost."""
         return self.over((row["train_loss"] for row in self.at_equal_cost), self.better)
 
-    def ours(self, way: str) -> list[float]:
-        """One of our ways over the better Adam."""
-        return self.over(self.each(way), self.better)
+    def ours(self, protocol: str) -> list[float]:
+        """One of our protocols over the better Adam."""
+        return self.over(self.each(protocol), self.better)
 
 
 def grouped(rows: Sequence[Row]) -> list[Group]:
@@ -95,14 +95,18 @@ def table_study(rows: Sequence[Row], command: str) -> Study:
     """Return the page of records as of `train_case`."""
     groups = grouped(rows)
     fired = [switch for group in groups for switch in group.each(OURS, "switch") if switch is not None]
-    steps = [(way["cost"] - way["switch"]) / way["steps"] for row in rows if (way := row["ways"][PAPERS])["steps"]]
+    steps = [
+        (protocol["cost"] - protocol["switch"]) / protocol["steps"]
+        for row in rows
+        if (protocol := row["protocols"][PAPERS])["steps"]
+    ]
     published = [group.published for group in groups if group.published is not None]
     theirs = ""
     if published:
-        lower = sum(one.adam_cg[0] < one.adam[0] for one in published)
+        lower = sum(row.adam_cg[0] < row.adam[0] for row in published)
         theirs = (
             f" In the paper, after 700 or 1,000: in {lower} of {len(published)}, "
-            f"{number(geometric_mean([one.adam_cg[0] / one.adam[0] for one in published]))} times."
+            f"{number(geometric_mean([row.adam_cg[0] / row.adam[0] for row in published]))} times."
         )
     return Study(
         title="Table 1: does Adam, then conjugate gradients, end lower than Adam?",
@@ -117,7 +121,7 @@ def table_study(rows: Sequence[Row], command: str) -> Study:
             "takes one.",
             "Ours, the default second phase from the paper’s switch, at equal cost: "
             f"{verdict_counts([group.ours(FIXED) for group in groups], 'the better Adam')}",
-            f"From the detected switch, which came in {len(fired)} of {len(rows)} runs and else leaves it to Adam: "
+            f"From the detected switch, which came in {len(fired)} of {len(rows)} runs (without one Adam goes on): "
             f"{verdict_counts([group.ours(OURS) for group in groups], 'the better Adam')}",
         ],
         command=command,
@@ -141,13 +145,13 @@ PROTOCOL = (
     "range in brackets. A direction is reproduced where Adam, then CG, is the lower one with every seed.",
 )
 _EQUAL = (
-    "Every way may spend as many gradient equivalents as Adam has epochs; the better of Adam with a constant and with "
-    "a cosine rate, at its best epoch, is what the others are measured by.",
+    "Every protocol may spend as many gradient equivalents as Adam has epochs. The others are compared with the better "
+    "of Adam at a constant and at a cosine rate, at its best epoch.",
 )
 
 
 def verdict_counts(ratios: Sequence[Sequence[float]], base: str) -> str:
-    """Say in how many rows a way is lower than another with every seed, with some, and by how much.
+    """Say in how many rows a protocol is lower than another with every seed, with some, and by how much.
 
     Args:
         ratios: of a row, one a seed.
@@ -175,16 +179,16 @@ def verdict(ratios: Sequence[float]) -> str:
 def _scale(groups: Sequence[Group]) -> list[str]:
     least = min(groups, key=lambda group: float(group.runs[0]["overdetermination"]))
     below = [group.name for group in groups if group.runs[0]["overdetermination"] < 1]
-    said = (
+    sentence = (
         f"Each network has {_epochs(groups)} epochs here; the paper has 700 or 1,000 and all images. The "
         "number of images, K, keeps the overdetermination Q = K M / P at 1 or above"
     )
     if below:
-        said += (
-            f", but for {', '.join(below)}: there are too few images here, and Q is "
+        sentence += (
+            f", except for {', '.join(below)}: there are too few images here, and Q is "
             f"{number(least.runs[0]['overdetermination'])} at the least"
         )
-    return [said + "."]
+    return [sentence + "."]
 
 
 def _epochs(groups: Sequence[Group]) -> str:
@@ -200,8 +204,8 @@ def _chart(groups: Sequence[Group]) -> Chart:
         [group.name for group in groups],
         [
             Ratios("in the paper, per epoch", [theirs(group) for group in groups], "grey"),
-            Ratios("paper’s way here, per epoch", [geometric_mean(group.per_epoch) for group in groups], "blue"),
-            Ratios("paper’s way, equal cost", [geometric_mean(group.per_cost) for group in groups], "orange"),
+            Ratios("paper’s protocol here, per epoch", [geometric_mean(group.per_epoch) for group in groups], "blue"),
+            Ratios("paper’s protocol, equal cost", [geometric_mean(group.per_cost) for group in groups], "orange"),
             Ratios(
                 "ours, paper’s switch, equal cost", [geometric_mean(group.ours(FIXED)) for group in groups], "vermilion"
             ),
@@ -227,15 +231,15 @@ def protocol_table(groups: Sequence[Group]) -> Table:
     """Return training losses by the paper's protocol, beside its own, judged by both accountings."""
 
     def line(group: Group) -> list[str]:
-        one = group.published
+        paper = group.published
         costs = median(group.each(PAPERS, "cost"))
         return [
             group.name,
             count(group.runs[0]["examples"]),
             number(group.runs[0]["overdetermination"]),
-            _printed(one.adam[0]) if one else MISSING,
-            _printed(one.adam_cg[0]) if one else MISSING,
-            number(one.adam_cg[0] / one.adam[0]) if one else MISSING,
+            _printed(paper.adam[0]) if paper else MISSING,
+            _printed(paper.adam_cg[0]) if paper else MISSING,
+            number(paper.adam_cg[0] / paper.adam[0]) if paper else MISSING,
             number(group.middle(ADAM)),
             number(group.middle(PAPERS)),
             _ratio(group.per_epoch),
@@ -272,7 +276,7 @@ def _equal(groups: Sequence[Group]) -> Table:
         return [
             group.name,
             str(group.epochs),
-            *(number(group.middle(way)) for way in (ADAM, COSINE)),
+            *(number(group.middle(protocol)) for protocol in (ADAM, COSINE)),
             number(median(row["train_loss"] for row in group.at_equal_cost)),
             number(group.middle(FIXED)),
             _ratio(group.ours(FIXED)),
@@ -288,7 +292,7 @@ def _equal(groups: Sequence[Group]) -> Table:
             "Budget",
             "Adam",
             "Adam, cosine rate",
-            "Paper’s way",
+            "Paper’s protocol",
             "Ours, paper’s switch",
             "Ratio",
             "Ours, detected switch",
@@ -309,13 +313,13 @@ def _of(
     place = _KINDS.index(kind)
 
     def line(group: Group) -> list[str]:
-        one = group.published
+        paper = group.published
         return [
             group.name,
-            *((printed(pair[place]) for pair in (one.adam, one.adam_cg)) if one else (MISSING, MISSING)),
-            *(shown(group.middle(way, kind)) for way in (ADAM, PAPERS, COSINE)),
+            *((printed(pair[place]) for pair in (paper.adam, paper.adam_cg)) if paper else (MISSING, MISSING)),
+            *(shown(group.middle(protocol, kind)) for protocol in (ADAM, PAPERS, COSINE)),
             shown(median(row[kind] for row in group.at_equal_cost)),
-            *(shown(group.middle(way, kind)) for way in (FIXED, OURS)),
+            *(shown(group.middle(protocol, kind)) for protocol in (FIXED, OURS)),
         ]
 
     return make_table(

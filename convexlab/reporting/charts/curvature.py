@@ -14,9 +14,9 @@ from convexlab.reporting.charts.hindsight import mark_best_epoch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import lower_bound, plus_minus, signed
 from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import lower_bound, plus_minus, signed
 
 __all__ = ["eigenvalue_chart", "mass_chart"]
 
@@ -137,7 +137,7 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share below −floor × largest")
-        if facts.oracle is not None:  # Two lines have to be told apart.
+        if facts.oracle is not None:  # Two lines need names.
             legend(axes)
         return chart(
             figure,

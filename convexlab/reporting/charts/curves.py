@@ -16,13 +16,16 @@ from convexlab.runs.rows import Curve
 
 __all__ = ["Column", "both_known", "plot_phases", "plot_runs"]
 
+# A line of more points is marked at some of them.
+_FEW, _MARKERS = 150, 15
+
 Floats = npt.NDArray[np.float64]
 Column = Callable[[Curve], Floats]
 
 
 @dataclass(frozen=True)
 class _Stroke:
-    """How a phase or a run is drawn: told apart by line and marker, not by colour alone."""
+    """How a phase or a run is drawn: they differ by line and marker, not by colour alone."""
 
     color: str
     line: str
@@ -80,17 +83,27 @@ def _only(curve: Curve, rows: npt.NDArray[np.int64]) -> Curve:
 
 
 def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:
+    x, y = thinned(x, y)
     axes.plot(
-        *thinned(x, y),
+        x,
+        y,
         color=stroke.color,
         linestyle=stroke.line,
         linewidth=stroke.width,
         marker=stroke.marker or None,
         markersize=4.5,
-        # As a share of the figure's diagonal: evenly spaced to the eye, whatever the number of epochs.
-        markevery=0.06,
+        markevery=_marked(x.size),
         label=label(name),
     )
+
+
+def _marked(points: int) -> float | list[int]:
+    """Return where on a line its markers go."""
+    if points <= _FEW:
+        # As a share of the figure's diagonal along the line: evenly spaced to the eye.
+        return 0.06
+    # The noise of a long line makes it longer, and would crowd the markers.
+    return [round(place) for place in np.linspace(0, points - 1, _MARKERS)]
 
 
 def _mark_switch(axes: Axes, facts: RunFacts, x: Floats) -> None:

@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import number, power_of_ten, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import number, power_of_ten, signed
 
 __all__ = ["density_chart", "linear_width", "shown_checkpoints"]
 
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 LINEAR_SHARE = 1e-3
 # Width of the Gaussian that broadens a spectral line, as a share of the axis.
 BROADENING = 0.012
-# So many rows can be told apart on a phone's screen, and weigh 150 kB.
+# So many rows are still distinct on a phone's screen, and weigh 150 kB.
 MOST_ROWS = 16
 # How far a row reaches into the next one, in distances of rows.
 REACH = 1.55
@@ -56,7 +56,7 @@ def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:
 
 @dataclass(frozen=True)
 class _Look:
-    """How a phase is drawn: told apart by the line as well as by colour."""
+    """How a phase is drawn: they differ by the line as well as by colour."""
 
     name: str
     line: str

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log, thinned
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts, value_at
-from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import Oracle
 from convexlab.runs.rows import Outcome
+from convexlab.wording.numbers import count, number
 
 __all__ = ["mark_best_epoch", "mark_best_point", "oracle_chart"]
 
@@ -39,20 +39,20 @@ def oracle_chart(facts: RunFacts, key: str) -> Chart | None:
             figure,
             key=key,
             title="Final loss over the switch epoch",
-            caption="Every switch followed to the end of the same budget. The lowest of several is favoured by chance.",
+            caption="Every switch, followed to the end of the same budget. The lowest of several is partly luck.",
             description=_describe(facts, oracle),
         )
 
 
 def _draw_switches(axes: Axes, oracle: Oracle) -> list[float]:
-    epochs, losses = ([getattr(one, name) for one in oracle.switches] for name in ("epoch", "train_loss"))
+    epochs, losses = ([getattr(tried, name) for tried in oracle.switches] for name in ("epoch", "train_loss"))
     color = PALETTE["blue"]
     axes.plot(epochs, losses, "o-", color=color, markersize=4.5, label="each switch tried")
-    gave_up = [one for one in oracle.switches if one.resort is not None]
+    gave_up = [tried for tried in oracle.switches if tried.resort is not None]
     if gave_up:
         axes.plot(
-            [one.epoch for one in gave_up],
-            [one.train_loss for one in gave_up],
+            [tried.epoch for tried in gave_up],
+            [tried.train_loss for tried in gave_up],
             "o",
             color="white",
             markeredgecolor=color,
@@ -110,7 +110,7 @@ def _loss(outcome: Outcome | None) -> float | None:
 
 
 def _describe(facts: RunFacts, oracle: Oracle) -> str:
-    ends = ", ".join(f"{count(one.epoch)}: {number(one.train_loss)}" for one in oracle.switches)
+    ends = ", ".join(f"{count(tried.epoch)}: {number(tried.train_loss)}" for tried in oracle.switches)
     alone = [f"{name} {number(_loss(facts.baselines.get(run)))}" for run, (name, _, _) in _ALONE.items()]
     best = oracle.best
     return (

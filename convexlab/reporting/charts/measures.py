@@ -61,7 +61,7 @@ def _chart(facts: RunFacts, name: str, key: str) -> Chart:
             figure,
             key=key,
             title=label(measure_heading(name), 60),
-            caption="Over cost. The best epoch of a run is that of its lowest training loss, whatever this says.",
+            caption="Over cost. The best epoch of a run is chosen by training loss alone.",
             description=" ".join(
                 _describe(algorithm_name(run, facts), name, column(facts.curves[run])[known])
                 for run, known in rows.items()

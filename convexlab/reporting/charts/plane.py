@@ -18,8 +18,8 @@ from scipy.interpolate import RectBivariateSpline
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, percent
 from convexlab.runs.plane import PathPlane, Waypoint
+from convexlab.wording.numbers import count, number, percent
 
 __all__ = ["contour_levels", "plane_chart"]
 
@@ -114,8 +114,8 @@ def _finer(x: Floats, y: Floats, losses: Floats, *, logarithmic: bool) -> tuple[
     values = np.log(losses) if logarithmic else losses
     spline = RectBivariateSpline(y, x, values, kx=min(3, y.size - 1), ky=min(3, x.size - 1))
     x, y = (np.linspace(axis[0], axis[-1], _FINE) for axis in (x, y))
-    found = np.asarray(spline(y, x), dtype=np.float64)
-    return x, y, np.exp(found) if logarithmic else found
+    finer = np.asarray(spline(y, x), dtype=np.float64)
+    return x, y, np.exp(finer) if logarithmic else finer
 
 
 def _draw_path(axes: Axes, plane: PathPlane, facts: RunFacts) -> None:
@@ -210,9 +210,9 @@ def _describe(plane: PathPlane, facts: RunFacts, losses: Floats) -> str:
         for p in plane.checkpoints
     )
     switch = _switch(plane, facts)
-    told = f" Switch after epoch {count(switch.epoch)}." if switch else ""
+    switched = f" Switch after epoch {count(switch.epoch)}." if switch else ""
     low, high = (number(float(end(losses))) for end in (np.nanmin, np.nanmax))
     return (
         f"Two directions with {first} and {second} of the variance of {len(plane.checkpoints)} checkpoints. On the "
-        f"plane the loss is between {low} and {high}. Checkpoints: {places}.{told}"
+        f"plane the loss is between {low} and {high}. Checkpoints: {places}.{switched}"
     )

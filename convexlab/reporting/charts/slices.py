@@ -16,9 +16,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import number, percent, short, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import LossSlice, ProbedCheckpoint
+from convexlab.wording.numbers import number, percent, short, signed
 
 __all__ = ["holds_to", "slice_chart"]
 
@@ -114,24 +114,25 @@ def _handles(checkpoints: Sequence[ProbedCheckpoint]) -> list[Line2D | Patch]:
 
 
 def holds_to(drawn: LossSlice) -> float:
-    """Return up to which measured step, on both sides, the loss is the quadratic model but for a quarter of its bend.
+    """Return up to which measured step, on both sides, the quadratic model holds.
 
-    The bend is what curvature adds to the tangent; 0 where the model fails at the first step.
+    It holds where the loss is off by at most a quarter of what curvature adds to the tangent. 0 where it fails at the
+    first step.
     """
     allowed = _TOLERANCE * 0.5 * abs(drawn.curvature) * drawn.steps**2
     fails = ~(np.abs(drawn.losses - drawn.model(drawn.steps)) <= allowed) & (drawn.steps != 0)
     sizes = np.abs(drawn.steps)
-    # Both sides have the same steps, but for rounding.
+    # Both sides have the same steps up to rounding.
     first = float(sizes[fails].min()) * (1 - 1e-9) if fails.any() else math.inf
     return float(sizes[sizes < first].max(initial=0.0))
 
 
 def _describe(name: str, checkpoint: ProbedCheckpoint) -> str:
-    told = [_tell(end, drawn, checkpoint.rounding_floor) for end, drawn in checkpoint.slices.items()]
-    return f"{name}, {place(checkpoint)}: {'; '.join(told)}."
+    slices = [_describe_slice(end, drawn, checkpoint.rounding_floor) for end, drawn in checkpoint.slices.items()]
+    return f"{name}, {place(checkpoint)}: {'; '.join(slices)}."
 
 
-def _tell(end: str, drawn: LossSlice, floor: float) -> str:
+def _describe_slice(end: str, drawn: LossSlice, floor: float) -> str:
     reach = float(drawn.steps[-1])
     held = percent(holds_to(drawn) / reach, 0)
     losses = ", ".join(number(float(drawn.losses[index])) for index in (0, drawn.losses.size // 2, -1))

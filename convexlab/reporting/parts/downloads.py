@@ -9,8 +9,8 @@ from typing import Any
 
 from convexlab.reporting.downloads import Download, csv_text, data_address, file_name
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count
 from convexlab.runs.rows import Row, text_of, without_density
+from convexlab.wording.numbers import count
 
 __all__ = ["run_downloads"]
 
@@ -23,13 +23,13 @@ def run_downloads(facts: RunFacts, room: int) -> list[Download]:
         room: bytes that the addresses together may take. Metrics that do not fit are thinned; what then does not is
             named and left out.
     """
-    found = []
+    downloads = []
     for name, kind, value, note in _parts(facts):
         made = _json(f"{file_name(facts.label)}-{name}", value, note, room) if kind == "json" else None
         made = made or _metrics(f"{file_name(facts.label)}-{name}", value, room)
-        found.append(made)
+        downloads.append(made)
         room -= len(made.href)
-    return found
+    return downloads
 
 
 def _parts(facts: RunFacts) -> list[tuple[str, str, Any, str]]:

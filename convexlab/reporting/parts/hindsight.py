@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from convexlab.reporting.charts.hindsight import oracle_chart
 from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.reporting.words.hindsight import oracle_paragraphs
 from convexlab.reporting.words.measures import measure_heading, measure_value
+from convexlab.wording.numbers import count, number
 
 __all__ = ["OraclePart", "oracle_part"]
 
@@ -39,14 +39,14 @@ def _table(facts: RunFacts) -> Table | None:
     ours = None if facts.two_phase is None else facts.two_phase.train_loss
     rows = [
         (
-            Cell(f"epoch {count(one.epoch)}"),
-            Cell(number(one.train_loss), strong=one is oracle.best),
-            number(one.train_loss / ours if ours else None),
-            *(measure_value(name, one.outcome.measures.get(name)) for name in facts.measures),
-            count(one.outcome.cost),
-            count(one.resort),
+            Cell(f"epoch {count(tried.epoch)}"),
+            Cell(number(tried.train_loss), strong=tried is oracle.best),
+            number(tried.train_loss / ours if ours else None),
+            *(measure_value(name, tried.outcome.measures.get(name)) for name in facts.measures),
+            count(tried.outcome.cost),
+            count(tried.resort),
         )
-        for one in oracle.switches
+        for tried in oracle.switches
     ]
     return make_table(
         "Every switch that was tried; the lowest training loss is in bold. Ratio: over the training loss of this run.",

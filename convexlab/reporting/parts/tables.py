@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import compare
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_table, shown
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
+from convexlab.wording.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 
 __all__ = [
     "comparison_table",
@@ -97,7 +97,7 @@ def _comparison_row(facts: RunFacts, anchor: str) -> list[Cell | str]:
     return [
         Cell(facts.label, link=f"#{anchor}"),
         facts.model,
-        facts.dataset,
+        "" if facts.dataset == facts.model else facts.dataset,
         facts.seed,
         number(ours.train_loss) if ours else MISSING,
         number(best[1].train_loss) if best else MISSING,
@@ -111,7 +111,7 @@ def _comparison_row(facts: RunFacts, anchor: str) -> list[Cell | str]:
 
 
 def measures_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table | None:
-    """Return what else was measured, one line a run, two-phase beside the better Adam; None without any of it."""
+    """Return the other measures, one line a run, two-phase beside the better Adam; None without any."""
     names = list(dict.fromkeys(name for facts in runs for name in facts.measures))
     rows = []
     for facts, anchor in zip(runs, anchors, strict=True):
@@ -124,7 +124,7 @@ def measures_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table | 
         Column("Run", False),
         *(measure_heading(name, of) for name in names for of in ("two-phase", "better Adam")),
     ]
-    table = make_table("What else was measured, at the best epoch by training loss.", columns, rows)
+    table = make_table("Other measures, at the epoch of the lowest training loss.", columns, rows)
     return table if len(table.columns) > 1 else None
 
 
@@ -218,11 +218,11 @@ def settings_tables(runs: Sequence[RunFacts]) -> list[Table]:
 
 
 def environment_table(runs: Sequence[RunFacts]) -> Table | None:
-    """Return where the runs were made; several environments are told apart by run."""
+    """Return where the runs were made; where several differ, each with its run."""
     keys = list(dict.fromkeys(key for facts in runs for key in facts.environment))
     pairs = {}
     for key in keys:
         texts = [shown(facts.environment.get(key)) for facts in runs]
-        told = [f"{facts.label}: {text}" for facts, text in zip(runs, texts, strict=True)]
-        pairs[key] = texts[0] if len(set(texts)) == 1 else "; ".join(told)
+        by_run = [f"{facts.label}: {text}" for facts, text in zip(runs, texts, strict=True)]
+        pairs[key] = texts[0] if len(set(texts)) == 1 else "; ".join(by_run)
     return pairs_table("Environment", pairs) if pairs else None

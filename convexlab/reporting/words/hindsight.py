@@ -1,4 +1,4 @@
-"""The sentences on when a run should have switched; a best of several is never told without saying so."""
+"""The sentences on when a run should have switched; a best of several never goes without saying so."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import level
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number
-from convexlab.runs.oracle import neighbour_factor
+from convexlab.runs.oracle import Oracle, neighbour_factor
+from convexlab.wording.numbers import count, number
 
 __all__ = ["joint_oracle_sentence", "oracle_paragraphs", "oracle_sentence"]
 
-_CHANCE = "A best of several is favoured by chance."
+_CHANCE = "The best of several is partly luck."
 
 
 def oracle_sentence(facts: RunFacts) -> str:
@@ -20,23 +20,25 @@ def oracle_sentence(facts: RunFacts) -> str:
     ratio, oracle = _ratio(facts), facts.oracle
     if ratio is None or oracle is None:
         return ""
-    best, tried = oracle.best, f"{len(oracle.switches)} switches"
-    at = f"at epoch {count(best.epoch)}"
-    if len(oracle.switches) == 1:
-        told = f"The one switch tried, {at}, ended at {number(ratio)} times the loss of {_decision(facts)}."
-    elif level(ratio, 1.0) and facts.switch is not None and facts.switch.epoch == best.epoch:
-        told = f"The best of {tried} was {at}, where this run switched."
-    elif level(ratio, 1.0):
-        told = f"The best of {tried} was {at}, level with {_decision(facts)}."
-    elif ratio < 1:
-        told = f"The best of {tried} was {at}, {number(ratio)} of the loss that {_decision(facts)} gave."
-    else:
-        told = (
-            f"None of {tried} ended below {_decision(facts)}: the best of them, {at}, at {number(ratio)} times "
-            "its loss."
-        )
-    parts = (told, _adam_alone(facts), _CHANCE if len(oracle.switches) > 1 else "")
+    several = len(oracle.switches) > 1
+    parts = (_best_switch(facts, oracle, ratio), _adam_alone(facts), _CHANCE if several else "")
     return " ".join(part for part in parts if part)
+
+
+def _best_switch(facts: RunFacts, oracle: Oracle, ratio: float) -> str:
+    at, tried = f"at epoch {count(oracle.best.epoch)}", f"{len(oracle.switches)} switches"
+    times = f"{number(ratio)} times the loss of {_decision(facts)}"
+    if len(oracle.switches) == 1:
+        return f"The one switch tried, {at}, ended at {times}."
+    if not level(ratio, 1.0):
+        if ratio < 1:
+            return f"The best of {tried} was {at}: {times}."
+        return (
+            f"None of {tried} ended lower than {_decision(facts)}: the best, {at}, has {number(ratio)} times its loss."
+        )
+    if facts.switch is not None and facts.switch.epoch == oracle.best.epoch:
+        return f"The best of {tried} was {at}, where this run switched."
+    return f"The best of {tried} was {at}, level with {_decision(facts)}."
 
 
 def _ratio(facts: RunFacts) -> float | None:
@@ -71,26 +73,28 @@ def oracle_paragraphs(facts: RunFacts) -> list[str]:
         return []
     epochs = [count(switch.epoch) for switch in oracle.switches]
     span = f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs, {epochs[0]} to {epochs[-1]},"
-    told = [
-        f"Phase two was started from {span} of Adam at a constant rate as well, and followed to the end of the same "
-        "budget, as long as a step of it fits. Each counts at its best epoch."
+    sentences = [
+        f"Phase two was also started from {span} of Adam at a constant rate, and followed to the end of the same "
+        "budget. Each counts at its best epoch."
     ]
     losses = [switch.train_loss for switch in oracle.switches]
     if len(losses) > 1 and min(losses) > 0:
-        told.append(
+        sentences.append(
             f"From one switch to the next the loss changes by a median factor of {number(neighbour_factor(losses))}."
         )
     resorts = sum(switch.resort is not None for switch in oracle.switches)
     if resorts:
-        told.append(f"In {resorts} of them phase two gave up, and Adam took the rest.")
+        sentences.append(f"In {resorts} of them phase two gave up, and Adam went on.")
     own = None if facts.switch is None else facts.switch.epoch
     if own is not None and oracle.best.epoch > own:
-        told.append(
-            f"After epoch {count(own)} the charts of curvature show this run's second phase, not the Adam that the "
-            "best switch left."
+        sentences.append(
+            f"After epoch {count(own)} the curvature charts show this run's second phase, not Adam, from which the "
+            "best switch began."
         )
-    told.append(f"All this cost {count(oracle.cost)} gradient equivalents beside the run, and decided nothing of it.")
-    return [" ".join(told)]
+    sentences.append(
+        f"These trials cost {count(oracle.cost)} gradient equivalents beside the run, and had no part in its decision."
+    )
+    return [" ".join(sentences)]
 
 
 def joint_oracle_sentence(runs: Sequence[RunFacts]) -> str:
@@ -101,5 +105,5 @@ def joint_oracle_sentence(runs: Sequence[RunFacts]) -> str:
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
     return (
         f"The best switch of each of {len(ratios)} runs ended at {number(mean)} times the loss of the run's own "
-        f"decision in the geometric mean (from {number(min(ratios))} to {number(max(ratios))}). {_CHANCE}"
+        f"decision in the geometric mean ({number(min(ratios))} to {number(max(ratios))}). {_CHANCE}"
     )

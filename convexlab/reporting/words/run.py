@@ -8,21 +8,24 @@ import numpy as np
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare
 from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
-from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.words.comparison import cost_clause, loss_factor
 from convexlab.reporting.words.hindsight import oracle_sentence
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, lower_bound, number, percent, signed
+from convexlab.wording.verdict import verdict_sentence
 
 __all__ = [
     "algorithm_name",
+    "counted",
     "has_paid",
     "has_switched",
     "headline",
     "judgement",
     "place",
     "switch_sentence",
+    "verdict_clause",
     "verdict_name",
-    "verdict_sentence",
 ]
 
 _ALGORITHMS = {"adam-constant": "Adam, constant rate", "adam-cosine": "Adam, cosine rate"}
@@ -85,14 +88,13 @@ def _outcome_sentence(facts: RunFacts) -> str:
     if facts.two_phase is not None and facts.two_phase.train_loss is not None:
         return (
             f"Two-phase training reached a training loss of {number(facts.two_phase.train_loss)}. "
-            "No Adam baseline was run, so this says nothing about better or worse."
+            "No Adam baseline was run, so there is nothing to compare it with."
         )
     curve = facts.curve
     if curve is None or not np.isfinite(curve.loss).any():
-        return "No epoch is recorded yet."
+        return "No epoch has been recorded yet."
     last = np.flatnonzero(np.isfinite(curve.loss))[-1]
-    state = "ended at" if facts.finished else "stands at"
-    return f"After epoch {count(curve.epoch[last])} training {state} a training loss of {number(curve.loss[last])}."
+    return f"After epoch {count(curve.epoch[last])} the training loss is {number(curve.loss[last])}."
 
 
 def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
@@ -100,19 +102,23 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     if not has_switched(facts):
         return ""
     if not comparison.is_conclusive:
-        return "Whether switching paid cannot be told here. "
+        return "This run does not show whether switching paid. "
     return _ANSWERS[comparison.result]
 
 
 def _comparison_sentence(comparison: BaselineComparison) -> str:
-    rate = _ALGORITHMS.get(comparison.baseline, comparison.baseline)
-    losses = f"training loss {number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
+    baseline = f"the better Adam baseline ({_ALGORITHMS.get(comparison.baseline, comparison.baseline)})"
+    losses = f"{number(comparison.two_phase_loss)} against {number(comparison.baseline_loss)}"
     factor = f", a factor of {loss_factor(comparison)}" if loss_factor(comparison) else ""
-    facts = f"the better Adam baseline ({rate}): {losses}{factor}, {cost_clause(comparison)}"
+    numbers = f"{losses}{factor}, {cost_clause(comparison)}"
     if not comparison.is_conclusive:
-        return f"Two-phase training cannot be compared fairly with {facts}."
-    word = "level with" if comparison.result == "equal" else f"{comparison.result} than"
-    return f"Two-phase training ended {word} {facts}."
+        return f"Two-phase training cannot be compared fairly with {baseline}: training loss {numbers}."
+    reached = {
+        "better": "a lower training loss than",
+        "worse": "a higher training loss than",
+        "equal": "the training loss of",
+    }
+    return f"Two-phase training reached {reached[comparison.result]} {baseline}: {numbers}."
 
 
 def switch_sentence(facts: RunFacts) -> str:
@@ -129,13 +135,13 @@ def switch_sentence(facts: RunFacts) -> str:
     ]
     share = facts.switch_share
     spent = "" if share is None else f", with {percent(share, 0)} of the budget spent"
-    told = (
+    sentence = (
         f"It switched from Adam to {facts.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
     if facts.safe_resort is None:
-        return told
-    return f"{told} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
+        return sentence
+    return f"{sentence} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
 
 
 def _verdict_at_switch(facts: RunFacts) -> str:
@@ -143,7 +149,7 @@ def _verdict_at_switch(facts: RunFacts) -> str:
     if there is None or there is facts.probe[-1] or facts.switch is None:
         return ""
     where = "At the switch" if there.epoch == facts.switch.epoch else "At the checkpoint nearest the switch"
-    return f"{where} ({place(there)}): {verdict_sentence(there)}."
+    return f"{where} ({place(there)}): {verdict_clause(there)}."
 
 
 def _last_verdict(facts: RunFacts) -> str:
@@ -153,39 +159,62 @@ def _last_verdict(facts: RunFacts) -> str:
     where = "At the last checkpoint probed"
     if facts.switch is not None and last.epoch is not None and last.epoch == facts.switch.epoch:
         where = "At the switch, the last checkpoint probed"
-    return f"{where} ({place(last)}): {verdict_sentence(last)}."
+    return f"{where} ({place(last)}): {verdict_clause(last)}."
 
 
 def _last_sample(facts: RunFacts) -> str:
-    return facts.probe[-1].sampling_summary if facts.probe else ""
+    return sampling_sentence(facts.probe[-1]) if facts.probe else ""
 
 
 def _probe_sentence(facts: RunFacts) -> str:
     if not facts.probe:
-        return "No checkpoint is probed yet."
+        return "No checkpoint has been probed yet."
     counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in facts.probe)
     total = len(facts.probe)
     if total == 1:
         return f"The one checkpoint: {next(iter(counts))}."
-    told = ", ".join(f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common())
-    return f"Verdicts over {total} checkpoints: {told}."
+    return f"Verdicts over {total} checkpoints: {counted(counts)}."
+
+
+def counted(counts: Counter[str]) -> str:
+    """Return what there is how often, the most frequent first."""
+    return ", ".join(f"{times}\N{NO-BREAK SPACE}× {name}" for name, times in counts.most_common())
 
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
     """Return all that is said of one checkpoint: the verdict, and what the sample says of the full loss."""
-    verdict = checkpoint.verdict_summary or f"{verdict_sentence(checkpoint)}."
-    return f"{verdict} {checkpoint.sampling_summary}".rstrip()
+    return f"{_verdict(checkpoint)} {sampling_sentence(checkpoint)}".rstrip()
 
 
-def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
-    """Return the verdict with its bounds, as a clause without a full stop."""
-    told = {
+def _verdict(checkpoint: ProbedCheckpoint) -> str:
+    c = checkpoint
+    if c.verdict in _VERDICTS and c.smallest is not None:
+        return verdict_sentence(
+            c.verdict,
+            smallest=c.smallest,
+            smallest_lower_bound=c.smallest_lower_bound,
+            largest=c.largest,
+            rounding_floor=c.rounding_floor,
+            confidence=c.confidence,
+            steps=c.steps,
+            second_difference=c.second_difference,
+        )
+    if c.failure:
+        return f"Nothing can be said about curvature here: {c.failure}"
+    if c.verdict == "unresolved" and (c.train_loss is None or c.gradient_norm is None):
+        what = "loss" if c.train_loss is None else "gradient"
+        return f"The {what} is not finite here: curvature has no meaning."
+    return f"{verdict_name(c.verdict)}."
+
+
+def verdict_clause(checkpoint: ProbedCheckpoint) -> str:
+    """Return the verdict and the number it rests on, as a clause without a full stop."""
+    clause = {
         "non-convex": _non_convex,
         "no-negative-curvature": _no_negative_curvature,
         "unresolved": _unresolved,
     }.get(checkpoint.verdict)
-    clause = told(checkpoint) if told else verdict_name(checkpoint.verdict)
-    return clause + _sample(checkpoint)
+    return clause(checkpoint) if clause else verdict_name(checkpoint.verdict)
 
 
 def _non_convex(checkpoint: ProbedCheckpoint) -> str:
@@ -218,10 +247,3 @@ def _confidence(checkpoint: ProbedCheckpoint) -> str:
     if checkpoint.confidence is None:
         return ""
     return f", with confidence {percent(checkpoint.confidence)} over the random start"
-
-
-def _sample(checkpoint: ProbedCheckpoint) -> str:
-    examples, size = checkpoint.examples, checkpoint.population or checkpoint.train_size
-    if checkpoint.sampling_summary or examples is None or size is None or examples >= size:
-        return ""
-    return f" (loss of {count(examples)} of the {count(size)} training examples)"

@@ -8,29 +8,29 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, percent
 from convexlab.reporting.words.hindsight import joint_oracle_sentence
-from convexlab.reporting.words.run import has_paid, has_switched, verdict_name
+from convexlab.reporting.words.run import counted, has_paid, has_switched, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, number, percent
 
 __all__ = ["joint_headline", "switch_range"]
 
 _WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
-_ALWAYS_TOLD = ("better", "worse")
+_ALWAYS_NAMED = ("better", "worse")
 
 
 def joint_headline(runs: Sequence[RunFacts]) -> list[str]:
     """Return the sentences that answer for several runs together."""
     there = [checkpoint for facts in runs if (checkpoint := facts.probe_at_switch) is not None]
     ends = [facts.probe[-1] for facts in runs if facts.probe]
-    told = [
+    sentences = [
         _paid(runs),
         _when(runs),
         joint_oracle_sentence(runs),
         _verdicts("at or nearest the switch", there),
         _verdicts("at the last checkpoint probed", ends),
     ]
-    return [sentence for sentence in told if sentence] or ["No run has anything to compare yet."]
+    return [sentence for sentence in sentences if sentence] or ["No run has anything to compare yet."]
 
 
 def _paid(runs: Sequence[RunFacts]) -> str:
@@ -38,14 +38,14 @@ def _paid(runs: Sequence[RunFacts]) -> str:
     if not compared:
         return ""
     words = Counter(comparison.result if comparison.is_conclusive else "" for comparison in compared.values())
-    told = [f"{word} in {words[key]}" for key, word in _WORDS.items() if words[key] or key in _ALWAYS_TOLD]
+    counts = [f"{word} in {words[key]}" for key, word in _WORDS.items() if words[key] or key in _ALWAYS_NAMED]
     switched = [runs[index] for index in compared if has_switched(runs[index])]
-    answer = "None of them switched, so nothing is told about switching."
+    answer = "None of them switched."
     if switched:
         answer = f"Switching paid in {sum(map(has_paid, switched)) or 'none'} of {_runs(len(switched), len(compared))}."
     return (
-        f"{answer} Against the better Adam baseline of each run, two-phase training ended {', '.join(told)} "
-        f"of {len(compared)}{_range(list(compared.values()))}."
+        f"{answer} Against the better Adam baseline of each run, two-phase training ended {', '.join(counts)} "
+        f"of {len(compared)}.{_range(list(compared.values()))}"
     )
 
 
@@ -61,8 +61,8 @@ def _range(comparisons: Sequence[BaselineComparison]) -> str:
         return ""
     ratios = [comparison.ratio for comparison in comparisons if not math.isnan(comparison.ratio)]
     return (
-        f"; its training loss is {number(mean)} times theirs in the geometric mean "
-        f"(from {number(min(ratios))} to {number(max(ratios))})"
+        f" Its training loss is {number(mean)} times Adam's in the geometric mean "
+        f"({number(min(ratios))} to {number(max(ratios))})."
     )
 
 
@@ -94,5 +94,4 @@ def _verdicts(where: str, checkpoints: Sequence[ProbedCheckpoint]) -> str:
     if not checkpoints:
         return ""
     counts = Counter(verdict_name(checkpoint.verdict) for checkpoint in checkpoints)
-    told = [f"{found}\N{NO-BREAK SPACE}× {name}" for name, found in counts.most_common()]
-    return f"Verdicts {where}: {', '.join(told)}."
+    return f"Verdicts {where}: {counted(counts)}."

@@ -1,4 +1,4 @@
-"""Four signs of a change in curvature, when each was seen along training, and which claim each supports."""
+"""Four signs of a change in curvature, where each stood along training, and which claim each supports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import Curve, ProbedCheckpoint
+from convexlab.wording.numbers import count, number, signed
 
 __all__ = ["Peak", "Signal", "later_peak", "signals"]
 
@@ -44,58 +44,58 @@ class Signal:
     """One line of the table of signs."""
 
     name: str
-    seen: str
+    observed: str
     supports: str
 
 
 def signals(facts: RunFacts) -> list[Signal]:
     """Return what the run shows of each sign; signs that were not measured are left out."""
-    found = []
+    shown = []
     if facts.curve is not None and np.isfinite(facts.curve.norm).any():
-        found.append(_norm_signal(facts.curve))
+        shown.append(_norm_signal(facts.curve))
     rows: list[tuple[str, Callable[[Sequence[ProbedCheckpoint]], str], str]] = [
         (
             "Curvature along the gradient, gᵀHg / gᵀg",
-            _gradient_curvature_seen,
+            _gradient_curvature,
             "One direction of many: negative proves non-convex there, positive proves nothing about the rest.",
         ),
         (
             "Smallest eigenvalue",
-            _smallest_seen,
+            _smallest,
             "Found negative: non-convex there, and the direction is saved. Not found: only what its lower bound says.",
         ),
         (
             "Negative spectral mass",
-            _mass_seen,
+            _negative_mass,
             "How much of the spectrum lies below zero by more than the verdict's floor, estimated; "
             "one small negative eigenvalue may escape it.",
         ),
     ]
-    for name, seen, supports in rows:
-        text = seen(facts.probe)
+    for name, observe, supports in rows:
+        text = observe(facts.probe)
         if text:
-            found.append(Signal(name, text, supports))
-    return found
+            shown.append(Signal(name, text, supports))
+    return shown
 
 
 def _norm_signal(curve: Curve) -> Signal:
     largest = int(np.nanargmax(curve.norm))
-    seen = f"Largest at epoch {count(curve.epoch[largest])} ({number(curve.norm[largest])})."
+    observed = f"Largest at epoch {count(curve.epoch[largest])} ({number(curve.norm[largest])})."
     peak = later_peak(curve.norm)
     if peak is not None and peak.index != largest:
-        seen += (
+        observed += (
             f" Highest rise after a fall: {number(peak.rise, 2)} times, "
             f"to {number(curve.norm[peak.index])} at epoch {count(curve.epoch[peak.index])}."
         )
     return Signal(
         "Peak of the gradient norm",
-        seen,
+        observed,
         "Under gradient flow, that curvature along the gradient changed sign: needed for convexity, not enough. "
         "Under Adam or mini-batches not even that.",
     )
 
 
-def _gradient_curvature_seen(probe: Sequence[ProbedCheckpoint]) -> str:
+def _gradient_curvature(probe: Sequence[ProbedCheckpoint]) -> str:
     known = [checkpoint for checkpoint in probe if checkpoint.gradient_curvature is not None]
     if not known:
         return ""
@@ -107,7 +107,7 @@ def _gradient_curvature_seen(probe: Sequence[ProbedCheckpoint]) -> str:
     return f"Negative at {len(negative)} of {len(known)} checkpoints, last at {place(negative[-1])}; {end}"
 
 
-def _smallest_seen(probe: Sequence[ProbedCheckpoint]) -> str:
+def _smallest(probe: Sequence[ProbedCheckpoint]) -> str:
     known = [checkpoint for checkpoint in probe if checkpoint.smallest is not None]
     if not known:
         return ""
@@ -121,7 +121,7 @@ def _smallest_seen(probe: Sequence[ProbedCheckpoint]) -> str:
     )
 
 
-def _mass_seen(probe: Sequence[ProbedCheckpoint]) -> str:
+def _negative_mass(probe: Sequence[ProbedCheckpoint]) -> str:
     known = [checkpoint for checkpoint in probe if checkpoint.negative_mass is not None]
     if not known:
         return ""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.words.comparison import cost_clause, loss_factor
-from convexlab.reporting.words.run import has_paid, has_switched, place, verdict_name
+from convexlab.reporting.words.run import counted, has_paid, has_switched, place, verdict_name
 from convexlab.reporting.words.several import switch_range
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, lower_bound, number, percent, signed
 
 __all__ = ["Tile", "joint_tiles", "tiles"]
 
@@ -27,8 +27,8 @@ class Tile(NamedTuple):
 
 def tiles(facts: RunFacts) -> list[Tile]:
     """Return the tiles of one run or of one probe; what is not known has none."""
-    found = [_paid(facts), _when(facts), *_curvatures(facts), _along(facts)]
-    return [tile for tile in found if tile is not None]
+    known = [_paid(facts), _when(facts), *_curvatures(facts), _along(facts)]
+    return [tile for tile in known if tile is not None]
 
 
 def _paid(facts: RunFacts) -> Tile | None:
@@ -47,7 +47,7 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     if not has_switched(facts):
         return "not tried"
     if not comparison.is_conclusive:
-        return "cannot be told"
+        return "not decided"
     word = {"better": "yes", "worse": "no", "equal": "no difference"}[comparison.result]
     level = "lower" if comparison.result == "better" else "higher"
     return f"{word}, {loss_factor(comparison)}× {level}" if loss_factor(comparison) else word
@@ -107,13 +107,13 @@ def joint_tiles(runs: Sequence[RunFacts]) -> list[Tile]:
     """Return the tiles of several runs together."""
     there = [facts.probe_at_switch for facts in runs]
     last = [facts.probe[-1] for facts in runs if facts.probe]
-    found = [
+    known = [
         _joint_paid(runs),
         _joint_when(runs),
         _joint_curvature("Non-convex at the switch", [checkpoint for checkpoint in there if checkpoint is not None]),
         _joint_curvature("Non-convex at the end", last),
     ]
-    return [tile for tile in found if tile is not None]
+    return [tile for tile in known if tile is not None]
 
 
 def _joint_paid(runs: Sequence[RunFacts]) -> Tile | None:
@@ -142,7 +142,5 @@ def _joint_curvature(name: str, checkpoints: Sequence[ProbedCheckpoint]) -> Tile
     if not checkpoints:
         return None
     verdicts = Counter(checkpoint.verdict for checkpoint in checkpoints)
-    others = [
-        f"{found}\N{NO-BREAK SPACE}× {verdict_name(v)}" for v, found in verdicts.most_common() if v != "non-convex"
-    ]
-    return Tile(name, f"{verdicts['non-convex']} of {len(checkpoints)}", ", ".join(others))
+    others = Counter({verdict_name(verdict): times for verdict, times in verdicts.items() if verdict != "non-convex"})
+    return Tile(name, f"{verdicts['non-convex']} of {len(checkpoints)}", counted(others))

@@ -53,8 +53,8 @@ def runs() -> list[Run]:
 
 def test_runs_are_judged_by_hand() -> None:
     judged = judge(runs())
-    assert [one.outcome for one in judged["1"]] == ["supported", "undecided", "contradicted"]
-    assert [one.outcome for one in judged["2"]] == ["supported", "contradicted", "undecided"]
+    assert [judgement.outcome for judgement in judged["1"]] == ["supported", "undecided", "contradicted"]
+    assert [judgement.outcome for judgement in judged["2"]] == ["supported", "contradicted", "undecided"]
 
 
 def test_kinds_may_count_nearly_convex_as_convex() -> None:
@@ -72,11 +72,11 @@ def test_the_page_counts_with_intervals_and_shows_every_run(tmp_path: Path) -> N
     )
     page = write_study(study, tmp_path / "page.html").read_text("utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
-    for said in (
+    for sentence in (
         "vit-mlp, mnist, mse",
         "one swap to convex",
         "non-convex throughout",
         "first non-convex",
         "Norm peaks",
     ):
-        assert said in text, said
+        assert sentence in text, sentence

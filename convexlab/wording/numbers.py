@@ -1,4 +1,4 @@
-"""How numbers are printed for people, and nothing else does it: no sign inside the rounding floor, a true minus."""
+"""How numbers are printed for people, here alone: no sign inside the rounding floor, and a true minus."""
 
 from __future__ import annotations
 
