@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,33 +281,65 @@ def test_training_goes_on_from_the_weights_at_hand(tmp_path: Path) -> None:
 # Resumed
 
 
-@pytest.mark.parametrize("saving", ["saved_every_epoch", "hardly_ever_saved"])
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.45, 0.7, 0.95])
-@pytest.mark.parametrize("which", ["name", "factory", "function", "object"])
+BUILD: dict[str, Callable[[Path], Any]] = {
+    "name": lambda _: "friedman",
+    "factory": lambda folder: f"{folder / 'factories.py'}:odd",
+    "function": lambda _: odd,
+    "object": lambda _: odd(),
+}
+RESUMED = QUICK | {"probe_every": None, "oracle_every": 5}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any], int]]:
+    """Trains without an interruption: returns the factories' folder, what came out, and the number of reports."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "factories.py").write_text(FACTORIES, encoding="utf-8")
+
+    @functools.cache
+    def train(which: str) -> tuple[Path, dict[str, Any], int]:
+        steps: list[Progress] = []
+        options = RESUMED | ({"train_size": 40} if which == "name" else {})
+        run = cl.train_two_phase(out=folder / which, objective=BUILD[which](folder), progress=steps.append, **options)
+        return folder, contents(run), len(steps)
+
+    return train
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    ("which", "saving"),
+    [
+        ("name", "saved_every_epoch"),
+        ("factory", "saved_every_epoch"),
+        ("function", "hardly_ever_saved"),
+        ("object", "saved_every_epoch"),
+        ("object", "hardly_ever_saved"),
+    ],
+)
 def test_interrupted_and_resumed(
-    which: str, share: float, saving: str, factories: Path, tmp_path: Path, request: pytest.FixtureRequest
+    which: str,
+    saving: str,
+    share: float,
+    whole: Callable[[str], tuple[Path, dict[str, Any], int]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    folder, expected, reports = whole(which)
     request.getfixturevalue(saving)
-    build: dict[str, Callable[[], Any]] = {
-        "name": lambda: "friedman",
-        "factory": lambda: f"{factories}:odd",
-        "function": lambda: odd,
-        "object": odd,
-    }
-    options = QUICK | {"probe_every": None, "oracle_every": 3}
-    options |= {"train_size": 40} if which == "name" else {}
-    steps: list[Progress] = []
-    whole = cl.train_two_phase(out=tmp_path / "whole", objective=build[which](), progress=steps.append, **options)
+    options = RESUMED | ({"train_size": 40} if which == "name" else {})
     with pytest.raises(KeyboardInterrupt):
         cl.train_two_phase(
             out=tmp_path / "run",
-            objective=build[which](),
-            progress=interrupt_after(int(share * len(steps))),
+            objective=BUILD[which](folder),
+            progress=interrupt_after(int(share * reports)),
             **options,
         )
-    again = {} if which in ("name", "factory") else {"objective": build[which]()}
-    resumed = cl.train_two_phase(out=tmp_path / "run", resume=True, **again)
-    assert contents(resumed) == contents(whole)
+    # An object is built anew by whoever goes on.
+    again = {"objective": BUILD[which](folder)} if which in ("function", "object") else {}
+    resumed = contents(cl.train_two_phase(out=tmp_path / "run", resume=True, **again))
+    for part, content in expected.items():
+        assert resumed[part] == content
 
 
 def test_the_object_that_was_interrupted_goes_on_from_its_start(tmp_path: Path) -> None:
