@@ -15,7 +15,7 @@ from typing import Any
 
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 
-__all__ = ["call_accepted", "is_spec", "load_object"]
+__all__ = ["accepts", "call_accepted", "is_spec", "load_object"]
 
 
 def is_spec(name: str) -> bool:
@@ -46,6 +46,11 @@ def load_object(spec: str) -> Any:
             "Name a function that returns the object."
         )
     return factory
+
+
+def accepts(factory: Callable[..., Any], name: str) -> bool:
+    """Return whether ``factory``'s signature names a keyword argument, so that `call_accepted` passes it on."""
+    return any(parameter.name == name and _takes_keyword(parameter) for parameter in _parameters(factory))
 
 
 def call_accepted(factory: Callable[..., Any], spec: str, **available: object) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -28,7 +28,9 @@ class TrainingPath:
 
     def key(self, points: int, budget: float) -> str:
         """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
-        options = json.dumps([asdict(self.setting), self.epochs, self.names, points, budget])
+        # An objective at hand has no name to store.
+        setting = replace(self.setting, objective=self.setting.names.get("objective"))
+        options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
         for checkpoint in self.checkpoints:
             # Not of the file: the order of its metadata differs from one writing to the next.

@@ -12,7 +12,7 @@ import torch
 
 from convexlab.architectures import Perceptron
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.importing import call_accepted, is_spec, load_object
+from convexlab.importing import accepts, call_accepted, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
@@ -107,19 +107,28 @@ def build_objective(
         device: where, if the factory asks.
 
     Raises:
-        MisuseError: an unknown name, a factory that cannot be imported or returns anything else.
+        MisuseError: an unknown name, a factory that cannot be imported, returns anything else or takes no size that
+            was asked for.
         FailureError: the factory raised an error of its own.
     """
     precision = None if dtype is None else resolve_dtype(dtype)
     if isinstance(subject, Problem | Objective):
         return _in_dtype(Problem.of(subject), precision)
-    available: dict[str, object] = {"seed": seed, "device": resolve_device(device)}
+    place = resolve_device(device)
     # A default of the factory's own stands where nothing is asked for.
-    available |= {} if train_size is None else {"train_size": train_size}
-    available |= {} if batch_size is None else {"batch_size": batch_size}
+    sizes = {"train_size": train_size, "batch_size": batch_size}
+    asked = {option: value for option, value in sizes.items() if value is not None}
+    if not (isinstance(subject, str) or callable(subject)):
+        raise MisuseError(
+            "expected an objective by name, a factory of one, a convexlab.Objective or a convexlab.Problem, got "
+            f"{type(subject).__name__}."
+        )
     factory = _factory(subject) if isinstance(subject, str) else subject
     name = subject if isinstance(subject, str) else getattr(subject, "__qualname__", repr(subject))
-    made = call_accepted(factory, name, **available)
+    for option, value in asked.items():
+        if not accepts(factory, option):
+            raise MisuseError(f"{name!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
+    made = call_accepted(factory, name, seed=seed, device=place, **asked)
     if not isinstance(made, Problem | Objective):
         raise MisuseError(
             f"{name!r} returned {type(made).__name__}: expected a convexlab.Objective or a convexlab.Problem. Build "

@@ -33,6 +33,8 @@ _TAKEN = frozenset(
         "gradient_norm",
         "told",
         "cost_breakdown",
+        "switch_epoch",
+        "safe_resort",
     ]
 )
 
@@ -154,7 +156,13 @@ class Problem:
             )
         if taken := sorted(_TAKEN & measured.keys()):
             raise MisuseError(f"the validation returned {taken[0]!r}, which a run records itself. Choose another name.")
-        return {name: float(value) for name, value in measured.items()}
+        try:
+            return {name: float(value) for name, value in measured.items()}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise MisuseError(
+                f"expected the validation to return a mapping of names to numbers, got a value that is none ({error}): "
+                'return {"validation_loss": ...}.'
+            ) from error
 
     def loss_of_rows(self, rows: Tensor) -> Tensor:
         """Evaluate some training examples by their rows (m,) as a torch closure does: mean loss, gradients set.

@@ -46,13 +46,17 @@ def publish(
         The folder, as a run.
 
     Raises:
-        MisuseError: the run is not finished.
+        MisuseError: the run is not finished, or has never switched.
     """
     summary = run.summary
     if summary is None:
         raise MisuseError(f"{str(run.path)!r} is not finished: train it to its end first.")
+    if summary["switch"]["epoch"] is None:
+        raise MisuseError(
+            f"{str(run.path)!r} has never switched: expected a run of both phases. Train with a switch_epoch."
+        )
     target = Run(folder)
-    epochs = chosen_epochs(run, int(summary["switch"]["epoch"]))
+    epochs = chosen_epochs(run, summary["switch"]["epoch"])
     for old in target.checkpoints:
         old.unlink()
     write_json(target.config_path, run.config)

@@ -72,7 +72,7 @@ class Oracle:
                 trajectory.measure()
             if self._journal.due:
                 self._journal.save(trajectory.name, trajectory.state())
-                self._tell(epoch, trajectory)
+            self._tell(epoch, trajectory)
 
         norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
         with suppress(FailureError):  # It diverged: its best epoch stands.

@@ -192,10 +192,10 @@ def _steps_on_samples(
 ) -> str | None:
     """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None."""
     failed = None
-    while failed is None and purse.cost < _GRADIENT:
+    while failed is None and purse.cost < _GRADIENT - _ROUNDING:
         # What the sample has grown by since the last step costs less than one evaluation of it.
         affordable = (purse.left - purse.cost) * examples / optimizer.sample_size - 1.0
-        if affordable < 1.0:
+        if affordable < 1.0 - _ROUNDING:
             break
         _limit(optimizer, affordable)
         optimizer.step(closure)

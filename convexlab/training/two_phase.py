@@ -126,7 +126,7 @@ def _train(
         assert problem is not None
         if at_hand and run.checkpoint_path(0).exists():
             load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
-            problem = Problem.of(dataclasses.replace(problem))
+            problem = dataclasses.replace(problem)
         training = _TwoPhaseTraining(run, config, problem, progress)
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):
@@ -175,6 +175,9 @@ class _TwoPhaseTraining:
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
         """Epochs between two records, and between two that a detector is told."""
+        self.at_start = problem.measures()
+        """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
+        work."""
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
@@ -206,7 +209,10 @@ class _TwoPhaseTraining:
         if trajectory.switch["epoch"] is not None:
             norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
             self.hand_over.follow(trajectory, max(norms, default=None), self._record_second_phase)
-            if self.journal.rows("two-phase")[-1]["epoch"] != trajectory.epoch:
+            last = self.journal.rows("two-phase")[-1]
+            if last["epoch"] != trajectory.epoch or not last.keys() >= self.at_start.keys():
+                # No step could be paid any more, though the end did not seem near.
+                self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
@@ -236,6 +242,8 @@ class _TwoPhaseTraining:
             except FailureError:  # It diverged: its best epoch stands.
                 break
             self._record(trajectory, budget=epochs, landmark=last)
+        else:
+            self.journal.save(trajectory.name, trajectory.state())
         return trajectory
 
     def _begin(self, name: str, shared: str | None = None) -> Trajectory:
@@ -266,8 +274,9 @@ class _TwoPhaseTraining:
         losses: list[float] = []
         while not detector.fired and trajectory.cost + 1 + share <= budget:
             losses.append(trajectory.adam_epoch(watch=watch))
-            signals: dict[str, float | None] = {"loss": losses[-1], "gradient_norm": math.nan}
+            signals: dict[str, float | None] | None = None
             if watch is None:
+                signals = {"loss": losses[-1], "gradient_norm": math.nan}
                 detector.update(loss=losses[-1], gradient_norm=math.nan)
             elif trajectory.epoch % self.every == 0:
                 with trajectory.account.timed("detector"):
@@ -314,7 +323,7 @@ class _TwoPhaseTraining:
                 detector.update(loss=math.nan, gradient_norm=math.nan)
             return detector
         for row in self.journal.rows("two-phase"):
-            if row["phase"] == "adam" and not detector.fired:
+            if "told" in row and not detector.fired:
                 detector.update(**{name: math.nan if value is None else value for name, value in row["told"].items()})
         return detector
 
@@ -328,11 +337,12 @@ class _TwoPhaseTraining:
         return kept or epoch % self.every == 0 or epoch in self.oracle.epochs
 
     def _record_second_phase(self, trajectory: Trajectory) -> None:
-        if self._due(trajectory):
+        # The end of the budget is near: another step may not follow.
+        last = trajectory.cost + 1 > self.config.epochs
+        if last or self._due(trajectory):
             if trajectory.phase == "adam":
                 trajectory.measure()
-            # The end of the budget is near: another step may not follow.
-            self._record(trajectory, landmark=trajectory.cost + 1 > self.config.epochs)
+            self._record(trajectory, landmark=last)
 
     def _record(
         self,
@@ -348,7 +358,9 @@ class _TwoPhaseTraining:
         validation is made in any case.
         """
         measures: dict[str, float] = {}
-        if landmark or trajectory.epoch % math.ceil(self.config.epochs / _VALIDATIONS) == 0:
+        if trajectory.phase == "start":
+            measures = self.at_start
+        elif landmark or trajectory.epoch % self._validate_every() == 0:
             measures = self.problem.measures()
         rows = [trajectory.row() | measures | ({} if signals is None else {"told": dict(signals)})]
         two_phase = trajectory.name == "two-phase"
@@ -361,10 +373,15 @@ class _TwoPhaseTraining:
             self.oracle.keep(trajectory)
         if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
-        if self.journal.due:
+        # Between two that it is told, a watch has begun an epoch that its state does not hold.
+        if self.journal.due and trajectory.epoch % self.every == 0:
             self.journal.save(trajectory.name, trajectory.state())
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
         self.progress(Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note))
+
+    def _validate_every(self) -> int:
+        """Return the epochs between two validations: of those that are recorded."""
+        return self.every * math.ceil(self.config.epochs / _VALIDATIONS / self.every)
 
     def _checkpoint_every(self) -> int:
         config = self.config
