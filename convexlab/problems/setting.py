@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convexlab.checkpoints import Checkpoint
+from convexlab.checkpoints import Checkpoint, CheckpointHeader
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.problems.objectives import build_objective
@@ -59,15 +59,8 @@ class Setting:
         """A word for a folder's name."""
         return (self.objective or self.model).rpartition(":")[2]
 
-    def sizes(self, subject: Problem | Objective) -> Row:
-        """Return the examples that the loss is of, and those of the training set; None where nothing counts them."""
-        if isinstance(subject, Objective):
-            return {"examples": None, "train_size": self.train_size}
-        size = subject.dataset.train_size
-        return {"examples": size, "train_size": size if self.probe_size is None else subject.population}
 
-
-def setting_of(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Setting:
+def setting_of(checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any]) -> Setting:
     """Return what a checkpoint says of itself, overridden by what is not None.
 
     Raises:
@@ -114,7 +107,7 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in stored.items() if key not in dropped}
 
 
-def _require_names(checkpoint: Checkpoint, merged: Mapping[str, Any]) -> None:
+def _require_names(checkpoint: Checkpoint | CheckpointHeader, merged: Mapping[str, Any]) -> None:
     for name in _NAMES:
         if name not in merged:
             raise MisuseError(
