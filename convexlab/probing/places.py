@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from convexlab.checkpoints import Checkpoint
+from convexlab.checkpoints import CheckpointHeader
 from convexlab.errors import MisuseError
 from convexlab.problems import Setting
 from convexlab.runs import Run
@@ -68,7 +68,7 @@ def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list
     return [path.name if path.parent.resolve() in own else str(path) for path in files]
 
 
-def epoch_of(checkpoint: Checkpoint, position: int) -> int:
+def epoch_of(checkpoint: CheckpointHeader, position: int) -> int:
     """Return the epoch that the checkpoint names, in its metadata or in its file name, or its place in the row."""
     for text in (checkpoint.metadata.get("epoch", ""), checkpoint.path.stem.rpartition("-")[2]):
         if text.isdecimal():

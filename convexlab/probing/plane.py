@@ -16,6 +16,7 @@ from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.objective import Objective
 from convexlab.objective.cost import Cost
 from convexlab.probing.pca import Projection, project
+from convexlab.probing.vectors import StoredVectors
 from convexlab.runs.plane import PathPlane, Waypoint
 
 __all__ = ["Milestone", "measure_plane"]
@@ -31,18 +32,17 @@ _VALUE = Cost(values=1).gradient_equivalents
 
 @dataclass(frozen=True)
 class Milestone:
-    """A checkpoint of a path, by its weights."""
+    """A checkpoint of a path."""
 
     checkpoint: str
     epoch: int
     phase: str
-    weights: Tensor
-    """(n,), on the CPU."""
 
 
 def measure_plane(
     objective: Objective,
     path: Sequence[Milestone],
+    weights: StoredVectors,
     *,
     train_size: int | None,
     budget: float,
@@ -59,6 +59,7 @@ def measure_plane(
     Args:
         objective: the training loss.
         path: checkpoints by epoch.
+        weights: of each of them, (n,).
         train_size: examples of the objective; None where nothing counts them: then the whole loss is evaluated,
             whatever it costs.
         budget: gradient equivalents.
@@ -74,7 +75,7 @@ def measure_plane(
     """
     if points < 3:
         raise MisuseError(f"expected a grid of at least 3 points, got {points!r}.")
-    projection = project([milestone.weights for milestone in path])
+    projection = project(weights)
     if projection is None:
         return None
     columns, rows = _grid(projection.coordinates, points)
@@ -83,7 +84,7 @@ def measure_plane(
         affordable = math.floor(train_size * budget / (_VALUE * len(columns) * len(rows)))
         examples = min(train_size, max(_LEAST_EXAMPLES, affordable))
         sample = objective if examples == train_size else objective.sample(examples)
-    losses = _losses(sample, path[-1].weights, projection, columns, rows, progress)
+    losses = _losses(sample, weights.part(len(weights) - 1, 0, weights.size), projection, columns, rows, progress)
     places = zip(path, *projection.coordinates.T.tolist(), projection.distances.tolist(), strict=True)
     return PathPlane(
         key=key,
