@@ -98,7 +98,7 @@ def main(choices: str, problems: str, seeds: int, scale: float, out: Path | None
 def _losses(setting: Setting, choices: Mapping[str, Choice]) -> dict[str, float | None]:
     """Return the lowest loss of every choice from one state of Adam."""
     task = build_task(setting)
-    task.write(task.initial)
+    task.problem.reset()
     start = AdamTrajectory(task, "adam-constant", SOLVER_RATE)
     while start.epoch < setting.budget // 2:
         start.train()

@@ -37,7 +37,7 @@ def _table(facts: RunFacts) -> Table | None:
     if oracle is None:
         return None
     ours = None if facts.two_phase is None else facts.two_phase.train_loss
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             Cell(f"epoch {count(tried.epoch)}"),
             Cell(number(tried.train_loss), strong=tried is oracle.best),
