@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -216,7 +216,7 @@ class EpochRow:
     @classmethod
     def from_row(cls, row: Row) -> EpochRow:
         """Read one row of `metrics.jsonl`."""
-        known = _plain_fields(cls)
+        known = _plain_fields(cast(Any, cls))
         signals = mapping_of(row, _SIGNALS)
         return cls(
             **_plain_values(cls, row),
@@ -226,7 +226,7 @@ class EpochRow:
 
     def as_row(self) -> dict[str, Any]:
         """Return what `metrics.jsonl` holds."""
-        plain = {name: getattr(self, name) for name in _plain_fields(type(self))}
+        plain = {name: getattr(self, name) for name in _plain_fields(cast(Any, type(self)))}
         return plain | ({_SIGNALS: dict(self.signals)} if self.signals else {}) | self.measures
 
 

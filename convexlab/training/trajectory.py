@@ -18,6 +18,7 @@ from convexlab.linalg.vectors import norm
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.runs import Row
+from convexlab.runs.rows import EpochRow
 from convexlab.training.adam import adam_epoch
 from convexlab.training.second_phase import Step
 
@@ -140,18 +141,18 @@ class Trajectory:
         loss, gradient = self.problem.objective.value_and_gradient()
         self._stand(loss, float(norm(gradient)))
 
-    def row(self, name: str | None = None, account: Account | None = None) -> Row:
-        """Return this epoch's line of ``metrics.jsonl``, under another name and account if asked."""
+    def row(self, name: str | None = None, account: Account | None = None) -> EpochRow:
+        """Return this epoch's row of ``metrics.jsonl``, under another name and account if asked."""
         account = account or self.account
-        return {
-            "run": name or self.name,
-            "phase": self.phase,
-            "epoch": self.epoch,
-            "gradient_equivalents": account.cost,
-            "seconds": sum(account.seconds.values()),
-            "train_loss": self.train_loss,
-            "gradient_norm": self.gradient_norm,
-        }
+        return EpochRow(
+            run=name or self.name,
+            phase=self.phase,
+            epoch=self.epoch,
+            gradient_equivalents=account.cost,
+            seconds=sum(account.seconds.values()),
+            train_loss=self.train_loss,
+            gradient_norm=self.gradient_norm,
+        )
 
     def summary(self) -> Row:
         """Return the validation's numbers at the epoch of the lowest training loss, with all that was spent."""

@@ -85,7 +85,7 @@ def test_a_row_says_where_it_stands(problem: Problem) -> None:
     trajectory.adam_epoch()
     trajectory.measure()
     trajectory.account.charge("detector", 0.25, 0.5)
-    row = trajectory.row()
+    row = trajectory.row().as_row()
     seconds = trajectory.account.seconds["adam"]
     assert row == {
         "run": "two-phase",
@@ -96,7 +96,7 @@ def test_a_row_says_where_it_stands(problem: Problem) -> None:
         "train_loss": trajectory.train_loss,
         "gradient_norm": trajectory.gradient_norm,
     }
-    shared = trajectory.row("adam-constant", trajectory.account.of_adam())
+    shared = trajectory.row("adam-constant", trajectory.account.of_adam()).as_row()
     assert shared == row | {"run": "adam-constant", "gradient_equivalents": 1.0, "seconds": seconds}
 
 
@@ -163,7 +163,7 @@ def test_a_stored_state_goes_on_as_if_never_left(epochs: int, problem: Problem) 
     for _ in range(4):
         whole.adam_epoch()
     whole.measure()
-    expected, expected_weights = whole.row(), weights_of(problem)
+    expected, expected_weights = whole.row().as_row(), weights_of(problem)
 
     problem.reset()
     first = begin(problem)
@@ -183,7 +183,7 @@ def test_a_stored_state_goes_on_as_if_never_left(epochs: int, problem: Problem) 
         again.adam_epoch()
     again.measure()
     assert torch.equal(weights_of(other), expected_weights)
-    assert {**again.row(), "seconds": 0} == {**expected, "seconds": 0}
+    assert {**again.row().as_row(), "seconds": 0} == {**expected, "seconds": 0}
 
 
 def test_notes_survive_and_empty_ones_are_none(problem: Problem) -> None:
