@@ -103,7 +103,12 @@ class Trajectory:
         return self.account.cost
 
     def adam_epoch(self, learning_rate: Callable[[float], float] | None = None, watch: Watch | None = None) -> float:
-        """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`."""
+        """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`.
+
+        On the whole batch the step's loss is that of the weights before it, which may be the best so far: no epoch of
+        Adam's goes unseen, however few are measured.
+        """
+        before = _weights(self.problem.model) if self.problem.steps_tell_the_loss else None
         with self.account.timed(_ADAM):
             loss = adam_epoch(
                 self.problem,
@@ -114,6 +119,8 @@ class Trajectory:
                 learning_rate=learning_rate,
                 watch=watch,
             )
+        if before is not None and loss < self.best.loss:
+            self.best = Best(loss, self.epoch, before)
         self.account.charge(_ADAM, 1.0)
         self.epoch += 1
         self.phase = _ADAM

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import convexlab as cl
 from convexlab.errors import FailureError
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem, friedman
@@ -226,3 +227,26 @@ def test_the_second_phases_optimiser_comes_back_too(problem: Problem) -> None:
     assert trajectory.second is not None
     assert again.second.known == trajectory.second.known
     assert again.account == trajectory.account
+
+
+def test_on_the_whole_batch_every_step_of_adam_may_be_the_best() -> None:
+    model = torch.nn.Linear(1, 1)
+    data = [(torch.ones(4, 1), torch.zeros(4, 1))]
+    problem = Problem(model, cl.Objective(model, data, torch.nn.MSELoss()))
+    trajectory = Trajectory("two-phase", problem, lr=0.3, seed=0)
+    losses = []
+    for _ in range(30):  # Nothing is measured for the record.
+        losses.append(problem.objective.value())
+        trajectory.adam_epoch()
+    best = min(range(30), key=losses.__getitem__)
+    assert 0 < best < 29
+    assert (trajectory.best.epoch, trajectory.best.loss) == (best, pytest.approx(losses[best], rel=1e-6))
+    problem.model.load_state_dict(trajectory.best.weights)
+    assert problem.objective.value() == losses[best]
+
+
+def test_a_step_of_a_model_that_trains_otherwise_tells_nothing() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    problem = Problem(model, cl.Objective(model, [(torch.ones(4, 1), torch.zeros(4, 1))], torch.nn.MSELoss()))
+    assert problem.whole_batch
+    assert not problem.steps_tell_the_loss
