@@ -16,13 +16,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from paper.pages.landscape_charts import scalar_norm_chart
+from paper.proportion import Proportion
+from paper.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
 
-from convexlab.proportion import Proportion
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.landscape_figures import norm_chart
-from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
-from convexlab.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
+from convexlab.wording.numbers import number
 
 # Frozen settings: the tasks and the range of figure_1.py.
 SEED = 0
@@ -82,7 +82,7 @@ def write(
     once_in_basin = Proportion.of(b.rises_then_falls_once for b in seen)
     peaks = [len(branch.peaks) for branch in seen]
     charts = [
-        norm_chart(
+        scalar_norm_chart(
             drawn,
             key=f"norm-{name}",
             title=f"Gradient norm over loss, {name} branch",

@@ -20,16 +20,16 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
+from paper.gradient_flow import FlowPath, curvature_at, descend
+from paper.pages.landscape_charts import COLOURS
+from paper.proportion import Proportion
 from torch import Tensor
 
-from convexlab.gradient_flow import FlowPath, curvature_at, descend
-from convexlab.proportion import Proportion
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.figures import INK, PALETTE, draw, legend, scale_linear
-from convexlab.reporting.landscape_figures import COLOURS
-from convexlab.reporting.numbers import number, percent
-from convexlab.reporting.svg import Chart, chart
+from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear
+from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import number, percent
 
 # Frozen settings. The paper names no function: this is its one-layer model with two parameters in place of one.
 SEED = 0

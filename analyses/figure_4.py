@@ -18,13 +18,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from convexlab.architectures import TwoLayerTanh
-from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.landscape_figures import loss_chart
-from convexlab.reporting.numbers import number
-from convexlab.reporting.tables import Column, make_table
-from convexlab.scalar_landscape import (
+from paper.pages.landscape_charts import loss_chart
+from paper.scalar_landscape import (
     Change,
     Derivatives,
     ScalarLandscape,
@@ -33,6 +28,11 @@ from convexlab.scalar_landscape import (
     squared_error,
     survey,
 )
+
+from convexlab.architectures import TwoLayerTanh
+from convexlab.reporting import Part, Study, write_study
+from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import number
 
 # Frozen settings. The paper names neither target nor range; beyond |p| = 4 the hidden unit is saturated: 0.9993.
 WEIGHTS = [0.40, 0.45, 0.50, 0.55, 0.60]

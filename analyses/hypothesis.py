@@ -19,13 +19,13 @@ from pathlib import Path
 
 import click
 from detector_validation import PERCEPTRON, Case, Scale, perform
+from paper.pages.claims import claims_study
+from paper.processes import side_by_side
+from paper.table import FULL_SIZES, MODELS
+from paper.validated_run import Plan
 
 from convexlab.probing import ProbeOptions
 from convexlab.reporting import write_study
-from convexlab.reporting.claims_page import claims_study
-from convexlab.validation.processes import side_by_side
-from convexlab.validation.runs import Plan
-from convexlab.validation.table import FULL_SIZES, MODELS
 
 # Frozen settings.
 RATE = 1e-3
@@ -70,7 +70,7 @@ SCALES = {
 def main(name: str, out: Path, jobs: int) -> None:
     """Make every run, and write one page."""
     scale = SCALES[name]
-    work = partial(perform, scale=scale, folder=Path("runs/hypothesis") / name, candidates=())
+    work = partial(perform, scale=scale, folder=Path("runs/hypothesis") / name, rules=())
     runs = side_by_side(work, scale.cases, jobs=jobs)
     settings = {
         "runs": len(runs),

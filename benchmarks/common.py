@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 import torch
 
-from convexlab.environment import describe_environment
+from convexlab.machine.environment import describe_environment
 
 __all__ = [
     "MODELS",

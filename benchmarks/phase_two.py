@@ -34,7 +34,7 @@ from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run, Seconds, measure_sec
 from phase_two_solvers import SOLVERS
 
 import convexlab
-from convexlab.environment import describe_source
+from convexlab.machine.environment import describe_source
 
 Work = tuple[Setting, Run]
 _RECORDS = RESULTS / "phase_two.jsonl"

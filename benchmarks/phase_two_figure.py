@@ -13,7 +13,7 @@ from phase_two_results import Results
 from phase_two_runs import ADAM_REST, FRACTIONS, RATES, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_whole import whole_runs
 
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO
+from convexlab.training.phases import DEFAULT_PHASE_TWO
 
 __all__ = ["draw"]
 

@@ -12,7 +12,7 @@ from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_solvers import SOLVERS
 from phase_two_whole import default_runs, switches, whole
 
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO, phase_two_names
+from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two_names
 
 __all__ = ["report", "torch_best"]
 

@@ -27,15 +27,15 @@ from phase_two_problems import Task, clock
 from torch import Tensor
 
 import convexlab as cl
-from convexlab.parameters import accumulation_dtype, flatten
-from convexlab.training.phase_two import phase_two, phase_two_names
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
+from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
+from convexlab.training.second_phase import Resort, second_phase
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
 
 _VALUE, _GRADIENT = 1 / 3, 1.0
 _NO_LIMIT = 10**9
 _EXAMPLES_AT_ONCE, _EXAMPLES_ON_DEVICE = 128, 4096  # The first as in the objective.
-_PATIENCE = 2  # Failed steps in a row of ours: from the same weights, without a memory, a third fails alike.
 
 
 class _BudgetSpentError(Exception):
@@ -53,7 +53,7 @@ class Meter:
         self._begin = clock(self._device)
         # What is evaluated for the record alone is neither charged nor timed.
         self._record = task.objective.in_dtype(task.objective.dtype)
-        self._looked, self._recording = 0.0, 0.0
+        self._recording = 0.0
         self.not_finite = 0
         """Evaluations that gave infinity or NaN."""
         self.curve = Curve(budget)
@@ -63,6 +63,11 @@ class Meter:
     def spent(self) -> float:
         """Gradient equivalents so far, of whatever kind."""
         return self._task.objective.cost.gradient_equivalents - self._before
+
+    @property
+    def left(self) -> float:
+        """Gradient equivalents of the budget that are not spent."""
+        return self._budget - self.spent
 
     @property
     def seconds(self) -> float:
@@ -95,24 +100,25 @@ class Meter:
         self._task.model.zero_grad()
         total = torch.zeros((), dtype=accumulation_dtype(self._device), device=self._device)
         for part in rows.split(_EXAMPLES_AT_ONCE if self._device.type == "cpu" else _EXAMPLES_ON_DEVICE):
-            loss = self._task.loss(part) * (len(part) / len(rows))
+            loss = self._task.objective.training_loss(self._task.problem.random_rows().of(part)) * (
+                len(part) / len(rows)
+            )
             loss.backward()
             total += loss.detach()
         self._task.objective.spend(cl.Cost(gradients=share))
         return total
 
-    def look(self, *, now: bool = False) -> None:
-        """Put the loss at the present weights on record, each time that a gradient equivalent was spent, or now."""
-        if not now and self.spent - self._looked < 1.0:
-            return
-        begin = clock(self._device)
-        self._looked, seconds = self.spent, self.seconds
-        self.curve.add(self.spent, self._record.value(), seconds, self._task.objective.flat_parameters)
+    def measure(self) -> tuple[float, float]:
+        """Return loss and gradient norm at the present weights, for the record alone, and put the loss on record."""
+        begin, seconds = clock(self._device), self.seconds
+        loss, gradient = self._record.value_and_gradient()
+        self.curve.add(self.spent, loss, seconds, self._task.objective.flat_parameters)
         self._recording += clock(self._device) - begin
+        return loss, float(norm(gradient))
 
     def at(self, weights: Tensor) -> tuple[float, Tensor]:
         """Return loss and gradient at a flat vector (n,)."""
-        self._task.write(weights)
+        self._task.objective.write(weights)
         loss = self.closure()
         return float(loss), flatten(gradients(self._task.model))
 
@@ -143,35 +149,40 @@ def refusal(name: str, task: Task) -> str | None:
     return f"more than {most} parameters" if most is not None and task.objective.size > most else None
 
 
-def solve(name: str, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcome:
-    """Run a solver from the task's present weights until the budget is spent or it stops by itself."""
+def solve(solver: str | PhaseTwo, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcome:
+    """Run a solver, or a second phase without a name, from the task's present weights.
+
+    It ends when the budget is spent or it stops by itself.
+    """
     outcome = Outcome()
+    run = partial(_ours, solver) if isinstance(solver, PhaseTwo) else SOLVERS[solver]
     try:
-        SOLVERS[name](task, meter, adam, outcome)
+        run(task, meter, adam, outcome)
     except _BudgetSpentError:
         outcome.stopped = None
     return outcome
 
 
-def _ours(name: str, task: Task, meter: Meter, adam: torch.optim.Adam, outcome: Outcome) -> None:
-    phase, examples = phase_two(name), task.setting.train_size
-    optimizer: Any = phase.build(task.model.parameters(), adam, examples)
-    failures = 0
+def _ours(phase: PhaseTwo, task: Task, meter: Meter, adam: torch.optim.Adam, outcome: Outcome) -> None:
+    examples = task.setting.train_size
+    optimizer = phase.build(task.model.parameters(), adam, examples)
     if phase.sampled:
-        meter.look(now=True)
-    while failures < _PATIENCE:
-        try:
-            optimizer.step(meter.sampled if phase.sampled else meter.closure)
-        except _BudgetSpentError:
-            if phase.sampled:  # The weights are those before the step.
-                meter.look(now=True)
-            raise
-        if phase.sampled:
-            meter.look()
+        meter.measure()
+    steps = second_phase(
+        optimizer,
+        phase,
+        task.objective,
+        Resort(math.inf, None),
+        budget=meter.left,
+        closure=meter.sampled if phase.sampled else meter.closure,
+        examples=examples,
+        measure=meter.measure,
+    )
+    for step in steps:
         report = optimizer.report
+        assert report is not None
         outcome.evaluations[report.values + report.gradients] += 1
-        failures = failures + 1 if report.failed else 0
-    outcome.stopped = report.failed
+        outcome.stopped = step.given_up
 
 
 def _started_again(start: Callable[[Task, Meter], str]) -> Solver:
@@ -184,7 +195,7 @@ def _started_again(start: Callable[[Task, Meter], str]) -> Solver:
             if not meter.curve.best_loss < before:
                 return
             assert meter.curve.best is not None
-            task.write(meter.curve.best)
+            task.objective.write(meter.curve.best)
 
     return run
 
@@ -248,7 +259,7 @@ def _scipy(method: str, options: Mapping[str, Any], task: Task, meter: Meter) ->
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        **{name: partial(_ours, name) for name in phase_two_names()},
+        **{name: partial(_ours, phase_two(name)) for name in phase_two_names()},
         "torch-lbfgs-20": _started_again(partial(_torch_lbfgs, 20)),
         "torch-lbfgs-100": _started_again(partial(_torch_lbfgs, 100)),
         "minimize-cg": _started_again(partial(_pytorch_minimize, "cg", {})),

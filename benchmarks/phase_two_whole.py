@@ -12,7 +12,7 @@ from typing import Any
 from phase_two_results import Line, Results, device_of, mean_ratio, spread_of, table
 from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run
 
-from convexlab.training.phase_two import DEFAULT_PHASE_TWO
+from convexlab.training.phases import DEFAULT_PHASE_TWO
 
 __all__ = ["WholeRun", "default_runs", "switches", "whole", "whole_runs"]
 

@@ -5,10 +5,7 @@ from convexlab._version import __version__
 # Networks and data by name
 from convexlab.architectures import build_model
 
-# The loss as one function of one flat vector
-from convexlab.cost import Cost
-
-# Its curvature
+# The curvature of a loss
 from convexlab.curvature import (
     BlockCurvature,
     CurvatureSplit,
@@ -32,7 +29,7 @@ from convexlab.curvature import (
 )
 from convexlab.datasets import Dataset, load_dataset
 
-# When to hand over, and to what
+# When to hand over
 from convexlab.detection import (
     Algorithm1,
     BudgetFraction,
@@ -51,10 +48,18 @@ from convexlab.detection import (
 
 # Errors
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
+
+# The loss as one function of one flat vector
+from convexlab.linalg.operators import SymmetricOperator
 from convexlab.objective import Objective
-from convexlab.operators import SymmetricOperator
+from convexlab.objective.cost import Cost
+
+# What to hand over to
 from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
+
+# Runs and checkpoints
 from convexlab.probing import Probe, probe
+from convexlab.problems import Problem
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
 
@@ -82,6 +87,7 @@ __all__ = [
     "NonlinearCG",
     "Objective",
     "Probe",
+    "Problem",
     "ProgressiveLBFGS",
     "Run",
     "SampledCurvature",

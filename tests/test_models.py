@@ -12,15 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from convexlab.architectures import build_model
+from convexlab.checkpoints import load_weights, read_checkpoint
 from convexlab.cli import main
 from convexlab.importing import load_object
 from convexlab.objective import Objective
-from convexlab.objectives import build_objective
-from convexlab.problem import load_weights
+from convexlab.problems import build_objective, setting_of
 from convexlab.publishing import read_card
 from convexlab.publishing.card import FIELDS
-from convexlab.runs import Run, read_checkpoint
-from convexlab.subjects import setting_of
+from convexlab.runs import Run
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"

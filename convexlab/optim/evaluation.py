@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.parameters import accumulation_dtype, dot, flatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten
 
 __all__ = ["Closure", "CountedClosure", "Evaluation", "Ray", "gradient_of"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convexlab.linalg.vectors import dot
 from convexlab.optim.preconditioners import Preconditioner, precondition
-from convexlab.parameters import dot
 
 __all__ = ["Truncated", "truncated_cg"]
 

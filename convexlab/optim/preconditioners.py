@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.operators import MatrixVectorProduct, SymmetricOperator
-from convexlab.parameters import accumulation_dtype, flatten
+from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten
 
 __all__ = [
     "DiagonalPreconditioner",

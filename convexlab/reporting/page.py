@@ -8,38 +8,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from convexlab.environment import describe_source
 from convexlab.errors import MisuseError
-from convexlab.reporting.comparison_figure import comparison_chart
-from convexlab.reporting.curvature_figures import eigenvalue_chart, mass_chart
-from convexlab.reporting.density_figure import density_chart
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.downloads import LARGEST, run_downloads
-from convexlab.reporting.joint_wording import joint_headline
-from convexlab.reporting.oracle_part import OraclePart, oracle_part
-from convexlab.reporting.plane_figure import plane_chart
-from convexlab.reporting.signals import Signal, signals
-from convexlab.reporting.slice_figure import slice_chart
-from convexlab.reporting.svg import Chart
-from convexlab.reporting.tables import (
-    Table,
+from convexlab.machine.atomic import write_atomically
+from convexlab.machine.environment import describe_source
+from convexlab.reporting.charts.comparison import comparison_chart
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.density import density_chart
+from convexlab.reporting.charts.measures import drawable_measures, measure_charts
+from convexlab.reporting.charts.plane import plane_chart
+from convexlab.reporting.charts.slices import slice_chart
+from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.charts.training import cost_charts, norm_chart
+from convexlab.reporting.downloads import LARGEST
+from convexlab.reporting.facts.run import RunFacts, read_facts
+from convexlab.reporting.parts.downloads import run_downloads
+from convexlab.reporting.parts.hindsight import OraclePart, oracle_part
+from convexlab.reporting.parts.tables import (
     comparison_table,
     cost_table,
     curvature_table,
     environment_table,
+    measures_table,
     results_table,
     settings_tables,
 )
+from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
-from convexlab.reporting.tiles import joint_tiles, tiles
-from convexlab.reporting.training_figures import cost_charts, norm_chart
-from convexlab.reporting.wording import (
-    headline,
-    judgement,
-    place,
-    verdict_name,
-)
-from convexlab.runs import Run, write_atomically
+from convexlab.reporting.words.run import headline, judgement, place, verdict_name
+from convexlab.reporting.words.several import joint_headline
+from convexlab.reporting.words.signs import Signal, signals
+from convexlab.reporting.words.tiles import joint_tiles, tiles
+from convexlab.runs import Run
 
 __all__ = ["render", "summary_lines", "write_report"]
 
@@ -57,7 +56,7 @@ def write_report(runs: Sequence[Run], out: Path | None = None) -> Path:
     Raises:
         MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read.
     """
-    page = render(_digests(runs))
+    page = render(_read(runs))
     path = _default_path(runs) if out is None else Path(out)
     # A file name may hold what UTF-8 cannot, such as a lone surrogate.
     write_atomically(path, page.encode("utf-8", "replace"))
@@ -70,18 +69,18 @@ def summary_lines(runs: Sequence[Run]) -> list[str]:
     Raises:
         MisuseError: as `write_report` does.
     """
-    return _top(_digests(runs))
+    return _top(_read(runs))
 
 
-def _top(digests: Sequence[Digest]) -> list[str]:
-    return headline(digests[0]) if len(digests) == 1 else joint_headline(digests)
+def _top(runs: Sequence[RunFacts]) -> list[str]:
+    return headline(runs[0]) if len(runs) == 1 else joint_headline(runs)
 
 
-def _digests(runs: Sequence[Run]) -> list[Digest]:
+def _read(runs: Sequence[Run]) -> list[RunFacts]:
     if not runs:
         raise MisuseError("no run to report: expected at least one run directory.")
     members = _members(runs)
-    return [read_digest(run, label) for run, label in zip(members, _labels(members), strict=True)]
+    return [read_facts(run, label) for run, label in zip(members, _labels(members), strict=True)]
 
 
 def _members(runs: Sequence[Run]) -> list[Run]:
@@ -108,7 +107,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
-class Judgement(NamedTuple):
+class CheckpointVerdict(NamedTuple):
     """The verdict on one checkpoint."""
 
     where: str
@@ -123,11 +122,14 @@ class Section:
     """All that the page says of one run."""
 
     anchor: str
-    digest: Digest
+    facts: RunFacts
     headline: list[str]
     oracle: OraclePart | None
     norm: Chart | None
     costs: list[Chart]
+    measures: list[Chart]
+    undrawn: int
+    """Measures that have no chart for want of room."""
     eigenvalues: Chart | None
     mass: Chart | None
     density: Chart | None
@@ -135,64 +137,71 @@ class Section:
     plane: Chart | None
     signals: list[Signal]
     results: Table | None
-    verdicts: list[Judgement]
+    verdicts: list[CheckpointVerdict]
     curvature: Table | None
     cost: Table | None
 
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
 MANY = 6
+# A problem may have any number of measures; the tables and the data have them all.
+MOST_MEASURES = 6
 
 
-def _section(digest: Digest, anchor: str, *, compact: bool) -> Section:
+def _section(facts: RunFacts, anchor: str, *, compact: bool) -> Section:
+    names, drawn = drawable_measures(facts), 0 if compact else MOST_MEASURES
     return Section(
         anchor=anchor,
-        digest=digest,
-        headline=headline(digest),
-        oracle=oracle_part(digest, f"{anchor}-oracle", compact=compact),
-        norm=norm_chart(digest, f"{anchor}-norm"),
-        costs=cost_charts(digest, anchor)[: 1 if compact else None],
-        eigenvalues=eigenvalue_chart(digest, f"{anchor}-eigenvalues"),
-        mass=None if compact else mass_chart(digest, f"{anchor}-mass"),
-        density=None if compact else density_chart(digest, f"{anchor}-density"),
-        slices=None if compact else slice_chart(digest, f"{anchor}-slices"),
-        plane=None if compact else plane_chart(digest, f"{anchor}-plane"),
-        signals=signals(digest),
-        results=results_table(digest),
-        verdicts=[Judgement(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in digest.probe],
-        curvature=curvature_table(digest),
-        cost=cost_table(digest),
+        facts=facts,
+        headline=headline(facts),
+        oracle=oracle_part(facts, f"{anchor}-oracle", compact=compact),
+        norm=norm_chart(facts, f"{anchor}-norm"),
+        costs=cost_charts(facts, anchor)[: 1 if compact else None],
+        measures=measure_charts(facts, names[:drawn], f"{anchor}-measure"),
+        undrawn=len(names[drawn:]),
+        eigenvalues=eigenvalue_chart(facts, f"{anchor}-eigenvalues"),
+        mass=None if compact else mass_chart(facts, f"{anchor}-mass"),
+        density=None if compact else density_chart(facts, f"{anchor}-density"),
+        slices=None if compact else slice_chart(facts, f"{anchor}-slices"),
+        plane=None if compact else plane_chart(facts, f"{anchor}-plane"),
+        signals=signals(facts),
+        results=results_table(facts),
+        verdicts=[
+            CheckpointVerdict(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in facts.probe
+        ],
+        curvature=curvature_table(facts),
+        cost=cost_table(facts),
     )
 
 
-def _title(digests: Sequence[Digest]) -> str:
-    subjects = Counter(digest.subject for digest in digests)
-    subject = next(iter(subjects)) if len(subjects) == 1 else f"{len(digests)} runs"
-    return subject if len(digests) == 1 or len(subjects) > 1 else f"{subject}, {len(digests)} runs"
+def _title(runs: Sequence[RunFacts]) -> str:
+    subjects = Counter(facts.subject for facts in runs)
+    subject = next(iter(subjects)) if len(subjects) == 1 else f"{len(runs)} runs"
+    return subject if len(runs) == 1 or len(subjects) > 1 else f"{subject}, {len(runs)} runs"
 
 
-def render(digests: Sequence[Digest]) -> str:
+def render(runs: Sequence[RunFacts]) -> str:
     """Return the page as HTML; everything that came from a run is escaped."""
-    anchors = [f"run-{index}" for index in range(1, len(digests) + 1)]
-    several, compact = len(digests) > 1, len(digests) > MANY
-    comparison = comparison_table(digests, anchors) if several else None
+    anchors = [f"run-{index}" for index in range(1, len(runs) + 1)]
+    several, compact = len(runs) > 1, len(runs) > MANY
+    comparison = comparison_table(runs, anchors) if several else None
+    measures = measures_table(runs, anchors) if several else None
     parts = {
-        "title": _title(digests),
+        "title": _title(runs),
         "commit": describe_source(Path(__file__).parent),
         "several": several,
-        "headline": _top(digests),
-        "tiles": joint_tiles(digests) if several else tiles(digests[0]),
+        "headline": _top(runs),
+        "tiles": joint_tiles(runs) if several else tiles(runs[0]),
         "comparison": comparison,
-        "comparison_chart": comparison_chart(digests, "comparison") if several else None,
+        "measures": measures,
+        "comparison_chart": comparison_chart(runs, "comparison") if several else None,
         "compact": compact,
-        "sections": [
-            _section(digest, anchor, compact=compact) for digest, anchor in zip(digests, anchors, strict=True)
-        ],
-        "settings": settings_tables(digests),
-        "environment": environment_table(digests),
+        "sections": [_section(facts, anchor, compact=compact) for facts, anchor in zip(runs, anchors, strict=True)],
+        "settings": settings_tables(runs),
+        "environment": environment_table(runs),
     }
     page = template("report.html.j2")
     # The data get the room that the rest of the page leaves; 200 bytes a link are its words.
-    room = (LARGEST - len(page.render(parts, downloads=[]).encode("utf-8", "replace"))) // len(digests) - 200
-    downloads = [(digest.label, run_downloads(digest, room)) for digest in digests]
+    room = (LARGEST - len(page.render(parts, downloads=[]).encode("utf-8", "replace"))) // len(runs) - 200
+    downloads = [(facts.label, run_downloads(facts, room)) for facts in runs]
     return page.render(parts, downloads=downloads)

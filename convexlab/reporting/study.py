@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from convexlab.environment import describe_environment
+from convexlab.machine.atomic import write_atomically
+from convexlab.machine.environment import describe_environment
+from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.downloads import LARGEST
-from convexlab.reporting.svg import Chart
 from convexlab.reporting.tables import Table, pairs_table
 from convexlab.reporting.templating import template
-from convexlab.runs import write_atomically
 
 __all__ = ["Part", "Study", "write_study"]
 

@@ -1,4 +1,4 @@
-"""The tables of a report, as text ready to be set; columns in which nothing is known are left out."""
+"""Tables as text ready to be set."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convexlab.reporting.comparison import compare
-from convexlab.reporting.digest import TWO_PHASE, Digest
-from convexlab.reporting.numbers import MISSING, accuracy, count, lower_bound, number, plus_minus, signed
-from convexlab.reporting.records import Outcome
-from convexlab.reporting.wording import algorithm_name, place, verdict_name
+from convexlab.wording.numbers import MISSING, short
 
-__all__ = [
-    "Cell",
-    "Column",
-    "Table",
-    "comparison_table",
-    "cost_table",
-    "curvature_table",
-    "environment_table",
-    "make_table",
-    "pairs_table",
-    "results_table",
-    "settings_tables",
-]
+__all__ = ["Cell", "Column", "Table", "make_table", "pairs_table", "shown"]
 
 
 @dataclass(frozen=True)
@@ -62,223 +46,20 @@ def make_table(caption: str, columns: Sequence[Column | str], rows: Iterable[Seq
     return Table(caption, tuple(heads[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in body))
 
 
-def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
-    return cells
-
-
-def _outcomes(digest: Digest) -> dict[str, Outcome]:
-    ours = {} if digest.two_phase is None else {TWO_PHASE: digest.two_phase}
-    return digest.baselines | ours
-
-
-def results_table(digest: Digest) -> Table | None:
-    """Return the counterpart of the paper's Table 1, with cost and time; the lowest training loss stands out."""
-    outcomes = _outcomes(digest)
-    if not outcomes:
-        return None
-    losses = [outcome.train_loss for outcome in outcomes.values() if outcome.train_loss is not None]
-    lowest = min(losses, default=None)
-    rows = [
-        (
-            Cell(digest.model),
-            algorithm_name(run, digest),
-            Cell(number(outcome.train_loss), strong=len(losses) > 1 and outcome.train_loss == lowest),
-            accuracy(outcome.train_accuracy),
-            number(outcome.validation_loss),
-            accuracy(outcome.validation_accuracy),
-            number(outcome.relative_error),
-            number(digest.overdetermination),
-            count(outcome.cost),
-            count(outcome.epoch),
-            number(outcome.seconds),
-        )
-        for run, outcome in outcomes.items()
-    ]
-    return make_table(
-        f"Results on {digest.dataset}, each run at its best epoch; the lowest training loss is in bold.",
-        [
-            Column("Model variant", False),
-            Column("Algorithm", False),
-            "Train loss",
-            "Train acc.",
-            "Val. loss",
-            "Val. acc.",
-            "Relative error",
-            "Q",
-            "Gradient equivalents",
-            "Best epoch",
-            "Seconds",
-        ],
-        rows,
-    )
-
-
-def comparison_table(digests: Sequence[Digest], anchors: Sequence[str]) -> Table:
-    """Return one line a run, each a link to its section."""
-    rows = [_comparison_row(digest, anchor) for digest, anchor in zip(digests, anchors, strict=True)]
-    # The page's title names what all runs share.
-    for column in (1, 2):
-        if len({str(row[column]) for row in rows}) == 1:
-            for row in rows:
-                row[column] = ""
-    return make_table(
-        "The runs side by side. Ratio: two-phase loss over that of the better Adam; "
-        "bold where two-phase is better at no more cost.",
-        [
-            Column("Run", False),
-            Column("Model", False),
-            Column("Data", False),
-            "Seed",
-            "Two-phase loss",
-            "Better Adam loss",
-            "Ratio",
-            Column("At equal cost", False),
-            "Two-phase val. acc.",
-            "Adam val. acc.",
-            "Switch epoch",
-            Column("Last verdict", False),
-        ],
-        rows,
-    )
-
-
-def _comparison_row(digest: Digest, anchor: str) -> list[Cell | str]:
-    comparison = compare(digest)
-    ours, best = digest.two_phase, digest.better_baseline
-    switch = digest.switch
-    return [
-        Cell(digest.label, link=f"#{anchor}"),
-        digest.model,
-        digest.dataset,
-        digest.seed,
-        number(ours.train_loss) if ours else MISSING,
-        number(best[1].train_loss) if best else MISSING,
-        Cell(number(comparison.ratio), strong=comparison.word == "better" and comparison.is_conclusive)
-        if comparison
-        else MISSING,
-        comparison.fairness if comparison else MISSING,
-        accuracy(ours.validation_accuracy) if ours else MISSING,
-        accuracy(best[1].validation_accuracy) if best else MISSING,
-        MISSING if switch is None else "never" if switch.epoch is None else count(switch.epoch),
-        f"{verdict_name(digest.probe[-1].verdict)} ({place(digest.probe[-1])})" if digest.probe else MISSING,
-    ]
-
-
-def curvature_table(digest: Digest) -> Table | None:
-    """Return what was measured at every probed checkpoint."""
-    if not digest.probe:
-        return None
-    rows = [
-        (
-            Cell(place(c)),
-            c.phase or MISSING,
-            verdict_name(c.verdict),
-            plus_minus(c.smallest, c.smallest_residual, c.rounding_floor),
-            lower_bound(c.smallest_lower_bound, c.rounding_floor),
-            plus_minus(c.largest, c.largest_residual, c.rounding_floor),
-            plus_minus(c.smallest_fresh, c.smallest_fresh_standard_error, c.rounding_floor),
-            plus_minus(c.largest_fresh, c.largest_fresh_standard_error, c.rounding_floor),
-            signed(c.gradient_curvature, c.rounding_floor),
-            plus_minus(c.negative_mass, c.negative_mass_standard_error),
-            plus_minus(c.trace, c.trace_standard_error, c.rounding_floor),
-            number(c.train_loss),
-            number(c.gradient_norm),
-            count(c.examples),
-            count(c.steps),
-            count(c.cost),
-            number(c.seconds),
-        )
-        for c in digest.probe
-    ]
-    return make_table(
-        "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
-        "Fresh: the same direction on examples that it was not found on. "
-        "A value inside the rounding floor is printed as 0, without a sign.",
-        [
-            Column("Checkpoint", False),
-            Column("Phase", False),
-            Column("Verdict", False),
-            "Smallest",
-            "Lower bound",
-            "Largest",
-            "Smallest, fresh",
-            "Largest, fresh",
-            "gᵀHg / gᵀg",
-            "Negative mass",
-            "Trace",
-            "Train loss",
-            "Gradient norm",
-            "Examples",
-            "Lanczos steps",
-            "Gradient equivalents",
-            "Seconds",
-        ],
-        rows,
-    )
-
-
-def cost_table(digest: Digest) -> Table | None:
-    """Return where the gradient equivalents of each run went."""
-    outcomes = _outcomes(digest)
-    parts = list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.cost_breakdown))
-    if not parts:
-        return None
-    rows = [
-        _row(
-            Cell(algorithm_name(run, digest)),
-            *(count(outcome.cost_breakdown.get(part)) for part in parts),
-            count(outcome.cost),
-            number(outcome.seconds),
-        )
-        for run, outcome in outcomes.items()
-    ]
-    return make_table(
-        "Cost in gradient equivalents: one is a value and gradient over the whole training set.",
-        [Column("Run", False), *parts, "Recorded total", "Seconds"],
-        rows,
-    )
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a setting as text."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(shown, value))
     if isinstance(value, float):
-        return f"{value:g}"
+        return short(value)
     return str(value)
-
-
-def settings_tables(digests: Sequence[Digest]) -> list[Table]:
-    """Return the settings that all runs share, and those that differ with a line a run."""
-    keys = list(dict.fromkeys(key for digest in digests for key in digest.config))
-    values = {key: [_shown(digest.config.get(key)) for digest in digests] for key in keys}
-    shared = {key: texts[0] for key, texts in values.items() if len(set(texts)) == 1}
-    tables = (
-        [pairs_table("Settings" if len(digests) == 1 else "Settings that all runs share", shared)] if shared else []
-    )
-    differing = [key for key in keys if key not in shared]
-    if differing:
-        rows = [_row(Cell(digest.label), *(values[key][i] for key in differing)) for i, digest in enumerate(digests)]
-        columns = [Column("Run", False), *(Column(key, False) for key in differing)]
-        tables.append(make_table("Settings that differ", columns, rows))
-    return tables
-
-
-def environment_table(digests: Sequence[Digest]) -> Table | None:
-    """Return where the runs were made; several environments are told apart by run."""
-    keys = list(dict.fromkeys(key for digest in digests for key in digest.environment))
-    pairs = {}
-    for key in keys:
-        texts = [_shown(digest.environment.get(key)) for digest in digests]
-        told = [f"{digest.label}: {text}" for digest, text in zip(digests, texts, strict=True)]
-        pairs[key] = texts[0] if len(set(texts)) == 1 else "; ".join(told)
-    return pairs_table("Environment", pairs) if pairs else None
 
 
 def pairs_table(caption: str, pairs: Mapping[str, Any]) -> Table:
     """Return names beside what they stand for."""
-    rows = [(Cell(key.replace("_", " ")), _shown(value)) for key, value in pairs.items()]
+    rows = [(Cell(key.replace("_", " ")), shown(value)) for key, value in pairs.items()]
     return make_table(caption, [Column("Name", False), Column("Value", False)], rows)

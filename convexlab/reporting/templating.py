@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from convexlab.reporting.downloads import table_download
-from convexlab.reporting.numbers import count, number
+from convexlab.wording.numbers import count, number, typeset
 
 __all__ = ["template"]
 
@@ -19,7 +19,8 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "count": count, "sentence": _sentence, "as_csv": table_download}
+    environment.filters |= {"number": number, "count": count, "sentence": _sentence, "typeset": typeset}
+    environment.filters |= {"as_csv": table_download}
     return environment.get_template(name)
 
 

@@ -7,16 +7,12 @@ from collections.abc import Callable
 import torch
 
 from convexlab.optim.flat import FlatOptimizer
-from convexlab.problem import Problem
-from convexlab.training.phase_two import PATIENCE, PhaseTwo
+from convexlab.problems import Problem
+from convexlab.training.phases import PhaseTwo
+from convexlab.training.second_phase import Resort, second_phase
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["HandOver"]
-
-# When the second phase is given up for Adam, the paper's "safe resort", besides failed steps in a row: steps that
-# together lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
-_STALL_STEPS, _STALL_SHARE = 50, 1e-3
-_RISE_STEPS = 10
 
 
 class HandOver:
@@ -27,9 +23,15 @@ class HandOver:
         phase: the second phase.
         problem: what is trained.
         budget: gradient equivalents in all, Adam's before the switch included.
+
+    Raises:
+        MisuseError: the second phase is not for this problem.
     """
 
     def __init__(self, name: str, phase: PhaseTwo, problem: Problem, budget: float) -> None:
+        phase.check_size(problem.objective.size)
+        if phase.sampled:
+            problem.random_rows()
         self.name = name
         self.phase = phase
         self.problem = problem
@@ -37,57 +39,36 @@ class HandOver:
 
     def build(self, adam: torch.optim.Adam) -> FlatOptimizer:
         """Return the optimiser that takes over from Adam."""
-        return self.phase.build(self.problem.model.parameters(), adam, self.problem.dataset.train_size)
+        return self.phase.build(self.problem.model.parameters(), adam, self.problem.examples or 1)
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
         """Go on from where a trajectory stands until its budget is spent.
 
         Args:
-            trajectory: at the switch, or restored to anywhere behind it. When the second phase is given up its notes
-                get ``safe_resort``, with ``epoch`` and ``reason``.
+            trajectory: at the switch, or restored to anywhere behind it.
             largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none.
-            record: called with the trajectory after every epoch, measured.
+            record: called with the trajectory after every epoch; of Adam's, it has to measure what it records.
 
         Raises:
             FailureError: the loss became infinite or NaN.
         """
         if trajectory.second is None:
             trajectory.second = self.build(trajectory.adam)
-        while "safe_resort" not in trajectory.notes:
-            left = self.budget - trajectory.cost
-            if left < self.phase.least_cost:
-                return
-            failed = (
-                trajectory.sampled_steps(self.name, budget=left)
-                if self.phase.sampled
-                else trajectory.second_step(self.name, search_cost=self.phase.search_cost, budget=left)
+        if trajectory.safe_resort is None:
+            resort = Resort(trajectory.best.loss, largest_norm, trajectory.resort)
+            steps = second_phase(
+                trajectory.second,
+                self.phase,
+                self.problem.objective,
+                resort,
+                budget=self.budget - trajectory.cost,
+                closure=self.problem.loss_of_rows if self.phase.sampled else None,
+                examples=self.problem.examples,
             )
-            trajectory.measure()
-            if reason := _against(trajectory, failed, largest_norm):
-                trajectory.notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": reason}
-            record(trajectory)
-        while trajectory.cost + 1 <= self.budget:
+            for step in steps:
+                trajectory.take(self.name, step)
+                trajectory.resort = resort.state_dict()
+                record(trajectory)
+        while trajectory.safe_resort is not None and trajectory.cost + 1 <= self.budget:
             trajectory.adam_epoch()
-            trajectory.measure()
             record(trajectory)
-
-
-def _against(trajectory: Trajectory, failed: str | None, largest_norm: float | None) -> str | None:
-    """Take in a step of the second phase, and return what speaks against going on with it, if anything does."""
-    notes = trajectory.notes
-    # A search that the budget cut short has not failed for good.
-    notes["failures"] = notes.get("failures", 0) + 1 if failed else 0
-    notes["best_losses"] = [*notes.get("best_losses", []), trajectory.best_loss][-_STALL_STEPS - 1 :]
-    above = largest_norm is not None and trajectory.gradient_norm > largest_norm
-    notes["risen"] = notes.get("risen", 0) + 1 if above else 0
-    if notes["failures"] >= PATIENCE:
-        return failed
-    if notes["risen"] >= _RISE_STEPS:
-        return (
-            f"the gradient norm has been above Adam's largest, {largest_norm:.3g}, for {_RISE_STEPS} steps: the peak "
-            "before the switch was not the only one"
-        )
-    before, now = notes["best_losses"][0], notes["best_losses"][-1]
-    if len(notes["best_losses"]) > _STALL_STEPS and before - now < _STALL_SHARE * before:
-        return f"{_STALL_STEPS} steps have lowered the loss by less than {_STALL_SHARE:.1%}"
-    return None

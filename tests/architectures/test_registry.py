@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from convexlab.architectures import ARCHITECTURES, build_model, model_names
 from convexlab.errors import MisuseError
-from convexlab.losses import build_loss
+from convexlab.problems.losses import build_loss
 
 # torch, on the first forward-mode derivative in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convexlab.curvature.basis import Basis
-from convexlab.memory import LiveTensors
+from convexlab.machine.memory import LiveTensors
 
 EPS = torch.finfo(torch.float64).eps
 

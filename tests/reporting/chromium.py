@@ -151,13 +151,13 @@ class Browser:
 
 def find() -> str:
     """Return the browser there is; in CI there must be one."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    binary_path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if binary_path is None:
         reason = f"no browser: none of {', '.join(BROWSERS)} is on the PATH"
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}, and in CI this may not be skipped")
         pytest.skip(reason)
-    return found
+    return binary_path
 
 
 def _completed(event: dict[str, Any]) -> bool:

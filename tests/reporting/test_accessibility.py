@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from convexlab.reporting import Part, Study, write_report, write_study
-from convexlab.reporting.figures import draw
-from convexlab.reporting.svg import chart
+from convexlab.reporting.charts.style import draw
+from convexlab.reporting.charts.svg import chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Run
 from tests.reporting.chromium import Browser
@@ -23,7 +23,10 @@ MakeRun = Callable[..., Run]
 PUBLISHED = sorted((Path(__file__).parents[2] / "reports").glob("*.html"))
 # WCAG 2 to level AA and axe-core's best practices. What is inside a chart is left out: assistive technology sees an
 # image with a name, and of the contrast on an SVG's ground axe-core knows nothing: `test_browser` measures it.
-AXE = "axe.run({exclude: [['.chart > *']]}, {resultTypes: ['violations']}).then(found => JSON.stringify(found.violations))"
+AXE = (
+    "axe.run({exclude: [['.chart > *']]}, {resultTypes: ['violations']})"
+    ".then(result => JSON.stringify(result.violations))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +44,9 @@ def _assert_accessible(browser: Browser, axe: str, path: Path, *impacts: str) ->
     for width, dark in ((1280, False), (390, True)):
         browser.visit(path, width, dark=dark)
         assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
-        found = [violation for violation in _violations(browser, axe) if violation["impact"] in impacts]
-        told = [(v["id"], v["impact"], [node["html"][:200] for node in v["nodes"][:3]]) for v in found]
-        assert told == [], f"{path.name}, {width} pixels, {'dark' if dark else 'light'}"
+        violations = [violation for violation in _violations(browser, axe) if violation["impact"] in impacts]
+        reported = [(v["id"], v["impact"], [node["html"][:200] for node in v["nodes"][:3]]) for v in violations]
+        assert reported == [], f"{path.name}, {width} pixels, {'dark' if dark else 'light'}"
 
 
 EVERY = ("minor", "moderate", "serious", "critical")

@@ -12,8 +12,9 @@ from urllib.parse import unquote
 import pytest
 
 from convexlab.reporting import downloads
-from convexlab.reporting.digest import Digest, read_digest
-from convexlab.reporting.downloads import Download, csv_text, run_downloads, table_download
+from convexlab.reporting.downloads import Download, csv_text, table_download
+from convexlab.reporting.facts.run import RunFacts, read_facts
+from convexlab.reporting.parts.downloads import run_downloads
 from convexlab.reporting.tables import make_table
 from convexlab.runs import Run
 
@@ -22,8 +23,8 @@ ROOM = 10**6
 
 
 @pytest.fixture(scope="module")
-def digest(full_run: Run) -> Digest:
-    return read_digest(full_run, "some/Run 1")
+def facts(full_run: Run) -> RunFacts:
+    return read_facts(full_run, "some/Run 1")
 
 
 def _content(file: Download) -> str:
@@ -36,8 +37,8 @@ def _rows(file: Download) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(_content(file))))
 
 
-def test_a_run_gives_its_files_as_they_are(digest: Digest, full_run: Run) -> None:
-    summary, probe, metrics = run_downloads(digest, ROOM)
+def test_a_run_gives_its_files_as_they_are(facts: RunFacts, full_run: Run) -> None:
+    summary, probe, metrics = run_downloads(facts, ROOM)
     assert [file.file for file in (summary, probe, metrics)] == [
         "some-run-1-summary.json",
         "some-run-1-probe.json",
@@ -57,17 +58,17 @@ def test_a_run_gives_its_files_as_they_are(digest: Digest, full_run: Run) -> Non
     assert metrics.note == f"{len(recorded)} rows"
 
 
-def test_an_address_holds_no_character_that_html_or_a_url_forbids(digest: Digest) -> None:
-    for file in run_downloads(digest, ROOM):
+def test_an_address_holds_no_character_that_html_or_a_url_forbids(facts: RunFacts) -> None:
+    for file in run_downloads(facts, ROOM):
         assert not set(file.href) & set("\"'<>& \n\r\t#{}[]|\\^`")
         assert file.href.isascii()
 
 
 def test_what_does_not_fit_is_thinned_and_says_so(make_run: MakeRun) -> None:
-    digest = read_digest(make_run(epochs=100, probed=False), "run")
-    whole = run_downloads(digest, ROOM)
+    facts = read_facts(make_run(epochs=100, probed=False), "run")
+    whole = run_downloads(facts, ROOM)
     room = len(whole[0].href) + len(whole[1].href) // 3
-    thin = run_downloads(digest, room)
+    thin = run_downloads(facts, room)
     assert sum(len(file.href) for file in thin) <= room
     assert thin[0] == whole[0]
     rows, all_rows = _rows(thin[1]), _rows(whole[1])
@@ -80,16 +81,16 @@ def test_what_does_not_fit_is_thinned_and_says_so(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("room", [0, -500, 10])
-def test_without_room_the_files_are_named_and_left_out(digest: Digest, room: int) -> None:
-    files = run_downloads(digest, room)
+def test_without_room_the_files_are_named_and_left_out(facts: RunFacts, room: int) -> None:
+    files = run_downloads(facts, room)
     assert [file.href for file in files] == ["", "", ""]
     assert all(file.note.endswith("; too large for this page, see the run's directory") for file in files)
 
 
 def test_what_is_not_there_is_not_offered(make_run: MakeRun, make_probe: MakeRun) -> None:
-    unfinished = read_digest(make_run(finished=False, probed=False), "run")
+    unfinished = read_facts(make_run(finished=False, probed=False), "run")
     assert [file.file for file in run_downloads(unfinished, ROOM)] == ["run-metrics.csv"]
-    probe = read_digest(make_probe(count=1, density=None), "probe")
+    probe = read_facts(make_probe(count=1, density=None), "probe")
     (file,) = run_downloads(probe, ROOM)
     assert (file.file, file.note) == ("probe-probe.json", "1 checkpoint")
 
@@ -101,7 +102,7 @@ def test_nested_values_get_columns_of_their_own(make_run: MakeRun) -> None:
         {"run": "two-phase", "epoch": 2, "extra": True},
     ]
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (file,) = run_downloads(read_digest(run, "run"), ROOM)
+    (file,) = run_downloads(read_facts(run, "run"), ROOM)
     assert _content(file) == ("run,epoch,told.loss,told.gradient_norm,extra\ntwo-phase,1,0.5,,\ntwo-phase,2,,,True\n")
 
 
@@ -121,9 +122,9 @@ def test_numbers_and_harmless_texts_stay(value: Any) -> None:
 
 def test_quotes_commas_and_lines_survive() -> None:
     cells = ['say "a", b', "two\nlines", "数据 <b>&amp;", "\udcff"]
-    made = downloads._href("text/csv", csv_text(["x"], [[cell] for cell in cells]))
-    found = list(csv.reader(io.StringIO(unquote(made.split(",", 1)[1]), newline="")))
-    assert [row[0] for row in found] == ["x", *cells[:3], "?"]
+    made = downloads.data_address("text/csv", csv_text(["x"], [[cell] for cell in cells]))
+    rows = list(csv.reader(io.StringIO(unquote(made.split(",", 1)[1]), newline="")))
+    assert [row[0] for row in rows] == ["x", *cells[:3], "?"]
 
 
 def test_a_table_is_saved_with_numbers_that_programs_read() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
@@ -15,8 +14,8 @@ import pytest
 from convexlab.errors import MisuseError
 from convexlab.reporting import page as page_module
 from convexlab.reporting import summary_lines, write_report
-from convexlab.reporting.records import ProbedCheckpoint
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint
 
 MakeRun = Callable[..., Run]
 # HTML's elements without a closing tag.
@@ -137,7 +136,7 @@ def test_headings_descend_one_level_at_a_time(name: str, request: pytest.Fixture
 def test_the_parts_come_in_order(full_page: Page) -> None:
     text = full_page.text
     parts = [
-        "Two-phase training ended better than the better Adam baseline",
+        "Two-phase training reached a lower training loss than the better Adam baseline",
         "It switched from Adam to cg-golden after epoch 40",
         "At the last checkpoint probed (epoch 100): no negative curvature below",
         "The switch, and why",
@@ -150,7 +149,7 @@ def test_the_parts_come_in_order(full_page: Page) -> None:
         "Spectral density",
         "Negative spectral mass",
         "Peak of the gradient norm",
-        "Results on digits",
+        "Results of vit-mlp on digits",
         "Verdicts",
         "Curvature at each checkpoint",
         "Where the cost went",
@@ -163,7 +162,10 @@ def test_the_parts_come_in_order(full_page: Page) -> None:
 
 def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page) -> None:
     text = full_page.text
-    head = "Model variant Algorithm Train loss Train acc. Val. loss Val. acc. Q Gradient equivalents Best epoch Seconds"
+    head = (
+        "Model variant Algorithm Train loss Training accuracy Validation loss Validation accuracy Q "
+        "Gradient equivalents Best epoch Seconds"
+    )
     assert head.replace(" ", "") in text.replace(" ", "")
     row = "vit-mlp Adam + cg-golden 1.40×10⁻⁴ 0.999 0.00610 0.964 0.0933 120 100 48.0"
     assert row.replace(" ", "") in text.replace(" ", "")
@@ -172,12 +174,14 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
 def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
     fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
     fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
-    page = page_of(make_probe(count=2, density=None, sampling_summary="On 99 others it has -0.12.", **fresh))
-    assert page.text.count("−0.123 ± 0.025") == page.text.count("7.65 ± 0.32") == 2
+    page = page_of(make_probe(count=2, density=None, fresh_examples=99, **fresh))
+    assert page.text.count("7.65 ± 0.32") == 2
     assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
     # Beside each verdict, and on top for the last one.
-    assert page.text.count("On 99 others it has -0.12.") == 3
-    older = page_of(make_probe("older", density=None, sampling_summary=None, **dict.fromkeys(fresh)))
+    assert page.text.count("On 99 validation examples the direction of smallest curvature") == 3
+    # And in two rows of the table.
+    assert page.text.count("−0.123 ± 0.025") == 3 + 2
+    older = page_of(make_probe("older", density=None, fresh_examples=None, **dict.fromkeys(fresh)))
     assert "fresh<" not in older.source
 
 
@@ -197,7 +201,7 @@ def test_a_return_to_adam_is_shown_with_its_reason(make_bare: MakeRun) -> None:
 
 def test_an_unfinished_run_says_so_and_how_to_go_on(make_bare: MakeRun) -> None:
     text = page_of(make_bare(finished=False)).text
-    assert "No epoch is recorded yet." in text
+    assert "No epoch has been recorded yet." in text
     assert "This run is not finished" in text
     assert "--resume" in text
     assert "convexlab probe RUN" in text
@@ -246,7 +250,7 @@ def test_one_seed_of_several_keeps_the_page_of_all(make_bare: MakeRun) -> None:
     assert write_report([member]) == member.report_path
 
 
-def test_the_page_goes_where_it_is_told(make_bare: MakeRun, tmp_path: Path) -> None:
+def test_the_page_goes_where_it_is_stated(make_bare: MakeRun, tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
     assert write_report([make_bare()], out) == out
     assert out.is_file()
@@ -257,7 +261,7 @@ def test_a_run_given_twice_is_shown_once(make_bare: MakeRun) -> None:
     assert write_report([run]).read_bytes() == write_report([run, Run(run.path / ".." / run.path.name)]).read_bytes()
 
 
-def test_runs_of_one_name_are_told_apart(make_bare: MakeRun) -> None:
+def test_runs_of_one_name_are_stated_apart(make_bare: MakeRun) -> None:
     text = page_of(make_bare("x/run"), make_bare("y/run")).text
     assert "x/run: vit-mlp" in text
     assert "y/run: vit-mlp" in text
@@ -270,7 +274,7 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         write_report([Run(tmp_path)])
 
 
-def test_the_terminal_is_told_what_stands_on_top_of_the_page(make_bare: MakeRun) -> None:
+def test_the_terminal_shows_what_stands_on_top_of_the_page(make_bare: MakeRun) -> None:
     runs = [make_bare("a"), make_bare("b", final=9e-4)]
     for shown in (runs[:1], runs):
         lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in summary_lines(shown)]
@@ -303,7 +307,14 @@ def test_everything_is_escaped(make_run: MakeRun) -> None:
         "phase_two": HOSTILE,
         "environment": {HOSTILE: HOSTILE},
     }
-    probe = {"verdict": HOSTILE, "verdict_summary": HOSTILE, "checkpoint": HOSTILE, "phase": HOSTILE, "epoch": None}
+    probe = {
+        "verdict": HOSTILE,
+        "failure": HOSTILE,
+        "smallest": None,
+        "checkpoint": HOSTILE,
+        "phase": HOSTILE,
+        "epoch": None,
+    }
     run = make_run("run & <b>", config={HOSTILE: HOSTILE}, summary=summary, probe=probe)
     page = page_of(run)
     assert "script" not in {tag for tag, _ in page.elements}
@@ -314,12 +325,10 @@ def test_what_utf8_cannot_hold_is_replaced(make_bare: MakeRun) -> None:
     assert "broken ?" in page_of(make_bare(config={"note": "broken \udcff"})).text
 
 
-# Every key of a row of probe.jsonl; of a density, its parts.
-ROW = [field.name for field in dataclasses.fields(ProbedCheckpoint) if field.name not in ("name", "cost", "nodes")]
-ROW += ["checkpoint", "gradient_equivalents", "density"]
+ROW = list(ProbedCheckpoint().as_row())
 
 
-@pytest.mark.parametrize("missing", [["epoch"], ROW[1:12], ROW[12:], ROW])
+@pytest.mark.parametrize("missing", [["epoch"], ROW[2:14], ROW[14:], ROW])
 def test_any_number_of_a_probe_may_be_null(make_probe: MakeRun, missing: list[str]) -> None:
     text = page_of(make_probe(**dict.fromkeys(missing))).text
     assert "None" not in text
@@ -342,7 +351,7 @@ def test_any_value_of_a_summary_may_be_null(make_run: MakeRun) -> None:
 
 def test_no_sign_is_printed_inside_the_rounding_floor(make_probe: MakeRun) -> None:
     inside = {"smallest": -2.345e-8, "gradient_curvature": -3.456e-8, "smallest_lower_bound": -4.567e-8}
-    page = page_of(make_probe(rounding_floor=1e-7, verdict_summary="", verdict="unresolved", **inside))
+    page = page_of(make_probe(rounding_floor=1e-7, verdict="unresolved", **inside))
     for digits in ("2.34", "2.35", "3.46", "4.57"):
         assert f"{digits}×10⁻⁸" not in page.source
     assert "0 ± 1.0×10⁻⁷" in page.text

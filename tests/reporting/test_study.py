@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.figures import draw
-from convexlab.reporting.svg import chart
+from convexlab.reporting.charts.style import draw
+from convexlab.reporting.charts.svg import chart
 from convexlab.reporting.tables import Column, make_table
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("convexlab.environment.describe_source", lambda folder: "0123456789ab with changes")
+    monkeypatch.setattr("convexlab.machine.environment.describe_source", lambda folder: "0123456789ab with changes")
     with draw() as (figure, (axes,)):
         axes.plot([1.0, 2.0], [3.0, 4.0])
         line = chart(figure, key="line", title="A line", caption="It rises.", description="From 3 to 4.")
@@ -63,11 +63,11 @@ def test_every_table_is_saved(page: str) -> None:
 def test_a_page_that_would_be_too_large_leaves_the_data_out_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convexlab.environment.describe_source", lambda folder: None)
+    monkeypatch.setattr("convexlab.machine.environment.describe_source", lambda folder: None)
     monkeypatch.setattr("convexlab.reporting.study.LARGEST", 1000)
     study = Study("A question?", "It is so.", ["Yes."], "python x.py", [], {"seeds": [1, 2]})
     page = write_study(study, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<a download=" not in page
-    assert "Too large to carry its tables as CSV too." in page
+    assert "This page is too large to hold its tables as CSV." in page
     # Installed, it has no commit to name.
     assert "<code>python x.py</code>, ConvexLab 0." in page

@@ -14,9 +14,10 @@ import convexlab as cl
 from convexlab.detection.curvature import NoNegativeCurvature
 from convexlab.progress import Progress
 from convexlab.runs import Run
+from convexlab.runs.oracle import neighbour_factor
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
-from convexlab.training.oracle import hindsight, neighbour_factor
+from convexlab.training.oracle import hindsight
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
 
@@ -147,6 +148,7 @@ def test_adam_is_not_trained_again(tiny: Options, tmp_path: Path, monkeypatch: p
     assert epochs.count("two-phase") + epochs.count("adam-constant") == constant
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 def test_states_are_on_disk_while_they_are_needed(tiny: Options, tmp_path: Path) -> None:
     kept: list[set[str]] = []
     folder = tmp_path / "run" / "state"
@@ -202,8 +204,8 @@ def test_it_ends_where_phase_two_has_a_step_left() -> None:
 def test_a_second_phase_that_is_given_up_says_so(
     tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convexlab.training.hand_over._STALL_SHARE", 2.0)  # whatever it gains is too little,
-    monkeypatch.setattr("convexlab.training.hand_over._STALL_STEPS", 2)  # after two steps
+    monkeypatch.setattr("convexlab.training.second_phase._STALL_SHARE", 2.0)  # whatever it gains is too little,
+    monkeypatch.setattr("convexlab.training.second_phase._STALL_STEPS", 2)  # after two steps
     made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny)
     assert summary_of(made)["safe_resort"]["epoch"] == 4 + 3
     # From epoch 8 on the budget ends before the third step does.
@@ -284,6 +286,7 @@ def test_misuse_writes_nothing(options: Options, message: str, tiny: Options, tm
 # Interrupted
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 @pytest.mark.parametrize("where", ["two-phase", "adam-constant", "adam-cosine", "oracle"])
 def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Options, tmp_path: Path) -> None:
     def interrupt(step: Progress) -> None:
@@ -303,6 +306,7 @@ def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Optio
     assert without_seconds(summary_of(made)) == without_seconds(summary_of(run))
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 @pytest.mark.parametrize("saves", [2, 5, 9, 14, 19, 26, 30, 36])
 def test_killed_between_two_files(
     saves: int, run: Run, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

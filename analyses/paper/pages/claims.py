@@ -1,0 +1,189 @@
+"""What runs say of the paper's claims 1 and 2: a part of the validation study's page, and a page of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from convexlab.reporting.study import Part, Study
+from convexlab.reporting.tables import Column, make_table
+from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, number, percent
+from paper.claims import Judgement, Outcome, claim_1, claim_2, norm_peak, share_along_gradient
+from paper.pages.detector_charts import curvature_chart
+from paper.proportion import Proportion
+from paper.scores import curvature_peak
+from paper.truth import pattern, relative_kind
+
+__all__ = ["claims_part", "claims_study", "judge", "kinds"]
+
+Judged = Mapping[str, Sequence[Judgement]]
+
+_OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "undecided")
+
+
+def judge(runs: Sequence[Row]) -> dict[str, list[Judgement]]:
+    """Return what each run says of each claim, by the claim's number."""
+    return {"1": [claim_1(run) for run in runs], "2": [claim_2(run) for run in runs]}
+
+
+def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
+    """Return the page of records of `validate_run`, without their rules."""
+    judged = judge(runs)
+    return Study(
+        title="Is the loss first non-convex, then convex, and does the gradient norm’s peak mark the border?",
+        claim="Claim 1: along training the loss is first non-convex, then convex around the minimum, with no patchwork "
+        "in between. Claim 2: the gradient norm, seen over the loss, rises in the non-convex part and falls in the "
+        "convex one; its peak is the swap (Hrycej et al.).",
+        answer=[
+            *(_sentence(claim, judgements) for claim, judgements in judged.items()),
+            _throughout(runs),
+        ],
+        command=command,
+        parts=[claims_part(runs, judged), _runs_part(runs, judged)],
+        settings=settings,
+    )
+
+
+def _sentence(claim: str, judgements: Sequence[Judgement]) -> str:
+    counts = Counter(judgement.outcome for judgement in judgements)
+    shares = ", ".join(f"{outcome} in {Proportion(counts[outcome], len(judgements))}" for outcome in _OUTCOMES)
+    return f"Claim {claim} is {shares} runs."
+
+
+def _throughout(runs: Sequence[Row]) -> str:
+    throughout = sum(pattern(*kinds(run)).word == "non-convex throughout" for run in runs)
+    lowest = sum(run["minimum"]["verdict"] == "non-convex" for run in runs)
+    return (
+        f"At every measured point along Adam the loss was proven non-convex in {throughout} of {len(runs)} runs, and "
+        f"where the second phase ended in {lowest}."
+    )
+
+
+def _runs_part(runs: Sequence[Row], judged: Judged) -> Part:
+    rows = []
+    for index, run in enumerate(runs):
+        peak, last = norm_peak(run["rows"]), run["truth"][-1]
+        lowest = curvature_peak(run)
+        rows.append(
+            [
+                run["task"],
+                str(run["case"]["seed"]),
+                number(run["rows"][0]["train_loss"]),
+                number(run["adam"]),
+                MISSING if peak is None else str(peak),
+                MISSING if peak is None else number(run["rows"][peak]["train_loss"]),
+                MISSING if lowest is None else str(lowest),
+                number(last["smallest"]),
+                number(last["largest"]),
+                number(share_along_gradient(run), 2),
+                *(judged[claim][index].outcome for claim in judged),
+            ]
+        )
+    return Part(
+        "The runs",
+        tables=[
+            make_table(
+                "Each run: the epoch at which the smoothed gradient norm peaks after its first trough, the measured "
+                "epoch at which the smallest eigenvalue is lowest, both ends of the spectrum at Adam’s end, and the "
+                "share of points with gᵀHg > 0.",
+                [
+                    Column("Task", False),
+                    "Seed",
+                    "Loss at the start",
+                    "Adam’s lowest",
+                    "Norm peaks at epoch",
+                    "at loss",
+                    "Most negative at epoch",
+                    "Smallest at the end",
+                    "Largest",
+                    "gᵀHg > 0",
+                    *(Column(f"Claim {claim}", False) for claim in judged),
+                ],
+                rows,
+            )
+        ],
+    )
+
+
+def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
+    """Return the hypothesis' part: claims, reasons, patterns, and curvature along the runs."""
+    rows = []
+    for claim, judgements in judged.items():
+        counts = Counter(judgement.outcome for judgement in judgements)
+        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(judgements))) for outcome in _OUTCOMES)])
+    reasons = Counter(
+        (f"Claim {claim}", judgement.outcome, _anonymous(judgement.reason))
+        for claim, judgements in judged.items()
+        for judgement in judgements
+    )
+    why = [[claim, outcome, reason, str(count)] for (claim, outcome, reason), count in sorted(reasons.items())]
+    strict = Counter(pattern(*kinds(run)).word for run in runs)
+    near = Counter(pattern(*kinds(run, 0.05)).word for run in runs)
+    words = list(dict.fromkeys([*strict, *near]))
+    patterns = [[word, str(strict[word]), str(near[word])] for word in words]
+    segments = [segment for run in runs for segment in run["segments"]]
+    bent = sum(not segment["convex"] for segment in segments)
+    along = [share_along_gradient(run) for run in runs]
+    residual = [
+        row["witness_residual"] for run in runs for row in run["truth"] if row.get("witness_residual") is not None
+    ]
+    paragraphs = [
+        "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
+        "supported as far as no negative curvature was found below a thousandth of the largest, with 99.9 % "
+        "confidence. The rest is undecided: mostly runs that never leave the non-convex region within their budget.",
+        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
+        f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
+        f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
+        "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot show it.",
+        f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the loss "
+        "at nine points, in float64). "
+        + (
+            f"Along {len(residual)} witnesses the residual part of the curvature, Σ ∂L/∂f ∇²f, is negative in "
+            f"{sum(value < 0 for value in residual)}."
+            if residual
+            else ""
+        ),
+    ]
+    return Part(
+        "The hypothesis",
+        paragraphs,
+        [curvature_chart(runs, "curvature")],
+        [
+            make_table(
+                "Claims, in runs, with 95 % intervals (Clopper and Pearson).", ["Claim", *_titles(_OUTCOMES)], rows
+            ),
+            make_table(
+                "Why.", [Column("Claim", False), Column("Outcome", False), Column("Reason", False), "Runs"], why
+            ),
+            make_table(
+                "How the verdict changes along Adam: with the verdict’s floor of 0.1 % of the largest eigenvalue, "
+                "and if a smallest eigenvalue above −5 % of it counted as convex.",
+                [Column("Pattern", False), "0.1 %", "5 %"],
+                patterns,
+            ),
+        ],
+    )
+
+
+def _negative(runs: Sequence[Row], place: int) -> str:
+    rows = [run["truth"][place] for run in runs if run["truth"][place]["largest"]]
+    return percent(median(row["smallest"] / row["largest"] for row in rows), 2)
+
+
+def _titles(words: Sequence[str]) -> list[str]:
+    return [word.capitalize() for word in words]
+
+
+def _anonymous(reason: str) -> str:
+    """Drop the numbers, so that equal reasons count together."""
+    return " ".join("…" if word.strip(",").isdigit() else word for word in reason.split())
+
+
+def kinds(run: Row, share: float | None = None) -> tuple[list[float], list[str]]:
+    """Return the epochs of the measured points and their verdicts; with a share as `relative_kind` has them."""
+    rows = run["truth"]
+    kinds = [row["verdict"] if share is None else relative_kind(row, share) for row in rows]
+    return [row["epoch"] for row in rows], kinds

@@ -1,0 +1,16 @@
+"""Weights in files."""
+
+from __future__ import annotations
+
+from convexlab.checkpoints.files import Checkpoint, CheckpointHeader, read_checkpoint, read_header, write_checkpoint
+from convexlab.checkpoints.weights import check_fit, load_weights
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointHeader",
+    "check_fit",
+    "load_weights",
+    "read_checkpoint",
+    "read_header",
+    "write_checkpoint",
+]

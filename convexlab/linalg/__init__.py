@@ -1,0 +1,1 @@
+"""Flat vectors, and symmetric matrices that are known by their products."""

@@ -1,0 +1,8 @@
+"""The loss of a model as a function of a flat vector, and products of its Hessian."""
+
+from __future__ import annotations
+
+from convexlab.objective.batched_loss import BatchedLoss, BatchLoss, Point
+from convexlab.objective.objective import Objective
+
+__all__ = ["BatchLoss", "BatchedLoss", "Objective", "Point"]

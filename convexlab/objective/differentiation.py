@@ -1,0 +1,62 @@
+"""Derivatives in the parameters, and the memory that their graphs take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["differentiate", "saved_bytes"]
+
+
+def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
+    """Return the bytes that the graph made by ``build`` from a batch holds for a backward pass.
+
+    Storage counts once, and that of ``shared`` tensors not at all. The batch may be a slice of the whole data set: only
+    the slice counts. The graph is thrown away: one built under these hooks would call them again at every product.
+    """
+    rows = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        build()
+    return sum(sizes.values()) + sum(tensor.nbytes for tensor in rows)
+
+
+def differentiate(
+    outputs: list[Tensor],
+    inputs: list[Tensor],
+    directions: list[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool = False,
+) -> list[Tensor]:
+    """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
+
+    An input that no output depends on gets zeros, even if no input is one that an output depends on.
+    """
+    ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
+    pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    return list(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            inputs,
+            [part for _, part in pairs],
+            create_graph=create_graph,
+            retain_graph=retain_graph or create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )

@@ -1,0 +1,318 @@
+"""The loss of a model on a data set as one function of one flat vector.
+
+Everything above sees ``value``, ``gradient`` and ``hvp`` of a flat vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from convexlab.errors import MisuseError
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
+from convexlab.machine.random_state import fixed_random_state
+from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
+from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, rows_of
+from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
+
+__all__ = ["Objective"]
+
+
+class Objective(BatchedLoss):
+    """The mean loss of ``model`` over ``data`` as a function of the selected parameters θ, a flat vector (n,).
+
+    Args:
+        model: evaluated in eval mode.
+        data: re-iterable of (input, target) batches of tensors.
+        criterion: maps (output, target) to a scalar, the mean over the examples of the batch. For torch's
+            ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define, weighted by class and without the
+            ignored targets; every other criterion has to count examples equally.
+        params: names, glob patterns or parameters; None selects all that require a gradient.
+        micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU, and within
+            ``memory_budget`` on accelerators or, if given, everywhere.
+        memory_budget: bytes that the graphs of a product may take; None is half of what is free.
+        device: where to evaluate; None is where the model is.
+        dtype: in which to evaluate, whatever the model's own; None is the model's own.
+
+    Raises:
+        MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        criterion: Callable[[Any, Any], Tensor],
+        *,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
+        memory_budget: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        reduction = getattr(criterion, "reduction", "mean")
+        if reduction not in {"mean", "batchmean"}:
+            raise MisuseError(
+                f"expected a criterion that returns the mean over a batch, got reduction={reduction!r}. "
+                "Use reduction='mean', or Objective.from_batch_loss with a weight."
+            )
+        super().__init__(
+            model,
+            data,
+            lambda module, batch: batch_loss_of(criterion, module(batch[0]), batch[1]),
+            criterion=criterion,
+            weight=criterion_weight(criterion),
+            params=params,
+            micro_batch=micro_batch,
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_batch_loss(
+        cls,
+        model: nn.Module,
+        data: Iterable[Any],
+        fn: BatchLoss,
+        weight: Callable[[Any], float] | None = None,
+        *,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
+        memory_budget: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Objective:
+        """Return the objective of any loss, such as a physics-informed network's.
+
+        Args:
+            model: see the class.
+            data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
+            fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
+            weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
+                tensor.
+            params: see the class.
+            micro_batch: see the class; ``"auto"`` leaves batches whole here, because a loss need not be a mean over
+                rows. Pass a number only where it is.
+            memory_budget: see the class.
+            device: see the class.
+            dtype: see the class.
+        """
+        self = cls.__new__(cls)
+        BatchedLoss.__init__(
+            self,
+            model,
+            data,
+            fn,
+            weight=weight,
+            params=params,
+            micro_batch=None if micro_batch == "auto" else micro_batch,
+            memory_budget=memory_budget,
+            device=device,
+            dtype=dtype,
+        )
+        return self
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose parameters it is a function of."""
+        return self._model
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The selected parameters, in the order of the flat vector."""
+        return tuple(self._parameters)
+
+    def value(self) -> float:
+        """Return the loss, the mean over the whole data set."""
+        return float(self.value_at(self.point(requires_grad=False)))
+
+    def gradient(self) -> Tensor:
+        """Return the gradient (n,)."""
+        return self.value_and_gradient()[1]
+
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """Return the loss and its gradient (n,)."""
+        value, gradient = self.value_and_gradient_at(self.point())
+        return float(value), gradient.to(self.dtype)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Return H v for v of shape (n,) or (n, k), H the Hessian at the model's present parameters.
+
+        For many products at one point, `hessian` is cheaper.
+        """
+        return HessianOperator(self, keep_graphs=False) @ v
+
+    def hessian(self) -> SymmetricOperator:
+        """Return the Hessian at the model's present parameters; later changes of the model do not change it."""
+        return HessianOperator(self)
+
+    def ggn(self) -> SymmetricOperator:
+        """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
+
+        Raises:
+            MisuseError: the objective was made by `from_batch_loss`, and knows the loss alone, not the output.
+        """
+        self.require_criterion("the Gauss-Newton matrix")
+        return GaussNewtonOperator(self)
+
+    def residual(self) -> SymmetricOperator:
+        """Return the Hessian less the Gauss-Newton matrix at the model's present parameters: Σ_k (∂L/∂f_k) ∇²f_k.
+
+        For a loss that is convex in the model's output f, the Hessian's negative curvature lives in this part alone.
+
+        Raises:
+            MisuseError: the objective was made by `from_batch_loss`, as for `ggn`.
+        """
+        self.require_criterion("the residual part of the Hessian")
+        return ResidualOperator(self)
+
+    def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
+        """Return the same objective as a function of some of its parameters; the others keep the model's values.
+
+        Its Hessian is a diagonal block of the whole's. It has its own `cost`, which is charged to the whole too.
+
+        Args:
+            params: names, glob patterns or parameters, of those that are selected here.
+
+        Raises:
+            MisuseError: a name or a pattern matches no selected parameter.
+        """
+        requests = [params] if isinstance(params, str | nn.Parameter) else list(params)
+        chosen = {name for request in requests for name in self._selected(request)}
+        part = self._copy(whole=self)
+        part._parameters = select_parameters(self._model, [self._parameters[name] for name in chosen])
+        part._share = 1.0
+        return part
+
+    def sample(self, examples: int) -> Objective:
+        """Return the same loss over a sample of the examples: the same share of every batch, and of every part of it.
+
+        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole;
+        the sample is then larger. Its `cost` counts evaluations over the sample; the whole is charged `share` times
+        that, and the seconds.
+
+        Args:
+            examples: rows wanted; as many as there are, or more, give the whole.
+
+        Raises:
+            MisuseError: fewer than one, or batches without tensors.
+        """
+        if examples < 1:
+            raise MisuseError(f"expected a sample of at least 1 example, got {examples!r}.")
+        # The fixed state is that of evaluations: a loader that shuffles gives the same batches twice.
+        with fixed_random_state(self.device):
+            rows = sum(map(rows_of, self._data))
+        share, rows_before, chosen = min(1.0, examples / max(rows, 1)), 0, []
+        generator = torch.Generator().manual_seed(0)
+        with fixed_random_state(self.device):
+            for batch in self._data:
+                size = rows_of(batch)
+                wanted = round((rows_before + size) * share) - round(rows_before * share)
+                rows_before += size
+                if common_rows(batch) is None or wanted == size:
+                    chosen.append(batch)
+                elif wanted:
+                    places = _places(size, wanted, generator)
+                    chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
+        part = self._copy(whole=self)
+        part._data = chosen
+        part._share = sum(map(rows_of, chosen)) / max(rows, 1)
+        return part
+
+    @property
+    def data(self) -> Iterable[Any]:
+        """The batches that the loss is the mean over."""
+        return self._data
+
+    def over(self, data: Iterable[Any]) -> Objective:
+        """Return the same loss over other batches, with a cost of its own."""
+        other = self._copy()
+        other._data, other._share = data, 1.0
+        return other
+
+    @property
+    def share(self) -> float:
+        """For a `sample`, its examples over those of the objective that it was drawn from; 1 for any other."""
+        return self._share
+
+    def flat_parameters(self) -> Tensor:
+        """Return a copy of the selected parameters as a vector (n,)."""
+        return flatten(parameter.detach() for parameter in self._parameters.values()).to(
+            device=self.device, dtype=self.dtype, copy=True
+        )
+
+    def write(self, theta: Tensor) -> None:
+        """Set the model's selected parameters to ``theta`` (n,), in their own dtype and on their own device.
+
+        Raises:
+            MisuseError: ``theta`` has another shape.
+        """
+        _copy(self._parts_of(theta), self._parameters.values())
+
+    @contextlib.contextmanager
+    def at(self, theta: Tensor) -> Iterator[Objective]:
+        """Give the model the parameters ``theta`` (n,) within the block, and its own again after it.
+
+        Raises:
+            MisuseError: ``theta`` has another shape.
+        """
+        parts = self._parts_of(theta)
+        saved = [parameter.detach().clone() for parameter in self._parameters.values()]
+        try:
+            _copy(parts, self._parameters.values())
+            yield self
+        finally:
+            _copy(saved, self._parameters.values())
+
+    def closure(self, *, backward: bool = True) -> Tensor:
+        """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""
+        dtype = accumulation_dtype(self.device)
+        if not backward:
+            return torch.tensor(self.value(), dtype=dtype)
+        value, gradient = self.value_and_gradient()
+        self.assign_gradient(gradient)
+        return torch.tensor(value, dtype=dtype)
+
+    def assign_gradient(self, gradient: Tensor) -> None:
+        """Set the ``grad`` of the selected parameters from a flat gradient (n,)."""
+        parameters = list(self._parameters.values())
+        for parameter, part in zip(parameters, unflatten(gradient, parameters), strict=True):
+            parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype)
+
+    def _parts_of(self, theta: Tensor) -> list[Tensor]:
+        if theta.shape != (self.size,):
+            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
+        return unflatten(theta, list(self._parameters.values()))
+
+    def _selected(self, request: str | nn.Parameter) -> set[str]:
+        """Return the names of the selected parameters that ``request`` matches."""
+        if isinstance(request, str) and request in self._parameters:
+            return {request}
+        names = select_parameters(self._model, request).keys() & self._parameters.keys()
+        if not names:
+            what = repr(request) if isinstance(request, str) else "a parameter in `params`"
+            raise MisuseError(
+                f"{what} is of the model, but not selected in this objective, which has {', '.join(self._parameters)}. "
+                "Select it when the objective is made."
+            )
+        return names
+
+
+def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Return ``wanted`` rows, one at random from each of equal stretches, as a batch may be in the order of labels."""
+    starts = torch.arange(wanted + 1) * size // wanted
+    within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
+    return starts[:-1] + within.long()
+
+
+def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for source, parameter in zip(sources, parameters, strict=True):
+            parameter.copy_(source)

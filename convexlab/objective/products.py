@@ -1,0 +1,345 @@
+"""Products of the Hessian and of the Gauss-Newton matrix of a loss with vectors.
+
+Both are differentiated in reverse twice. All products of one Krylov run are taken at one point, so the gradient graph
+of a micro-batch is built once and kept, as many of them as the memory budget holds. The others are built again for
+every product, one at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from convexlab.linalg.operators import SymmetricOperator
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
+from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.objective.batched_loss import BatchedLoss, Point
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate
+
+__all__ = [
+    "Footprint",
+    "GaussNewtonOperator",
+    "GradientDifferences",
+    "HessianOperator",
+    "ObjectiveOperator",
+    "ResidualOperator",
+]
+
+Result = TypeVar("Result")
+
+# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
+# quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
+_MOVE = 2.0**-22
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of tensors that products take."""
+
+    graphs: int
+    """The gradient graphs that will be kept from one product to the next."""
+    kept: int
+    """Those of them that are kept now."""
+    product: int
+    """A product in addition: the graph that is not kept, temporaries, vectors."""
+
+
+class ObjectiveOperator(SymmetricOperator):
+    """A weighted mean over micro-batches of matrices that are known by products."""
+
+    _unit: Cost
+
+    def __init__(self, loss: BatchedLoss, *, keep_graphs: bool = True) -> None:
+        """Take the loss at its model's present parameters, of which a copy is kept."""
+        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
+        self._loss = loss
+        with torch.inference_mode(False):  # Copies made in inference mode can never be differentiated in.
+            point = loss.point()
+            self._point = replace(
+                point,
+                leaves=[leaf.detach().clone().requires_grad_() for leaf in point.leaves],
+                rest={name: tensor.clone() for name, tensor in point.rest.items()},
+                buffers={name: tensor.clone() for name, tensor in point.buffers.items()},
+            )
+        self._leaves = self._point.leaves
+        self._room: int | None = None if keep_graphs else 0
+        self._kept: list[Any] = []
+        self._complete = False
+        self._graph_bytes: int | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._loss.cost
+
+    def graph_bytes(self) -> int:
+        """Return the size of the first micro-batch's gradient graph; no other graph is taken to be larger.
+
+        The first call builds the graph, and keeps it for the products if the memory budget allows.
+        """
+        if self._graph_bytes is None:
+            with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
+                batch, weight = next(self._loss.parts())
+                linearised = self._linearise(batch)
+                self._graph_bytes = max(1, live.bytes)
+            if self._room is None:
+                room = room_for_graphs(self._loss.device, self._loss.memory_budget)
+                self._room = (room or 0) // self._graph_bytes
+            if self._room > 0:
+                self._keep(linearised, weight)
+        return self._graph_bytes
+
+    def graphs_to_come(self) -> int:
+        """Return at most how many bytes of graphs are still to be built and kept."""
+        graph_bytes = self.graph_bytes()
+        return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
+
+    def keep_at_most(self, graphs_to_come: int) -> None:
+        """Beside the graphs that are kept now, keep at most this many bytes of them."""
+        if graphs_to_come < self.graphs_to_come():
+            self._room = len(self._kept) + graphs_to_come // self.graph_bytes()
+
+    def footprint(self) -> Footprint:
+        """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
+        graph_bytes = self.graph_bytes()
+        sizes, share = _sizes(self._loss)
+        will_be_kept = sizes[: self._room]
+        product = _product_bytes(self._loss, share, lambda first: self._at(self._point, first))
+        if len(will_be_kept) == len(sizes):
+            product -= graph_bytes
+        return Footprint(
+            graphs=round(graph_bytes * sum(will_be_kept) / sizes[0]),
+            kept=graph_bytes * len(self._kept),
+            product=max(product, self._stand_in_bytes(share)),
+        )
+
+    def _stand_in_bytes(self, share: float) -> int:
+        """Return the size of a product that a Krylov run may make instead of this operator's own."""
+        return 0
+
+    def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
+        """Return A v for v (n,) again, with other rounding errors.
+
+        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
+        sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
+        softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
+        """
+        return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
+
+    def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
+        """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
+        try:
+            return make(accumulation_dtype(self.device))
+        except RuntimeError:  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
+            return make(self.dtype)
+
+    def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        leaves = []
+        for leaf in self._leaves:
+            signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
+            leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
+        other = self._at(replace(self._point, leaves=leaves), self._loss.in_dtype(dtype))
+        product = other.matvec(v)
+        self._loss.spend(other.cost)
+        return product
+
+    def _at(self, point: Point, loss: BatchedLoss) -> ObjectiveOperator:
+        """Return the same matrix of another loss and at another point, which keeps no graphs."""
+        other = copy.copy(self)
+        other._loss, other.dtype = loss, loss.dtype
+        other._point, other._leaves = point, point.leaves
+        other._room, other._kept, other._complete = 0, [], False
+        return other
+
+    def _linearise(self, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
+        """Return the product of what `_linearise` made, by default the graph of a gradient, with a vector."""
+        return differentiate(linearised, self._leaves, parts, retain_graph=True)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        start = time.perf_counter()
+        if self._room is None:
+            self.graph_bytes()
+        weights = 0.0
+        with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
+            columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
+            result = torch.zeros((len(columns), self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
+            for linearised, weight in self._linearised_parts():
+                for row, column in zip(result, columns, strict=True):
+                    row.add_(flatten(self._product(linearised, column)), alpha=weight)
+                weights += weight
+                del linearised  # It has to be gone before the next graph is built.
+        self._loss.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
+        return result.div_(weights).to(self.dtype).T
+
+    def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
+        yield from self._kept
+        if self._complete:
+            return
+        known, number = len(self._kept), 0
+        for number, (batch, weight) in enumerate(self._loss.parts(), start=1):
+            if number <= known:
+                continue
+            linearised = self._linearise(batch)
+            if len(self._kept) < (self._room or 0):
+                self._keep(linearised, weight)
+            yield linearised, weight
+            del linearised
+        self._complete = len(self._kept) == number
+
+    def _keep(self, linearised: Any, weight: float) -> None:
+        self._kept.append((linearised, weight))
+        if self.device.type == "cpu":
+            release_freed_memory()
+
+
+class HessianOperator(ObjectiveOperator):
+    """The Hessian of an objective at one point, by reverse mode over reverse mode (Pearlmutter 1994)."""
+
+    _unit = Cost(hessian_products=1)
+
+    def _linearise(self, batch: Any) -> list[Tensor]:
+        return differentiate([self._loss.batch_loss(self._point, batch)], self._leaves, create_graph=True)
+
+    def second_difference(self, v: Tensor) -> float:
+        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
+
+        It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
+        where the loss allows that; rounding is of order √ε L.
+        """
+        return self._precisely(lambda dtype: self._second_difference(dtype, v))
+
+    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
+        loss = self._loss.in_dtype(dtype)
+        step = torch.finfo(dtype).eps ** 0.25
+        leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
+        moves = unflatten(step * v.to(dtype), leaves)
+        below, here, above = (
+            loss.value_at(
+                replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
+            )
+            for side in (-1, 0, 1)
+        )
+        self._loss.spend(loss.cost)
+        return float((below - 2 * here + above) / step**2)
+
+    def differences(self) -> GradientDifferences:
+        """Return products by differences of gradients at the same point: cheaper, and less accurate."""
+        return GradientDifferences(self._loss, self._point)
+
+    def _stand_in_bytes(self, share: float) -> int:
+        return _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
+
+
+class GradientDifferences(SymmetricOperator):
+    """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
+
+    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
+    """
+
+    def __init__(self, loss: BatchedLoss, point: Point) -> None:
+        """Evaluate the gradient at the point."""
+        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
+        self.step = torch.finfo(loss.dtype).eps ** 0.5
+        """h for a vector of unit length; the error is least near √ε, the better the smoother the loss."""
+        self._loss = loss
+        self._point = point
+        self._gradient = loss.value_and_gradient_at(point)[1]
+
+    @property
+    def cost(self) -> Cost:
+        """What the objective has spent, on this operator and otherwise."""
+        return self._loss.cost
+
+    def footprint(self) -> Footprint:
+        """Return what products take, measured on a product with the first micro-batch alone."""
+        _, share = _sizes(self._loss)
+        product = _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
+        return Footprint(graphs=0, kept=0, product=product)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
+
+    def _difference(self, v: Tensor) -> Tensor:
+        scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
+        parts = unflatten(v * scale.to(v), self._point.leaves)
+        leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
+        gradient = self._loss.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
+        difference: Tensor = (gradient - self._gradient) / scale
+        return difference
+
+
+class GaussNewtonOperator(ObjectiveOperator):
+    """The generalised Gauss-Newton matrix JᵀH_LJ (Schraudolph 2002, doi 10.1162/08997660260028683).
+
+    J is the Jacobian of the model's output, H_L the Hessian of the criterion in the output. J v is the derivative of
+    Jᵀu in u (u is a dummy), so that only reverse mode is needed and the graph can be kept.
+    """
+
+    _unit = Cost(gauss_newton_products=1)
+
+    def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+        output = self._loss.batch_output(self._point, batch)
+        dummy = torch.zeros_like(output, requires_grad=True)
+        transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
+        at = output.detach().requires_grad_()
+        (slope,) = differentiate([self._loss.criterion(at, batch)], [at], create_graph=True)
+        return output, dummy, transposed, at, slope
+
+    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
+        output, dummy, transposed, at, slope = linearised
+        (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
+        (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
+        return differentiate([output], self._leaves, [curved], retain_graph=True)
+
+
+class ResidualOperator(ObjectiveOperator):
+    """What the Hessian has beyond the Gauss-Newton matrix: Σ_k (∂L/∂f_k) ∇²f_k (Schraudolph 2002).
+
+    It is the Hessian of uᵀf(θ), f the model's output, with the slope u = ∂L/∂f held fixed.
+    """
+
+    _unit = Cost(hessian_products=1)
+
+    def _linearise(self, batch: Any) -> list[Tensor]:
+        output = self._loss.batch_output(self._point, batch)
+        at = output.detach().requires_grad_()
+        slope = differentiate([self._loss.criterion(at, batch)], [at])
+        return differentiate([output], self._leaves, slope, create_graph=True)
+
+
+def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
+    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
+    with loss.evaluating():
+        parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
+    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
+
+
+def _batch_bytes(batch: Any) -> int:
+    """Return the bytes of the tensors in a batch; 1 if there are none."""
+    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
+
+
+def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
+    """Return the bytes that a product of the operator from ``make`` takes, for the first micro-batch alone.
+
+    It is charged as a ``share`` of a product with all micro-batches.
+    """
+    first = loss.of_first_part()
+    with LiveTensors() as live:
+        make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
+    loss.spend(replace(first.cost * share, seconds=first.cost.seconds))
+    peak: int = live.peak
+    return peak

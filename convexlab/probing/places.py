@@ -1,0 +1,76 @@
+"""Where checkpoints are, where their rows go, and what they are called there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from convexlab.checkpoints import CheckpointHeader
+from convexlab.errors import MisuseError
+from convexlab.problems import Setting
+from convexlab.runs import Run
+
+__all__ = ["Place", "epoch_of", "files_of", "names_of", "places_of", "target_of"]
+
+Place = str | os.PathLike[str] | Run
+"""Where checkpoints are: a run, its directory, or a checkpoint file."""
+
+
+def places_of(paths: Place | Sequence[Place]) -> list[Path]:
+    """Return one place or several as a list of paths."""
+    several = [paths] if isinstance(paths, str | os.PathLike | Run) else paths
+    return [place.path if isinstance(place, Run) else Path(place) for place in several]
+
+
+def files_of(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path]:
+    """Return the checkpoint files at these places: of a run directory all that are wanted, None being all.
+
+    Raises:
+        MisuseError: there is none, or a directory that is no run or one of several seeds.
+    """
+    files: list[Path] = []
+    for path in places:
+        files.extend(_of_run(path, wanted) if path.is_dir() else [path])
+    if not files:
+        raise MisuseError("nothing to probe: name a run directory or checkpoint files.")
+    return list(dict.fromkeys(files))
+
+
+def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
+    run = Run.open(path)
+    if any(member.path != run.path for member in run.members):
+        members = ", ".join(str(member.path) for member in run.members)
+        raise MisuseError(f"{str(path)!r} holds the runs of several seeds. Probe one of them: {members}.")
+    files = run.checkpoints
+    if not files:
+        raise MisuseError(f"run {str(path)!r} has no checkpoints yet.")
+    return [file for file in files if wanted is None or file in wanted]
+
+
+def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting, resume: bool) -> Run:
+    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
+    if out is None and len(places) == 1 and places[0].is_dir():
+        return Run(places[0])
+    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
+    if run.probe_path.exists() and not resume:
+        raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
+    return run
+
+
+def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
+    """Return what each row is known by: the file name of a run's own checkpoint, else the path as given.
+
+    Own are those of the one run that is probed, and of the run that takes the rows.
+    """
+    runs = [target.path, *(place for place in places[:1] if len(places) == 1 and place.is_dir())]
+    own = {(run / "checkpoints").resolve() for run in runs}
+    return [path.name if path.parent.resolve() in own else str(path) for path in files]
+
+
+def epoch_of(checkpoint: CheckpointHeader, position: int) -> int:
+    """Return the epoch that the checkpoint names, in its metadata or in its file name, or its place in the row."""
+    for text in (checkpoint.metadata.get("epoch", ""), checkpoint.path.stem.rpartition("-")[2]):
+        if text.isdecimal():
+            return int(text)
+    return position

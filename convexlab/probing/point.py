@@ -1,0 +1,175 @@
+"""Loss, gradient and curvature at one point."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convexlab.curvature.bounds import check_confidence
+from convexlab.curvature.density import density_of
+from convexlab.curvature.effort import Meter
+from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
+from convexlab.curvature.slices import check_points, extreme_slices
+from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
+from convexlab.errors import FailureError, MisuseError
+from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.linalg.vectors import dot, norm
+from convexlab.objective import Objective
+from convexlab.probing.fresh_examples import sampling_error
+from convexlab.probing.loss import ProbedLoss
+from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
+
+__all__ = ["ProbeOptions", "probe_objective", "probe_point"]
+
+# Both ends are bounded to this part of the range, even where the verdict is clear before.
+_TOLERANCE = 1e-2
+# Nodes with less weight than this are not seen in any picture.
+_NEGLIGIBLE_WEIGHT = 1e-12
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How a checkpoint is measured."""
+
+    floor: float = 1e-3
+    """Negative curvature below this fraction of the largest is not searched for."""
+    confidence: float = 0.999
+    """Of the bounds, over the random start."""
+    max_steps: int | None = None
+    """Products of the first Krylov run at most; None is what a verdict needs."""
+    density_probes: int = 2
+    """Krylov runs that the density, its negative mass and the trace are averaged over."""
+    density_steps: int = 32
+    """Products of each of these but the first."""
+    seed: int = 0
+    """Of the Krylov runs' starts."""
+    slice_points: int = 13
+    """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_confidence(self.confidence)
+        if self.density_probes < 1 or self.density_steps < 1:
+            raise MisuseError(
+                f"expected at least one density probe and step, got {self.density_probes!r} and {self.density_steps!r}."
+            )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
+        if self.slice_points:
+            check_points(self.slice_points)
+
+
+def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
+    """Measure loss, gradient and curvature at the model's present parameters.
+
+    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
+
+    Returns:
+        A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
+        where the loss, its gradient or a product with its Hessian is not finite.
+    """
+    objective = loss.objective
+    with Meter(objective) as meter:
+        point, verdict = _measured(objective, options, meter)
+        sampling = Sampling() if loss.problem is None else sampling_error(loss.problem, verdict)
+        slices = _slices(objective, verdict, point, options)
+        row = ProbedCheckpoint(
+            **vars(_charged(point, meter, verdict)),
+            **vars(sampling),
+            slices=slices,
+            examples=loss.examples,
+            train_size=loss.train_size,
+        )
+        return row, verdict
+
+
+def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[PointMeasurement, Verdict | None]:
+    """Measure an objective as `probe_point` does, without slices and fresh examples."""
+    with Meter(objective) as meter:
+        point, verdict = _measured(objective, options, meter)
+        return _charged(point, meter, verdict), verdict
+
+
+def _slices(
+    objective: Objective, verdict: Verdict | None, point: PointMeasurement, options: ProbeOptions
+) -> dict[str, LossSlice]:
+    if verdict is None or point.train_loss is None:
+        return {}
+    drawn = extreme_slices(objective, verdict, point.train_loss, options.slice_points)
+    slices = {end: LossSlice.along(end, point, np.array(s.steps), np.array(s.losses)) for end, s in drawn.items()}
+    return {end: line for end, line in slices.items() if line is not None}
+
+
+def _charged(point: PointMeasurement, meter: Meter, verdict: Verdict | None) -> PointMeasurement:
+    effort = meter.effort(products=verdict.effort.products if verdict else 0)
+    return replace(
+        point,
+        gradient_equivalents=effort.gradient_equivalents,
+        seconds=effort.seconds,
+        peak_memory=effort.peak_memory,
+    )
+
+
+def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[PointMeasurement, Verdict | None]:
+    value, gradient = objective.value_and_gradient()
+    gradient_norm = float(norm(gradient))
+    nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
+    if not (math.isfinite(value) and math.isfinite(gradient_norm)):
+        return nothing, None
+    try:
+        return _curvature(objective, value, gradient, options, meter)
+    except FailureError as error:
+        return replace(nothing, failure=str(error)), None
+
+
+def _curvature(
+    objective: Objective, value: float, gradient: Tensor, options: ProbeOptions, meter: Meter
+) -> tuple[PointMeasurement, Verdict]:
+    operator = objective.hessian()
+    generator = torch.Generator().manual_seed(options.seed)
+    steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
+    first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
+    verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
+    others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
+    density = density_of(itertools.chain([first], others), meter)
+    trace, trace_error = density.moment(1)
+    # What is nearer to zero than the verdict looks, the density does not resolve either.
+    mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))
+    visible = density.weights > _NEGLIGIBLE_WEIGHT
+    ends = verdict.extremes
+    point = PointMeasurement(
+        train_loss=value,
+        gradient_norm=float(norm(gradient)),
+        gradient_curvature=_along(gradient, operator),
+        smallest=ends.smallest,
+        smallest_lower_bound=ends.smallest_lower_bound,
+        smallest_residual=ends.smallest_residual,
+        smallest_slope=float(dot(gradient, ends.smallest_vector)),
+        largest=ends.largest,
+        largest_residual=ends.largest_residual,
+        largest_slope=float(dot(gradient, ends.largest_vector)),
+        negative_mass=mass,
+        negative_mass_standard_error=mass_error,
+        trace=trace,
+        trace_standard_error=trace_error,
+        second_difference=verdict.second_difference,
+        verdict=verdict.kind,
+        rounding_floor=verdict.rounding_floor,
+        confidence=options.confidence,
+        floor=options.floor,
+        steps=verdict.steps,
+        nodes=density.nodes[visible].numpy(),
+        weights=density.weights[visible].numpy(),
+    )
+    return point, verdict
+
+
+def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:
+    """Return gᵀHg / gᵀg; None where the gradient is zero."""
+    square = float(dot(gradient, gradient))
+    return float(dot(gradient, operator.matvec(gradient))) / square if square else None

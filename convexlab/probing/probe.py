@@ -1,0 +1,322 @@
+"""Curvature along a row of checkpoints: those of a run, or any others with a model, a data set and a loss."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convexlab.checkpoints import (
+    CheckpointHeader,
+    check_fit,
+    load_weights,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
+from convexlab.curvature.verdict import Verdict
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.probing.loss import ProbedLoss, build_probed_loss
+from convexlab.probing.path import TrainingPath
+from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
+from convexlab.probing.point import ProbeOptions, probe_point
+from convexlab.problems import Problem, Setting, setting_of
+from convexlab.problems.objectives import Factory
+from convexlab.progress import Listener, Progress, silent
+from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.plane import read_plane
+from convexlab.runs.rows import ProbedCheckpoint
+
+__all__ = ["Probe", "probe"]
+
+# Of what the rows of a probe cost, what the plane of the training path may cost on top.
+_PLANE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The curvature of a row of checkpoints."""
+
+    run: Run
+    """Where the rows are stored."""
+    rows: list[Row]
+    """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
+
+    @property
+    def checkpoints(self) -> list[ProbedCheckpoint]:
+        """The same with attributes."""
+        return [ProbedCheckpoint.from_row(row) for row in self.rows]
+
+
+def probe(
+    paths: Place | Sequence[Place],
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    loss: str | None = None,
+    objective: str | Factory | Problem | Objective | None = None,
+    train_size: int | None = None,
+    probe_size: int | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    confidence: float = 0.999,
+    max_steps: int | None = None,
+    density_probes: int = 2,
+    density_steps: int = 32,
+    slice_points: int = 13,
+    plane_points: int = 13,
+    checkpoints: Sequence[Path] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Listener = silent,
+) -> Probe:
+    """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
+
+    Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
+    see `Sampling` in the rows. The loss itself is evaluated along them (``slices`` in
+    the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
+
+    Args:
+        paths: run directories, checkpoint files, or a mix; one or several.
+        model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
+            ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
+        dataset: see ``model``.
+        loss: see ``model``.
+        objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
+            `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
+            of fresh examples.
+        train_size: see ``model``.
+        probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
+            rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
+        seed: of the training subset and the sample; see ``model``. The Krylov runs start from a fixed seed of their
+            own.
+        dtype: see ``model``.
+        device: where to compute.
+        confidence: of the bounds, over the random start.
+        max_steps: products of the first Krylov run at most; None is what a verdict needs.
+        density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
+        density_steps: products of each of these but the first.
+        slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
+        plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
+        checkpoints: of a run directory's checkpoints, only these; the path goes through all.
+        out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
+        resume: keep the rows that ``out`` has already.
+        progress: told where the work stands.
+
+    Raises:
+        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
+    """
+    options = ProbeOptions(
+        confidence=confidence,
+        max_steps=max_steps,
+        density_probes=density_probes,
+        density_steps=density_steps,
+        slice_points=slice_points,
+    )
+    if plane_points and plane_points < 3:
+        raise MisuseError(f"expected plane_points of at least 3, or 0 for no plane, got {plane_points!r}.")
+    places = places_of(paths)
+    overrides = {
+        "model": model,
+        "dataset": dataset,
+        "loss": loss,
+        "objective": objective,
+        "train_size": train_size,
+        "probe_size": probe_size,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    headers = _read(places, checkpoints)
+    plan = _decide(headers, places, overrides, out=out, resume=resume, with_plane=bool(plane_points), device=device)
+    for done, item in enumerate(plan.missing):
+        progress(Progress("probe", done, len(plan.missing), item.name))
+        plan.rows.write(_measure(item, plan.losses[item.setting], options, plan.target))
+    progress(Progress("probe", len(plan.missing), len(plan.missing)))
+    result = Probe(plan.target, _Rows(plan.target, keep=True).of(item.name for item in plan.items))
+    if plan.path is not None:
+        _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
+    return result
+
+
+class _Rows:
+    """The rows of ``probe.jsonl``, by epoch: those that are kept, as they were stored, and new ones."""
+
+    def __init__(self, run: Run, *, keep: bool) -> None:
+        """Read the file; without ``keep`` the rows in it will be replaced."""
+        self._path = run.probe_path
+        self._rows: dict[str, tuple[ProbedCheckpoint, Row]] = {}
+        for row in run.probe if keep else ():
+            checkpoint = ProbedCheckpoint.from_row(row)
+            self._rows[checkpoint.checkpoint] = checkpoint, row
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def of(self, names: Iterable[str]) -> list[Row]:
+        """Return rows in the order of their names."""
+        return [self._rows[name][1] for name in names]
+
+    def write(self, row: ProbedCheckpoint) -> None:
+        """Add a row, and write the file."""
+        self._rows[row.checkpoint] = row, row.as_row()
+        ordered = sorted(self._rows.values(), key=lambda item: _place_of(item[0]))
+        write_json_lines(self._path, [stored for _, stored in ordered])
+
+
+def _place_of(row: ProbedCheckpoint) -> tuple[float, str]:
+    return math.inf if row.epoch is None else row.epoch, row.checkpoint
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """What is known of the checkpoints before any is loaded."""
+
+    every: dict[Path, CheckpointHeader]
+    wanted: list[CheckpointHeader]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A checkpoint to be probed."""
+
+    name: str
+    epoch: int
+    header: CheckpointHeader
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured, with what, and where it goes."""
+
+    target: Run
+    items: list[_Item]
+    missing: list[_Item]
+    """Of these, those without a row."""
+    rows: _Rows
+    losses: dict[Setting, ProbedLoss]
+    """For those that are missing."""
+    path: TrainingPath | None
+    """None where no plane is measured."""
+    plane_key: str | None
+    """Of the plane that is kept."""
+
+
+def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
+    every = {file: read_header(file) for file in files_of(places, None)}
+    return _Headers(every, [every[file] for file in files_of(places, wanted)])
+
+
+def _decide(
+    headers: _Headers,
+    places: Sequence[Path],
+    overrides: Mapping[str, Any],
+    *,
+    out: str | Path | None,
+    resume: bool,
+    with_plane: bool,
+    device: str,
+) -> _Plan:
+    """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
+    settings = [setting_of(header, overrides) for header in headers.wanted]
+    target = target_of(places, out, settings[0], resume)
+    names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
+    items = [
+        _Item(names[header.path], epoch_of(header, position), header, setting)
+        for position, (header, setting) in enumerate(zip(headers.wanted, settings, strict=True))
+    ]
+    rows = _Rows(target, keep=resume)
+    missing = [item for item in items if item.name not in rows]
+    path = _path(headers.every, names, overrides) if with_plane else None
+    plane = read_plane(target.landscape_path) if resume and path else None
+    losses = _losses(missing, device)
+    if path and path.setting in losses:
+        for header in headers.every.values():
+            check_fit(losses[path.setting].objective.model, header)
+    if missing and not target.config_path.exists():
+        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
+    return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
+
+
+def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
+    """Return the loss of every setting.
+
+    Raises:
+        MisuseError: a setting that cannot be put together, or a checkpoint that does not fit its model.
+    """
+    losses: dict[Setting, ProbedLoss] = {}
+    for item in items:
+        if item.setting not in losses:
+            losses[item.setting] = build_probed_loss(item.setting, device)
+        check_fit(losses[item.setting].objective.model, item.header)
+    return losses
+
+
+def _path(
+    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], overrides: Mapping[str, Any]
+) -> TrainingPath | None:
+    """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
+    epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
+    settings = {setting_of(header, overrides) for header in headers.values()}
+    if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+        return None
+    order = sorted(zip(epochs, headers, strict=True))
+    return TrainingPath(
+        setting=settings.pop(),
+        epochs=[epoch for epoch, _ in order],
+        names=[names[file] for _, file in order],
+        files=[file for _, file in order],
+    )
+
+
+def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
+    """Return the row of a checkpoint, which is loaded now; its witness is written."""
+    load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    row, verdict = probe_point(loss, options)
+    return replace(
+        row,
+        checkpoint=item.name,
+        epoch=item.epoch,
+        phase=item.header.metadata.get("phase", ""),
+        witness=_save_witness(target, item.name, loss.objective, verdict),
+    )
+
+
+def _write_plane(
+    plan: _Plan,
+    path: TrainingPath,
+    checkpoints: Sequence[ProbedCheckpoint],
+    points: int,
+    device: str,
+    progress: Listener,
+) -> None:
+    """Measure the loss on the plane of the path, unless it is that of the plane there is."""
+    budget = _PLANE_SHARE * sum(checkpoint.gradient_equivalents or 0.0 for checkpoint in checkpoints)
+    key = path.key(points, budget)
+    if key == plan.plane_key:
+        return
+    loss = plan.losses.get(path.setting) or build_probed_loss(path.setting, device)
+    plane = path.measure(loss, plan.target.path, key=key, points=points, budget=budget, progress=progress)
+    if plane is not None:
+        write_json(plan.target.landscape_path, plane.as_row())
+
+
+def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict | None) -> str | None:
+    """Store the direction of negative curvature, so that anyone can check it; return its path in the run."""
+    if verdict is None or verdict.witness is None:
+        return None
+    # Two paths may end in the same file name; the checksum tells them apart.
+    stem = Path(name).stem if Path(name).name == name else f"{Path(name).stem}-{zlib.crc32(name.encode()):08x}"
+    path = target.path / "witnesses" / f"{stem}.safetensors"
+    described = {
+        "curvature": repr(verdict.curvature),
+        "rounding_floor": repr(verdict.rounding_floor),
+        "parameters": ",".join(objective.parameter_names),
+    }
+    write_checkpoint(path, {"witness": verdict.witness}, described)
+    return str(path.relative_to(target.path))

@@ -1,0 +1,135 @@
+"""What a checkpoint is evaluated with: what it says of itself, and what is asked for instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convexlab.checkpoints import Checkpoint, CheckpointHeader
+from convexlab.errors import MisuseError
+from convexlab.objective import Objective
+from convexlab.problems.images import build_problem
+from convexlab.problems.objectives import Factory, build_objective
+from convexlab.problems.problem import Problem
+from convexlab.runs import Row
+
+__all__ = ["Setting", "setting_of"]
+
+_NAMES = ("model", "dataset", "loss")
+_KEYS = ("objective", *_NAMES, "train_size", "probe_size", "seed", "dtype")
+# Options that have no meaning where an objective is named.
+_OF_NAMES = (*_NAMES, "probe_size")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An objective, or a model, a data set and a loss; by name, or an objective at hand."""
+
+    objective: str | Factory | Problem | Objective | None
+    model: str
+    dataset: str
+    loss: str
+    train_size: int | None
+    probe_size: int | None
+    seed: int
+    dtype: str | None
+    """None is float32, or what the objective's factory chose."""
+    batch_size: int | None = None
+    """Adam's, for training; None is the problem's default."""
+
+    def build(self, device: str) -> Problem:
+        """Put it together, with fresh weights.
+
+        Raises:
+            MisuseError: an unknown name, or parts that do not fit each other.
+        """
+        common: dict[str, Any] = {
+            "train_size": self.train_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "device": device,
+        }
+        if self.objective is not None:
+            return build_objective(self.objective, dtype=self.dtype, **common)
+        dtype = self.dtype or "float32"
+        return build_problem(self.model, self.dataset, self.loss, probe_size=self.probe_size, dtype=dtype, **common)
+
+    @property
+    def names(self) -> Row:
+        """What it was asked for by, for ``config.json`` and the metadata of checkpoints; none of an object at hand."""
+        if self.objective is not None:
+            return {"objective": self.objective} if isinstance(self.objective, str) else {}
+        return {name: getattr(self, name) for name in _NAMES}
+
+    @property
+    def label(self) -> str:
+        """A word for the name of a probe's folder, never a path: that would lead elsewhere."""
+        if self.objective is None:
+            return Path(self.model.rpartition(":")[2]).name
+        name = self.objective if isinstance(self.objective, str) else type(self.objective).__name__.lower()
+        return Path(name.rpartition(":")[2]).name
+
+    @property
+    def run_label(self) -> str:
+        """Likewise of a training run: data set and model, or the objective."""
+        if self.objective is not None:
+            return self.label
+        return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
+
+
+def setting_of(checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any]) -> Setting:
+    """Return what a checkpoint says of itself, overridden by what is not None.
+
+    Raises:
+        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, or the metadata are
+            damaged.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)
+    merged |= given
+    if "objective" not in merged:
+        _require_names(checkpoint, merged)
+    try:
+        train_size, probe_size = (int(merged[key]) if key in merged else None for key in ("train_size", "probe_size"))
+        seed = int(merged.get("seed", 0))
+    except ValueError as error:
+        raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
+    model, dataset, loss = (merged.get(name, "") for name in _NAMES)
+    return Setting(
+        merged.get("objective"), model, dataset, loss, train_size, probe_size, seed=seed, dtype=merged.get("dtype")
+    )
+
+
+def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of itself that what was given instead leaves true.
+
+    Raises:
+        MisuseError: what was given contradicts itself.
+    """
+    named = [name for name in _OF_NAMES if name in given]
+    dropped: set[str] = set()
+    if "objective" in given:
+        if named:
+            raise MisuseError(
+                f"an objective comes with its model, data and loss: expected no --{named[0].replace('_', '-')} beside "
+                f"--objective {given['objective']}. Leave one of them out."
+            )
+        dropped |= {*_OF_NAMES, "train_size", "seed"} if given["objective"] != stored.get("objective") else set()
+    elif any(name in given for name in _NAMES):
+        dropped.add("objective")
+    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
+        dropped |= {"train_size", "probe_size", "seed"}  # The subset was taken of another data set.
+    if "train_size" in given:
+        dropped.add("probe_size")  # Whoever names the training set means all of it.
+    return {key: value for key, value in stored.items() if key not in dropped}
+
+
+def _require_names(checkpoint: Checkpoint | CheckpointHeader, merged: Mapping[str, Any]) -> None:
+    for name in _NAMES:
+        if name not in merged:
+            raise MisuseError(
+                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}, or "
+                "a loss of another kind, such as a physics-informed network's, by --objective."
+            )

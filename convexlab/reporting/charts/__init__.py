@@ -1,0 +1,1 @@
+"""Charts as SVG, each with what it shows in words."""

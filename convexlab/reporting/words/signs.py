@@ -1,0 +1,131 @@
+"""Four signs of a change in curvature, where each stood along training, and which claim each supports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.words.run import place
+from convexlab.runs.rows import Curve, ProbedCheckpoint
+from convexlab.wording.numbers import count, number, signed
+
+__all__ = ["Peak", "Signal", "later_peak", "signals"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A rise of the gradient norm after a fall."""
+
+    index: int
+    """Row of the curve."""
+    rise: float
+    """Norm there over the smallest norm before it."""
+
+
+def later_peak(norm: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Peak | None:
+    """Return where the norm stood highest above its own past minimum, or None when it never rose.
+
+    Unlike the largest norm it does not see the fall from a random head, which starts high; it is free of scale.
+    """
+    usable = np.flatnonzero(np.isfinite(norm) & (norm > 0))
+    if usable.size < 2:
+        return None
+    values = norm[usable]
+    rise = values / np.minimum.accumulate(values)
+    top = int(np.argmax(rise))
+    return Peak(int(usable[top]), float(rise[top])) if rise[top] > 1 else None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One line of the table of signs."""
+
+    name: str
+    observed: str
+    supports: str
+
+
+def signals(facts: RunFacts) -> list[Signal]:
+    """Return what the run shows of each sign; signs that were not measured are left out."""
+    shown = []
+    if facts.curve is not None and np.isfinite(facts.curve.norm).any():
+        shown.append(_norm_signal(facts.curve))
+    rows: list[tuple[str, Callable[[Sequence[ProbedCheckpoint]], str], str]] = [
+        (
+            "Curvature along the gradient, gᵀHg / gᵀg",
+            _gradient_curvature,
+            "One direction of many: negative proves non-convex there, positive proves nothing about the rest.",
+        ),
+        (
+            "Smallest eigenvalue",
+            _smallest,
+            "Found negative: non-convex there, and the direction is saved. Not found: only what its lower bound says.",
+        ),
+        (
+            "Negative spectral mass",
+            _negative_mass,
+            "How much of the spectrum lies below zero by more than the verdict's floor, estimated; "
+            "one small negative eigenvalue may escape it.",
+        ),
+    ]
+    for name, observe, supports in rows:
+        text = observe(facts.probe)
+        if text:
+            shown.append(Signal(name, text, supports))
+    return shown
+
+
+def _norm_signal(curve: Curve) -> Signal:
+    largest = int(np.nanargmax(curve.norm))
+    observed = f"Largest at epoch {count(curve.epoch[largest])} ({number(curve.norm[largest])})."
+    peak = later_peak(curve.norm)
+    if peak is not None and peak.index != largest:
+        observed += (
+            f" Highest rise after a fall: {number(peak.rise, 2)} times, "
+            f"to {number(curve.norm[peak.index])} at epoch {count(curve.epoch[peak.index])}."
+        )
+    return Signal(
+        "Peak of the gradient norm",
+        observed,
+        "Under gradient flow, that curvature along the gradient changed sign: needed for convexity, not enough. "
+        "Under Adam or mini-batches not even that.",
+    )
+
+
+def _gradient_curvature(probe: Sequence[ProbedCheckpoint]) -> str:
+    known = [checkpoint for checkpoint in probe if checkpoint.gradient_curvature is not None]
+    if not known:
+        return ""
+    negative = [c for c in known if (c.gradient_curvature or 0.0) < -c.rounding_floor]
+    last = known[-1]
+    end = f"{signed(last.gradient_curvature, last.rounding_floor)} at the last, {place(last)}."
+    if not negative:
+        return f"Negative at none of {len(known)} checkpoints; {end}"
+    return f"Negative at {len(negative)} of {len(known)} checkpoints, last at {place(negative[-1])}; {end}"
+
+
+def _smallest(probe: Sequence[ProbedCheckpoint]) -> str:
+    known = [checkpoint for checkpoint in probe if checkpoint.smallest is not None]
+    if not known:
+        return ""
+    negative = [c for c in known if (c.smallest or 0.0) < -c.rounding_floor]
+    if not negative:
+        return f"Negative at none of {len(known)} checkpoints."
+    lowest = min(negative, key=lambda c: c.smallest or 0.0)
+    return (
+        f"Negative at {len(negative)} of {len(known)} checkpoints, last at {place(negative[-1])}; "
+        f"lowest {number(lowest.smallest)} at {place(lowest)}."
+    )
+
+
+def _negative_mass(probe: Sequence[ProbedCheckpoint]) -> str:
+    known = [checkpoint for checkpoint in probe if checkpoint.negative_mass is not None]
+    if not known:
+        return ""
+    first, last = known[0], known[-1]
+    if first is last:
+        return f"{number(first.negative_mass)} at {place(first)}."
+    return f"From {number(first.negative_mass)} at {place(first)} to {number(last.negative_mass)} at {place(last)}."

@@ -1,0 +1,128 @@
+"""The run directory on disk.
+
+Layout (fixed)::
+
+    RUN/config.json  metrics.jsonl  summary.json  report.html  probe.jsonl  landscape.json  oracle.jsonl
+    RUN/checkpoints/epoch-00000.safetensors ...
+
+Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from convexlab.errors import MisuseError
+from convexlab.runs.files import Row, read_json, read_json_lines
+
+__all__ = ["Run"]
+
+
+class Run:
+    """A run directory; every property reads the disk afresh.
+
+    A run over several seeds is a directory of such directories: ``members`` lists them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the directory; nothing is read yet."""
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Return the run at ``path``.
+
+        Raises:
+            MisuseError: there is no run directory.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise MisuseError(
+                f"{str(run.path)!r} is not a run directory: expected it to hold config.json, "
+                "as written by `convexlab train two-phase`."
+            )
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """Where the settings are."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the loss and the gradient norm of every epoch are."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_path(self) -> Path:
+        """Where the result is."""
+        return self.path / "summary.json"
+
+    @property
+    def probe_path(self) -> Path:
+        """Where the curvature of every probed checkpoint is."""
+        return self.path / "probe.jsonl"
+
+    @property
+    def landscape_path(self) -> Path:
+        """Where the loss on the plane of the training path is."""
+        return self.path / "landscape.json"
+
+    @property
+    def oracle_path(self) -> Path:
+        """Where the outcome of every switch is that the oracle tried."""
+        return self.path / "oracle.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the page for people is."""
+        return self.path / "report.html"
+
+    @property
+    def config(self) -> Row:
+        """The settings."""
+        return read_json(self.config_path)
+
+    @property
+    def summary(self) -> Row | None:
+        """The result, or None while the run is not finished."""
+        return read_json(self.summary_path) if self.summary_path.is_file() else None
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One row an epoch and run, in the order of writing."""
+        return list(read_json_lines(self.metrics_path))
+
+    @property
+    def probe(self) -> list[Row]:
+        """One row a probed checkpoint."""
+        return list(read_json_lines(self.probe_path))
+
+    @property
+    def oracle(self) -> list[Row]:
+        """One row a switch that the oracle tried, by epoch."""
+        return list(read_json_lines(self.oracle_path))
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The two-phase run's checkpoints, by epoch."""
+        return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"), key=_numeric)
+
+    def checkpoint_path(self, epoch: int) -> Path:
+        """Where the checkpoint after ``epoch`` epochs is, or would be."""
+        return self.path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+
+    @property
+    def members(self) -> list[Run]:
+        """The single-seed runs: itself, or its sub-directories when it spans several seeds."""
+        folders = (path.parent for path in self.path.glob("seed-*/config.json"))
+        return [Run(folder) for folder in sorted(folders, key=_numeric)] or [self]
+
+
+def _numeric(path: Path) -> tuple[int, str]:
+    """Order names by the number that they end in, also where it has more digits than the others."""
+    return len(path.name), path.name

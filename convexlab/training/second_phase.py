@@ -1,0 +1,224 @@
+"""The second phase a step at a time, from where Adam stands: the one budget arithmetic, and when it is given up.
+
+The trainer, its oracle, the studies and the benchmarks all step a second phase here, so that what one of them measures
+is what the others do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from convexlab.linalg.vectors import norm
+from convexlab.objective import Objective
+from convexlab.optim import ProgressiveLBFGS
+from convexlab.training.phases import PhaseTwo
+
+__all__ = ["Resort", "Step", "second_phase"]
+
+# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps that together
+# lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
+_FAILED_STEPS = 2
+_STALL_STEPS, _STALL_SHARE = 50, 1e-3
+_RISE_STEPS = 10
+
+# Gradient equivalents. Thirds do not add up to whole numbers exactly.
+_GRADIENT, _VALUE, _ROUNDING = 1.0, 1 / 3, 1e-9
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the second phase led to; of a phase on samples, the steps that one gradient equivalent pays."""
+
+    cost: float
+    """Gradient equivalents of this step."""
+    seconds: float
+    """Of this step, without what is measured for the record."""
+    loss: float
+    """Over the whole training set, where the step ended."""
+    gradient_norm: float
+    """Likewise."""
+    failed: str | None
+    """None, or why the weights stand where they stood."""
+    given_up: str | None
+    """None, or why the second phase ends here though the budget is not spent."""
+
+
+class Resort:
+    """What speaks against going on with a second phase, step after step.
+
+    Args:
+        best_loss: the lowest training loss before the second phase.
+        largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none.
+        state: of `state_dict`, to go on from.
+    """
+
+    def __init__(self, best_loss: float, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> None:
+        """See the class."""
+        state = state or {}
+        self._largest_norm = largest_norm
+        self._failures = int(state.get("failures", 0))
+        self._risen = int(state.get("risen", 0))
+        self._best_losses = [float(loss) for loss in state.get("best_losses", [])]
+        self._best_loss = min([best_loss, *self._best_losses])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return numbers from which it goes on."""
+        return {"failures": self._failures, "risen": self._risen, "best_losses": list(self._best_losses)}
+
+    def against(self, loss: float, gradient_norm: float, failed: str | None) -> str | None:
+        """Take in where a step has ended, and return why to go back to Adam, or None."""
+        # A search that the budget cut short has not failed for good.
+        self._failures = self._failures + 1 if failed else 0
+        self._best_loss = min(self._best_loss, loss) if math.isfinite(loss) else self._best_loss
+        self._best_losses = [*self._best_losses, self._best_loss][-_STALL_STEPS - 1 :]
+        above = self._largest_norm is not None and gradient_norm > self._largest_norm
+        self._risen = self._risen + 1 if above else 0
+        if self._failures >= _FAILED_STEPS:
+            return failed
+        if self._risen >= _RISE_STEPS:
+            return (
+                f"the gradient norm has been above Adam's largest, {self._largest_norm:.3g}, for {_RISE_STEPS} steps: "
+                "the peak before the switch was not the only one"
+            )
+        before, now = self._best_losses[0], self._best_losses[-1]
+        if len(self._best_losses) > _STALL_STEPS and before - now < _STALL_SHARE * before:
+            return f"{_STALL_STEPS} steps have lowered the loss by less than {_STALL_SHARE:.1%}"
+        return None
+
+
+class _BudgetSpentError(Exception):
+    """Ends a step from within its closure."""
+
+
+class _Purse:
+    """Gradient equivalents: what a step costs, and what is left for it and those after it."""
+
+    def __init__(self, budget: float) -> None:
+        self.left = budget
+        self.cost = 0.0
+        """Of the step, counted from zero: the same bits after a resume."""
+
+    def pay(self, price: float) -> None:
+        """Pay for an evaluation, or end the step."""
+        if self.cost + price > self.left + _ROUNDING:
+            raise _BudgetSpentError
+        self.cost += price
+
+    def next_step(self) -> None:
+        """Close the account of the step."""
+        self.left -= self.cost
+        self.cost = 0.0
+
+
+def second_phase(
+    optimizer: Any,
+    phase: PhaseTwo,
+    objective: Objective,
+    resort: Resort,
+    *,
+    budget: float = math.inf,
+    closure: Callable[..., Tensor] | None = None,
+    examples: int | None = None,
+    measure: Callable[[], tuple[float, float]] | None = None,
+) -> Iterator[Step]:
+    """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
+
+    A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
+    that. No step is begun without what one evaluation of its search costs, and the gradient that opens it where the
+    step before has not left one. None takes more than is left: searches are told how many evaluations they may make,
+    and an optimiser that does not listen is interrupted.
+
+    Args:
+        optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
+        phase: the second phase.
+        objective: the training loss.
+        resort: says when to give up; it is told of every step.
+        budget: gradient equivalents.
+        closure: evaluates at the model's present parameters; None is the objective's. Of a phase on samples it takes
+            the rows of the examples.
+        examples: of the training set, for a phase on samples.
+        measure: returns loss and gradient norm where the model stands, for the record: not charged, and asked only
+            where the optimiser does not know them. None asks the objective.
+
+    Yields:
+        Every step; the last one says why, if it ends before the budget does.
+    """
+    evaluate: Callable[..., Tensor] = closure or objective.closure
+    purse = _Purse(budget)
+
+    def charged(*, backward: bool = True) -> Tensor:
+        purse.pay(_GRADIENT if backward else _VALUE)
+        return evaluate(backward=backward)
+
+    def charged_rows(rows: Tensor) -> Tensor:
+        assert examples is not None
+        purse.pay(len(rows) / examples)
+        return evaluate(rows)
+
+    while True:
+        opening = 0.0 if _known(optimizer) else _GRADIENT
+        if purse.left + _ROUNDING < opening + phase.search_cost:
+            return
+        begin, failed = time.perf_counter(), None
+        try:
+            if phase.sampled:
+                assert examples is not None
+                failed = _steps_on_samples(optimizer, charged_rows, examples, purse)
+            else:
+                _limit(optimizer, (purse.left - opening) / phase.search_cost)
+                optimizer.step(charged)
+                failed = _failure(optimizer)
+        except _BudgetSpentError:
+            pass  # Only a peer that does not read its limit comes here.
+        seconds = time.perf_counter() - begin
+        if purse.cost == 0.0 and failed is None:
+            return  # Nothing that is left pays for a step.
+        loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
+        given_up = resort.against(loss, gradient_norm, failed)
+        yield Step(purse.cost, seconds, loss, gradient_norm, failed, given_up)
+        if given_up is not None:
+            return
+        purse.next_step()
+
+
+def _steps_on_samples(
+    optimizer: ProgressiveLBFGS, closure: Callable[[Tensor], Tensor], examples: int, purse: _Purse
+) -> str | None:
+    """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None."""
+    failed = None
+    while failed is None and purse.cost < _GRADIENT - _ROUNDING:
+        # What the sample has grown by since the last step costs less than one evaluation of it.
+        affordable = (purse.left - purse.cost) * examples / optimizer.sample_size - 1.0
+        if affordable < 1.0 - _ROUNDING:
+            break
+        _limit(optimizer, affordable)
+        optimizer.step(closure)
+        failed = _failure(optimizer)
+    return failed
+
+
+def _limit(optimizer: Any, evaluations: float) -> None:
+    """Tell ours how many evaluations its next search may make; torch's does not read it."""
+    limit = None if evaluations == math.inf else max(1, int(evaluations + _ROUNDING))
+    optimizer.param_groups[0]["max_evaluations"] = limit
+
+
+def _known(optimizer: Any) -> tuple[float, float] | None:
+    """Return loss and gradient norm where the optimiser stands, if it has evaluated both there."""
+    return getattr(optimizer, "known", None)  # Which only ours have.
+
+
+def _failure(optimizer: Any) -> str | None:
+    report = getattr(optimizer, "report", None)  # Which only ours write.
+    return None if report is None else report.failed
+
+
+def _measured(objective: Objective) -> tuple[float, float]:
+    loss, gradient = objective.value_and_gradient()
+    return loss, float(norm(gradient))

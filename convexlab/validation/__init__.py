@@ -1,1 +1,0 @@
-"""Detectors and hypothesis against the truth: what curvature did, and what every switch would have led to."""
