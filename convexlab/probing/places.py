@@ -59,7 +59,7 @@ def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting, 
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
-    """Return what each row is known by: the file name of a run's own checkpoint, else the path as given.
+    """Return what each row is known by: the file name of a run's own checkpoint, or the path as given.
 
     Own are those of the one run that is probed, and of the run that takes the rows.
     """

@@ -65,7 +65,7 @@ def measure_plane(
         budget: gradient equivalents.
         points: of the grid along the first direction; there are as many as that, or fewer, along the second.
         key: see `PathPlane`.
-        progress: told after each row of the grid.
+        progress: called after each row of the grid.
 
     Returns:
         None where the checkpoints lie on one line: fewer than three that differ do.
@@ -95,7 +95,7 @@ def measure_plane(
         losses=losses,
         examples=examples,
         train_size=train_size,
-        # As charged, but for the rounding of what was spent before.
+        # What was charged, without the rounding that adding it to earlier costs brings.
         gradient_equivalents=_VALUE * len(columns) * len(rows) * sample.share,
         seconds=time.perf_counter() - begin,
     )
@@ -116,8 +116,8 @@ def _losses(
     rows = []
     for done, height in enumerate(y, start=1):
         begin = start + height * up
-        found = losses_at(objective, (begin + step * right for step in x))
-        rows.append(tuple(torch.where(found.isfinite(), found, math.nan).tolist()))
+        losses = losses_at(objective, (begin + step * right for step in x))
+        rows.append(tuple(torch.where(losses.isfinite(), losses, math.nan).tolist()))
         progress(done, len(y))
     return tuple(rows)
 

@@ -78,8 +78,8 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `Sampling` in the rows. The loss itself is evaluated along them (``slices`` in
-    the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
+    see `Sampling`. The loss itself is evaluated along them, and on the plane that holds most of the path through all
+    checkpoints of one training: ``landscape.json``. One checkpoint is in memory at a time.
 
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
@@ -106,7 +106,7 @@ def probe(
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
         resume: keep the rows that ``out`` has already.
-        progress: told where the work stands.
+        progress: called with where the work stands.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
