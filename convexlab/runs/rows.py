@@ -68,7 +68,15 @@ class Curve:
         others = dict.fromkeys(name for row in rows for name in row if name not in keys)
         columns = {name: np.array([_nan(number_of(row, name)) for row in rows]) for name in (*keys, *others)}
         measures = {name: columns[name] for name in others if np.isfinite(columns[name]).any()}
-        return cls(tuple(text_of(row, "phase") for row in rows), *(columns[name] for name in keys), measures)
+        return cls(
+            phases=tuple(text_of(row, "phase") for row in rows),
+            epoch=columns["epoch"],
+            cost=columns["gradient_equivalents"],
+            seconds=columns["seconds"],
+            loss=columns["train_loss"],
+            norm=columns["gradient_norm"],
+            measures=measures,
+        )
 
     def segments(self) -> Iterator[tuple[str, slice]]:
         """Yield each phase and its rows, the last row before it included so that the drawn line is unbroken."""
