@@ -22,16 +22,16 @@ import torch
 from paper.pages.detectors import validation_study
 from paper.processes import side_by_side
 from paper.records import stored
-from paper.rules import CANDIDATES, Candidate
+from paper.rules import RULES, Rule
 from paper.table import FULL_SIZES, MODELS, source
 from paper.validated_run import Plan, decided, validate_run
 
+from convexlab.problems import Problem, build_problem, friedman, physics_informed
 from convexlab.problems.physics_informed import burgers, convection
-from convexlab.problems.tasks import Task, images, physics, regression
 from convexlab.reporting import write_study
 from convexlab.runs import Row, write_json
 
-PERCEPTRON = "convexlab.problems.tasks:perceptron"
+PERCEPTRON = "convexlab.problems.images:perceptron"
 SMALLEST = "vit-nomlp-wkewq-wvwo"
 EQUATIONS = {"convection": convection, "burgers": burgers}
 FULL_STEPS = 20
@@ -59,14 +59,14 @@ class Case:
         """A file name."""
         return f"{self.task.replace(', ', '-')}-{self.train_size}-{self.rate:g}-{self.seed}"
 
-    def build(self, device: str) -> Task:
-        """Return the task at its start; mini-batches are a twentieth of the data, 512 at most."""
+    def build(self, device: str) -> Problem:
+        """Return the problem at its start; mini-batches are a twentieth of the data, 512 at most."""
         batch = min(512, max(16, self.train_size // 20))
         if self.dataset in EQUATIONS:
-            return physics(EQUATIONS[self.dataset](), points=self.train_size, seed=self.seed)
+            return physics_informed(EQUATIONS[self.dataset](), train_size=self.train_size, seed=self.seed)
         if self.dataset == "friedman":
-            return regression(train_size=self.train_size, seed=self.seed, batch_size=batch)
-        return images(
+            return friedman(train_size=self.train_size, seed=self.seed, batch_size=batch)
+        return build_problem(
             self.model,
             source(self.dataset),
             self.loss,
@@ -131,15 +131,15 @@ SCALES = {
 }
 
 
-def perform(case: Case, scale: Scale, folder: Path, candidates: Sequence[Candidate] = CANDIDATES) -> Row:
+def perform(case: Case, scale: Scale, folder: Path, rules: Sequence[Rule] = RULES) -> Row:
     """Make one run, or what an earlier one with the same settings lacks."""
     torch.set_num_threads(1)
     plan = scale.plan(case)
     file, identity = folder / f"{case.key}.json", {"case": asdict(case), "task": case.task, "plan": asdict(plan)}
     known = stored(file, identity)
-    asked = decided(known, candidates) if known is not None else None
+    asked = decided(known, rules) if known is not None else None
     if asked is None:
-        asked = identity | validate_run(case.build(scale.device), plan, candidates, known=known)
+        asked = identity | validate_run(case.build(scale.device), plan, rules, known=known)
         write_json(file, asked)
     return asked
 

@@ -4,9 +4,10 @@ Claim: Adam, then a second-order method, ends at a lower training loss than Adam
 and Adam has the best of three learning rates and of two schedules.
 Command: ``python analyses/fair_table_1.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk ten minutes on two cores; paper days on a GPU.
-Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each way at the learning rate that serves it
-best. At desk scale they have few images, so that more epochs can be paid: the other end of ``table_1.py``, whose
-rows have the images but few epochs. At one of the rates the paper's way is trained too, for its own accounting.
+Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each protocol at the best of the
+learning rates. At desk scale they have few images, so that more epochs can be paid: the other end of ``table_1.py``,
+whose rows have the images but few epochs. At one of the rates the paper's protocol is
+trained too, for its own accounting.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ SCALES = {"toy": toy, "desk": desk, "paper": paper}
 
 
 def train(case: Case, folder: Path) -> Row:
-    """Train a row in every way, the paper's among them at one rate."""
+    """Train a row by every protocol, the paper's among them at one rate."""
     return train_case(case, folder, paper=case.rate == PAPERS_RATE)
 
 
@@ -64,7 +65,7 @@ def train(case: Case, folder: Path) -> Row:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/fair-table-1.html"), show_default=True)
 @click.option("--jobs", type=int, default=2, show_default=True, help="Processes, of one thread each.")
 def main(name: str, out: Path, jobs: int) -> None:
-    """Train every row in every way at every rate, and write one page."""
+    """Train every row by every protocol at every rate, and write one page."""
     cases = list(SCALES[name]())
     rows = side_by_side(partial(train, folder=Path("runs/fair-table-1") / name), cases, jobs=jobs)
     study = fair_study(rows, f"python analyses/fair_table_1.py --scale {name}")

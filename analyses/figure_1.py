@@ -21,8 +21,8 @@ from paper.proportion import Proportion
 from paper.scalar_landscape import ScalarLandscape, random_losses, survey
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import percent
 from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import percent
 
 # Frozen settings. The paper names no range: at p = 10 the largest input gives tanh(5), the typical one tanh(2.5), 0.99;
 # beyond, only inputs near zero still move the output.

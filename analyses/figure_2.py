@@ -21,8 +21,8 @@ from paper.proportion import Proportion
 from paper.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import number
 
 # Frozen settings: the tasks and the range of figure_1.py.
 SEED = 0

@@ -28,8 +28,8 @@ from torch import Tensor
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number, percent
 from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import number, percent
 
 # Frozen settings. The paper names no function: this is its one-layer model with two parameters in place of one.
 SEED = 0

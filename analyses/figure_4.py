@@ -31,8 +31,8 @@ from paper.scalar_landscape import (
 
 from convexlab.architectures import TwoLayerTanh
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
+from convexlab.wording.numbers import number
 
 # Frozen settings. The paper names neither target nor range; beyond |p| = 4 the hidden unit is saturated: 0.9993.
 WEIGHTS = [0.40, 0.45, 0.50, 0.55, 0.60]

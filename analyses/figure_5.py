@@ -25,11 +25,11 @@ from paper.sequences import Recording, train_sequences
 from paper.table import source
 from paper.truth import CONVEX, NON_CONVEX
 
-from convexlab.problems.tasks import images
+from convexlab.problems import build_problem
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
+from convexlab.wording.numbers import number
 
 # Frozen settings.
 RATE, SEED = 1e-3, 0
@@ -66,20 +66,21 @@ def trained(name: str) -> Row:
     if known is not None:
         return known
     torch.set_num_threads(1)
-    task = images(
+    problem = build_problem(
         scale.model,
         source(scale.dataset),
         "mse",
         train_size=scale.train_size,
         seed=SEED,
         batch_size=scale.batch_size,
+        most_held_out=2000,
         device=scale.device,
     )
     plan = Plan(scale.epochs, round(SWITCH * scale.epochs), RATE, SEED)
     record = settings | {
-        "sequences": train_sequences(task, plan, Recording(scale.every)),
-        "parameters": task.objective.size,
-        "examples": task.examples,
+        "sequences": train_sequences(problem, plan, Recording(scale.every)),
+        "parameters": problem.objective.size,
+        "examples": problem.examples,
     }
     write_json(file, record)
     return record
@@ -124,24 +125,24 @@ def turn(rows: Sequence[Row]) -> str:
 @click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/figure-5.html"), show_default=True)
 def main(name: str, out: Path) -> None:
-    """Train in every way, or take what figure 6 has trained, and write the page."""
+    """Train by every protocol, or take what figure 6 has trained, and write the page."""
     record = trained(name)
     sequences = record["sequences"]
     shown = (ADAM, PAPERS, FIXED)
-    measured = {way: points(sequences[way]) for way in shown}
+    measured = {protocol: points(sequences[protocol]) for protocol in shown}
     table = make_table(
         "Points whose curvature was measured, by a short Krylov run of 16 products.",
         [Column("Sequence", False), "Epoch", "Loss", "Gradient norm", "gᵀHg / gᵀg", "Smallest", "Largest", "Verdict"],
         [
             [
-                NAMES[way],
+                NAMES[protocol],
                 str(row["epoch"]),
                 number(row["train_loss"]),
                 number(row["gradient_norm"]),
                 *(number(row["curvature"][key]) for key in ("gradient_curvature", "smallest", "largest")),
                 row["curvature"]["verdict"],
             ]
-            for way, rows in measured.items()
+            for protocol, rows in measured.items()
             for row in rows
         ],
     )
@@ -197,11 +198,11 @@ def agreement(sequences: dict[str, list[Row]]) -> list[str]:
         )
     proven = [
         row
-        for way in (ADAM, PAPERS, FIXED)
-        for row in points(sequences[way])
+        for protocol in (ADAM, PAPERS, FIXED)
+        for row in points(sequences[protocol])
         if row["curvature"]["verdict"] == NON_CONVEX
     ]
-    total = sum(len(points(sequences[way])) for way in (ADAM, PAPERS, FIXED))
+    total = sum(len(points(sequences[protocol])) for protocol in (ADAM, PAPERS, FIXED))
     last = points(sequences[PAPERS])[-1]["curvature"]["verdict"]
     said.append(
         f"The paper reads the turn as entry into a convex region. At {len(proven)} of {total} points the loss is "

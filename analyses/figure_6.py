@@ -20,9 +20,9 @@ from paper.protocols import ADAM, FIXED, PAPERS
 from paper.sequences import CG_ALONE
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import count, number
 
 Axis = Callable[[Row], float]
 
@@ -53,7 +53,7 @@ def verdict(record: Row, axis: Axis, what: str) -> str:
 @click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/figure-6.html"), show_default=True)
 def main(name: str, out: Path) -> None:
-    """Train in every way, or take what figure 5 has trained, and write the page."""
+    """Train by every protocol, or take what figure 5 has trained, and write the page."""
     record = trained(name)
     sequences = record["sequences"]
     size = record["parameters"] * record["examples"] / 1e6
@@ -106,7 +106,7 @@ def main(name: str, out: Path) -> None:
                 [
                     make_table(
                         "Lowest training loss within what all of Adam’s epochs come to.",
-                        [Column("Counted", False), *(NAMES[way] for way in sequences)],
+                        [Column("Counted", False), *(NAMES[protocol] for protocol in sequences)],
                         [[title, *map(number, found.values())] for title, found in losses.items()],
                     ),
                     make_table(
@@ -114,13 +114,13 @@ def main(name: str, out: Path) -> None:
                         [Column("Sequence", False), "Epochs", "Gradient equivalents", "Processor seconds", "Loss"],
                         [
                             [
-                                NAMES[way],
+                                NAMES[protocol],
                                 str(rows[-1]["epoch"]),
                                 count(rows[-1]["cost"]),
                                 number(rows[-1]["seconds"]),
                                 number(min(row["train_loss"] for row in rows)),
                             ]
-                            for way, rows in sequences.items()
+                            for protocol, rows in sequences.items()
                         ],
                     ),
                 ],

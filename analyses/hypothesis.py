@@ -70,7 +70,7 @@ SCALES = {
 def main(name: str, out: Path, jobs: int) -> None:
     """Make every run, and write one page."""
     scale = SCALES[name]
-    work = partial(perform, scale=scale, folder=Path("runs/hypothesis") / name, candidates=())
+    work = partial(perform, scale=scale, folder=Path("runs/hypothesis") / name, rules=())
     runs = side_by_side(work, scale.cases, jobs=jobs)
     settings = {
         "runs": len(runs),

@@ -16,8 +16,8 @@ import click
 from paper.published import Published, read_page
 
 from convexlab.reporting import Part, Study, write_study
-from convexlab.reporting.numbers import MISSING
 from convexlab.reporting.tables import Cell, Column, Table, make_table
+from convexlab.wording.numbers import MISSING
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ ENTRIES = (
     Entry("Figure 4", "With two tanh layers a second convex region and minimum arise as C grows.", "figure-4"),
     Entry("Figure 5", "A vision transformer’s norm rises, turns at a loss near 0.04, and falls.", "figure-5"),
     Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6"),
-    Entry("Beyond: digits", "Not in the paper: its way and two of ours on a short budget.", "two-phase-digits"),
+    Entry("Beyond: digits", "Not in the paper: its protocol and two of ours on a short budget.", "two-phase-digits"),
     Entry("Beyond: physics", "Not in the paper: physics-informed networks.", "pinn"),
 )
 

@@ -19,21 +19,21 @@ from typing import Any
 
 import click
 import torch
+from paper.adam_run import AdamRun, State
 from paper.records import stored
+from paper.switching import switch_at
 from rich.progress import track
 
 import convexlab as cl
+from convexlab.problems import Problem, physics_informed
 from convexlab.problems.physics_informed import burgers, convection
-from convexlab.problems.tasks import Task, physics
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import MISSING, number
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
-from convexlab.training.switching import switch_at
+from convexlab.wording.numbers import MISSING, number
 
 # Frozen settings.
 RATE = 1e-3
@@ -74,7 +74,7 @@ def peer() -> PhaseTwo:
     return PhaseTwo(TORCH, build)
 
 
-def ways() -> Iterator[tuple[str, str | float, PhaseTwo]]:
+def protocols() -> Iterator[tuple[str, str | float, PhaseTwo]]:
     """Yield name, switch (a share of the budget, or detected) and second phase."""
     ours = phase_two(DEFAULT_PHASE_TWO)
     yield DETECTED, "detected", ours
@@ -84,29 +84,29 @@ def ways() -> Iterator[tuple[str, str | float, PhaseTwo]]:
 
 
 def solve(equation: str, seed: int, scale: Scale) -> Row:
-    """Return loss, relative error and curve of every way to train one network."""
+    """Return loss, relative error and curve of every protocol to train one network."""
     torch.set_num_threads(1)
-    task = physics(EQUATIONS[equation](), points=scale.points, seed=seed)
-    cosine, _ = adam(task, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))
+    problem = physics_informed(EQUATIONS[equation](), train_size=scale.points, seed=seed)
+    cosine, _ = adam(problem, seed, scale, lambda done: 0.5 * RATE * (1 + math.cos(math.pi * done)))
     detector = cl.GradientNormPeak()
-    constant, states = adam(task, seed, scale, lambda done: RATE, detector)
+    constant, states = adam(problem, seed, scale, lambda done: RATE, detector)
     switch = detector.epoch if detector.fired else None
-    run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
+    run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     found = {COSINE: cosine, ADAM: constant}
-    for name, where, phase in ways():
+    for name, where, phase in protocols():
         epoch = switch if where == "detected" else round(float(where) * scale.epochs)
         found[name] = switched(run, states, epoch, phase, scale) if epoch else found[ADAM] | {"switch": None}
-    return {"equation": equation, "seed": seed, "reason": detector.reason, "ways": found}
+    return {"equation": equation, "seed": seed, "reason": detector.reason, "protocols": found}
 
 
 def adam(
-    task: Task, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
+    problem: Problem, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
 ) -> tuple[Row, list[State]]:
     """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
 
     A detector is told of every epoch.
     """
-    run = AdamRun(task, rate=RATE, seed=seed, steps=STEPS)
+    run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     curve, states = [[0, run.record()["train_loss"]]], [run.state()]
     best = states[0]
     for epoch in range(scale.epochs):
@@ -117,25 +117,25 @@ def adam(
         best = states[-1] if row["train_loss"] <= run.best_loss else best
         if detector is not None:
             detector.update(loss=row["train_loss"], gradient_norm=row["gradient_norm"])
-    return judged(task, best.weights, curve, None), states
+    return judged(problem, best.weights, curve, None), states
 
 
 def switched(run: AdamRun, states: Sequence[State], epoch: int, phase: PhaseTwo, scale: Scale) -> Row:
     """Go on from an epoch of Adam with a second phase, to the end of the budget."""
     spent = float(epoch * run.epoch_cost)
     ending = switch_at(run, states[epoch], phase, budget=scale.budget, spent=spent)
-    return judged(run.task, ending.weights, [[cost, loss] for cost, loss in ending.curve], epoch) | {
+    return judged(run.problem, ending.weights, [[cost, loss] for cost, loss in ending.curve], epoch) | {
         "resorted": ending.resorted
     }
 
 
-def judged(task: Task, weights: torch.Tensor, curve: list[list[float]], switch: int | None) -> Row:
+def judged(problem: Problem, weights: torch.Tensor, curve: list[list[float]], switch: int | None) -> Row:
     """Return the lowest loss of a curve of (cost, loss), and the relative error of the solution at the weights."""
-    task.write(weights)
+    problem.objective.write(weights)
     thin = max(1, len(curve) // 300)
     return {
         "loss": min(loss for _, loss in curve),
-        "error": task.validate()[0],
+        "error": problem.measures()["relative_error"],
         "switch": None if switch is None else switch * STEPS,
         "curve": [*curve[::thin], curve[-1]],
     }
@@ -152,7 +152,7 @@ def curves(rows: Sequence[Row], equation: str, key: str) -> Chart:
     }
     with draw(height=4.0) as (figure, (axes,)):
         for name, (color, line) in styles.items():
-            x, y = zip(*row["ways"][name]["curve"], strict=True)
+            x, y = zip(*row["protocols"][name]["curve"], strict=True)
             lowest = [min(y[: place + 1]) for place in range(len(y))]
             axes.plot(x, lowest, color=color, linestyle=line, label=name.replace("detected switch", "detection"))
         scale_log(axes, "y")
@@ -160,37 +160,37 @@ def curves(rows: Sequence[Row], equation: str, key: str) -> Chart:
         axes.set_xlabel("cost in gradient equivalents")
         axes.set_ylabel("lowest training loss so far")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=1, borderaxespad=0.1)
-        ends = {name: number(row["ways"][name]["loss"]) for name in styles}
+        ends = {name: number(row["protocols"][name]["loss"]) for name in styles}
         return chart(
             figure,
             key=key,
             title=equation,
-            caption=f"Seed 0. The detector fired after {row['ways'][DETECTED]['switch'] or 'no'} steps.",
+            caption=f"Seed 0. The detector fired after {row['protocols'][DETECTED]['switch'] or 'no'} steps.",
             description="; ".join(f"{name} ends at {end}" for name, end in ends.items()) + ".",
         )
 
 
 def ratio(rows: Sequence[Row], equation: str, name: str, other: str, what: str) -> float:
-    """Return the geometric mean over the seeds of one way over another."""
-    chosen = [row["ways"] for row in rows if row["equation"] == equation]
-    return geometric_mean([way[name][what] / way[other][what] for way in chosen])
+    """Return the geometric mean over the seeds of one protocol over another."""
+    chosen = [row["protocols"] for row in rows if row["equation"] == equation]
+    return geometric_mean([protocol[name][what] / protocol[other][what] for protocol in chosen])
 
 
 def results(rows: Sequence[Row], equation: str) -> Any:
     """Return the table of an equation."""
-    chosen = [row["ways"] for row in rows if row["equation"] == equation]
+    chosen = [row["protocols"] for row in rows if row["equation"] == equation]
     lines = []
     for name in chosen[0]:
-        switches = [str(way[name]["switch"]) for way in chosen if way[name]["switch"] is not None]
+        switches = [str(protocol[name]["switch"]) for protocol in chosen if protocol[name]["switch"] is not None]
         lines.append(
             [
                 name,
                 ", ".join(switches) or MISSING,
-                number(median(way[name]["loss"] for way in chosen)),
-                " to ".join(number(end(way[name]["loss"] for way in chosen)) for end in (min, max)),
-                number(median(way[name]["error"] for way in chosen)),
+                number(median(protocol[name]["loss"] for protocol in chosen)),
+                " to ".join(number(end(protocol[name]["loss"] for protocol in chosen)) for end in (min, max)),
+                number(median(protocol[name]["error"] for protocol in chosen)),
                 number(ratio(rows, equation, name, ADAM, "loss")),
-                str(sum(bool(way[name].get("resorted")) for way in chosen)),
+                str(sum(bool(protocol[name].get("resorted")) for protocol in chosen)),
             ]
         )
     return make_table(
@@ -226,7 +226,7 @@ def study(rows: Sequence[Row], scale: Scale, command: str) -> Study:
         )
         to_adam, to_hand, to_same = (ratio(rows, equation, DETECTED, other, "loss") for other in (ADAM, best, same))
         ours, adams = (
-            number(median(row["ways"][name]["error"] for row in rows if row["equation"] == equation))
+            number(median(row["protocols"][name]["error"] for row in rows if row["equation"] == equation))
             for name in (DETECTED, ADAM)
         )
         answer.append(
@@ -246,7 +246,7 @@ def study(rows: Sequence[Row], scale: Scale, command: str) -> Study:
                 "Loss over cost", charts=[curves(rows, name, f"curve-{place}") for place, name in enumerate(EQUATIONS)]
             ),
             Part(
-                "Every way, at equal cost",
+                "Every protocol, at equal cost",
                 [
                     "All begin with the same weights and may spend the same; every evaluation of a line search is "
                     "charged. On the whole batch the gradient norm is Adam’s own and free. Losses near 10⁻⁷ are at "
@@ -271,7 +271,7 @@ def study(rows: Sequence[Row], scale: Scale, command: str) -> Study:
 @click.option("--scale", "name", type=click.Choice(list(SCALES)), default="desk", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/pinn.html"), show_default=True)
 def main(name: str, out: Path) -> None:
-    """Train every network in every way, and write one page."""
+    """Train every network by every protocol, and write one page."""
     scale, rows = SCALES[name], []
     settings = {"epochs": scale.epochs, "points": scale.points, "rate": RATE, "steps": STEPS, "by_hand": list(BY_HAND)}
     cases = [(equation, seed) for seed in range(scale.seeds) for equation in EQUATIONS]

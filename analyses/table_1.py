@@ -3,10 +3,10 @@
 Claim: it does, in 15 rows: five networks on MNIST, CIFAR-10 and CIFAR-100, squared error.
 Command: ``python analyses/table_1.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk about an hour on two cores; paper days on a GPU.
-Expected outcome: the page ``reports/table-1.html``. Every row is trained in the paper's way (a fixed switch, conjugate
-gradients with the golden-section search, a step counted as an epoch) and in ours (a detected switch, the default second
-phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better of Adam with a
-constant and with a cosine rate.
+Expected outcome: the page ``reports/table-1.html``. Every row is trained in the paper's protocol (a fixed switch,
+conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected switch, the
+default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better
+of Adam with a constant and with a cosine rate.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ SCALES = {"toy": toy, "desk": desk, "paper": paper}
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/table-1.html"), show_default=True)
 @click.option("--jobs", type=int, default=2, show_default=True, help="Processes, of one thread each.")
 def main(name: str, out: Path, jobs: int) -> None:
-    """Train every row in every way, and write one page."""
+    """Train every row by every protocol, and write one page."""
     cases = list(SCALES[name]())
     rows = side_by_side(partial(train_case, folder=Path("runs/table-1") / name), cases, jobs=jobs)
     study = table_study(rows, f"python analyses/table_1.py --scale {name}")

@@ -4,7 +4,7 @@ Claim: the paper's claims 2 to 4, on data that everyone has: the gradient norm r
 then a second-order method, ends at a lower training loss than Adam alone.
 Command: ``python analyses/two_phase_digits.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk about 20 minutes on one core; paper hours.
-Expected outcome: the page ``reports/two-phase-digits.html`` with three seeds of three ways to train, each beside Adam
+Expected outcome: the page ``reports/two-phase-digits.html`` with three seeds of three protocols, each beside Adam
 alone: the paper's (Algorithm 1, conjugate gradients with golden section), a switch at the detected peak to L-BFGS with
 Adam's second moments, and the same at four fifths of the budget. At equal cost one run of nine beats the better Adam.
 """
@@ -40,12 +40,12 @@ SCALES: dict[str, dict[str, Any]] = {
     "--out", type=click.Path(path_type=Path), default=Path("reports/two-phase-digits.html"), show_default=True
 )
 def main(scale: str, out: Path) -> None:
-    """Train in every way and write one page."""
+    """Train by every protocol and write one page."""
     runs = []
-    for way, options in WAYS.items():
-        path = Path("runs/two-phase-digits") / scale / way
+    for protocol, options in WAYS.items():
+        path = Path("runs/two-phase-digits") / scale / protocol
         settings = SCALES[scale] | options
-        if way == "late":
+        if protocol == "late":
             settings["switch_epoch"] = round(LATE * settings["epochs"])
         runs.append(cl.train_two_phase(out=path, resume=(path / "config.json").exists(), **settings))
     click.echo("\n".join([*summary_lines(runs), str(write_report(runs, out))]))

@@ -18,7 +18,7 @@ from libraries import PEERS, ConvexLab
 from measuring import Point, cifar10, load
 
 import convexlab as cl
-from convexlab.problems import Problem
+from convexlab.problems import ImageProblem
 
 BATCH = 512
 RUNS = 3  # For both ends; each has dozens of products.
@@ -64,7 +64,7 @@ def table(figures: dict[str, dict[str, Spread]], models: Sequence[str]) -> Table
     return Table("A Hessian product, in eager gradients", lines)
 
 
-def libraries(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
+def libraries(problem: ImageProblem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
     """Return one product of each library at the same point, the peers' on the same batches."""
     ours = ConvexLab(problem, BATCH)
     calls: dict[str, Callable[[], object]] = {
@@ -78,7 +78,7 @@ def libraries(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], 
     return calls | {"PyHessian, one batch": partial(whole.multiply, vector)}
 
 
-def within_a_run(problem: Problem, repeats: int) -> Spread:
+def within_a_run(problem: ImageProblem, repeats: int) -> Spread:
     """Return the mean product of a whole `extreme_eigenvalues`, over the mean of the gradients around the run.
 
     All are counted, be they exact or differences of gradients, with the first's graphs and the gradient at the point.
@@ -93,7 +93,7 @@ def within_a_run(problem: Problem, repeats: int) -> Spread:
     return Spread.of(ratios)
 
 
-def sizes(problem: Problem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
+def sizes(problem: ImageProblem, vector: torch.Tensor) -> dict[str, Callable[[], object]]:
     """Return gradient and product of ours at several micro-batch sizes."""
     calls: dict[str, Callable[[], object]] = {}
     for size in (32, 64, 128, 256, 512):

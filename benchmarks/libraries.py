@@ -28,7 +28,7 @@ import convexlab as cl
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import flatten, unflatten
 from convexlab.objective.cost import Cost
-from convexlab.problems import Problem
+from convexlab.problems import ImageProblem
 
 __all__ = [
     "LIBRARIES",
@@ -138,7 +138,7 @@ class Library(ABC):
     products: Products
 
     @abstractmethod
-    def __init__(self, problem: Problem, batch: int) -> None:
+    def __init__(self, problem: ImageProblem, batch: int) -> None:
         """Set up the library; a peer evaluates ``batch`` examples at a time."""
 
     @abstractmethod
@@ -156,7 +156,7 @@ class ConvexLab(Library):
     name = "ConvexLab"
     documented = ((Call("extreme_eigenvalues", "both", {"tolerance": TOLERANCE, "confidence": CONFIDENCE}),),)
 
-    def __init__(self, problem: Problem, batch: int) -> None:
+    def __init__(self, problem: ImageProblem, batch: int) -> None:
         """See `Library`."""
         self._objective = problem.objective
         self._hessian: SymmetricOperator | None = None
@@ -198,7 +198,7 @@ class Curvlinops(Library):
         for tol in (1e-3, 1e-2, 1e-1)
     )
 
-    def __init__(self, problem: Problem, batch: int) -> None:
+    def __init__(self, problem: ImageProblem, batch: int) -> None:
         """See `Library`. Its check that products are deterministic is left out, which saves it time."""
         # A criterion of torch's own, whose `reduction` curvlinops reads: the same loss on one-hot targets.
         targets = torch.nn.functional.one_hot(problem.y, problem.dataset.classes).to(problem.x)
@@ -241,7 +241,7 @@ class HessianEigenthings(Library):
         *(Call("spectral_density", "both", {"num_runs": 1, "lanczos_steps": steps}) for steps in STEPS),
     )
 
-    def __init__(self, problem: Problem, batch: int) -> None:
+    def __init__(self, problem: ImageProblem, batch: int) -> None:
         """See `Library`."""
         data = list(zip(problem.x.split(batch), problem.y.split(batch), strict=True))
         self._operator = HessianOperator(problem.model, data, lambda model, part: problem.loss(model(part[0]), part[1]))
@@ -278,7 +278,7 @@ class PyHessian(Library):
     )
     grid = tuple(Call("density", "both", {"iter": steps}) for steps in STEPS)
 
-    def __init__(self, problem: Problem, batch: int) -> None:
+    def __init__(self, problem: ImageProblem, batch: int) -> None:
         """See `Library`."""
         data = list(zip(problem.x.split(batch), problem.y.split(batch), strict=True))
         single = len(data) == 1

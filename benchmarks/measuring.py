@@ -18,8 +18,9 @@ from torch import nn
 import convexlab as cl
 from convexlab.datasets import Batches, load_dataset
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.problems import Problem, build_problem
+from convexlab.problems import ImageProblem, RandomRows, build_problem
 from convexlab.problems.losses import build_loss
+from convexlab.training.adam import adam_epoch
 
 __all__ = [
     "Measurement",
@@ -76,7 +77,7 @@ def cifar10() -> str:
     return f"npz:{file}"
 
 
-def load(point: Point) -> Problem:
+def load(point: Point) -> ImageProblem:
     """Return the problem at the trained weights, if there are some yet."""
     torch.set_num_threads(1)
     if point.model.startswith("mlp-"):
@@ -89,14 +90,23 @@ def load(point: Point) -> Problem:
     return problem
 
 
-def _mlp(width: int, examples: int) -> Problem:
+def _mlp(width: int, examples: int) -> ImageProblem:
     torch.manual_seed(0)
     data = load_dataset("digits", train_size=examples, image_size=8)
     layers = (nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, data.classes))
     model = nn.Sequential(nn.Flatten(), *layers)
     loss = build_loss("mse", classes=data.classes)
     objective = cl.Objective(model, Batches(data.x_train, data.y_train, 512), loss)
-    return Problem(model, data, loss, data.x_train, data.y_train, objective)
+    return ImageProblem(
+        model,
+        objective,
+        minibatches=RandomRows((data.x_train, data.y_train), examples, _BATCH),
+        dataset=data,
+        loss=loss,
+        x=data.x_train,
+        y=data.y_train,
+        held_out=Batches(data.x_test, data.y_test, 512),
+    )
 
 
 def train(point: Point, epochs: int) -> tuple[int, float]:
@@ -104,11 +114,8 @@ def train(point: Point, epochs: int) -> tuple[int, float]:
     problem = load(point)
     adam = torch.optim.Adam(problem.model.parameters(), lr=_RATE)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        for rows in torch.randperm(point.examples, generator=generator).split(_BATCH):
-            adam.zero_grad()
-            problem.loss(problem.model(problem.x[rows]), problem.y[rows]).backward()
-            adam.step()
+    for epoch in range(epochs):
+        adam_epoch(problem, adam, generator, seed=0, epoch=epoch)
     assert point.weights is not None
     torch.save(problem.model.state_dict(), point.weights)
     return problem.objective.size, problem.objective.value()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.linalg.vectors import flatten, norm
+from convexlab.training.adam import adam_epoch, backward
 
 __all__ = ["ADAM", "AdamTrajectory", "Curve", "Watch", "cosine", "gradients"]
 
@@ -96,31 +97,21 @@ class AdamTrajectory:
         if self._capturable and self._captured is None:
             self._captured = CapturedStep(self.task, self.adam)
         begin = clock(self._device)
-        batches = list(self.task.batches(self.order))
-        for step, rows in enumerate(batches):
-            if rate is not None:
-                self._set_rate(rate(self.epoch + step / len(batches)))
-            if self._captured is not None and rows is not None and self._captured.fits(rows):
-                self._captured.replay(rows)
-            else:
-                self._step(rows)
+        adam_epoch(
+            self.task.problem, self.adam, self.order, seed=0, epoch=self.epoch, learning_rate=rate, step=self._step
+        )
         self.epoch += 1
         self.seconds += clock(self._device) - begin
 
-    def _set_rate(self, rate: float) -> None:
-        group = self.adam.param_groups[0]
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-    def _step(self, rows: Tensor | None) -> None:
+    def _step(self, batch: Any) -> Tensor:
+        if self._captured is not None and self._captured.fits(batch):
+            return self._captured.replay(batch)
         self.adam.zero_grad()
-        loss = self.task.loss(rows)
-        loss.backward()
-        if rows is None:
-            self._record(loss.item())  # That of the weights before this step, at their cost.
+        loss = backward(self.task.objective.training_loss, batch)
+        if self.task.problem.whole_batch:
+            self._record(float(loss))  # That of the weights before this step, at their cost.
         self.adam.step()
+        return loss
 
     def measure(self, *, gradient: bool = False) -> Tensor | None:
         """Evaluate the loss for the record, neither charged nor timed, and return its gradient (n,) if asked.
@@ -150,7 +141,7 @@ class AdamTrajectory:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
-        self.task.write(state["weights"])
+        self.task.objective.write(state["weights"])
         self.adam.load_state_dict(state["adam"])
         if self._capturable:
             make_capturable(self.adam)

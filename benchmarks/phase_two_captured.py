@@ -5,9 +5,15 @@ Source: Nguyen et al., "Accelerating PyTorch with CUDA graphs", 2021; https://do
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from phase_two_problems import Task
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from convexlab.objective.batches import common_rows
+from convexlab.training.adam import backward
 
 __all__ = ["CapturedStep", "make_capturable"]
 
@@ -27,17 +33,19 @@ class CapturedStep:
     """A step on one full mini-batch; weights and moments are those before the capture."""
 
     def __init__(self, task: Task, adam: torch.optim.Adam) -> None:
-        device = task.objective.device
-        self._rows = torch.arange(task.batch_size, device=device)
+        device, rows = task.objective.device, task.problem.random_rows()
+        first = torch.arange(rows.size)
+        self._batch = tree_map(lambda tensor: tensor.to(device).clone(), rows.of(first))
         self._graph = torch.cuda.CUDAGraph()
         parameters = list(task.model.parameters())
         weights = [parameter.detach().clone() for parameter in parameters]
-        moments = [{name: value.clone() for name, value in adam.state[one].items()} for one in parameters]
+        moments = [{name: value.clone() for name, value in adam.state[part].items()} for part in parameters]
 
-        def step() -> None:
+        def step() -> Tensor:
             adam.zero_grad()
-            task.loss(self._rows).backward()
+            loss = backward(task.objective.training_loss, self._batch)
             adam.step()
+            return loss
 
         beside = torch.cuda.Stream(device)
         beside.wait_stream(torch.cuda.current_stream(device))
@@ -46,18 +54,20 @@ class CapturedStep:
                 step()
         torch.cuda.current_stream(device).wait_stream(beside)
         with torch.cuda.graph(self._graph):
-            step()
+            self._loss = step()
         with torch.no_grad():
             for parameter, weight, before in zip(parameters, weights, moments, strict=True):
                 parameter.copy_(weight)
                 for name, value in adam.state[parameter].items():
                     value.copy_(before[name]) if before else value.zero_()
 
-    def fits(self, rows: Tensor) -> bool:
-        """Whether these are as many as were captured."""
-        return len(rows) == len(self._rows)
+    def fits(self, batch: Any) -> bool:
+        """Whether it has as many rows as were captured."""
+        return common_rows(batch) == common_rows(self._batch)
 
-    def replay(self, rows: Tensor) -> None:
-        """Take a step on these rows."""
-        self._rows.copy_(rows)
+    def replay(self, batch: Any) -> Tensor:
+        """Take a step on this batch, and return its loss."""
+        for ours, theirs in zip(tree_leaves(self._batch), tree_leaves(batch), strict=True):
+            ours.copy_(theirs)
         self._graph.replay()
+        return self._loss.clone()

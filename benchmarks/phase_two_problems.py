@@ -11,9 +11,11 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.problems import tasks
+from convexlab.objective import Objective
+from convexlab.problems import Problem, build_problem, friedman, physics_informed
 from convexlab.problems.physics_informed import burgers, convection
 
 __all__ = ["EQUATIONS", "PROBLEMS", "Setting", "Task", "build_task", "clock", "matching"]
@@ -34,6 +36,7 @@ _TRAIN_SIZE = 2000
 _FEWER = {"vit-mlp": 1000, "vgg5-max-relu": 500}
 # Mini-batches of a twentieth of the data within these limits: some 20 steps an epoch of 2,000 examples.
 _LEAST_BATCH, _LARGEST_BATCH = 16, 128
+_HELD_OUT = 2000
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,26 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Task(tasks.Task):
+class Task:
     """A problem at hand, with what two runs of it have in common."""
 
     setting: Setting
+    problem: Problem
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.problem.model
+
+    @property
+    def objective(self) -> Objective:
+        """The training loss."""
+        return self.problem.objective
+
+    def validate(self) -> tuple[float, float | None]:
+        """Return validation loss and accuracy; of a physics-informed network, the relative error."""
+        measures = self.problem.measures()
+        return measures.get("relative_error", measures["validation_loss"]), measures.get("validation_accuracy")
 
 
 def matching(names: Iterable[str], patterns: str) -> list[str]:
@@ -83,19 +102,27 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
 @lru_cache(maxsize=2)
 def build_task(setting: Setting, device: str = "cpu") -> Task:
     """Return the problem at its start; the last two are kept."""
-    return Task(**vars(_task(setting, device)), setting=setting)
+    return Task(setting, _problem(setting, device))
 
 
-def _task(setting: Setting, device: str) -> tasks.Task:
-    if setting.problem in EQUATIONS:
-        equation = EQUATIONS[setting.problem]()
-        return tasks.physics(equation, points=setting.train_size, seed=setting.seed, device=device)
+def _problem(setting: Setting, device: str) -> Problem:
     size, seed, batch_size = setting.train_size, setting.seed, setting.batch_size
+    if setting.problem in EQUATIONS:
+        return physics_informed(EQUATIONS[setting.problem](), train_size=size, seed=seed, device=device)
     if setting.problem == REGRESSION:
-        return tasks.regression(train_size=size, seed=seed, batch_size=batch_size, device=device)
+        return friedman(train_size=size, seed=seed, batch_size=batch_size, device=device)
     model, data, loss = setting.problem.split("/")
     source = f"npz:{Path(data_folder()) / 'cifar10-10k.npz'}" if data == "cifar10" else data
-    return tasks.images(model, source, loss, train_size=size, seed=seed, batch_size=batch_size, device=device)
+    return build_problem(
+        model,
+        source,
+        loss,
+        train_size=size,
+        batch_size=batch_size,
+        most_held_out=_HELD_OUT,
+        seed=seed,
+        device=device,
+    )
 
 
 def clock(device: torch.device) -> float:

@@ -108,7 +108,7 @@ def measure_seconds(setting: Setting, device: str, repeats: int = 1) -> Seconds:
 def perform(setting: Setting, run: Run, folder: Path, watched: bool, device: str) -> dict[str, Any]:
     """Make one run and return its line of the results; ``watched`` is whether the detector is asked along Adam."""
     task = build_task(setting, device)
-    task.write(task.initial)
+    task.problem.reset()
     line = asdict(setting) | asdict(run) | {"key": run.key, "parameters": task.objective.size}
     if run.switch is None:
         return line | _adam(task, run, folder, watched)
@@ -209,6 +209,6 @@ def _at_best(task: Task, curve: Curve) -> dict[str, Any]:
     line: dict[str, Any] = {"loss": curve.best_loss, "best_cost": curve.best_cost, "curve": curve.record()}
     if curve.best is None:
         return line
-    task.write(curve.best)
+    task.objective.write(curve.best)
     loss, accuracy = task.validate()
     return line | {"validation_loss": loss, "validation_accuracy": accuracy}

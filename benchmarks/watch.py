@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import click
 import torch
@@ -24,6 +25,7 @@ from common import Spread, Table, out_option, write_json
 from phase_two_problems import Setting, Task, build_task
 
 import convexlab as cl
+from convexlab.training.adam import adam_epoch
 
 PROBLEMS = ("vit-nomlp/mnist/mse", "vit-mlp/cifar10/mse", "pinn/convection")
 RATE = 1e-3
@@ -79,15 +81,8 @@ class Trained:
 
     def epoch(self) -> float:
         """Train an epoch and return its mean loss."""
-        losses = []
-        for _ in range(1 if self.task.setting.batch_size else STEPS):
-            for rows in self.task.batches(self.order):
-                self.adam.zero_grad()
-                loss = self.task.loss(rows)
-                loss.backward()
-                self.adam.step()
-                losses.append(loss.detach())
-        return float(torch.stack(losses).mean())
+        steps = 1 if self.task.setting.batch_size else STEPS
+        return fmean(adam_epoch(self.task.problem, self.adam, self.order, seed=0, epoch=0) for _ in range(steps))
 
 
 def line(setting: Setting, epochs: int, share: float, examples: int) -> dict[str, object]:

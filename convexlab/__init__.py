@@ -59,6 +59,7 @@ from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroy
 
 # Runs and checkpoints
 from convexlab.probing import Probe, probe
+from convexlab.problems import Problem
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
 
@@ -86,6 +87,7 @@ __all__ = [
     "NonlinearCG",
     "Objective",
     "Probe",
+    "Problem",
     "ProgressiveLBFGS",
     "Run",
     "SampledCurvature",

@@ -15,7 +15,7 @@ from typing import Any
 
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 
-__all__ = ["call_accepted", "is_spec", "load_object"]
+__all__ = ["accepts", "call_accepted", "is_spec", "load_object"]
 
 
 def is_spec(name: str) -> bool:
@@ -39,13 +39,18 @@ def load_object(spec: str) -> Any:
     if not source or not attribute:
         raise MisuseError(f"expected 'package.module:factory' or 'file.py:factory', got {spec!r}.")
     module = _load_file(Path(source), spec) if source.endswith(".py") else _load_module(source, spec)
-    found = _attribute(module, attribute, spec)
-    if not callable(found):
+    factory = _attribute(module, attribute, spec)
+    if not callable(factory):
         raise MisuseError(
-            f"{spec!r} is not callable: expected a function or class, got {type(found).__name__}. "
+            f"{spec!r} is not callable: expected a function or class, got {type(factory).__name__}. "
             "Name a function that returns the object."
         )
-    return found
+    return factory
+
+
+def accepts(factory: Callable[..., Any], name: str) -> bool:
+    """Return whether ``factory``'s signature names a keyword argument, so that `call_accepted` passes it on."""
+    return any(parameter.name == name and _takes_keyword(parameter) for parameter in _parameters(factory))
 
 
 def call_accepted(factory: Callable[..., Any], spec: str, **available: object) -> Any:
@@ -100,14 +105,14 @@ def _load_file(path: Path, spec: str) -> ModuleType:
     name = f"_convexlab_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None  # for the type checker: an ending .py always has a loader
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    located = importlib.util.spec_from_file_location(name, path)
+    assert located is not None  # for the type checker: an ending .py always has a loader
+    assert located.loader is not None
+    module = importlib.util.module_from_spec(located)
     sys.modules[name] = module
     try:
         with _import_errors(spec), _first_on_path(path.parent):
-            found.loader.exec_module(module)
+            located.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]  # as a failed import does, so that the next attempt runs the file again
         raise
@@ -115,14 +120,14 @@ def _load_file(path: Path, spec: str) -> ModuleType:
 
 
 def _attribute(module: ModuleType, dotted: str, spec: str) -> Any:
-    found: Any = module
+    value: Any = module
     for name in dotted.split("."):
-        if not hasattr(found, name):
-            defined = sorted(public for public in vars(found) if not public.startswith("_"))
+        if not hasattr(value, name):
+            defined = sorted(public for public in vars(value) if not public.startswith("_"))
             shown = ", ".join(defined[:12]) or "nothing"
             raise MisuseError(f"no {name!r} for {spec!r}. Defined there: {shown}{', ...' if defined[12:] else ''}.")
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:

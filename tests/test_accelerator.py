@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import convexlab as cl
 from convexlab.architectures import Perceptron
-from convexlab.problems import build_problem, tasks
+from convexlab.problems import build_problem, friedman, physics_informed
 from convexlab.problems.physics_informed import burgers
+from convexlab.training.adam import adam_epoch
 from convexlab.training.phases import phase_two, phase_two_names
 from tests.counting import Counting
 from tests.tiny import write_problem
@@ -64,32 +65,22 @@ def test_training_in_two_phases(tmp_path: Path, device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", phase_two_names())
 def test_second_phases_lower_the_loss(name: str, device: torch.device) -> None:
-    task = tasks.regression(train_size=200, seed=0, batch_size=20, device=str(device))
-    adam = torch.optim.Adam(task.model.parameters(), lr=1e-2)
-    for rows in task.batches(torch.Generator()):
-        adam.zero_grad()
-        task.loss(rows).backward()
-        adam.step()
-    before, phase = task.objective.value(), phase_two(name)
-    optimizer = phase.build(task.model.parameters(), adam, task.examples)
-
-    def sampled(rows: Tensor) -> Tensor:
-        adam.zero_grad()
-        loss = task.loss(rows)
-        loss.backward()
-        return loss
-
+    problem = friedman(train_size=200, seed=0, batch_size=20, device=device)
+    adam = torch.optim.Adam(problem.model.parameters(), lr=1e-2)
+    adam_epoch(problem, adam, torch.Generator(), seed=0, epoch=0)
+    before, phase = problem.objective.value(), phase_two(name)
+    optimizer = phase.build(problem.model.parameters(), adam, 200)
     for _ in range(10):
-        optimizer.step(sampled if phase.sampled else task.objective.closure)
-    assert task.objective.flat_parameters().device.type == device.type
-    assert task.objective.value() < 0.95 * before
+        optimizer.step(problem.loss_of_rows if phase.sampled else problem.objective.closure)
+    assert problem.objective.flat_parameters().device.type == device.type
+    assert problem.objective.value() < 0.95 * before
 
 
 def test_physics_informed_networks(device: torch.device) -> None:
-    here, there = (tasks.physics(burgers(), points=100, seed=0, device=place) for place in ("cpu", str(device)))
+    here, there = (physics_informed(burgers(), train_size=100, seed=0, device=place) for place in ("cpu", str(device)))
     assert there.objective.value() == pytest.approx(here.objective.value(), rel=1e-4)
     torch.testing.assert_close(there.objective.gradient().cpu(), here.objective.gradient(), rtol=1e-3, atol=1e-4)
-    assert there.validate()[0] == pytest.approx(here.validate()[0], rel=1e-4)
+    assert there.measures() == pytest.approx(here.measures(), rel=1e-3)
 
 
 def test_the_verdict_of_a_network(device: torch.device) -> None:

@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 import convexlab
 from convexlab import cli
 from convexlab.cli import main
+from convexlab.reporting.words.run import judgement, place
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import write_problem
 
 # click before 8.2 mixes the streams unless told not to, and later ones do not know the word.
@@ -74,7 +76,10 @@ def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--help"], ["train", "probe", "report", "models", "datasets", "detectors", "phases", "Start here"]),
+        (
+            ["--help"],
+            ["train", "probe", "report", "models", "datasets", "objectives", "detectors", "phases", "Start here"],
+        ),
         (["-h"], ["Usage: convexlab"]),
         (["train", "--help"], ["two-phase"]),
         (
@@ -82,7 +87,8 @@ def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
             [
                 *("--model", "--dataset", "--loss", "--epochs", "--detector", "--switch-epoch", "--phase-two"),
                 *("--batch-size", "--lr", "--train-size", "--seed", "--seeds", "--probe-every", "--no-baseline"),
-                *("--dtype", "--device", "--out", "--resume", "--json", "vit-mlp", "digits"),
+                *("--dtype", "--device", "--out", "--resume", "--json", "vit-mlp", "digits", "--objective"),
+                *("--checkpoint-every", "--oracle-every"),
             ],
         ),
         (
@@ -97,6 +103,7 @@ def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
         (["--version"], [f"convexlab, version {convexlab.__version__}"]),
         (["models"], ["vit-mlp", "162,250", "vgg5-max-relu", "122,570", "toy, one parameter"]),
         (["datasets"], ["digits", "mnist", "npz:FILE", "imagefolder:DIR", "set CONVEXLAB_DATA to change it"]),
+        (["objectives"], ["pinn-convection", "pinn-burgers", "friedman", "physics-informed"]),
         (["detectors"], ["algorithm-1", "gradient-norm-peak"]),
         (["phases"], ["cg-golden", "the paper's"]),
     ],
@@ -141,6 +148,59 @@ def test_train_with_an_oracle(options: list[str], tmp_path: Path) -> None:
     assert call("train", "two-phase", "--resume", "--oracle-every", 2, "--out", tmp_path / "r").exit_code == 0
 
 
+INFORMED = ("--objective", "pinn-burgers", "--train-size", 20, "--epochs", 12, "--switch-epoch", 5)
+
+
+def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = call("train", "two-phase", *INFORMED, "--probe-every", 0, "--oracle-every", 5, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "Two-phase training ended" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert Run(out).config["objective"] == "pinn-burgers"
+    again = call("report", out, "--out", tmp_path / "page.html")
+    assert (again.exit_code, again.stdout) == (0, f"report: {tmp_path / 'page.html'}\n")
+    assert "Relative error" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    probed = call("probe", out, "--max-steps", 2, "--density-probes", 1)
+    assert probed.exit_code == 0, probed.stderr
+    assert len(Run(out).probe) == len(Run(out).checkpoints)
+    assert call("train", "two-phase", "--resume", "--out", out).exit_code == 0
+    for option, message in (
+        (("--epochs", 13), "was begun with epochs=12, not 13"),
+        (("--objective", "friedman"), "was begun with objective='pinn-burgers', not 'friedman'"),
+        (("--model", "vit-mlp"), "was begun with model=None, not 'vit-mlp'"),
+    ):
+        refused = call("train", "two-phase", "--resume", "--out", out, *option)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert message in refused.stderr
+
+
+def test_train_several_seeds_of_an_objective_as_json(tmp_path: Path) -> None:
+    arguments = [*INFORMED, "--seeds", 2, "--no-baseline", "--probe-every", 0, "--json", "--out", tmp_path / "r"]
+    result = call("train", "two-phase", *arguments)
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed == Run(tmp_path / "r").summary
+    assert [outcome["relative_error"] > 0 for outcome in printed["two_phase"]] == [True, True]
+
+
+def test_a_run_of_an_object_is_not_resumed_from_here(tmp_path: Path) -> None:
+    run = convexlab.train_two_phase(
+        out=tmp_path / "r",
+        objective=convexlab.problems.friedman,
+        train_size=40,
+        epochs=4,
+        switch_epoch=2,
+        probe_every=0,
+    )
+    for line in (["train", "two-phase", "--resume", "--out", run.path], ["probe", run.path]):
+        result = call(*line)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.stderr
+    assert call("report", run.path).exit_code == 0
+
+
 def test_train_and_report_several_seeds(options: list[str], tmp_path: Path) -> None:
     arguments = [*options, "--epochs", "4", "--switch-epoch", "2", "--probe-every", "0", "--no-baseline"]
     result = call("train", "two-phase", *arguments, "--seeds", 2, "--out", tmp_path / "r")
@@ -167,7 +227,8 @@ def test_probe_a_run(run: Run) -> None:
     result = call("probe", run.path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    told = [f"epoch {row['epoch']}: {row['verdict_summary']} {row['sampling_summary']}" for row in run.probe]
+    checkpoints = [ProbedCheckpoint.from_row(row) for row in run.probe]
+    told = [f"{place(checkpoint)}: {judgement(checkpoint)}" for checkpoint in checkpoints]
     assert lines[:-1] == told
     assert lines[-1] == f"report: {run.report_path}"
     assert len(run.probe) == len(run.checkpoints)
@@ -188,12 +249,13 @@ def test_probe_files_as_json(run: Run, options: list[str], tmp_path: Path) -> No
 
     printed = json.loads(result.stdout, parse_constant=refuse)
     assert printed == {"rows": Run(tmp_path / "out").probe, "report": str(tmp_path / "out" / "report.html")}
-    assert "The loss is nan here" in result.stderr
+    assert "The loss is not finite here" in result.stderr
 
 
 # Misuse: status 2 (or 1 where the reader's own code or the disk fails), one message, nothing written
 
 TRAIN = "train two-phase --out OUT --dataset DATA --model SMALL "
+OBJECTIVE = "train two-phase --out OUT --objective "
 PROBE = "probe CHECKPOINT --out OUT "
 
 
@@ -218,6 +280,31 @@ PROBE = "probe CHECKPOINT --out OUT "
         ),
         (TRAIN + "--dataset imagefolder:none", 2, "Error: .*none"),
         (TRAIN + "--loss mes", 2, "Error: unknown loss 'mes'. Did you mean 'mse'?"),
+        (OBJECTIVE + "pinn-burger", 2, "Error: unknown objective 'pinn-burger'. Did you mean 'pinn-burgers'?"),
+        (OBJECTIVE + "nowhere.py:loss", 2, "Error: no file '.*nowhere.py' for 'nowhere.py:loss'"),
+        (OBJECTIVE + "MODELS:broken", 1, "Error: '.*:broken' raised ValueError: no luck today"),
+        (
+            OBJECTIVE + "MODELS:small",
+            2,
+            "Error: '.*:small' requires channels, classes, image_size: expected a callable",
+        ),
+        (
+            OBJECTIVE + "friedman --model vit-mlp",
+            2,
+            "expected no model beside it, got 'vit-mlp'. Leave one of them out",
+        ),
+        (OBJECTIVE + "pinn-burgers --batch-size 4", 2, "Error: 'pinn-burgers' takes no batch_size, got 4"),
+        (
+            OBJECTIVE + "pinn-burgers --train-size 0",
+            2,
+            "Error: expected train_size to be a whole number from 1, got 0.",
+        ),
+        (
+            OBJECTIVE + "pinn-burgers --phase-two lbfgs-adam-progressive",
+            2,
+            "Error: this second phase draws samples of the training examples: .* Choose another --phase-two",
+        ),
+        (OBJECTIVE + "friedman --device abacus", 2, "Error: device 'abacus' cannot be used here"),
         (TRAIN + "--detector algorithm1", 2, "Error: unknown detector 'algorithm1'. Did you mean 'algorithm-1'?"),
         (TRAIN + "--phase-two cgg", 2, "Error: unknown phase two 'cgg'. Did you mean 'cg'?"),
         (TRAIN + "--epochs 0", 2, "Error: expected epochs to be a whole number from 1, got 0."),

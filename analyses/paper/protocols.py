@@ -1,4 +1,4 @@
-"""Every way to train one network of the paper's Table 1, from the same start and on shared work."""
+"""Every protocol that trains one network of the paper's Table 1, from the same start and on shared work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
-from convexlab.problems.tasks import Task
+from convexlab.problems import Problem
 from convexlab.runs import Row
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
-from convexlab.training.switching import followed
+from paper.adam_run import AdamRun, State
+from paper.switching import followed
 
-__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_ways"]
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_protocols"]
 
 ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
 
@@ -47,9 +47,9 @@ class Plan:
 
 @dataclass
 class _Best:
-    """The lowest loss along a way, where it was met, and the curve that led there."""
+    """The lowest loss of a protocol, where it was met, and the curve that led there."""
 
-    task: Task
+    problem: Problem
     loss: float = math.inf
     weights: Tensor | None = None
     curve: list[tuple[float, float, float]] = field(default_factory=list)
@@ -58,24 +58,23 @@ class _Best:
     def take(self, epoch: float, cost: float, loss: float) -> None:
         self.curve.append((epoch, cost, loss))
         if loss < self.loss:
-            self.loss, self.weights = loss, self.task.objective.flat_parameters()
+            self.loss, self.weights = loss, self.problem.objective.flat_parameters()
 
     def judged(self) -> Row:
         """Return what the network is worth with the weights of the lowest loss."""
         if self.weights is None:  # No finite loss along the whole way.
             return {"train_loss": None, "train_accuracy": None, "validation_loss": None, "validation_accuracy": None}
-        self.task.write(self.weights)
-        accuracy = None if self.task.train_accuracy is None else self.task.train_accuracy()
-        loss, validation_accuracy = self.task.validate()
+        self.problem.objective.write(self.weights)
+        measures = self.problem.measures()
         return {
             "train_loss": self.loss,
-            "train_accuracy": accuracy,
-            "validation_loss": loss,
-            "validation_accuracy": validation_accuracy,
+            "train_accuracy": measures.get("train_accuracy"),
+            "validation_loss": measures.get("validation_loss"),
+            "validation_accuracy": measures.get("validation_accuracy"),
         }
 
 
-def train_ways(task: Task, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
+def train_protocols(problem: Problem, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
     """Train a network with Adam at a constant and at a cosine rate, as the paper does, and in our two phases.
 
     The paper's second phase starts from its fixed switch, ours from there (`FIXED`) and from the detected one (`OURS`).
@@ -84,35 +83,35 @@ def train_ways(task: Task, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
     mini-batches say, which costs nothing.
 
     Args:
-        task: what is trained; its model is moved.
+        problem: what is trained; its model is moved.
         plan: how.
-        paper: whether the paper's way is among them.
+        paper: whether the paper's protocol is among them.
 
     Returns:
-        By way: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training loss
-        was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's way
-        goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and ``steps`` and
-        ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed`` (None, or why it ended
-        early), ours ``reason``.
+        By protocol: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training
+        loss was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's
+        protocol goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and
+        ``steps`` and ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed``
+        (None, or why it ended early), ours ``reason``.
     """
-    run = AdamRun(task, rate=plan.rate, seed=plan.seed)
+    run = AdamRun(problem, rate=plan.rate, seed=plan.seed)
     constant, fixed, detected, reason = _adam_watched(run, plan)
-    ways: dict[str, Row] = {ADAM: constant.judged() | {"curve": constant.curve}}
+    protocols: dict[str, Row] = {ADAM: constant.judged() | {"curve": constant.curve}}
     if paper:
-        ways[PAPERS] = _papers(run, plan, fixed, constant)
-    ways[FIXED] = _ours(run, plan, fixed, constant)
-    ways[OURS] = _ours(run, plan, detected, constant) | {"reason": reason}
+        protocols[PAPERS] = _papers(run, plan, fixed, constant)
+    protocols[FIXED] = _ours(run, plan, fixed, constant)
+    protocols[OURS] = _ours(run, plan, detected, constant) | {"reason": reason}
     cosine = _adam(
-        AdamRun(task, rate=plan.rate, seed=plan.seed, watched=False),
+        AdamRun(problem, rate=plan.rate, seed=plan.seed, watched=False),
         plan.epochs,
         lambda done: plan.rate * 0.5 * (1 + math.cos(math.pi * done)),
     )
-    ways[COSINE] = cosine.judged() | {"curve": cosine.curve}
-    return ways
+    protocols[COSINE] = cosine.judged() | {"curve": cosine.curve}
+    return protocols
 
 
 def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
-    """Return Adam's way, its states at the fixed and at the detected switch, and the detector's reason."""
+    """Return Adam's curve, its states at the fixed and at the detected switch, and the detector's reason."""
     detector = build_detector(plan.detector, budget=plan.epochs)
     states: dict[str, State] = {}
 
@@ -134,7 +133,7 @@ def _adam(
     rate: Callable[[float], float] | None = None,
     watch: Callable[[Row], None] = lambda row: None,
 ) -> _Best:
-    best = _Best(run.task)
+    best = _Best(run.problem)
     running = math.nan
     while True:
         row = run.record(running)
@@ -145,16 +144,16 @@ def _adam(
         running = run.train(None if rate is None else rate(run.epoch / epochs))
 
 
-def _begun(task: Task, constant: _Best, run: AdamRun, switch: State) -> _Best:
-    """Return Adam's way up to a switch, to which the run goes back, with its best weights."""
+def _begun(problem: Problem, constant: _Best, run: AdamRun, switch: State) -> _Best:
+    """Return Adam's curve up to a switch, to which the run goes back, with its best weights."""
     run.restore(switch)
     curve = [point for point in constant.curve if point[0] <= switch.epoch]
     # The weights of an earlier epoch are not kept; those at the switch stand for them, and their loss.
-    return _Best(task, curve[-1][2], switch.weights, curve)
+    return _Best(problem, curve[-1][2], switch.weights, curve)
 
 
 def _papers(run: AdamRun, plan: Plan, switch: State, constant: _Best) -> Row:
-    best, at_equal_cost = _begun(run.task, constant, run, switch), None
+    best, at_equal_cost = _begun(run.problem, constant, run, switch), None
     cost, steps, failed = float(plan.switch * run.epoch_cost), 0, None
     phase, most = phase_two(plan.papers), plan.epochs - plan.switch
     for steps, step in enumerate(followed(run, phase, budget=math.inf, steps=most), start=1):
@@ -174,16 +173,16 @@ def _papers(run: AdamRun, plan: Plan, switch: State, constant: _Best) -> Row:
 
 def _aside(run: AdamRun, best: _Best) -> Row:
     """Judge the best so far, and come back to where the run stands."""
-    here = run.task.objective.flat_parameters()
+    here = run.problem.objective.flat_parameters()
     judged = best.judged()
-    run.task.write(here)
+    run.problem.objective.write(here)
     return judged
 
 
 def _ours(run: AdamRun, plan: Plan, switch: State | None, constant: _Best) -> Row:
     if switch is None:
         return constant.judged() | {"curve": constant.curve, "switch": None, "failed": None}
-    best = _begun(run.task, constant, run, switch)
+    best = _begun(run.problem, constant, run, switch)
     cost, failed = float(switch.epoch * run.epoch_cost), None
     left = plan.epochs * run.epoch_cost - cost
     for epoch, step in enumerate(followed(run, phase_two(plan.ours), budget=left), start=switch.epoch + 1):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from convexlab.detection import BudgetFraction, Detector, build_detector
 from convexlab.runs import Row
 
-__all__ = ["CANDIDATES", "SOURCES", "Candidate", "Firing", "fraction_label", "replay"]
+__all__ = ["RULES", "SOURCES", "Decision", "Rule", "fraction_label", "replay"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Rule:
     """One rule."""
 
     name: str
@@ -54,8 +54,8 @@ class Candidate:
         return 0.0 if whole_batch or self.source is None else SOURCES[self.source].cost
 
 
-def _named(name: str, *sources: str) -> list[Candidate]:
-    return [Candidate(name, lambda budget, name=name: build_detector(name), source) for source in sources]  # type: ignore[misc]
+def _named(name: str, *sources: str) -> list[Rule]:
+    return [Rule(name, lambda budget, name=name: build_detector(name), source) for source in sources]  # type: ignore[misc]
 
 
 def fraction_label(share: float) -> str:
@@ -63,11 +63,11 @@ def fraction_label(share: float) -> str:
     return f"at {share:.0%} of the budget"
 
 
-def _fraction(share: float) -> Candidate:
-    return Candidate(fraction_label(share), lambda budget: BudgetFraction(budget, share))
+def _fraction(share: float) -> Rule:
+    return Rule(fraction_label(share), lambda budget: BudgetFraction(budget, share))
 
 
-CANDIDATES: Sequence[Candidate] = (
+RULES: Sequence[Rule] = (
     *_named("algorithm-1", "full", "halves", "batch"),
     *_named("gradient-norm-peak", "full", "halves", "batch"),
     *_named("smoothed-norm", "full", "halves", "batch"),
@@ -76,13 +76,13 @@ CANDIDATES: Sequence[Candidate] = (
     *_named("noise-aware", "halves"),
     *_named("loss-plateau", "batch"),
     *_named("swats", "batch"),
-    Candidate("curvature, known for nothing", lambda budget: build_detector("curvature"), curvature=True),
+    Rule("curvature, known at no cost", lambda budget: build_detector("curvature"), curvature=True),
     *map(_fraction, (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)),
 )
 
 
 @dataclass(frozen=True)
-class Firing:
+class Decision:
     """What a rule decided."""
 
     epoch: int | None
@@ -94,27 +94,25 @@ class Firing:
     """What an epoch of Adam costs with it, over what it costs without."""
 
 
-def replay(
-    candidate: Candidate, rows: Sequence[Row], truth: Mapping[int, Row], *, whole_batch: bool, budget: float
-) -> Firing:
+def replay(rule: Rule, rows: Sequence[Row], truth: Mapping[int, Row], *, whole_batch: bool, budget: float) -> Decision:
     """Tell a rule of a recorded run, epoch after epoch, for as long as the budget allows it.
 
     Args:
-        candidate: the rule.
+        rule: the rule.
         rows: of `AdamRun.record`, one an epoch.
         truth: curvature by epoch, where it was measured.
         whole_batch: whether Adam has the full gradient anyway.
         budget: gradient equivalents in all.
     """
-    detector = candidate.build(len(rows))
-    source = SOURCES["full" if whole_batch else candidate.source or "full"]
-    price = candidate.price(whole_batch=whole_batch)
+    detector = rule.build(len(rows))
+    source = SOURCES["full" if whole_batch else rule.source or "full"]
+    price = rule.price(whole_batch=whole_batch)
     factor = 1.0 + price * len(rows) / max(1, rows[-1]["cost"]) if rows else 1.0
     for row in rows:
         spent = row["cost"] + price * row["epoch"]
         if spent >= budget:
             break
-        measured = truth.get(row["epoch"], {}) if candidate.curvature else {}
+        measured = truth.get(row["epoch"], {}) if rule.curvature else {}
         noise = row[source.noise] if source.noise else (0.0 if whole_batch else math.nan)
         fired = detector.update(
             loss=row[source.loss],
@@ -124,8 +122,8 @@ def replay(
             **{name: _number(measured.get(name)) for name in ("gradient_curvature", "smallest", "largest")},
         )
         if fired:
-            return Firing(row["epoch"], detector.reason, spent, factor)
-    return Firing(None, detector.reason, budget, factor)
+            return Decision(row["epoch"], detector.reason, spent, factor)
+    return Decision(None, detector.reason, budget, factor)
 
 
 def _number(value: float | None) -> float:

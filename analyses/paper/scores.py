@@ -132,8 +132,8 @@ class Score:
 
 def score(run: Row, label: str) -> Score:
     """Judge a rule's decision on a run, see `validate_run`."""
-    firing, best = run["firings"][label], best_switch(run)
-    epoch = firing["epoch"]
+    decision, best = run["decisions"][label], best_switch(run)
+    epoch = decision["epoch"]
     loss = _loss(run, label)
     worth = best["epoch"] is not None and counted(best["loss"]) < (1 - _WORTH) * run["adam"]
     peak = curvature_peak(run)
@@ -154,13 +154,13 @@ def score(run: Row, label: str) -> Score:
 
 
 def _loss(run: Row, label: str) -> float:
-    firing = run["firings"][label]
-    if firing["epoch"] is None:
+    decision = run["decisions"][label]
+    if decision["epoch"] is None:
         affordable = [
-            row["train_loss"] for row in run["rows"] if row["cost"] * firing["factor"] <= run["budget"] + 1e-9
+            row["train_loss"] for row in run["rows"] if row["cost"] * decision["factor"] <= run["budget"] + 1e-9
         ]
         return float(min(affordable))
-    found = (one for one in run["endings"] if (one["epoch"], one["spent"]) == (firing["epoch"], firing["spent"]))
+    found = (one for one in run["endings"] if (one["epoch"], one["spent"]) == (decision["epoch"], decision["spent"]))
     return float(next(found)["loss"])
 
 

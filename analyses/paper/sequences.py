@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from convexlab.probing import ProbeOptions
-from convexlab.problems.tasks import Task
+from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import phase_two
-from convexlab.training.switching import followed
+from paper.adam_run import AdamRun, State
 from paper.protocols import ADAM, FIXED, PAPERS, Plan
+from paper.switching import followed
 from paper.truth import curvature_at
 
 __all__ = ["CG_ALONE", "Recording", "train_sequences"]
@@ -33,7 +33,7 @@ class Recording:
 
 
 def train_sequences(
-    task: Task, plan: Plan, recording: Recording, *, progress: Listener = silent
+    problem: Problem, plan: Plan, recording: Recording, *, progress: Listener = silent
 ) -> dict[str, list[Row]]:
     """Train with Adam alone, as the paper does in two phases, with CG alone, and with our second phase.
 
@@ -41,7 +41,7 @@ def train_sequences(
     first epochs, and their rows with the switch.
 
     Args:
-        task: what is trained; its model is moved.
+        problem: what is trained; its model is moved.
         plan: how.
         recording: what is measured along the way.
         progress: told where the work stands.
@@ -51,7 +51,7 @@ def train_sequences(
         (gradient equivalents in all), ``seconds`` (of the processor, in all), ``train_loss``, ``gradient_norm`` and,
         where it was measured, ``curvature`` as of `curvature_at`.
     """
-    run = AdamRun(task, rate=plan.rate, seed=plan.seed, watched=False)
+    run = AdamRun(problem, rate=plan.rate, seed=plan.seed, watched=False)
     start = run.state()
 
     def recorded(name: str, rows: Iterator[Row]) -> list[Row]:
@@ -59,8 +59,8 @@ def train_sequences(
         for row in rows:
             progress(Progress(name, row["epoch"], plan.epochs))
             if row["epoch"] % recording.every == 0:
-                here = task.objective.flat_parameters()
-                row["curvature"] = curvature_at(task, here, recording.probe)
+                here = problem.objective.flat_parameters()
+                row["curvature"] = curvature_at(problem, here, recording.probe)
             found.append(row)
         return found
 

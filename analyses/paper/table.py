@@ -13,9 +13,9 @@ import torch
 
 from convexlab.architectures import build_model
 from convexlab.datasets.torchvision_sets import data_folder
-from convexlab.problems.tasks import images
+from convexlab.problems import build_problem
 from convexlab.runs import Row, write_json
-from paper.protocols import PAPERS, Plan, train_ways
+from paper.protocols import PAPERS, Plan, train_protocols
 from paper.records import stored
 
 __all__ = [
@@ -118,38 +118,39 @@ def least_train_size(dataset: str, model: str, *, step: int = 100) -> int:
 
 
 def train_case(case: Case, folder: Path, *, paper: bool = True) -> Row:
-    """Train a row's network in every way, or return what an earlier call has left in the folder.
+    """Train a row's network by every protocol, or return what an earlier call has left in the folder.
 
     Args:
         case: what is trained, and how.
         folder: where the record is, and goes.
-        paper: whether the paper's way is among them.
+        paper: whether the paper's protocol is among them.
 
     Returns:
-        The case, ``ways`` as of `train_ways`, ``parameters``, ``examples`` (K), ``overdetermination`` (Q) and
+        The case, ``protocols`` as of `train_protocols`, ``parameters``, ``examples`` (K), ``overdetermination`` (Q) and
         ``processor_seconds``.
     """
     torch.set_num_threads(1)
     file, identity = folder / f"{case.key}.json", {"case": asdict(case)}
     known = stored(file, identity)
-    if known is not None and (PAPERS in known["ways"] or not paper):
+    if known is not None and (PAPERS in known["protocols"] or not paper):
         return known
     began = time.process_time()
-    task = images(
+    problem = build_problem(
         case.model,
         source(case.dataset),
         "mse",
         train_size=case.train_size,
         seed=case.seed,
         batch_size=case.batch_size,
+        most_held_out=2000,
         device=case.device,
     )
-    ways = train_ways(task, Plan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
+    protocols = train_protocols(problem, Plan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
     record = identity | {
-        "ways": ways,
-        "parameters": task.objective.size,
-        "examples": task.examples,
-        "overdetermination": task.examples * CLASSES[case.dataset] / task.objective.size,
+        "protocols": protocols,
+        "parameters": problem.objective.size,
+        "examples": problem.examples,
+        "overdetermination": problem.overdetermination,
         "processor_seconds": time.process_time() - began,
     }
     write_json(file, record)

@@ -13,31 +13,31 @@ from convexlab.curvature.segment import segment_curvature
 from convexlab.curvature.split import curvature_split
 from convexlab.errors import MisuseError
 from convexlab.probing import ProbeOptions, probe_objective
-from convexlab.problems.tasks import Task
+from convexlab.problems import Problem
 from convexlab.runs import Row
+from convexlab.runs.rows import without_density
 
 __all__ = ["CONVEX", "NON_CONVEX", "Pattern", "curvature_at", "pattern", "relative_kind", "segment_between"]
 
 NON_CONVEX, CONVEX = "non-convex", "no-negative-curvature"
 
 
-def curvature_at(task: Task, weights: Tensor, options: ProbeOptions) -> Row:
+def curvature_at(problem: Problem, weights: Tensor, options: ProbeOptions) -> Row:
     """Return what `probe_objective` measures at a flat vector (n,), and the residual part along its witness."""
-    task.write(weights)
-    row, verdict = probe_objective(task.objective, options, sliced=False)
-    row.pop("density", None)
+    problem.objective.write(weights)
+    point, verdict = probe_objective(problem.objective, options)
     residual = None
     if verdict is not None and verdict.witness is not None:
         try:
-            residual = float(curvature_split(task.objective, verdict.witness).residual)
+            residual = float(curvature_split(problem.objective, verdict.witness).residual)
         except MisuseError:  # The loss is not one of an output and a criterion.
             residual = None
-    return row | {"witness_residual": residual}
+    return without_density(point.as_row()) | {"witness_residual": residual}
 
 
-def segment_between(task: Task, begin: Tensor, end: Tensor) -> Row:
+def segment_between(problem: Problem, begin: Tensor, end: Tensor) -> Row:
     """Return whether the loss is convex on the segment between two flat vectors (n,), and how far from it."""
-    segment = segment_curvature(task.objective, begin, end)
+    segment = segment_curvature(problem.objective, begin, end)
     return {"convex": segment.convex, "least": segment.least, "rises": segment.values[-1] > segment.values[0]}
 
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from convexlab.probing import ProbeOptions
-from convexlab.problems.tasks import Task
+from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
-from convexlab.training.switching import Ending, switch_at
-from paper.rules import CANDIDATES, Candidate, Firing, replay
+from paper.adam_run import AdamRun, State
+from paper.rules import RULES, Decision, Rule, replay
+from paper.switching import Ending, switch_at
 from paper.truth import curvature_at, segment_between
 
 __all__ = ["Plan", "decided", "validate_run"]
@@ -22,7 +22,7 @@ __all__ = ["Plan", "decided", "validate_run"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How one task is run."""
+    """How one problem is run."""
 
     epochs: int
     """Of Adam; with ``steps`` they are the budget."""
@@ -40,9 +40,9 @@ class Plan:
 
 
 def validate_run(
-    task: Task,
+    problem: Problem,
     plan: Plan,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    rules: Sequence[Rule] = RULES,
     *,
     known: Row | None = None,
     progress: Listener = silent,
@@ -50,34 +50,34 @@ def validate_run(
     """Train, measure and switch; everything that the study needs of this run, as JSON can hold it.
 
     Args:
-        task: what is trained.
+        problem: what is trained.
         plan: how.
-        candidates: the rules that are asked.
-        known: what an earlier call with the same task and plan returned: only what it lacks is done.
+        rules: the rules that are asked.
+        known: what an earlier call with the same problem and plan returned: only what it lacks is done.
         progress: told where the work stands.
 
     Returns:
         ``rows`` (of every epoch), ``truth`` and ``segments`` (of every ``truth_every``-th), ``endings`` (by epoch and
-        cost, of every ``switch_every``-th epoch and where a rule fired), ``firings`` (by rule), ``adam`` (its lowest
+        cost, of every ``switch_every``-th epoch and where a rule fired), ``decisions`` (by rule), ``adam`` (its lowest
         loss), ``minimum`` (the truth where the best switch ended).
     """
-    run, known = AdamRun(task, rate=plan.rate, seed=plan.seed, steps=plan.steps), known or {}
+    run, known = AdamRun(problem, rate=plan.rate, seed=plan.seed, steps=plan.steps), known or {}
     budget = float(plan.epochs * run.epoch_cost)
     states, rows = _adam(run, plan, progress)
     truth = {row["epoch"]: row for row in known.get("truth", [])}
     for epoch in range(0, len(states), plan.truth_every):
         progress(Progress("curvature", epoch, len(states)))
         if epoch not in truth:
-            truth[epoch] = {"epoch": epoch} | curvature_at(task, states[epoch].weights, plan.probe)
+            truth[epoch] = {"epoch": epoch} | curvature_at(problem, states[epoch].weights, plan.probe)
     segments = known.get("segments") or [
-        {"begin": begin, "end": end} | segment_between(task, states[begin].weights, states[end].weights)
+        {"begin": begin, "end": end} | segment_between(problem, states[begin].weights, states[end].weights)
         for begin, end in pairwise(truth)
     ]
-    firings = _firings(candidates, rows, truth, budget, whole_batch=not task.batch_size)
+    decisions = _decisions(rules, rows, truth, budget, whole_batch=problem.whole_batch)
     wanted = {
         (epoch, float(epoch * run.epoch_cost)) for epoch in range(plan.switch_every, plan.epochs, plan.switch_every)
     }
-    wanted |= {(one.epoch, one.spent) for one in firings.values() if one.epoch is not None}
+    wanted |= {(one.epoch, one.spent) for one in decisions.values() if one.epoch is not None}
     endings = {(one["epoch"], one["spent"]): one for one in known.get("endings", [])}
     before = min(endings.values(), key=_loss, default=None)
     lowest: Ending | None = None
@@ -96,38 +96,38 @@ def validate_run(
         lowest = ending if lowest is None or ending.loss < lowest.loss else lowest
     minimum = known.get("minimum")
     if lowest is not None and (minimum is None or before is None or lowest.loss < before["loss"]):
-        minimum = curvature_at(task, lowest.weights, plan.probe)
+        minimum = curvature_at(problem, lowest.weights, plan.probe)
     return {
-        "parameters": task.objective.size,
-        "examples": task.examples,
-        "whole_batch": not task.batch_size,
+        "parameters": problem.objective.size,
+        "examples": problem.examples,
+        "whole_batch": problem.whole_batch,
         "budget": budget,
         "rows": rows,
         "truth": list(truth.values()),
         "segments": segments,
-        "firings": {label: asdict(one) for label, one in firings.items()},
+        "decisions": {label: asdict(one) for label, one in decisions.items()},
         "endings": [endings[key] for key in sorted(endings)],
         "adam": min(state.best_loss for state in states),
         "minimum": minimum,
     }
 
 
-def decided(known: Row, candidates: Sequence[Candidate] = CANDIDATES) -> Row | None:
+def decided(known: Row, rules: Sequence[Rule] = RULES) -> Row | None:
     """Return a record with every rule asked anew, or None where one fires from where no ending is known."""
     truth = {row["epoch"]: row for row in known["truth"]}
-    firings = _firings(candidates, known["rows"], truth, known["budget"], whole_batch=known["whole_batch"])
+    decisions = _decisions(rules, known["rows"], truth, known["budget"], whole_batch=known["whole_batch"])
     endings = {(one["epoch"], one["spent"]) for one in known["endings"]}
-    if any(one.epoch is not None and (one.epoch, one.spent) not in endings for one in firings.values()):
+    if any(one.epoch is not None and (one.epoch, one.spent) not in endings for one in decisions.values()):
         return None
-    return known | {"firings": {label: asdict(one) for label, one in firings.items()}}
+    return known | {"decisions": {label: asdict(one) for label, one in decisions.items()}}
 
 
-def _firings(
-    candidates: Sequence[Candidate], rows: Sequence[Row], truth: Mapping[int, Row], budget: float, *, whole_batch: bool
-) -> dict[str, Firing]:
+def _decisions(
+    rules: Sequence[Rule], rows: Sequence[Row], truth: Mapping[int, Row], budget: float, *, whole_batch: bool
+) -> dict[str, Decision]:
     # The start itself is no epoch.
     told = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows[1:]]
-    return {one.label: replay(one, told, truth, whole_batch=whole_batch, budget=budget) for one in candidates}
+    return {one.label: replay(one, told, truth, whole_batch=whole_batch, budget=budget) for one in rules}
 
 
 def _loss(ending: Row) -> float:

@@ -1,4 +1,4 @@
-"""The orthonormal basis of a Krylov space, in blocks of rows: what is never reached is never allocated."""
+"""The orthonormal basis of a Krylov space, in blocks of rows that are allocated when they are reached."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from convexlab.machine.memory import release_freed_memory
 
 __all__ = ["Basis"]
 
-# A block has a quarter as many rows as there are before it, but at least so many, and so many bytes: a step takes few
-# kernels, and a run that ends early has allocated little that it did not use.
+# A block has a quarter as many rows as there are before it, and at least this many rows and bytes. So a step takes few
+# kernels, and a run that ends early has allocated little that it does not use.
 _LEAST_ROWS, _LEAST_BYTES = 16, 2**20
 
 
@@ -20,7 +20,7 @@ class Basis:
     """Vectors (n,), appended one by one. Products with all of them are matrix-vector products, one a block."""
 
     def __init__(self, first: Tensor, most: int) -> None:
-        """Begin with one vector, whose dtype and device are the basis'; there may be ``most``."""
+        """Begin with one vector, whose dtype and device are the basis'; it takes at most ``most`` vectors."""
         self.dtype, self.device = first.dtype, first.device
         self._blocks: list[Tensor] = []
         self._free, self._to_come = 0, most
@@ -33,7 +33,7 @@ class Basis:
             self._free = min(rows, self._to_come)
             self._to_come -= self._free
             if self._blocks and self.device.type == "cpu":
-                release_freed_memory()  # What the products since the last block have left behind.
+                release_freed_memory()  # Of the products since the last block.
             self._blocks.append(vector.new_empty((self._free, len(vector))))
         self._blocks[-1][-self._free] = vector
         self._free -= 1
@@ -53,7 +53,7 @@ class Basis:
         rest, coefficients = vector, vector
         for rows in self._rows():
             coefficients = rows @ rest
-            if rest is vector:  # It is the caller's.
+            if rest is vector:  # Which is the caller's, and not to be changed.
                 rest = torch.addmv(rest, rows.T, coefficients, alpha=-1)
             else:
                 rest.addmv_(rows.T, coefficients, alpha=-1)
@@ -71,6 +71,6 @@ class Basis:
         return result
 
     def _rows(self) -> Iterator[Tensor]:
-        """Yield the vectors that there are as matrices, block by block."""
+        """Yield the vectors as matrices, block by block."""
         yield from self._blocks[:-1]
         yield self._blocks[-1][: len(self._blocks[-1]) - self._free]

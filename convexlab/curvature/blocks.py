@@ -21,11 +21,11 @@ class BlockCurvature:
     """The curvature of the loss in some of the parameters, the others held fixed."""
 
     parameter_names: tuple[str, ...]
-    """The block's, in the order of its vectors."""
+    """Of the block, in the order of its vectors."""
     size: int
     """The number m of parameters."""
     extremes: ExtremeEigenvalues
-    """Both ends of the block's spectrum; vectors (m,). Its bounds hold for this block, not for all blocks at once."""
+    """Both ends of the block's spectrum; vectors (m,). The bounds hold for this block, not for all blocks at once."""
     trace: TraceEstimate | None
     """The block's trace, if asked for."""
     trace_share: float
@@ -54,9 +54,9 @@ def block_curvature(
 
     Args:
         objective: whose Hessian, at the model's present parameters.
-        patterns: one block each: the name or glob pattern of parameters, or of modules with all that is in them. They
-            need not cover all parameters. None makes a block of every module that owns parameters itself, named as
-            the model names the module; the model's own are under ``""``.
+        patterns: a block each: the name or glob pattern of parameters, or of modules with all that is in them. They
+            need not cover all parameters. None makes a block of every module that has parameters of its own, under the
+            module's name; those of the model itself are under ``""``.
         tolerance: see `extreme_eigenvalues`, as for the next two.
         confidence: for each block; all m blocks' bounds hold together with 1 - m (1 - confidence) at least.
         max_steps: for each block.
@@ -71,7 +71,7 @@ def block_curvature(
     _check_disjoint(blocks)
     if trace_samples != 0 and trace_samples < 2:
         raise MisuseError(f"expected trace_samples of 0 or at least 2, got {trace_samples!r}.")
-    found = {}
+    curvatures = {}
     for block, members in blocks.items():
         part = objective.restricted_to(members)
         with Meter(part) as meter:
@@ -82,8 +82,8 @@ def block_curvature(
             estimate = trace(operator, method="xtrace", samples=trace_samples, seed=seed) if trace_samples else None
             products = extremes.effort.products + (estimate.effort.products if estimate else 0)
             effort = meter.effort(products, extremes.effort.plan)
-        found[block] = BlockCurvature(part.parameter_names, part.size, extremes, estimate, math.nan, effort)
-    return _with_shares(found)
+        curvatures[block] = BlockCurvature(part.parameter_names, part.size, extremes, estimate, math.nan, effort)
+    return _with_shares(curvatures)
 
 
 def _modules(names: Iterable[str]) -> dict[str, list[str]]:

@@ -2,14 +2,14 @@
 
 The basis vectors are v_{j+1} = p_j(A) v_1 with the Lanczos polynomials p_0, ..., p_k. For a unit eigenvector u of A
 with eigenvalue λ, uᵀv_{j+1} = p_j(λ) uᵀv_1; the basis is orthonormal, so that (uᵀv_1)² Σ p_j(λ)² <= 1. A start uniform
-on the sphere has |uᵀv_1| <= δ with a small known chance only. But for that chance λ is no further out than where
+on the sphere has |uᵀv_1| <= δ with a small known chance. In all other cases λ is no further out than the point where
 Σ p_j(λ)² is 1/δ² (van Dorsselaer, Hochstenbach & van der Vorst 2000, doi 10.1137/S0895479800366859, section 2, who take
-p_k alone; the sum, the inverse of the Christoffel function, is larger). One event serves all steps, so that a run may
-be looked at after every one of them, and stop.
+p_k alone; the sum, the inverse of the Christoffel function, is larger). The chance is taken once, for all steps: a run
+may be looked at after every step, and stop.
 
-Before the run: on the Ritz values a Chebyshev polynomial of degree k - 1 is at most 1, hence after k steps the margin
-is at most such that T_{k-1}(1 + 2 margin / range) = 1/δ, about as Kuczyński & Woźniakowski (1992) have it. What is
-measured is narrower, for the p_j know the spectrum.
+Before the run: on the Ritz values a Chebyshev polynomial of degree k - 1 is at most 1. So after k steps the margin
+solves T_{k-1}(1 + 2 margin / range) = 1/δ or is smaller, much as Kuczyński & Woźniakowski (1992) have it. The margins
+of a run are narrower, because the p_j adapt to the spectrum.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def check_confidence(confidence: float) -> None:
 def least_overlaps(size: int, confidence: float) -> tuple[float, float]:
     """Return δ for the lower and for the upper end: with ``confidence`` the start's parts along both exceed them.
 
-    The part along a given unit vector of n dimensions has a chance of at most δ √(2n / π) to be within ±δ. Three
-    quarters of what may fail are the lower end's, which is where a Hessian takes the longer to be resolved.
+    The part along a given unit vector of n dimensions is within ±δ with a probability of at most δ √(2n / π). Three
+    quarters of the probability of failure are the lower end's, because that end of a Hessian takes longer to resolve.
     """
     chance = (1 - confidence) * math.sqrt(math.pi / (2 * size))
     return _LOWER_SHARE * chance, (1 - _LOWER_SHARE) * chance
@@ -53,7 +53,7 @@ def least_overlaps(size: int, confidence: float) -> tuple[float, float]:
 def steps_for(size: int, tolerance: float, confidence: float) -> int:
     """Return the steps after which both margins are within ``tolerance`` times the range, whatever the spectrum.
 
-    From the Chebyshev polynomial; never more than n. A run can be stopped earlier by its `margins`.
+    By the Chebyshev polynomial; never more than n. The `margins` of a run may allow to stop earlier.
     """
     degree = math.acosh(1 / min(least_overlaps(size, confidence))) / math.acosh(1 + 2 * tolerance)
     return min(1 + math.ceil(degree), size)
@@ -66,7 +66,7 @@ def margins(
 
     Args:
         diagonal: (k,) of the tridiagonal matrix T.
-        off_diagonal: (k,) of T; its last entry is the length of what A maps out of the Krylov space.
+        off_diagonal: (k,) of T; the last entry is the length of what A maps out of the Krylov space.
         overlaps: least parts of the start along the lowest and the highest eigenvector, see `least_overlaps`.
         precision: ε of the basis; no coupling is taken to be smaller than that, relative to T.
     """

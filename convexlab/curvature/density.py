@@ -44,8 +44,8 @@ class SpectralDensity:
     def mass_below(self, threshold: float) -> tuple[float, float]:
         """Return the estimated fraction of the eigenvalues below a threshold and its standard error over the probes.
 
-        After few steps a node stands for a whole cluster, and that of the bulk at zero lies a little to one side of
-        it: only a threshold clear of the bulk counts the same share after more steps.
+        After few steps a node stands for a whole cluster, and the node of the bulk at zero lies a little to one side
+        of it. Only with a threshold clear of the bulk is the share the same after more steps.
         """
         masses = (self.weights * (self.nodes < threshold)).sum(dim=1) * len(self.nodes)
         return float(masses.mean()), standard_error(masses)
@@ -91,14 +91,14 @@ def spectral_density(
 def density_of(processes: Iterable[Lanczos], meter: Meter) -> SpectralDensity:
     """Return the density seen by Krylov runs from independent random starts, each of any number of steps.
 
-    They are taken one by one, so that a generator of them needs the memory of one basis.
+    They are taken in turn, so that a generator of runs needs the memory of a single basis.
     """
     runs, products, plan = [], 0, ""
     for process in processes:
         ritz_values, vectors = process.ritz()
         runs.append((torch.from_numpy(ritz_values), torch.from_numpy(vectors[0] ** 2)))
         operator, products, plan = process.operator, products + process.products, plan or process.plan
-        del process  # Else its basis would be there while the next one is made.
+        del process  # Its basis has to be gone before the next one is made.
     nodes = torch.zeros((len(runs), max(len(values) for values, _ in runs)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for row, (values, squares) in enumerate(runs):

@@ -1,4 +1,4 @@
-"""What a measurement of curvature took."""
+"""What a measurement of curvature costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Effort", "Meter"]
 
 @dataclass(frozen=True)
 class Effort:
-    """What was spent on a result. Equal where the counts are: seconds and memory differ from run to run."""
+    """What was spent on a result. Two are equal if their counts are: seconds and memory differ from run to run."""
 
     products: int
     """Products of the matrix with a vector, by whatever means they were made."""
@@ -25,12 +25,12 @@ class Effort:
     seconds: float = field(compare=False)
     """Wall-clock time."""
     peak_memory: int | None = field(compare=False)
-    """Bytes by which the memory in use rose at most; None where nothing tells.
+    """Bytes by which the memory in use rose at most; None where that is not known.
 
-    On an accelerator what torch allocated; on the CPU the resident set, which holds some of what was freed too.
+    On an accelerator, what torch allocated; on the CPU, the resident set, with some of what was freed.
     """
     plan: str = ""
-    """What was done to save memory, such as "Krylov basis in float32"; empty if nothing had to be."""
+    """What was done to save memory, such as "Krylov basis in float32"; empty if nothing was."""
 
 
 class _Measured(Protocol):
@@ -48,7 +48,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         if self._operator.device.type == "cpu":
-            release_freed_memory()  # Where that is used again the resident set does not rise.
+            release_freed_memory()  # If the block used it again, the resident set would not rise.
         self._memory.__enter__()
         self._cost, self._begin = self._spent(), time.perf_counter()
         return self

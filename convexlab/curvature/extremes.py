@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convexlab.curvature.bounds import check_confidence, least_overlaps, margins, steps_for
 from convexlab.curvature.effort import Effort, Meter
-from convexlab.curvature.inexact import deviation, replace_products
+from convexlab.curvature.inexact import cheapest_operator, deviation
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
@@ -41,9 +41,9 @@ class ExtremeEigenvalues:
     """The ends of a spectrum. The true smallest eigenvalue lies in [smallest_lower_bound, smallest]."""
 
     smallest: float
-    """vᵀA v of the smallest Ritz vector v, by a fresh product: never below the truth but for rounding."""
+    """vᵀA v of the smallest Ritz vector v, by a fresh product: up to rounding, never below the truth."""
     largest: float
-    """Likewise of the largest: never above the truth but for rounding."""
+    """Likewise of the largest: up to rounding, never above the truth."""
     smallest_vector: Tensor
     """(n,), unit length, float64."""
     largest_vector: Tensor
@@ -61,9 +61,9 @@ class ExtremeEigenvalues:
     steps: int
     """Dimension of the Krylov space."""
     converged: bool
-    """Whether both bounds are within ``tolerance`` times the range of the Ritz values, but for rounding.
+    """Whether both bounds are, up to rounding, within ``tolerance`` times the range of the Ritz values.
 
-    Where the Krylov space ended early, within ``tolerance`` times the largest of them in size.
+    Where the Krylov space ended early: within ``tolerance`` times the largest absolute Ritz value.
     """
     deviation: float
     """Bound on the error of the cheaper products that the run was made with, part of the bounds; 0 for exact ones."""
@@ -81,8 +81,8 @@ def extreme_eigenvalues(
     """Return the smallest and the largest eigenvalue of a symmetric operator.
 
     The run ends when both bounds are within ``tolerance`` (`bounds.margins`), or after as many steps as are enough for
-    any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it is made with differences of
-    gradients where these prove accurate enough, see `inexact`; values, residuals and the products' error then come from
+    any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it uses differences of gradients
+    where these prove accurate enough, see `inexact`. Values, residuals and the error of the differences then come from
     exact products.
 
     Args:
@@ -108,7 +108,9 @@ def extreme_eigenvalues(
         start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
         process, error = Lanczos(operator, start, limit), 0.0
         del start  # The run has a copy.
-        if limit >= _LONG_RUN and replace_products(process, tolerance):
+        if limit >= _LONG_RUN:
+            process.operator = cheapest_operator(process, tolerance)
+        if process.operator is not operator:
             _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
             process.operator = operator
             error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
@@ -118,10 +120,10 @@ def extreme_eigenvalues(
         # With exact products from here on no deviation is added.
         at_start = start_confidence if error else confidence
         _extend_until(process, tolerance, at_start, error)
-        found = extremes_of(
+        extremes = extremes_of(
             process, ends_of(process), tolerance=tolerance, confidence=at_start, meter=meter, deviation=error
         )
-    return replace(found, confidence=confidence)
+    return replace(extremes, confidence=confidence)
 
 
 def _spread(process: Lanczos) -> float:
@@ -172,14 +174,14 @@ def ends_of(process: Lanczos) -> Ends:
 def extremes_of(
     process: Lanczos, ends: Ends, *, tolerance: float, confidence: float, meter: Meter, deviation: float = 0.0
 ) -> ExtremeEigenvalues:
-    """Return what the ends of a Krylov run from a random start tell; ``deviation`` is that of its products."""
+    """Return the extreme eigenvalues by a Krylov run from a random start; ``deviation`` is that of its products."""
     smallest, largest = ends.values
     pairs = zip(ends.products, ends.vectors, ends.values, strict=True)
     residuals = [float(torch.linalg.vector_norm(product - value * vector)) for product, vector, value in pairs]
     scale = max(abs(smallest), abs(largest))
     unit = scale if process.invariant else largest - smallest
     below, above = margins_of(process, confidence)
-    # What rounding, which the theory leaves out, may add: √n ε times the scale, or what the residuals show.
+    # What rounding, which the theory leaves out, may add: √n ε times the scale, or the residuals.
     rounding = math.sqrt(process.operator.shape[0]) * torch.finfo(process.operator.dtype).eps * scale
     if process.steps == process.operator.shape[0]:
         rounding = max(rounding, *residuals)

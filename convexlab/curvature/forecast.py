@@ -1,7 +1,7 @@
-"""What memory a Krylov run will need, told before its first step, and how it is made where that is not to be had.
+"""The memory that a Krylov run will need, before its first step, and how to make the run where there is less.
 
-What is forecast are bytes of tensors, as an accelerator's allocator counts them. On the CPU the resident set of the
-process rises by up to a fifth more, for the C library does not give back at once what was freed.
+The forecast is in bytes of tensors, as an accelerator's allocator counts them. On the CPU the resident set of the
+process rises by up to a fifth more, because the C library does not give back at once what was freed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from convexlab.objective.products import Footprint, GradientDifferences, Objecti
 __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 
 _HOST = torch.device("cpu")
-# Float64 vectors beside the basis while the ends of a spectrum are multiplied anew: both ends, both products.
+# Float64 vectors beside the basis while the ends of a spectrum are multiplied again: both ends, both products.
 _VECTORS = 4
-# A product surely does not outgrow so many times its graph and the vectors. Where that fits too nobody looks closer.
+# A product never takes more than this many times its graph and the vectors. Where that much fits, nothing is measured.
 _AMPLE = 4
 
 
@@ -31,13 +31,13 @@ class MemoryForecast:
     """The most that a Krylov run will have in tensors at one time, in bytes."""
 
     basis: int
-    """Of the Krylov space, in float64."""
+    """The basis of the Krylov space, in float64."""
     graphs: int
-    """Of the gradient graphs kept between products."""
+    """The gradient graphs kept between products."""
     work: int
-    """Of one product, and of vectors."""
+    """A product, and vectors."""
     available: int | None
-    """What can be had on the operator's device now; None where nothing tells."""
+    """What the operator's device has left now; None where that is not known."""
 
     @property
     def total(self) -> int:
@@ -47,7 +47,7 @@ class MemoryForecast:
     def summary(self) -> str:
         """Return one sentence."""
         parts = f"{_size(self.basis)} basis, {_size(self.graphs)} gradient graphs, {_size(self.work)} for a product"
-        known = "" if self.available is None else f"; {_size(self.available)} can be had"
+        known = "" if self.available is None else f"; {_size(self.available)} are available"
         return f"The run needs {_size(self.total)} of memory ({parts}){known}."
 
 
@@ -64,12 +64,12 @@ class Plan:
 def forecast_memory(operator: MatrixVectorProduct, steps: int) -> MemoryForecast:
     """Return what a Krylov run of ``steps`` steps and the ends of its spectrum will need, before it is begun.
 
-    The operator of an objective builds the gradient graph of its first micro-batch, and makes products with that alone;
-    the sizes of the others follow from their examples. Of any other operator only the vectors are known.
+    The operator of an objective builds the gradient graph of its first micro-batch, and makes products with that alone.
+    The sizes of the other graphs follow from their examples. Of any other operator only the vectors are known.
 
     Args:
-        operator: what the run multiplies with; one that has made no product yet.
-        steps: how long the run will be. One that ends earlier needs less.
+        operator: what the run multiplies with; it has made no product yet.
+        steps: how long the run will be. A run that ends earlier needs less.
 
     Raises:
         MisuseError: fewer than one step.
@@ -88,11 +88,11 @@ def forecast_memory(operator: MatrixVectorProduct, steps: int) -> MemoryForecast
 def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
     """Return how a Krylov run of ``steps`` steps fits into memory; an objective's operator may keep fewer graphs then.
 
-    What is tried, in this order: fewer graphs, the basis on the host, the basis in float32 if the operator is. A
-    look that costs products is taken only where memory is short.
+    What is tried, in this order: fewer graphs, the basis on the host, the basis in float32 if the operator is. Products
+    are measured, which costs some, only where memory is short.
 
     Raises:
-        FailureError: it does not fit at all.
+        FailureError: it does not fit in any of these ways.
     """
     usual = Plan(accumulation_dtype(operator.device), operator.device)
     available = available_memory(operator.device)
@@ -112,8 +112,8 @@ def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
         basis = _basis_bytes(operator, steps, plan.dtype)
         spare = available - least - (basis if plan.device == operator.device else 0)
         if spare >= 0 and _host_has(basis, plan, operator):
-            # What is left beside the graphs holds a product in double precision, with which a curvature is recomputed.
-            return _with_graphs(operator, footprint, plan, max(0, spare - 2 * least))
+            # Beside the graphs there is room for a product in double precision, which recomputes a curvature.
+            return _keep_graphs_that_fit(operator, footprint, plan, max(0, spare - 2 * least))
     raise FailureError(_refusal(operator, steps, least, available))
 
 
@@ -126,11 +126,12 @@ def _plans(operator: MatrixVectorProduct) -> Iterator[Plan]:
             yield Plan(dtype, device, f"Krylov basis{''.join(words)}" if words else "")
 
 
-def _with_graphs(operator: MatrixVectorProduct, footprint: Footprint, plan: Plan, room: int) -> Plan:
+def _keep_graphs_that_fit(operator: MatrixVectorProduct, footprint: Footprint, plan: Plan, room: int) -> Plan:
+    """Let the operator keep no more graphs than there is room for, and return the plan, which says so."""
     if not isinstance(operator, ObjectiveOperator) or operator.graphs_to_come() <= room:
         return plan
     operator.keep_at_most(room)
-    if footprint.graphs - footprint.kept <= room:  # There are no more than that.
+    if footprint.graphs - footprint.kept <= room:  # All of them fit.
         return plan
     return replace(plan, summary=", ".join(filter(None, [plan.summary, "fewer gradient graphs kept"])))
 
@@ -147,7 +148,7 @@ def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: i
     narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
     return (
         f"a Krylov run of up to {steps} steps does not fit into memory: its basis takes {_size(basis)} at least, and "
-        f"products {_size(least)}, but {_size(available)} can be had. Allow fewer steps (max_steps) or a larger "
+        f"products {_size(least)}, but {_size(available)} are available. Allow fewer steps (max_steps) or a larger "
         f"tolerance or floor{narrower}, or select fewer parameters by `params`."
     )
 

@@ -2,8 +2,8 @@
 
 With inexact products A V = V T + β v eᵀ + F, and there is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact
 one of A - E (Davis, Kahan & Weinberger 1982, doi 10.1137/0719029). By Weyl's theorem no eigenvalue of A is further than
-‖F‖ from one of A - E. Products with random vectors of the Krylov space, made anew and exactly, bound ‖F‖, rounding
-included. That the errors do not conspire with the random start is assumed here, as it is of rounding everywhere.
+‖F‖ from one of A - E. Exact new products with random vectors of the Krylov space bound ‖F‖, rounding included. The
+errors are assumed not to depend on the random start, as rounding errors are everywhere.
 """
 
 from __future__ import annotations
@@ -17,49 +17,52 @@ from convexlab.curvature.lanczos import Lanczos
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.objective.products import GradientDifferences, HessianOperator
 
-__all__ = ["SAMPLES", "deviation", "replace_products"]
+__all__ = ["SAMPLES", "cheapest_operator", "deviation"]
 
 SAMPLES = 4
 """Exact products from which ‖F‖ is bounded."""
-# A run on cheap products is begun where one of them is off by at most this share of the tolerance: the bound on the
-# error of some fifty of them, which is about ten times that of one, then takes a fifth of it.
+# A run on cheap products is begun where one of them is off by at most this share of the tolerance. The bound on the
+# error of some fifty products is about ten times the error of a single one, and takes a fifth of the tolerance then.
 _SHARE = 1 / 50
 # Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
 _STEPS = (0.5, 1.0, 0.25)
-# Off by this many times what is allowed, no other step is tried.
+# If a difference is off by this many times what is allowed, no other step is tried.
 _FAR = 10
-# Exact steps before the change, such that the vector that is compared is not a random one, which H almost maps to zero.
+# Exact steps before the change: differences are compared along a vector of theirs, as H almost maps a random one to 0.
 _EXACT_STEPS = 2
 
 
-def replace_products(process: Lanczos, tolerance: float) -> bool:
-    """Let a new Krylov run go on with differences of gradients, where these are accurate enough; say whether.
+def cheapest_operator(process: Lanczos, tolerance: float) -> MatrixVectorProduct:
+    """Return what a new Krylov run should go on with: differences of gradients, or its own operator if they are worse.
 
-    ``tolerance`` is relative to the range of the spectrum.
+    Differences are compared with exact products, for which the run takes its first steps.
+
+    Args:
+        process: a run that has taken no step yet.
+        tolerance: relative to the range of the spectrum.
     """
     operator = process.operator
-    if not isinstance(operator, HessianOperator) or _hopeless(operator, tolerance):
-        return False
+    if not isinstance(operator, HessianOperator) or _too_coarse(operator, tolerance):
+        return operator
     process.extend(_EXACT_STEPS)
     if process.exhausted:
-        return False
+        return operator
     differences = operator.differences()
     values, _ = process.ritz()
     allowed = _SHARE * tolerance * max(abs(values[0]), abs(values[-1]))
     for error in _errors(process, differences):
         if error <= allowed:
-            process.operator = differences
-            return True
+            return differences
         if error > _FAR * allowed:  # Kinks: no other step mends that.
-            return False
-    return False
+            break
+    return operator
 
 
 def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
     """Return a bound on ‖F‖ that fails with probability ``failure``; makes `SAMPLES` products with the run's operator.
 
-    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, but for a chance of α^-r (Halko, Martinsson & Tropp
-    2011, doi 10.1137/090771806, lemma 4.1).
+    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, with probability at least 1 - α^-r (Halko, Martinsson &
+    Tropp 2011, doi 10.1137/090771806, lemma 4.1).
 
     Args:
         process: a run whose operator makes exact products again.
@@ -67,14 +70,15 @@ def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
         seed: of the random vectors.
     """
     generator, lengths = torch.Generator().manual_seed(seed), []
-    for _ in range(SAMPLES):  # One after the other, for each takes several vectors of size n.
+    for _ in range(SAMPLES):  # In turn, because each takes several vectors of size n.
         combination = torch.randn((process.steps, 1), generator=generator, dtype=torch.float64)
         product = process.multiply(process.combined(combination))
         lengths.append(float(torch.linalg.vector_norm(product - process.image(combination))))
     return math.exp(-math.log(failure) / SAMPLES) * math.sqrt(2 / math.pi) * max(lengths)
 
 
-def _hopeless(operator: MatrixVectorProduct, tolerance: float) -> bool:
+def _too_coarse(operator: MatrixVectorProduct, tolerance: float) -> bool:
+    """Return whether differences in the operator's precision are never accurate enough."""
     return _SHARE * tolerance < math.sqrt(torch.finfo(operator.dtype).eps) / 4
 
 

@@ -3,7 +3,7 @@
 A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "Matrix Computations", 4th ed., section
 10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
 10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
-the device: the host waits for it once an `extend`, not once a step.
+the device: the host waits for it once in an `extend`, not at every step.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class Lanczos:
     Args:
         operator: the symmetric matrix A.
         start: the unit vector (n,) to start from.
-        max_steps: products at most; the basis takes 8 n bytes a step, half of that or host memory where it would not
-            fit.
+        max_steps: products at most; the basis takes 8 n bytes a step, and half of that, or memory of the host, where it
+            would not fit.
 
     Raises:
         FailureError: that many steps do not fit into memory.
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Find out that there is enough memory; no product with all of A is made yet."""
+        """Plan the memory; no product with all of A is made yet."""
         self.operator = operator
         self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0
-        """Products made with A for this run, those included that its results are checked with."""
+        """Products made with A for this run, including those that check its results."""
         self.invariant = False
         """Whether A maps the Krylov space into itself, up to rounding in the basis."""
         plan = plan_run(operator, self.max_steps)
         self.plan = plan.summary
-        """What was done to save memory; empty if nothing had to be."""
+        """What was done to save memory; empty if nothing was."""
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
         dtype = accumulation_dtype(plan.device)
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)
@@ -115,7 +115,7 @@ class Lanczos:
         return rows.to(device=self.operator.device, dtype=accumulation_dtype(self.operator.device))
 
     def image(self, coefficients: Tensor) -> Tensor:
-        """Return (V T + β v eᵀ) C as rows (m, n) for coefficients C (k, m): A V C as the run knows it."""
+        """Return (V T + β v eᵀ) C as rows (m, n) for coefficients C (k, m): A V C by the products of the run."""
         diagonal, off_diagonal = (part.to(coefficients) for part in (self._diagonal, self._off_diagonal))
         image = coefficients.new_zeros((self._steps + 1, coefficients.shape[1]))
         image[:-1] = diagonal[: self._steps, None] * coefficients
@@ -124,7 +124,7 @@ class Lanczos:
         return self.combined(image)
 
     def multiply(self, vectors: Tensor) -> Tensor:
-        """Return A v for every row v of ``vectors`` (m, n), made anew and in their dtype; `products` counts them."""
+        """Return A v for every row v of ``vectors`` (m, n), by new products, in their dtype; `products` counts them."""
         products = torch.empty_like(vectors)
         for product, vector in zip(products, vectors, strict=True):
             product.copy_(self.operator.matvec(vector.to(self.operator.dtype)))
@@ -139,16 +139,16 @@ class Lanczos:
         length = torch.linalg.vector_norm(vector)
         self._diagonal[step] = part + correction
         self._off_diagonal[step] = length
-        # A zero length is a breakdown, found when the host next looks; until then it must not make a NaN.
+        # A length of zero is a breakdown, which the host notices later; until then it must not make a NaN.
         basis.append(vector / length.clamp_min(torch.finfo(basis.dtype).tiny))
         self.products += 1
 
     def _truncate_at_breakdown(self) -> None:
-        """Cut T where the space became invariant: beyond it there is only amplified rounding error.
+        """Cut T where the space became invariant: beyond that there is only amplified rounding error.
 
-        What is left of A v is then rounding error of this process, of length about √n ε ‖T‖ in the basis' precision.
-        The errors of an operator in a lower one are no end of the process: it goes on as if from a random vector, and
-        the Ritz values remain those of a space that holds the earlier ones.
+        There the rest of A v is rounding error of this process, of length about √n ε ‖T‖, ε that of the basis. The
+        larger errors of an operator in a lower precision do not end the process: it goes on as if from a random vector,
+        and the Ritz values remain those of a space that contains the earlier ones.
         """
         diagonal, off_diagonal = self.coefficients()
         if not (np.isfinite(diagonal).all() and np.isfinite(off_diagonal).all()):

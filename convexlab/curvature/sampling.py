@@ -1,4 +1,4 @@
-"""Sampling error of curvature along given directions: what one sample of the data says about the others."""
+"""Sampling error of curvature along given directions: what one sample of the data says about another."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     equal weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
 
     **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there: on the same sample the
-    smallest is biased low and the largest high, by more than this error tells (Tatzel, Mucsányi, Hackel & Hennig 2025,
-    arXiv 2410.14325). What holds for the full loss is seen on examples that the vectors were not chosen on: pass an
-    objective of the same model over those.
+    smallest is biased low and the largest high, by more than this error (Tatzel, Mucsányi, Hackel & Hennig 2025, arXiv
+    2410.14325). Examples that the vectors were not chosen on show what holds for the full loss: pass an objective of
+    the same model over those.
 
     **Which batches.** The micro-batches of ``objective``. The error is right where they are random parts of the data:
-    shuffle data that are sorted. A dozen or more are needed to tell it well.
+    shuffle data that are sorted. A good estimate of it takes a dozen or more.
 
     Args:
         objective: over the sample; its data may be other than those that ``vectors`` were found on.
@@ -113,7 +113,7 @@ def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tenso
 def _examples(batch: Any) -> int:
     try:
         return rows_of(batch)
-    except MisuseError:  # A batch may be anything where the objective was told its weight.
+    except MisuseError:  # A batch may be anything where the objective has a weight= to count it by.
         return 1
 
 

@@ -15,12 +15,12 @@ from convexlab.objective import Objective
 __all__ = ["Segment", "segment_curvature"]
 
 _POINTS = 9  # Four differences of the fifth order.
-# Rounding of a loss relative to it: at least a hundred additions', and never above √ε, where it would be a feature.
+# Rounding relative to a loss: at least that of a hundred additions, and at most √ε, beyond which it is no rounding.
 _LEAST_ROUNDING = 100
-# The differences that tell noise: a smooth loss adds to those of lower order, and of higher ones there are few.
+# Order of the differences that show noise: a smooth loss adds to those of lower order, and of higher order are few.
 _NOISE_ORDER = 5
-# Standard deviations of noise that a second difference may err by: of independent errors at nine points one draw in
-# 20,000 had one that was larger.
+# Standard deviations of noise by which a second difference may be off: of 20,000 draws of independent errors at nine
+# points, one had a larger error.
 _NOISE_FACTOR = 50
 
 
@@ -33,11 +33,11 @@ class Segment:
     second_differences: tuple[float, ...]
     """(k - 2,), L₋ - 2 L + L₊ at each inner point; in the unit of the loss."""
     rounding: float
-    """What a second difference may err by; in the unit of the loss."""
+    """By how much a second difference may be off; in the unit of the loss."""
 
     @property
     def convex(self) -> bool:
-        """Whether no second difference is negative: so it must be on a segment within a convex region.
+        """Whether no second difference is negative, as it must be on a segment within a convex region.
 
         False where a value is not finite.
         """
@@ -62,12 +62,12 @@ class Segment:
 def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, points: int = _POINTS) -> Segment:
     """Return the loss along the segment between two flat vectors (n,); the model stays where it is.
 
-    Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment; one
-    that is convex on a segment may bend downwards in other directions, or between the points.
+    Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment; a
+    function that is convex on a segment may bend downwards in other directions, or between the points.
 
-    Where the loss is a small difference of large numbers, its rounding is larger than its size says. From nine points
-    on it is read off the differences of higher order, which a smooth function leaves to the noise (Moré and Wild 2011,
-    doi 10.1137/100786125, section 3.1).
+    Where the loss is a small difference of large numbers, its rounding is larger than its size suggests. With nine
+    points or more it is estimated from differences of higher order, which are small for a smooth function and so show
+    the noise (Moré and Wild 2011, doi 10.1137/100786125, section 3.1).
 
     Raises:
         MisuseError: fewer than three points, or vectors of another shape.
@@ -88,7 +88,7 @@ def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, point
 
 
 def _values(objective: Objective, begin: Tensor, end: Tensor, points: int, dtype: torch.dtype) -> Tensor:
-    """Return the loss at the points (k,); these are not rounded to the model's dtype, which would bend the line."""
+    """Return the loss (k,) at the points, which are not rounded to the model's dtype: that would bend the line."""
     exact = objective.in_dtype(dtype)
     point = exact.point(requires_grad=False)
     first, last = (vector.to(device=exact.device, dtype=dtype) for vector in (begin, end))
@@ -101,7 +101,7 @@ def _values(objective: Objective, begin: Tensor, end: Tensor, points: int, dtype
 
 
 def _rounding(values: Tensor, precision: float) -> float:
-    """Return what a second difference of the values may err by."""
+    """Return by how much a second difference of the values may be off."""
     scale = float(values.abs().max())
     least, most = _LEAST_ROUNDING * precision * scale, math.sqrt(precision) * scale
     if len(values) < _POINTS:

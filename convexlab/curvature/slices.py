@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from convexlab.objective import Objective
 
 __all__ = ["Slice", "check_points", "extreme_slices", "loss_slice", "losses_at", "reach_of"]
 
-# Of the loss, by the curvature term at the end of a slice.
+# The share of the loss that the curvature term is at the end of a slice.
 _CHANGE = 0.25
 
 
@@ -32,7 +31,7 @@ class Slice:
 
 
 def check_points(points: int) -> None:
-    """Raise a MisuseError unless a slice of so many points has a middle and both sides."""
+    """Raise a MisuseError unless a slice of that many points has a middle and both sides."""
     if not isinstance(points, int) or points < 3 or points % 2 == 0:
         raise MisuseError(f"expected an odd number of points from 3, so that one is the middle, got {points!r}.")
 
@@ -40,9 +39,9 @@ def check_points(points: int) -> None:
 def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | None:
     """Return the step s at which the curvature term ½ |curvature| s² is a quarter of the loss.
 
-    Near enough for the middle points to show the curvature, and far enough for the outer ones to show where the
-    quadratic model ends: on half-trained vision transformers it held to between a sixth of it and all of it. A
-    curvature within ``resolution`` of zero counts as that: its line would otherwise be endless. None where there is no
+    That is near enough for the middle points to show the curvature, and far enough for the outer points to show where
+    the quadratic model ends: on half-trained vision transformers the model held up to between a sixth of s and s. A
+    curvature within ``resolution`` of zero counts as ``resolution``, as s would have no limit. None where there is no
     such step.
     """
     bend = max(abs(curvature), resolution)
@@ -53,7 +52,7 @@ def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | 
 def loss_slice(objective: Objective, direction: Tensor, *, loss: float, reach: float, points: int = 13) -> Slice:
     """Return the loss from -``reach`` to ``reach`` along a unit vector (n,); the model stays where it is.
 
-    Costs ``points`` - 1 values: that in the middle is known.
+    Costs ``points`` - 1 values, because the value in the middle is known.
 
     Args:
         objective: at the model's present parameters.
@@ -76,18 +75,16 @@ def loss_slice(objective: Objective, direction: Tensor, *, loss: float, reach: f
     return Slice(tuple(steps), (*losses[:middle], loss, *losses[middle:]))
 
 
-def extreme_slices(
-    objective: Objective, verdict: Verdict | None, loss: float, points: int
-) -> dict[str, dict[str, Any]] | None:
-    """Return slices along both extreme eigenvectors of a verdict as a row has them, each to its `reach_of`.
+def extreme_slices(objective: Objective, verdict: Verdict, loss: float, points: int) -> dict[str, Slice]:
+    """Return slices along the eigenvectors of the ``smallest`` and the ``largest`` eigenvalue, each to its `reach_of`.
 
-    Costs two thirds of a gradient equivalent for each of ``points`` - 1. None without a verdict, without points, or
-    where the loss is zero.
+    Costs two thirds of a gradient equivalent for each of ``points`` - 1. Empty without points, or where the loss is
+    zero.
     """
-    if verdict is None or not points:
-        return None
-    ends, found = verdict.extremes, {}
-    # Below its floor the verdict takes no curvature for one.
+    if not points:
+        return {}
+    ends, slices = verdict.extremes, {}
+    # Below its floor the verdict does not resolve curvature.
     resolution = max(verdict.floor * max(abs(ends.smallest), abs(ends.largest)), verdict.rounding_floor)
     for name, curvature, vector in (
         ("smallest", ends.smallest, ends.smallest_vector),
@@ -95,14 +92,14 @@ def extreme_slices(
     ):
         reach = reach_of(loss, curvature, resolution)
         if reach is not None:
-            found[name] = asdict(loss_slice(objective, vector, loss=loss, reach=reach, points=points))
-    return found or None
+            slices[name] = loss_slice(objective, vector, loss=loss, reach=reach, points=points)
+    return slices
 
 
 def losses_at(objective: Objective, points: Iterable[Tensor]) -> Tensor:
     """Return the loss at flat vectors (n,), one value each, as (k,) on the CPU in float64.
 
-    The model is not moved for it, and the device is waited for once.
+    The model stays where it is, and the host waits for the device once.
     """
     here = objective.point(requires_grad=False)
     losses = [

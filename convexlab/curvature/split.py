@@ -21,9 +21,9 @@ __all__ = ["CurvatureSplit", "curvature_split"]
 
 @dataclass(frozen=True)
 class CurvatureSplit:
-    """Rayleigh quotients of the Hessian and of its two parts, hessian = gauss_newton + residual but for rounding.
+    """Rayleigh quotients of the Hessian and of its two parts: hessian = gauss_newton + residual, up to rounding.
 
-    Shape () for one vector and (k,) for k of them; float64, on the CPU.
+    Shape () for a vector and (k,) for k of them; float64, on the CPU.
     """
 
     hessian: Tensor
@@ -36,7 +36,7 @@ class CurvatureSplit:
 
     @property
     def mismatch(self) -> Tensor:
-        """|vᵀHv - vᵀGv - vᵀRv|: the three are multiplied apart, so this is one draw of their rounding error."""
+        """|vᵀHv - vᵀGv - vᵀRv|: the products are independent, so this is a draw of their rounding error."""
         return (self.hessian - self.gauss_newton - self.residual).abs()
 
 
@@ -47,7 +47,7 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
 
     Args:
         objective: made from a model and a criterion.
-        vectors: (n,) or (n, k), one a column; each is normalised.
+        vectors: (n,) or (n, k), in columns; each is normalised.
 
     Raises:
         MisuseError: another shape, a vector that is zero or not finite, or an objective made by ``from_batch_loss``.
@@ -56,7 +56,7 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
     columns = unit_columns(vectors, objective.size, objective.device)
     kinds = (HessianOperator, GaussNewtonOperator, ResidualOperator)
     with Meter(objective) as meter:
-        # One product each: graphs that were kept would not be used again.
+        # Each makes one product: graphs that were kept would not be used again.
         parts = [_quotients(kind(objective, keep_graphs=False), columns) for kind in kinds]
         effort = meter.effort(len(kinds) * columns.shape[1])
     hessian, gauss_newton, residual = (part.reshape(vectors.shape[1:]) for part in parts)

@@ -29,8 +29,8 @@ class TraceEstimate:
     standard_error: float
     """Over the random vectors; NaN with fewer than two, 0 where the trace was computed exactly.
 
-    XTrace's is its authors', which takes the leave-one-out estimates as uncorrelated. They are not, and the true error
-    was 1 to 2 times as large on test spectra.
+    For XTrace it is the authors' formula, which takes the leave-one-out estimates as uncorrelated. They are not: on
+    test spectra the true error was 1 to 2 times as large.
     """
     effort: Effort
 
@@ -84,7 +84,7 @@ def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Genera
 
     tr_i = tr(P_i A P_i) + (n - k + 1) v_iᵀA v_i / v_iᵀv_i, where P_i projects onto the range of A times the other k - 1
     test vectors and v_i = ω_i - P_i ω_i; the ratio is their normalisation for rotationally invariant test vectors
-    (section 2.3). The error is theirs too: ε² = Σ (tr_i - mean)² / (k (k - 1)).
+    (section 2.3). The error is the authors' too: ε² = Σ (tr_i - mean)² / (k (k - 1)).
     """
     size, count = operator.shape[0], samples // 2
     if size <= samples:
@@ -99,7 +99,7 @@ def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Genera
     along = (left_out * coordinates).sum(dim=0)
     kept = coordinates - left_out * along
     exact = inner.trace() - (left_out * (inner @ left_out)).sum(dim=0)
-    # v_iᵀA v_i, with ω_iᵀA Q = r_iᵀ, for A is symmetric, and ω_iᵀA ω_i = w_iᵀr_i, for A ω_i is in the range of Q.
+    # v_iᵀA v_i, with ω_iᵀA Q = r_iᵀ, as A is symmetric, and ω_iᵀA ω_i = w_iᵀr_i, as A ω_i is in the range of Q.
     rest = ((coordinates - 2 * kept) * triangle + kept * (inner @ kept)).sum(dim=0)
     scale = (size - count + 1) / (size - kept.square().sum(dim=0))
     values = (exact + scale * rest).cpu()
@@ -109,8 +109,8 @@ def _xtrace(operator: MatrixVectorProduct, samples: int, generator: torch.Genera
 def _left_out_directions(triangle: Tensor, size: int) -> Tensor:
     """Return the columns s_i of R⁻ᵀ, normalised: Q s_i is orthogonal to every column of the sketch Q R but the i-th.
 
-    A sketch of lower rank than its width holds the range of A without any one column too. Every s_i orthogonal to the
-    others up to rounding is then as good, so that pivots are held off zero by as much as rounding moves them.
+    A sketch of lower rank than width contains the range of A without any one column too. Every s_i that is orthogonal
+    to the others up to rounding is then as good. So pivots are kept from zero by as much as rounding moves them.
     """
     precision = torch.finfo(triangle.dtype)
     noise = (math.sqrt(size) * precision.eps * triangle.abs().max()).clamp_min(precision.tiny)
@@ -143,7 +143,7 @@ def _sphere(operator: MatrixVectorProduct, count: int, generator: torch.Generato
 
 
 def _multiply(operator: MatrixVectorProduct, matrix: Tensor) -> Tensor:
-    """Return A times a matrix (n, m): at once where the operator can, for it may build a graph once for all columns."""
+    """Return A times a matrix (n, m): at once if the operator can, as it may build a graph once for all columns."""
     if isinstance(operator, SymmetricOperator):
         return operator.matmat(matrix.to(operator.dtype)).to(matrix.dtype)
     columns = [operator.matvec(column.to(operator.dtype)).to(matrix.dtype) for column in matrix.unbind(dim=1)]

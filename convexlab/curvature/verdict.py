@@ -23,16 +23,17 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.objective import Objective
 from convexlab.objective.products import HessianOperator, ObjectiveOperator
+from convexlab.wording.verdict import verdict_sentence
 
 __all__ = ["Verdict", "convexity_verdict", "judge", "steps_to_resolve"]
 
 Kind = Literal["non-convex", "no-negative-curvature", "unresolved"]
 
-# An asymmetry |uᵀHv - vᵀHu| is one draw of a difference of two rounding errors; the largest of three draws is
-# exceeded four times over by a normal error of the same variance less than once in 10,000.
+# An asymmetry |uᵀHv - vᵀHu| is a draw of a difference of two rounding errors. A normal error of the same variance is
+# more than four times the largest of three draws less than once in 10,000.
 _SAFETY = 4.0
-# Times that the curvature along the small end is recomputed: that a rounding error which was chosen for its sign comes
-# out alike to a quarter has a chance of about 0.1 each time.
+# Times that the curvature along the small end is recomputed. Each time, a rounding error that was chosen for its sign
+# comes out the same to a quarter with a chance of about 0.1.
 _RECOMPUTATIONS = 5
 # Share of the floor that is left to rounding.
 _ROUNDING_SHARE = 0.1
@@ -40,17 +41,17 @@ _ROUNDING_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome at one point, with what it rests on."""
+    """The outcome at a point, with what it rests on."""
 
     kind: Kind
     curvature: float
     """vᵀHv of the unit vector v found with the least, recomputed by a fresh product."""
     witness: Tensor | None
-    """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check it again."""
+    """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check that."""
     second_difference: float | None
     """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives. None without a witness.
 
-    Where the loss has kinks within h of θ it contains their share, and may differ from ``curvature`` even in sign.
+    Kinks of the loss within h of θ add to it, so that it may differ from ``curvature`` even in sign.
     """
     lower_bound: float
     """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""
@@ -68,29 +69,17 @@ class Verdict:
     effort: Effort
 
     def summary(self) -> str:
-        """Return one sentence."""
-        chance = f"{100 * self.confidence:.6g} %"
-        if self.kind == "non-convex":
-            return (
-                f"Non-convex here: a direction of curvature {self.curvature:.3g} was found (rounding error below "
-                f"{self.rounding_floor:.1g}{self._by_values()}; largest curvature {self.largest:.3g})."
-            )
-        if self.kind == "no-negative-curvature":
-            what = "curvature" if self.lower_bound > 0 else "negative curvature"
-            return (
-                f"No {what} below {self.lower_bound:.2g} with confidence {chance} over the random start "
-                f"({abs(self.lower_bound) / self.scale:.1g} of the largest curvature, {self.largest:.3g})."
-            )
-        return (
-            f"Unresolved: no direction of negative curvature was found in {self.steps} steps, but curvature down to "
-            f"{self.lower_bound:.2g} cannot be ruled out with confidence {chance} (largest {self.largest:.3g}, "
-            f"rounding error below {self.rounding_floor:.1g})."
+        """Return one sentence, the same as in a report."""
+        return verdict_sentence(
+            self.kind,
+            smallest=self.extremes.smallest,
+            smallest_lower_bound=self.extremes.smallest_lower_bound,
+            largest=self.largest,
+            rounding_floor=self.rounding_floor,
+            confidence=self.confidence,
+            steps=self.steps,
+            second_difference=self.second_difference,
         )
-
-    def _by_values(self) -> str:
-        if self.second_difference is None:
-            return ""
-        return f"; {self.second_difference:.3g} from values of the loss alone"
 
     @property
     def scale(self) -> float:
@@ -150,13 +139,14 @@ def judge(
         floor: see `convexity_verdict`.
         confidence: see `convexity_verdict`.
         meter: of the effort.
-        tolerance: go on, even if the verdict is clear before, until both ends are known to this part of the range.
+        tolerance: extend the run, even if the verdict is clear before, until both ends are known to this share of the
+            range of the spectrum.
     """
     verdict, next_look = None, 0.0
     for steps in stages(process.steps + 1, process.max_steps):
         process.extend(steps - process.steps)
         known, resolved = _outlook(process, floor, confidence, tolerance)
-        # An assessment makes several products: after one in vain, look again after half as many steps more.
+        # An assessment makes several products: after one without a verdict, the next is half as many steps later.
         promising = resolved or process.ritz()[0][0] < 0
         if process.exhausted or (known and promising and steps >= next_look):
             verdict = _assess(process, floor=floor, confidence=confidence, meter=meter)
@@ -214,10 +204,10 @@ def _kind(curvature: float, bound: float, rounding: float, floor: float) -> Kind
 
 
 def _change_on_recomputing(process: Lanczos, vector: Tensor, curvature: float) -> float:
-    """Return by how much vᵀHv differs where its rounding errors are others; 0 for an operator that cannot tell.
+    """Return by how much vᵀHv changes with other rounding errors; 0 for an operator that cannot recompute it.
 
-    The vector was chosen for the least curvature, errors included, and they can be as symmetric and as much the same
-    every time as curvature is.
+    The vector was chosen for the least curvature, errors included. Errors can look like curvature: symmetric, and the
+    same every time.
     """
     operator = process.operator
     if not isinstance(operator, ObjectiveOperator):
@@ -228,7 +218,7 @@ def _change_on_recomputing(process: Lanczos, vector: Tensor, curvature: float) -
         products.append(product.to(vector))
         process.products += 1
         if product.dtype != operator.dtype:
-            break  # In a higher precision the difference is the error itself, and no draw of it.
+            break  # In a higher precision the difference is the error itself, and not a draw of it.
     return float((torch.stack(products) @ vector - curvature).abs().max())
 
 

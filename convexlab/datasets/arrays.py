@@ -140,8 +140,8 @@ def _labels(label: str, value: Any) -> Tensor:
     if array.dtype.kind == "f" and (wrong := array[~np.isfinite(array) | (array != np.floor(array))]).size:
         raise MisuseError(f"{label} must hold whole class numbers, got {wrong.size} that are not, such as {wrong[0]}.")
     if array.min() < 0 or array.max() >= LARGEST_CLASSES:
-        found = array.min() if array.min() < 0 else array.max()
-        raise MisuseError(f"{label} must number the classes 0, 1, 2, ..., got {found}. Renumber the labels.")
+        outlier = array.min() if array.min() < 0 else array.max()
+        raise MisuseError(f"{label} must number the classes 0, 1, 2, ..., got {outlier}. Renumber the labels.")
     return torch.from_numpy(array.astype(np.int64))
 
 

@@ -136,5 +136,5 @@ def _check_split(dataset: Dataset, x_key: str, x: Tensor, y_key: str, y: Tensor)
         expected = f"an int64 tensor ({len(x)},)"
         raise MisuseError(f"{dataset.name}: {y_key} must be {expected}, got {y.dtype} {tuple(y.shape)}.")
     if (low := int(y.min())) < 0 or (high := int(y.max())) >= dataset.classes:
-        found = low if low < 0 else high
-        raise MisuseError(f"{dataset.name}: labels of {y_key} must lie from 0 to {dataset.classes - 1}, got {found}.")
+        outlier = low if low < 0 else high
+        raise MisuseError(f"{dataset.name}: labels of {y_key} must lie from 0 to {dataset.classes - 1}, got {outlier}.")

@@ -65,10 +65,10 @@ def load_dataset(
     _check_whole("seed", seed, low=0)
     if train_size is not None:
         _check_whole("train_size", train_size, low=1)
-    found = _read(name, image_size, root)
-    if isinstance(found, Source):
-        return prepare(found, image_size=image_size, train_size=train_size, seed=seed)
-    return found if train_size is None else subset_of(found, train_size, seed=seed)
+    data = _read(name, image_size, root)
+    if isinstance(data, Source):
+        return prepare(data, image_size=image_size, train_size=train_size, seed=seed)
+    return data if train_size is None else subset_of(data, train_size, seed=seed)
 
 
 def _read(name: str, image_size: int, root: str | Path | None) -> Source | Dataset:

@@ -47,6 +47,6 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array, not an archive")
         if missing := [key for key in KEYS if key not in archive.files]:
-            found = ", ".join(archive.files) or "nothing"
-            raise ValueError(f"it lacks {', '.join(missing)} and holds {found}")
+            held = ", ".join(archive.files) or "nothing"
+            raise ValueError(f"it lacks {', '.join(missing)} and holds {held}")
         return {key: archive[key] for key in KEYS}

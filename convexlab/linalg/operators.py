@@ -18,7 +18,7 @@ __all__ = ["MatrixVectorProduct", "SymmetricOperator"]
 
 
 class MatrixVectorProduct(Protocol):
-    """The least that an operator must offer; a dense matrix becomes one in five lines."""
+    """The least that an operator must offer; five lines make a dense matrix one."""
 
     @property
     def shape(self) -> tuple[int, int]:

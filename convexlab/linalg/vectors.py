@@ -45,7 +45,7 @@ def unit_columns(vectors: Tensor, size: int, device: torch.device) -> Tensor:
     """Return vectors of shape (n,) or (n, k) as columns (n, k) of unit length, in float64 on ``device``.
 
     Raises:
-        MisuseError: another shape than for n = ``size``, or a vector without a direction.
+        MisuseError: another shape, n being ``size``, or a vector that is zero or not finite.
     """
     if vectors.ndim not in {1, 2} or vectors.shape[0] != size:
         raise MisuseError(f"expected vectors of shape ({size},) or ({size}, k), got {tuple(vectors.shape)}.")
@@ -97,11 +97,11 @@ def select_parameters(
 
 def _matches(named: dict[str, nn.Parameter], request: str | nn.Parameter) -> list[str]:
     if isinstance(request, str):
-        found = fnmatch.filter(named, request)
-        if not found:
+        names = fnmatch.filter(named, request)
+        if not names:
             raise unknown_name("parameter", request, named)
-        return found
-    found = [name for name, parameter in named.items() if parameter is request]
-    if not found:
+        return names
+    names = [name for name, parameter in named.items() if parameter is request]
+    if not names:
         raise MisuseError("a parameter in `params` does not belong to the model. Pass parameters of this model.")
-    return found
+    return names

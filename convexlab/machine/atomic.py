@@ -19,7 +19,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp is private to the user; a result is as readable as any other file.
+        # A file of mkstemp is private to the user; a result shall be as readable as any other file.
         beside.chmod(0o644)
         beside.replace(path)
     except BaseException:

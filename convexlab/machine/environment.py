@@ -54,21 +54,21 @@ def describe_source(folder: Path) -> str | None:
     """Return the commit of the git checkout that holds a package, or None where it is installed.
 
     Returns:
-        Twelve digits, and "with changes" where a file of code differs from that commit or is not in it. Results do not
-        count: a page that is made again changes nothing of what makes it.
+        Twelve digits, and "with changes" where a file of code differs from that commit or is not in it. Results, such
+        as pages, do not count.
     """
-    # Installed beside an unrelated project, as in its .venv, the folder lies in a checkout that does not hold it.
+    # In the .venv of an unrelated project, the folder lies within a checkout that does not hold it.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = _git(folder, "rev-parse", "--short=12", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *_CODE)
-    # Where git does not say whether there are changes, nothing is vouched for.
+    # Where git does not answer whether there are changes, there may be some.
     return f"{commit} with changes" if commit and changes != "" else commit
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers about a folder; None without git, outside a checkout, or where it refuses."""
-    # Within a hook these variables name another checkout; and a question leaves no lock behind.
+    """Return git's answer about a folder; None without git, outside a checkout, or where git refuses."""
+    # Within a hook these variables name another checkout. A question shall leave no lock behind.
     surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
@@ -81,7 +81,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
     """Return what a reader needs to judge the seconds and to repeat the numbers.
 
-    In a git checkout its commit is among it (`describe_source`).
+    In a git checkout that includes the commit (`describe_source`).
     """
     commit = describe_source(Path(__file__).parent)
     return {

@@ -1,12 +1,13 @@
 """What memory is in use, what is left, and what a piece of code takes; no counter is reset for that.
 
-On an accelerator it is what torch's allocator has handed out. On the CPU it is the resident set of the process, which
-also holds what the C library has not given back.
+On an accelerator it is what torch's allocator has handed out. On the CPU it is the resident set of the process, with
+what was freed but not yet given back by the C library.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,15 +24,15 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memory", "room_for_graphs"]
 
-_PROCESS = Path("/proc/self")
-_HOST = Path("/proc/meminfo")
+# Control groups of the process, which psutil does not know.
+_GROUPS = Path("/proc/self/cgroup")
 _GROUP = Path("/sys/fs/cgroup")
-# By version of control groups: where they are, their limit, what they use, and the statistic of what can be dropped.
+# By version of control groups: their folder, their limit, what they use, and the statistic of what can be dropped.
 _GROUP_FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-# Version 1 says a number near 2⁶³ where there is no limit.
+# Where there is no limit, version 1 has a number near 2⁶³.
 _UNLIMITED = 2**60
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
@@ -38,9 +40,10 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be taken on a device; None where nothing tells.
+    """Return the bytes that can still be taken on a device; None where that is not known.
 
-    On the CPU that is what Linux can hand out without swapping, or what the limit of a container or a batch job leaves.
+    On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
+    leaves.
     """
     if device.type == "cuda":
         pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -49,12 +52,11 @@ def available_memory(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    told = [number for number in (_left_on_host(), *_left_in_groups()) if number is not None]
-    return max(0, min(told)) if told else None
+    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
 
 
 def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
-    """Return the bytes that graphs may take: as given, or half of what is free now; None where nothing tells."""
+    """Return the bytes that graphs may take: the budget, or half of what is free now; None where that is not known."""
     if budget is not None:
         return budget
     free = available_memory(device)
@@ -62,10 +64,10 @@ def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
 
 
 def release_freed_memory() -> None:
-    """Give what was freed on the CPU back to the system, where the C library is glibc; else do nothing.
+    """Give what was freed on the CPU back to the system, where the C library is glibc; do nothing elsewhere.
 
-    Glibc keeps what lies between blocks in use, and does not use much of it again for torch's aligned allocations: what
-    a process holds that builds graphs and keeps them would grow to nearly twice their size.
+    Glibc keeps what lies between blocks in use, and torch's aligned allocations use little of it again. A process that
+    builds graphs and keeps them would grow to nearly twice their size.
     """
     if _TRIM is not None:
         _TRIM(0)
@@ -74,7 +76,7 @@ def release_freed_memory() -> None:
 class PeakMemory:
     """A context manager that measures how far the memory in use rises within its block, above where it was.
 
-    A thread looks every 5 ms; where the system's own high-water mark rises within the block, that is exact. Measuring
+    A thread looks every 5 ms. Where the system's own high-water mark rises within the block, the result is exact. Such
     blocks may be nested.
     """
 
@@ -98,9 +100,9 @@ class PeakMemory:
             self._thread.join()
 
     def rise(self) -> int | None:
-        """Return the peak less the start in bytes, so far or of the whole block; None where nothing tells.
+        """Return the peak less the start in bytes, so far or of the whole block; None where that is not known.
 
-        Where the system tells its high-water mark alone, the rise of that: less, if it was higher before.
+        Where only the system's high-water mark is known, it is the rise of that: too little if it was higher before.
         """
         if self._start is None or self._most is None:
             return None
@@ -124,21 +126,21 @@ class PeakMemory:
 class LiveTensors(TorchDispatchMode):
     """A context manager that counts the storage of tensors made within its block for as long as they live.
 
-    What an operation takes and frees inside itself is not seen.
+    It does not count what an operation takes and frees inside itself.
     """
 
     def __init__(self) -> None:
         """Count from zero."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
-        """Of those that are alive now."""
+        """Those that are alive now."""
         self.peak = 0
         """The largest that ``bytes`` has been."""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # Else torch imports its compiler, a second and 100 MB, to keep it from looking in here.
+        return False  # With True, torch imports its compiler (a second, 100 MB) to keep it from looking in here.
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -170,34 +172,34 @@ def _in_use(device: torch.device) -> int | None:
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    pages = _read(_PROCESS / "statm").split() if device.type == "cpu" else []
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else None
+    return int(_process(os.getpid()).memory_info().rss) if device.type == "cpu" else None
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """Return the process; making the object takes longer than a look, and after a fork it is another."""
+    return psutil.Process(pid)
 
 
 def _high_water(device: torch.device) -> int | None:
-    """Return the most that has been in use since the counter was last reset."""
+    """Return the most that has been in use, at least since the process began.
+
+    Linux begins with the peak of the program that started this one, so a smaller one of its own is not told.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None
-    told = _entry(_PROCESS / "status", "VmHWM:")
-    if told is not None or sys.platform == "win32":
-        return told
+    if sys.platform == "win32":
+        return int(_process(os.getpid()).memory_info().peak_wset)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _left_on_host() -> int | None:
-    told = _entry(_HOST, "MemAvailable:")
-    if told is None and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return told
-
-
 def _left_in_groups() -> Iterator[int]:
     """Yield what the limits of this process' control groups leave, and of those that these are in."""
-    for line in _read(_PROCESS / "cgroup").splitlines():
+    for line in _read(_GROUPS).splitlines():
         _, controller, place = line.split(":", 2)
         if controller in _GROUP_FILES:
             root, limit, used, droppable = _GROUP_FILES[controller]
@@ -206,16 +208,8 @@ def _left_in_groups() -> Iterator[int]:
                 most = _read(group / limit).strip()
                 if most.isdecimal() and int(most) < _UNLIMITED:
                     left = int(most) - int(_read(group / used) or 0)
-                    yield left + (_entry(group / "memory.stat", droppable) or 0)
-
-
-def _entry(path: Path, name: str) -> int | None:
-    """Return in bytes what a line ``name number [kB]`` of a file tells."""
-    for line in _read(path).splitlines():
-        words = line.split()
-        if words and words[0] == name:
-            return int(words[1]) * (1024 if words[-1] == "kB" else 1)
-    return None
+                    statistics = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+                    yield left + int(statistics.get(droppable, 0))
 
 
 def _read(path: Path) -> str:

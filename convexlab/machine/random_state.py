@@ -1,4 +1,4 @@
-"""Torch's random generators: drawn from a fixed seed for a while, and left as they were."""
+"""Torch's random generators: a fixed seed for a while, and then their former state."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ Built = TypeVar("Built")
 
 
 def drawn_from(seed: int, build: Callable[[], Built]) -> Built:
-    """Return what ``build`` makes with the CPU's generator at ``seed``, as a model with fresh weights; then go on."""
+    """Return what ``build`` makes, such as a model with fresh weights, with the CPU's generator at ``seed``.
+
+    The generator is restored afterwards.
+    """
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would seed the accelerators too, which nothing would restore.
+        # Not torch.manual_seed: it would seed the accelerators too, and they are not restored.
         torch.default_generator.manual_seed(seed)
         return build()
 
 
 @contextlib.contextmanager
 def fixed_random_state(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Draw from ``seed`` within the block; afterwards the generators of the CPU and of ``device`` go on as before."""
+    """Draw from ``seed`` within the block; then restore the generators of the CPU and of ``device``."""
     generators = generators_of(device)
     states = [generator.get_state() for generator in generators]
     try:

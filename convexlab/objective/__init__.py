@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convexlab.objective.batched_loss import BatchLoss, Point
+from convexlab.objective.batched_loss import BatchedLoss, BatchLoss, Point
 from convexlab.objective.objective import Objective
 
-__all__ = ["BatchLoss", "Objective", "Point"]
+__all__ = ["BatchLoss", "BatchedLoss", "Objective", "Point"]

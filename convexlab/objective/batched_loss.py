@@ -1,14 +1,37 @@
-"""What an evaluation of the loss is made of: a point, a batch's loss, micro-batches with their weights."""
+"""The mean loss over batches as a function of a model's parameters, evaluated anywhere.
+
+Batches, micro-batches, devices and dtypes stop here. The loss is the mean over the whole data set however it is cut
+into batches: weighted by the number of examples, summed in float64. Evaluation is in eval mode and from a fixed random
+seed, so that it is a function; the model's parameters, buffers, modes, gradients and the random state are left as they
+were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
-__all__ = ["BatchLoss", "Parts", "Point"]
+from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters
+from convexlab.machine.precision import full_float32
+from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
+from convexlab.objective.batches import batch_loss_of, moved, rows_of, split
+from convexlab.objective.cost import Cost
+from convexlab.objective.differentiation import differentiate, saved_bytes
+from convexlab.objective.micro_batches import automatic_size
+
+__all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -19,7 +42,7 @@ BatchLoss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class Point:
-    """Where an objective is evaluated."""
+    """Where a loss is evaluated."""
 
     leaves: list[Tensor]
     """The selected parameters."""
@@ -27,3 +50,272 @@ class Point:
     """The other parameters, by name."""
     buffers: dict[str, Tensor]
     """By name."""
+
+
+class _Bound(nn.Module):
+    """Lets `functional_call` swap the tensors of ``model`` while ``fn`` uses it as an ordinary module."""
+
+    def __init__(self, model: nn.Module, fn: BatchLoss) -> None:
+        super().__init__()
+        self.model = model
+        self._fn = fn
+
+    def forward(self, batch: Any) -> Any:
+        return self._fn(self.model, batch)
+
+
+class BatchedLoss:
+    """The mean loss of ``model`` over ``data``, batch by batch, at any values of the selected parameters.
+
+    Args:
+        model: evaluated in eval mode.
+        data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
+        fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
+        criterion: if ``fn`` is a criterion of the model's output and ``batch[1]``, that criterion.
+        weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first tensor.
+        params: names, glob patterns or parameters; None selects all that require a gradient.
+        micro_batch: examples evaluated at a time; None leaves batches whole, and ``"auto"`` chooses.
+        memory_budget: bytes that the graphs of a product may take; None is half of what is free.
+        device: where to evaluate; None is where the model is.
+        dtype: in which to evaluate, whatever the model's own; None is the model's own.
+
+    Raises:
+        MisuseError: data that can be iterated only once, no parameter, a bad option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        fn: BatchLoss,
+        *,
+        criterion: Callable[[Any, Any], Tensor] | None = None,
+        weight: Callable[[Any], float] | None = None,
+        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(data, Iterator):
+            raise MisuseError(
+                "data can be iterated only once (it is an iterator or a generator): expected a list of batches or a "
+                "DataLoader. Wrap it in list(...)."
+            )
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise MisuseError(
+                f"expected data as batches that can be iterated over again and again, got {type(data).__name__}. "
+                "Pass a list of (input, target) pairs or a DataLoader."
+            )
+        whole = isinstance(micro_batch, int) and micro_batch >= 1
+        if not (whole or micro_batch is None or micro_batch == "auto"):
+            raise MisuseError(f"expected micro_batch to be 'auto' or a whole number from 1, got {micro_batch!r}.")
+        self._model = model
+        self._data = data
+        self._weight = weight
+        self._criterion = criterion
+        self._parameters = select_parameters(model, params)
+        first = next(iter(self._parameters.values()))
+        self.device = torch.device(device) if device is not None else first.device
+        self.dtype = dtype if dtype is not None else first.dtype
+        self._bound = _Bound(model, fn)
+        self._outputs = _Bound(model, lambda module, batch: module(batch[0]))
+        self._micro_batch = micro_batch
+        self.memory_budget = memory_budget
+        self.cost = Cost()
+        self._most_parts: int | None = None
+        self._whole: BatchedLoss | None = None
+        self._share = 1.0
+
+    @property
+    def size(self) -> int:
+        """The number n of selected parameters."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    def point(self, *, requires_grad: bool = True) -> Point:
+        """Return the model's present tensors, on this device and in this dtype; storage may be shared with them."""
+        named = self._model.named_parameters()
+        return Point(
+            leaves=[self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()],
+            rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
+            buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
+        )
+
+    def value_at(self, point: Point) -> Tensor:
+        """Return the loss at a point, as summed, in float64."""
+        with self._charge(values=1), self.evaluating():
+            total, weights = self._zero(), 0.0
+            for batch, weight in self.parts():
+                total.add_(self.batch_loss(point, batch).detach(), alpha=weight)
+                weights += weight
+            return total / weights
+
+    def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""
+        with self._charge(gradients=1), self.evaluating():
+            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
+            for batch, weight in self.parts():
+                loss = self.batch_loss(point, batch)
+                total.add_(loss.detach(), alpha=weight)
+                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
+                weights += weight
+            return total / weights, gradient / weights
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """Return the same loss evaluated in another dtype, with a cost of its own."""
+        other = self._copy()
+        other.dtype = dtype
+        return other
+
+    def of_first_part(self) -> Self:
+        """Return the same loss over the first micro-batch alone, with a cost of its own."""
+        other = self._copy()
+        other._most_parts = 1
+        return other
+
+    def training_loss(self, batch: Any) -> Tensor:
+        """Return the scalar mean loss of one batch, with its graph, as a step of training differentiates it.
+
+        It is taken at the model's live parameters, on their device and in their dtype, where the batch is moved; in the
+        model's present mode, with its buffers and the random state, all of which may change. It is not counted in
+        `cost`.
+        """
+        live = next(iter(self._parameters.values()))
+        return _scalar(self._bound(tree_map(partial(moved, device=live.device, dtype=live.dtype), batch)))
+
+    def batch_loss(self, point: Point, batch: Any) -> Tensor:
+        """Return the scalar mean loss of one micro-batch."""
+        return _scalar(functional_call(self._bound, self._state(point), (batch,)))
+
+    def batch_output(self, point: Point, batch: Any) -> Tensor:
+        """Return the model's output for one micro-batch."""
+        output = functional_call(self._outputs, self._state(point), (batch,))
+        if not isinstance(output, Tensor):
+            raise MisuseError(
+                f"expected the model's output to be one tensor, in which the loss can be differentiated, got "
+                f"{type(output).__name__}. Wrap the model in one that returns a tensor, or use hessian()."
+            )
+        return output
+
+    def require_criterion(self, what: str) -> None:
+        """Raise a MisuseError, which names ``what`` needs it, unless the criterion is known apart from the model."""
+        if self._criterion is None:
+            raise MisuseError(
+                f"{what} needs the model's output and the criterion apart: an objective made by from_batch_loss has "
+                "only their combination. Build Objective(model, data, criterion)."
+            )
+
+    def criterion(self, output: Tensor, batch: Any) -> Tensor:
+        """Return the scalar mean loss of one micro-batch, given the model's output."""
+        assert self._criterion is not None
+        return batch_loss_of(self._criterion, output, batch[1])
+
+    def parts(self) -> Parts:
+        """Yield (micro-batch, weight), on this device and in this dtype.
+
+        Random draws during the evaluation of a micro-batch depend on its number alone: not on which others are
+        evaluated, and not on what the data loader draws.
+
+        Raises:
+            MisuseError: the data are empty, or their total weight is not positive.
+        """
+        return itertools.islice(self._all_parts(), self._most_parts)
+
+    def spend(self, cost: Cost) -> None:
+        """Add to `cost`; if this is a part of another loss, add the part's share to that too."""
+        self.cost += cost
+        if self._whole is not None:
+            self._whole.spend(replace(cost * self._share, seconds=cost.seconds))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, gradients enabled, no autocast, full float32, a fixed random seed; all restored afterwards."""
+        modes = [(module, module.training) for module in self._model.modules()]
+        precise = torch.autocast(self.device.type, enabled=False)
+        with (
+            fixed_random_state(self.device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            precise,
+            full_float32(),
+        ):
+            try:
+                self._model.eval()
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    # Details.
+
+    @contextlib.contextmanager
+    def _charge(self, **counts: float) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.spend(Cost(seconds=time.perf_counter() - start, **counts))
+
+    def _copy(self, *, whole: BatchedLoss | None = None) -> Self:
+        """Return the same loss with a cost of its own, which is charged to ``whole`` too."""
+        other = copy.copy(self)
+        other.cost = Cost()
+        other._whole = whole
+        return other
+
+    def _all_parts(self) -> Parts:
+        total = 0.0
+        generators = generators_of(self.device)
+        pieces = itertools.chain.from_iterable(map(self._micro_batches, self._data))
+        for number, part in enumerate(pieces, start=1):
+            weight = float(self._weight(part)) if self._weight is not None else float(rows_of(part))
+            if weight == 0:
+                continue  # Its mean may be 0 / 0.
+            total += weight
+            states = [generator.get_state() for generator in generators]
+            seed_all(generators, number)
+            yield tree_map(self._move, part), weight
+            # Not in a `finally`: after an exception a generator ends late, when `evaluating` has restored them already.
+            restore_all(generators, states)
+        if not total > 0:
+            raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
+
+    def _zero(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)
+
+    def _state(self, point: Point) -> dict[str, Tensor]:
+        # Buffers are copied, so that a layer that updates one changes the copy.
+        state = {name: self._move(parameter) for name, parameter in point.rest.items()}
+        state |= {name: self._move(buffer).clone() for name, buffer in point.buffers.items()}
+        state |= dict(zip(self._parameters, point.leaves, strict=True))
+        return {f"model.{name}": tensor for name, tensor in state.items()}
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        moved: Tensor = self._move(tensor.detach())
+        return moved
+
+    def _move(self, item: Any) -> Any:
+        return moved(item, self.device, self.dtype)
+
+    def _micro_batches(self, batch: Any) -> Iterator[Any]:
+        if self._micro_batch == "auto":
+            self._micro_batch = automatic_size(batch, self.device, self.memory_budget, self._graph_bytes)
+        return split(batch, self._micro_batch)
+
+    def _graph_bytes(self, batch: Any) -> int:
+        """Return what the graph of the loss of a batch takes for one backward pass."""
+        point, examples = self.point(), tree_map(self._move, batch)
+        with fixed_random_state(self.device):
+            return saved_bytes(
+                lambda: self.batch_loss(point, examples), examples, (*point.leaves, *point.rest.values())
+            )
+
+
+def _scalar(loss: Any) -> Tensor:
+    """Return the loss of a batch, (), if it is one number.
+
+    Raises:
+        MisuseError: it is anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise MisuseError(f"expected the loss of a batch to be a scalar tensor (the mean), got {got}.")
+    return loss.reshape(())

@@ -1,18 +1,19 @@
-"""What a batch is: its examples, its weight in the mean, and its loss under a criterion."""
+"""What a batch is: its examples, its parts, its weight in the mean, and its loss under a criterion."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from convexlab.errors import MisuseError
 
-__all__ = ["common_rows", "criterion_weight", "criticise", "rows_of"]
+__all__ = ["batch_loss_of", "common_rows", "criterion_weight", "moved", "rows_of", "split"]
 
 
 def _tensors(batch: Any) -> list[Tensor]:
@@ -40,14 +41,34 @@ def common_rows(batch: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 and len(tensors) == len(tree_leaves(batch)) else None
 
 
+def split(batch: Any, size: int | None) -> Iterator[Any]:
+    """Yield parts of a batch of at most ``size`` examples; None, or one that cannot be split, leaves it whole."""
+    rows = common_rows(batch)
+    if size is None or rows is None or rows <= size:
+        yield batch
+        return
+    for start in range(0, rows, size):
+        yield tree_map(lambda item, start=start: item[start : start + size], batch)
+
+
+def moved(item: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return an item of a batch on a device and in a dtype: whole numbers (labels, indices) keep theirs."""
+    if not isinstance(item, Tensor):
+        return item
+    # A copy to the host that does not block may be read before it is there.
+    return item.to(
+        device=device, dtype=dtype if item.is_floating_point() else item.dtype, non_blocking=device.type != "cpu"
+    )
+
+
 def criterion_weight(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any], float] | None:
-    """Return how a batch weighs in the mean of those criteria of torch that do not count examples equally."""
+    """Return what a batch counts in the mean under those criteria of torch that do not count examples equally."""
     if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return None
 
     def weight(batch: Any) -> float:
         target = batch[1]
-        if target.is_floating_point():  # Class probabilities: torch divides by their number in any case.
+        if target.is_floating_point():  # Class probabilities: torch divides by their number, whatever their weights.
             return float(target.numel() / target.shape[1])
         kept = target[target != criterion.ignore_index]
         return float(kept.numel() if criterion.weight is None else criterion.weight.to(kept.device)[kept].sum())
@@ -55,8 +76,8 @@ def criterion_weight(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any],
     return weight
 
 
-def criticise(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
-    """Return the loss; a criterion with tensors of its own, such as class weights, gets them in the output's dtype."""
+def batch_loss_of(criterion: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return the loss of a batch; a criterion's own tensors, such as class weights, count in the output's dtype."""
     if not isinstance(criterion, nn.Module) or not isinstance(output, Tensor):
         return criterion(output, target)
     named = itertools.chain(criterion.named_parameters(), criterion.named_buffers())

@@ -1,4 +1,4 @@
-"""What was spent, counted in arithmetic (the same on every machine) and in seconds (stored, never decisive)."""
+"""What was spent, in arithmetic (the same on every machine) and in seconds (recorded; nothing is decided by them)."""
 
 from __future__ import annotations
 

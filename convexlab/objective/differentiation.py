@@ -15,8 +15,8 @@ __all__ = ["differentiate", "saved_bytes"]
 def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
     """Return the bytes that the graph made by ``build`` from a batch holds for a backward pass.
 
-    Storage counts once, that of ``shared`` tensors not at all; the batch may be a slice of the whole data set, of which
-    it counts itself. The graph is thrown away: one built under these hooks would call them again at every product.
+    Storage counts once, and that of ``shared`` tensors not at all. The batch may be a slice of the whole data set: only
+    the slice counts. The graph is thrown away: one built under these hooks would call them again at every product.
     """
     rows = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
@@ -43,7 +43,7 @@ def differentiate(
 ) -> list[Tensor]:
     """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
 
-    An input that no output depends on gets zeros, also where that is so for all of them.
+    An input that no output depends on gets zeros, even if no input is one that an output depends on.
     """
     ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
     pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]

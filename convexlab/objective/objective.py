@@ -1,61 +1,30 @@
 """The loss of a model on a data set as one function of one flat vector.
 
-Everything above sees ``value``, ``gradient`` and ``hvp`` of a flat vector; batches, micro-batches, devices and dtypes
-stop here. The loss is the mean over the whole data set however it is cut into batches: weighted by the number of
-examples, summed in float64. Evaluation is in eval mode and from a fixed random seed, so that it is a function; the
-model's parameters, buffers, modes, gradients and the random state are left as they were.
+Everything above sees ``value``, ``gradient`` and ``hvp`` of a flat vector.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
-from convexlab.machine.memory import room_for_graphs
-from convexlab.machine.precision import full_float32
-from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
-from convexlab.objective.batched_loss import BatchLoss, Parts, Point
-from convexlab.objective.batches import common_rows, criterion_weight, criticise, rows_of
-from convexlab.objective.cost import Cost
-from convexlab.objective.differentiation import differentiate, saved_bytes
+from convexlab.machine.random_state import fixed_random_state
+from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
+from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, rows_of
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
 __all__ = ["Objective"]
 
-# Larger micro-batches fall out of the processor's cache; see benchmarks/README.md for the measurement.
-_CPU_MICRO_BATCH = 128
-# A gradient graph that can be differentiated again holds about this many times what one backward pass needs.
-_SECOND_ORDER_FACTOR = 3
-# Examples in the trial from which the memory of a micro-batch is extrapolated.
-_TRIAL_EXAMPLES = 8
 
-
-class _Bound(nn.Module):
-    """Lets `functional_call` swap the tensors of ``model`` while ``fn`` uses it as an ordinary module."""
-
-    def __init__(self, model: nn.Module, fn: BatchLoss) -> None:
-        super().__init__()
-        self.model = model
-        self._fn = fn
-
-    def forward(self, batch: Any) -> Any:
-        return self._fn(self.model, batch)
-
-
-class Objective:
+class Objective(BatchedLoss):
     """The mean loss of ``model`` over ``data`` as a function of the selected parameters θ, a flat vector (n,).
 
     Args:
@@ -87,18 +56,17 @@ class Objective:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """See the class."""
         reduction = getattr(criterion, "reduction", "mean")
         if reduction not in {"mean", "batchmean"}:
             raise MisuseError(
                 f"expected a criterion that returns the mean over a batch, got reduction={reduction!r}. "
                 "Use reduction='mean', or Objective.from_batch_loss with a weight."
             )
-        self._criterion: Callable[[Any, Any], Tensor] | None = criterion
-        self._prepare(
+        super().__init__(
             model,
             data,
-            lambda module, batch: criticise(criterion, module(batch[0]), batch[1]),
+            lambda module, batch: batch_loss_of(criterion, module(batch[0]), batch[1]),
+            criterion=criterion,
             weight=criterion_weight(criterion),
             params=params,
             micro_batch=micro_batch,
@@ -130,15 +98,15 @@ class Objective:
             weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
                 tensor.
             params: see the class.
-            micro_batch: see the class; ``"auto"`` leaves batches whole here, for a loss need not be a mean over
-                rows. A number says that it is.
+            micro_batch: see the class; ``"auto"`` leaves batches whole here, because a loss need not be a mean over
+                rows. Pass a number only where it is.
             memory_budget: see the class.
             device: see the class.
             dtype: see the class.
         """
         self = cls.__new__(cls)
-        self._criterion = None
-        self._prepare(
+        BatchedLoss.__init__(
+            self,
             model,
             data,
             fn,
@@ -151,58 +119,10 @@ class Objective:
         )
         return self
 
-    def _prepare(
-        self,
-        model: nn.Module,
-        data: Iterable[Any],
-        fn: BatchLoss,
-        *,
-        weight: Callable[[Any], float] | None,
-        params: Iterable[str | nn.Parameter] | str | nn.Parameter | None,
-        micro_batch: int | Literal["auto"] | None,
-        memory_budget: int | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        if isinstance(data, Iterator):
-            raise MisuseError(
-                "data can be iterated only once (it is an iterator or a generator): expected a list of batches or a "
-                "DataLoader. Wrap it in list(...)."
-            )
-        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-            raise MisuseError(
-                f"expected data as batches that can be iterated over again and again, got {type(data).__name__}. "
-                "Pass a list of (input, target) pairs or a DataLoader."
-            )
-        whole = isinstance(micro_batch, int) and micro_batch >= 1
-        if not (whole or micro_batch is None or micro_batch == "auto"):
-            raise MisuseError(f"expected micro_batch to be 'auto' or a whole number from 1, got {micro_batch!r}.")
-        self._model = model
-        self._data = data
-        self._weight = weight
-        self._parameters = select_parameters(model, params)
-        first = next(iter(self._parameters.values()))
-        self.device = torch.device(device) if device is not None else first.device
-        self.dtype = dtype if dtype is not None else first.dtype
-        self._bound = _Bound(model, fn)
-        self._outputs = _Bound(model, lambda module, batch: module(batch[0]))
-        self._micro_batch = micro_batch
-        self.memory_budget = memory_budget
-        self.cost = Cost()
-        self._whole: Objective | None = None
-        self._share = 1.0
-
-    # What callers ask for.
-
     @property
     def model(self) -> nn.Module:
         """The model whose parameters it is a function of."""
         return self._model
-
-    @property
-    def size(self) -> int:
-        """The number n of selected parameters."""
-        return sum(parameter.numel() for parameter in self._parameters.values())
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -230,14 +150,14 @@ class Objective:
         return HessianOperator(self, keep_graphs=False) @ v
 
     def hessian(self) -> SymmetricOperator:
-        """Return the Hessian at the model's present parameters; it does not follow later changes of them."""
+        """Return the Hessian at the model's present parameters; later changes of the model do not change it."""
         return HessianOperator(self)
 
     def ggn(self) -> SymmetricOperator:
         """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
 
         Raises:
-            MisuseError: the objective was made by `from_batch_loss`, which does not tell the output from the loss.
+            MisuseError: the objective was made by `from_batch_loss`, and knows the loss alone, not the output.
         """
         self.require_criterion("the Gauss-Newton matrix")
         return GaussNewtonOperator(self)
@@ -254,33 +174,32 @@ class Objective:
         return ResidualOperator(self)
 
     def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
-        """Return the same objective as a function of some of its parameters; the others stay where the model has them.
+        """Return the same objective as a function of some of its parameters; the others keep the model's values.
 
-        Its Hessian is a diagonal block of this one's. It has a `cost` of its own, which is charged to this one too.
+        Its Hessian is a diagonal block of the whole's. It has its own `cost`, which is charged to the whole too.
 
         Args:
             params: names, glob patterns or parameters, of those that are selected here.
 
         Raises:
-            MisuseError: one that matches no selected parameter.
+            MisuseError: a name or a pattern matches no selected parameter.
         """
         requests = [params] if isinstance(params, str | nn.Parameter) else list(params)
         chosen = {name for request in requests for name in self._selected(request)}
-        part = copy.copy(self)
+        part = self._copy(whole=self)
         part._parameters = select_parameters(self._model, [self._parameters[name] for name in chosen])
-        part.cost = Cost()
-        part._whole, part._share = self, 1.0
+        part._share = 1.0
         return part
 
     def sample(self, examples: int) -> Objective:
-        """Return the same loss over so many of its examples, the same share of every batch and of every part of it.
+        """Return the same loss over a sample of the examples: the same share of every batch, and of every part of it.
 
-        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole,
-        and then there are more. Its `cost` counts evaluations over the sample; this objective is charged the `share`
-        of them that the sample is, and their seconds.
+        They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole;
+        the sample is then larger. Its `cost` counts evaluations over the sample; the whole is charged `share` times
+        that, and the seconds.
 
         Args:
-            examples: rows wanted; with as many as there are, or more, it is the whole.
+            examples: rows wanted; as many as there are, or more, give the whole.
 
         Raises:
             MisuseError: fewer than one, or batches without tensors.
@@ -290,27 +209,37 @@ class Objective:
         # The fixed state is that of evaluations: a loader that shuffles gives the same batches twice.
         with fixed_random_state(self.device):
             rows = sum(map(rows_of, self._data))
-        share, seen, chosen = min(1.0, examples / max(rows, 1)), 0, []
+        share, rows_before, chosen = min(1.0, examples / max(rows, 1)), 0, []
         generator = torch.Generator().manual_seed(0)
         with fixed_random_state(self.device):
             for batch in self._data:
                 size = rows_of(batch)
-                wanted = round((seen + size) * share) - round(seen * share)
-                seen += size
+                wanted = round((rows_before + size) * share) - round(rows_before * share)
+                rows_before += size
                 if common_rows(batch) is None or wanted == size:
                     chosen.append(batch)
                 elif wanted:
                     places = _places(size, wanted, generator)
                     chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
-        part = copy.copy(self)
+        part = self._copy(whole=self)
         part._data = chosen
-        part.cost = Cost()
-        part._whole, part._share = self, sum(map(rows_of, chosen)) / max(rows, 1)
+        part._share = sum(map(rows_of, chosen)) / max(rows, 1)
         return part
 
     @property
+    def data(self) -> Iterable[Any]:
+        """The batches that the loss is the mean over."""
+        return self._data
+
+    def over(self, data: Iterable[Any]) -> Objective:
+        """Return the same loss over other batches, with a cost of its own."""
+        other = self._copy()
+        other._data, other._share = data, 1.0
+        return other
+
+    @property
     def share(self) -> float:
-        """What part of the examples of the objective that it was drawn from a `sample` has; 1 for any other."""
+        """For a `sample`, its examples over those of the objective that it was drawn from; 1 for any other."""
         return self._share
 
     def flat_parameters(self) -> Tensor:
@@ -319,22 +248,28 @@ class Objective:
             device=self.device, dtype=self.dtype, copy=True
         )
 
-    @contextlib.contextmanager
-    def at(self, theta: Tensor) -> Iterator[Objective]:
-        """Within the block, the model has the parameters ``theta`` (n,); afterwards its own again.
+    def write(self, theta: Tensor) -> None:
+        """Set the model's selected parameters to ``theta`` (n,), in their own dtype and on their own device.
 
         Raises:
             MisuseError: ``theta`` has another shape.
         """
-        if theta.shape != (self.size,):
-            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
-        parameters = list(self._parameters.values())
-        saved = [parameter.detach().clone() for parameter in parameters]
+        _copy(self._parts_of(theta), self._parameters.values())
+
+    @contextlib.contextmanager
+    def at(self, theta: Tensor) -> Iterator[Objective]:
+        """Give the model the parameters ``theta`` (n,) within the block, and its own again after it.
+
+        Raises:
+            MisuseError: ``theta`` has another shape.
+        """
+        parts = self._parts_of(theta)
+        saved = [parameter.detach().clone() for parameter in self._parameters.values()]
         try:
-            _copy(unflatten(theta, parameters), parameters)
+            _copy(parts, self._parameters.values())
             yield self
         finally:
-            _copy(saved, parameters)
+            _copy(saved, self._parameters.values())
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""
@@ -351,205 +286,27 @@ class Objective:
         for parameter, part in zip(parameters, unflatten(gradient, parameters), strict=True):
             parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype)
 
-    # What the operators ask for.
-
-    def point(self, *, requires_grad: bool = True) -> Point:
-        """Return where the model stands, on this device and in this dtype; storage may be shared with it."""
-        named = self._model.named_parameters()
-        return Point(
-            leaves=[self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()],
-            rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
-            buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
-        )
-
-    def value_at(self, point: Point) -> Tensor:
-        """Return the loss at a point, as summed, in float64."""
-        with self._charge(values=1), self.evaluating():
-            total, weights = self._zero(), 0.0
-            for batch, weight in self.parts():
-                total.add_(self.batch_loss(point, batch).detach(), alpha=weight)
-                weights += weight
-            return total / weights
-
-    def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
-        """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""
-        with self._charge(gradients=1), self.evaluating():
-            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
-            for batch, weight in self.parts():
-                loss = self.batch_loss(point, batch)
-                total.add_(loss.detach(), alpha=weight)
-                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
-                weights += weight
-            return total / weights, gradient / weights
-
-    def in_dtype(self, dtype: torch.dtype) -> Objective:
-        """Return the same objective evaluated in another dtype, with a cost of its own."""
-        other = copy.copy(self)
-        other.dtype = dtype
-        other.cost = Cost()
-        other._whole = None
-        return other
-
-    def batch_loss(self, point: Point, batch: Any) -> Tensor:
-        """Return the scalar mean loss of one micro-batch."""
-        loss = functional_call(self._bound, self._state(point), (batch,))
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise MisuseError(f"expected the loss of a batch to be a scalar tensor (the mean), got {got}.")
-        return loss.reshape(())
-
-    def batch_output(self, point: Point, batch: Any) -> Tensor:
-        """Return the model's output for one micro-batch."""
-        output = functional_call(self._outputs, self._state(point), (batch,))
-        if not isinstance(output, Tensor):
-            raise MisuseError(
-                f"expected the model's output to be one tensor, in which the loss can be differentiated, got "
-                f"{type(output).__name__}. Wrap the model in one that returns a tensor, or use hessian()."
-            )
-        return output
-
-    def require_criterion(self, what: str) -> None:
-        """Raise a MisuseError unless the model's output and the criterion are known apart, as ``what`` needs them."""
-        if self._criterion is None:
-            raise MisuseError(
-                f"{what} needs the model's output and the criterion apart, which from_batch_loss does not tell. "
-                "Build Objective(model, data, criterion)."
-            )
-
-    def criterion(self, output: Tensor, batch: Any) -> Tensor:
-        """Return the scalar mean loss of one micro-batch, given the model's output."""
-        assert self._criterion is not None
-        return criticise(self._criterion, output, batch[1])
-
-    def parts(self) -> Parts:
-        """Yield (micro-batch, weight), on this device and in this dtype.
-
-        What is drawn at random while a micro-batch is evaluated depends on its number alone: neither on which others
-        are evaluated, nor on what the data loader draws.
-
-        Raises:
-            MisuseError: the data are empty, or their total weight is not positive.
-        """
-        total = 0.0
-        generators = generators_of(self.device)
-        pieces = itertools.chain.from_iterable(map(self._split, self._data))
-        for number, part in enumerate(pieces, start=1):
-            weight = float(self._weight(part)) if self._weight is not None else float(rows_of(part))
-            if weight == 0:
-                continue  # Its mean may be 0 / 0.
-            total += weight
-            states = [generator.get_state() for generator in generators]
-            seed_all(generators, number)
-            yield tree_map(self._move, part), weight
-            # Not in a `finally`: a generator that an exception left behind ends after `evaluating` has restored them.
-            restore_all(generators, states)
-        if not total > 0:
-            raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
-
-    def spend(self, cost: Cost) -> None:
-        """Add to `cost`, and to that of the objective of which this is a part."""
-        self.cost += cost
-        if self._whole is not None:
-            self._whole.spend(replace(cost * self._share, seconds=cost.seconds))
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients enabled, no autocast, full float32, a fixed random seed; all restored afterwards."""
-        modes = [(module, module.training) for module in self._model.modules()]
-        precise = torch.autocast(self.device.type, enabled=False)
-        with (
-            fixed_random_state(self.device),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            precise,
-            full_float32(),
-        ):
-            try:
-                self._model.eval()
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
-
-    # Details.
-
-    @contextlib.contextmanager
-    def _charge(self, **counts: float) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.spend(Cost(seconds=time.perf_counter() - start, **counts))
+    def _parts_of(self, theta: Tensor) -> list[Tensor]:
+        if theta.shape != (self.size,):
+            raise MisuseError(f"expected parameters of shape ({self.size},), got {tuple(theta.shape)}.")
+        return unflatten(theta, list(self._parameters.values()))
 
     def _selected(self, request: str | nn.Parameter) -> set[str]:
         """Return the names of the selected parameters that ``request`` matches."""
         if isinstance(request, str) and request in self._parameters:
             return {request}
-        found = select_parameters(self._model, request).keys() & self._parameters.keys()
-        if not found:
+        names = select_parameters(self._model, request).keys() & self._parameters.keys()
+        if not names:
             what = repr(request) if isinstance(request, str) else "a parameter in `params`"
             raise MisuseError(
                 f"{what} is of the model, but not selected in this objective, which has {', '.join(self._parameters)}. "
                 "Select it when the objective is made."
             )
-        return found
-
-    def _zero(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)
-
-    def _state(self, point: Point) -> dict[str, Tensor]:
-        # Buffers are copied, so that a layer that updates one changes the copy.
-        state = {name: self._move(parameter) for name, parameter in point.rest.items()}
-        state |= {name: self._move(buffer).clone() for name, buffer in point.buffers.items()}
-        state |= dict(zip(self._parameters, point.leaves, strict=True))
-        return {f"model.{name}": tensor for name, tensor in state.items()}
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        moved: Tensor = self._move(tensor.detach())
-        return moved
-
-    def _move(self, item: Any) -> Any:
-        if not isinstance(item, Tensor):
-            return item
-        # Whole-number tensors (labels, indices) keep their dtype.
-        dtype = self.dtype if item.is_floating_point() else item.dtype
-        # A copy to the host that does not block may be read before it is there.
-        return item.to(device=self.device, dtype=dtype, non_blocking=self.device.type != "cpu")
-
-    def _split(self, batch: Any) -> Iterator[Any]:
-        size = self._micro_batch_size(batch)
-        rows = common_rows(batch)
-        if size is None or rows is None or rows <= size:
-            yield batch
-            return
-        for start in range(0, rows, size):
-            yield tree_map(lambda item, start=start: item[start : start + size], batch)
-
-    def _micro_batch_size(self, batch: Any) -> int | None:
-        if self._micro_batch == "auto":
-            self._micro_batch = self._automatic_micro_batch(batch)
-        return self._micro_batch
-
-    def _automatic_micro_batch(self, batch: Any) -> int | None:
-        rows, on_host = common_rows(batch), self.device.type == "cpu"
-        size: int | None = _CPU_MICRO_BATCH if on_host else rows
-        # On an accelerator nothing but its memory sets a limit.
-        budget = self.memory_budget if on_host else room_for_graphs(self.device, self.memory_budget)
-        if budget is None or rows is None or size is None:
-            return size
-        trial_rows = min(rows, _TRIAL_EXAMPLES)
-        trial = tree_map(lambda item: self._move(item[:trial_rows]), batch)
-        point = self.point()
-        with fixed_random_state(self.device):
-            shared = (*point.leaves, *point.rest.values())
-            needed = saved_bytes(lambda: self.batch_loss(point, trial), trial, shared)
-        fits = int(budget * trial_rows / max(1, needed * _SECOND_ORDER_FACTOR))
-        if fits >= size:
-            return size
-        # A power of two, so that results do not depend on every byte that happens to be free.
-        return 1 << max(0, fits.bit_length() - 1)
+        return names
 
 
 def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Return rows, one at random from each of equal stretches: a batch may be in the order of its labels, or repeat."""
+    """Return ``wanted`` rows, one at random from each of equal stretches, as a batch may be in the order of labels."""
     starts = torch.arange(wanted + 1) * size // wanted
     within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
     return starts[:-1] + within.long()

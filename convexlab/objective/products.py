@@ -1,18 +1,17 @@
-"""Products of the Hessian and of the Gauss-Newton matrix of an objective with vectors.
+"""Products of the Hessian and of the Gauss-Newton matrix of a loss with vectors.
 
-Both are differentiated in reverse twice. The objective does not move between the products of one Krylov run, so the
-gradient graph of a micro-batch is built once and kept, as many of them as the memory budget holds; the rest are built
-anew, one at a time, for every product.
+Both are differentiated in reverse twice. All products of one Krylov run are taken at one point, so the gradient graph
+of a micro-batch is built once and kept, as many of them as the memory budget holds. The others are built again for
+every product, one at a time.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +21,9 @@ from torch.utils._pytree import tree_leaves
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate
-
-if TYPE_CHECKING:
-    from convexlab.objective.batched_loss import Point
-    from convexlab.objective.objective import Objective
 
 __all__ = [
     "Footprint",
@@ -40,8 +36,8 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that even a quantity that lost
-# nine digits to cancellation is rounded differently in float64, and as little as float32 knows them by.
+# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
+# quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
 
 
@@ -50,11 +46,11 @@ class Footprint:
     """Bytes of tensors that products take."""
 
     graphs: int
-    """Of the gradient graphs that will be kept from one product to the next."""
+    """The gradient graphs that will be kept from one product to the next."""
     kept: int
-    """Of those that are kept now."""
+    """Those of them that are kept now."""
     product: int
-    """Of a product beside these: of the graph that is not kept, temporaries, vectors."""
+    """A product in addition: the graph that is not kept, temporaries, vectors."""
 
 
 class ObjectiveOperator(SymmetricOperator):
@@ -62,12 +58,12 @@ class ObjectiveOperator(SymmetricOperator):
 
     _unit: Cost
 
-    def __init__(self, objective: Objective, *, keep_graphs: bool = True) -> None:
-        """Take the objective at its model's present parameters, of which a copy is kept."""
-        super().__init__(objective.size, dtype=objective.dtype, device=objective.device)
-        self._objective = objective
-        with torch.inference_mode(False):  # Else the copies could not be differentiated in, ever.
-            point = objective.point()
+    def __init__(self, loss: BatchedLoss, *, keep_graphs: bool = True) -> None:
+        """Take the loss at its model's present parameters, of which a copy is kept."""
+        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
+        self._loss = loss
+        with torch.inference_mode(False):  # Copies made in inference mode can never be differentiated in.
+            point = loss.point()
             self._point = replace(
                 point,
                 leaves=[leaf.detach().clone().requires_grad_() for leaf in point.leaves],
@@ -83,41 +79,41 @@ class ObjectiveOperator(SymmetricOperator):
     @property
     def cost(self) -> Cost:
         """What the objective has spent, on this operator and otherwise."""
-        return self._objective.cost
+        return self._loss.cost
 
     def graph_bytes(self) -> int:
-        """Return what the gradient graph of the first micro-batch takes; no other is taken to be larger.
+        """Return the size of the first micro-batch's gradient graph; no other graph is taken to be larger.
 
-        It is built for that, and kept for the products if the memory budget allows.
+        The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
-            with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
-                batch, weight = next(self._objective.parts())
+            with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
+                batch, weight = next(self._loss.parts())
                 linearised = self._linearise(batch)
                 self._graph_bytes = max(1, live.bytes)
             if self._room is None:
-                room = room_for_graphs(self._objective.device, self._objective.memory_budget)
+                room = room_for_graphs(self._loss.device, self._loss.memory_budget)
                 self._room = (room or 0) // self._graph_bytes
             if self._room > 0:
                 self._keep(linearised, weight)
         return self._graph_bytes
 
     def graphs_to_come(self) -> int:
-        """Return the bytes of the graphs that are still to be built and kept, at most."""
+        """Return at most how many bytes of graphs are still to be built and kept."""
         graph_bytes = self.graph_bytes()
         return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
 
     def keep_at_most(self, graphs_to_come: int) -> None:
-        """Keep no more graphs beyond those that are kept now than take this many bytes."""
+        """Beside the graphs that are kept now, keep at most this many bytes of them."""
         if graphs_to_come < self.graphs_to_come():
             self._room = len(self._kept) + graphs_to_come // self.graph_bytes()
 
     def footprint(self) -> Footprint:
-        """Return what products take, from products with the first micro-batch alone and the sizes of the others."""
+        """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
         graph_bytes = self.graph_bytes()
-        sizes, share = _sizes(self._objective)
+        sizes, share = _sizes(self._loss)
         will_be_kept = sizes[: self._room]
-        product = _product_bytes(self._objective, share, lambda first: self._at(self._point, first))
+        product = _product_bytes(self._loss, share, lambda first: self._at(self._point, first))
         if len(will_be_kept) == len(sizes):
             product -= graph_bytes
         return Footprint(
@@ -127,40 +123,40 @@ class ObjectiveOperator(SymmetricOperator):
         )
 
     def _stand_in_bytes(self, share: float) -> int:
-        """Return what a product takes that a Krylov run may make instead."""
+        """Return the size of a product that a Krylov run may make instead of this operator's own."""
         return 0
 
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
-        """Return A v for v (n,) anew, such that only its rounding errors differ.
+        """Return A v for v (n,) again, with other rounding errors.
 
         It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
         sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
         softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
         """
-        return self._precisely(lambda dtype: self._moved(dtype, seed, v))
+        return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
     def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
-        """Return what is made in float64, or in the operator's dtype where the loss does not allow that."""
+        """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
         try:
             return make(accumulation_dtype(self.device))
-        except RuntimeError:  # A loss may hold tensors of its own dtype, or not fit into memory twice as large.
+        except RuntimeError:  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
             return make(self.dtype)
 
-    def _moved(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
+    def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         leaves = []
         for leaf in self._leaves:
             signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
             leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
-        other = self._at(replace(self._point, leaves=leaves), self._objective.in_dtype(dtype))
+        other = self._at(replace(self._point, leaves=leaves), self._loss.in_dtype(dtype))
         product = other.matvec(v)
-        self._objective.spend(other.cost)
+        self._loss.spend(other.cost)
         return product
 
-    def _at(self, point: Point, objective: Objective) -> ObjectiveOperator:
-        """Return the same matrix of another objective and at another point, which keeps no graphs."""
+    def _at(self, point: Point, loss: BatchedLoss) -> ObjectiveOperator:
+        """Return the same matrix of another loss and at another point, which keeps no graphs."""
         other = copy.copy(self)
-        other._objective, other.dtype = objective, objective.dtype
+        other._loss, other.dtype = loss, loss.dtype
         other._point, other._leaves = point, point.leaves
         other._room, other._kept, other._complete = 0, [], False
         return other
@@ -177,15 +173,15 @@ class ObjectiveOperator(SymmetricOperator):
         if self._room is None:
             self.graph_bytes()
         weights = 0.0
-        with self._objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
+        with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
             columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
             result = torch.zeros((len(columns), self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
             for linearised, weight in self._linearised_parts():
                 for row, column in zip(result, columns, strict=True):
                     row.add_(flatten(self._product(linearised, column)), alpha=weight)
                 weights += weight
-                del linearised  # Else two graphs would be there while the next one is built.
-        self._objective.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
+                del linearised  # It has to be gone before the next graph is built.
+        self._loss.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
         return result.div_(weights).to(self.dtype).T
 
     def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
@@ -193,7 +189,7 @@ class ObjectiveOperator(SymmetricOperator):
         if self._complete:
             return
         known, number = len(self._kept), 0
-        for number, (batch, weight) in enumerate(self._objective.parts(), start=1):
+        for number, (batch, weight) in enumerate(self._loss.parts(), start=1):
             if number <= known:
                 continue
             linearised = self._linearise(batch)
@@ -215,63 +211,62 @@ class HessianOperator(ObjectiveOperator):
     _unit = Cost(hessian_products=1)
 
     def _linearise(self, batch: Any) -> list[Tensor]:
-        loss = self._objective.batch_loss(self._point, batch)
-        return differentiate([loss], self._leaves, create_graph=True)
+        return differentiate([self._loss.batch_loss(self._point, batch)], self._leaves, create_graph=True)
 
     def second_difference(self, v: Tensor) -> float:
         """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
 
-        It needs no derivative, so that it checks them, and it sees the kinks that derivatives do not. Made in float64
+        It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
         where the loss allows that; rounding is of order √ε L.
         """
         return self._precisely(lambda dtype: self._second_difference(dtype, v))
 
     def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
-        objective = self._objective.in_dtype(dtype)
+        loss = self._loss.in_dtype(dtype)
         step = torch.finfo(dtype).eps ** 0.25
         leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
         moves = unflatten(step * v.to(dtype), leaves)
         below, here, above = (
-            objective.value_at(
+            loss.value_at(
                 replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
             )
             for side in (-1, 0, 1)
         )
-        self._objective.spend(objective.cost)
+        self._loss.spend(loss.cost)
         return float((below - 2 * here + above) / step**2)
 
     def differences(self) -> GradientDifferences:
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""
-        return GradientDifferences(self._objective, self._point)
+        return GradientDifferences(self._loss, self._point)
 
     def _stand_in_bytes(self, share: float) -> int:
-        return _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
+        return _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
 
 
 class GradientDifferences(SymmetricOperator):
     """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
 
-    Nothing says how large they are, least of all where the loss has kinks: compare with products of the Hessian.
+    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
     """
 
-    def __init__(self, objective: Objective, point: Point) -> None:
+    def __init__(self, loss: BatchedLoss, point: Point) -> None:
         """Evaluate the gradient at the point."""
-        super().__init__(objective.size, dtype=objective.dtype, device=objective.device)
-        self.step = torch.finfo(objective.dtype).eps ** 0.5
+        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
+        self.step = torch.finfo(loss.dtype).eps ** 0.5
         """h for a vector of unit length; the error is least near √ε, the better the smoother the loss."""
-        self._objective = objective
+        self._loss = loss
         self._point = point
-        self._gradient = objective.value_and_gradient_at(point)[1]
+        self._gradient = loss.value_and_gradient_at(point)[1]
 
     @property
     def cost(self) -> Cost:
         """What the objective has spent, on this operator and otherwise."""
-        return self._objective.cost
+        return self._loss.cost
 
     def footprint(self) -> Footprint:
-        """Return what products take, from one with the first micro-batch alone."""
-        _, share = _sizes(self._objective)
-        product = _product_bytes(self._objective, share, lambda first: GradientDifferences(first, self._point))
+        """Return what products take, measured on a product with the first micro-batch alone."""
+        _, share = _sizes(self._loss)
+        product = _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
         return Footprint(graphs=0, kept=0, product=product)
 
     def _multiply(self, v: Tensor) -> Tensor:
@@ -281,7 +276,7 @@ class GradientDifferences(SymmetricOperator):
         scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
         parts = unflatten(v * scale.to(v), self._point.leaves)
         leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
-        gradient = self._objective.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
+        gradient = self._loss.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
         difference: Tensor = (gradient - self._gradient) / scale
         return difference
 
@@ -296,11 +291,11 @@ class GaussNewtonOperator(ObjectiveOperator):
     _unit = Cost(gauss_newton_products=1)
 
     def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
-        output = self._objective.batch_output(self._point, batch)
+        output = self._loss.batch_output(self._point, batch)
         dummy = torch.zeros_like(output, requires_grad=True)
         transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
         at = output.detach().requires_grad_()
-        (slope,) = differentiate([self._objective.criterion(at, batch)], [at], create_graph=True)
+        (slope,) = differentiate([self._loss.criterion(at, batch)], [at], create_graph=True)
         return output, dummy, transposed, at, slope
 
     def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
@@ -319,16 +314,16 @@ class ResidualOperator(ObjectiveOperator):
     _unit = Cost(hessian_products=1)
 
     def _linearise(self, batch: Any) -> list[Tensor]:
-        output = self._objective.batch_output(self._point, batch)
+        output = self._loss.batch_output(self._point, batch)
         at = output.detach().requires_grad_()
-        slope = differentiate([self._objective.criterion(at, batch)], [at])
+        slope = differentiate([self._loss.criterion(at, batch)], [at])
         return differentiate([output], self._leaves, slope, create_graph=True)
 
 
-def _sizes(objective: Objective) -> tuple[list[int], float]:
-    """Return the bytes of the examples of each micro-batch, and what part of the mean the first one is."""
-    with objective.evaluating():
-        parts = [(_batch_bytes(batch), weight) for batch, weight in objective.parts()]
+def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
+    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
+    with loss.evaluating():
+        parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
     return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
 
 
@@ -337,15 +332,14 @@ def _batch_bytes(batch: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
 
 
-def _product_bytes(objective: Objective, share: float, make: Callable[[Objective], SymmetricOperator]) -> int:
-    """Return what a product takes of the operator that ``make`` returns, for the first micro-batch alone.
+def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
+    """Return the bytes that a product of the operator from ``make`` takes, for the first micro-batch alone.
 
-    It is charged as that share of a product with all.
+    It is charged as a ``share`` of a product with all micro-batches.
     """
-    first = objective.in_dtype(objective.dtype)
-    first.parts = lambda: itertools.islice(objective.parts(), 1)  # type: ignore[method-assign]
+    first = loss.of_first_part()
     with LiveTensors() as live:
         make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
-    objective.spend(replace(first.cost * share, seconds=first.cost.seconds))
+    loss.spend(replace(first.cost * share, seconds=first.cost.seconds))
     peak: int = live.peak
     return peak

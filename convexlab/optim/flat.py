@@ -6,8 +6,8 @@ import math
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ from convexlab.linalg.vectors import accumulation_dtype, flatten, unflatten
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
 from convexlab.optim.line_search.interface import RETREAT
+from convexlab.optim.memory import Memory
 
 __all__ = ["Direction", "FlatOptimizer", "StepReport"]
+
+_M = TypeVar("_M", bound=Memory)
 
 _PSI_0 = 0.01  # First step as a share of the weights' largest entry: ψ₀ of Hager and Zhang (2005), rule I0.
 
@@ -59,14 +62,15 @@ class Direction:
     """First trial, if it is known. With neither, the size of the weights sets it."""
     restarted: str | None = None
     """None, or why the memory was dropped."""
-    remember: Mapping[str, Any] = field(default_factory=dict)
-    """What goes into the memory if this direction is taken. Tensors are flat, and never changed in place."""
+    memory: Memory | None = None
+    """The optimiser's memory if this direction is taken; None leaves it as it is."""
 
 
 class FlatOptimizer(torch.optim.Optimizer):
     """Base of the optimisers that search along one direction of the flat parameter vector a step.
 
-    A subclass proposes directions (`_directions`), each with what to remember if it is taken.
+    A subclass proposes directions (`_directions`), each with the memory that the optimiser has if it is taken. What it
+    remembers beyond `Memory` are the fields of a subclass of that, which its property `_memory` names.
 
     * The closure is torch's: zero the gradients, forward, backward, return the loss. If it takes a keyword
       ``backward``, searches by values call ``closure(backward=False)``. It runs with gradients enabled either way,
@@ -129,12 +133,26 @@ class FlatOptimizer(torch.optim.Optimizer):
     @property
     def known(self) -> tuple[float, float] | None:
         """(loss, gradient norm) where the last step ended, if it evaluated both there; None otherwise."""
-        memory = self._memory
-        return (memory["kept_loss"], math.sqrt(memory["kept_squared_norm"])) if "kept_gradient" in memory else None
+        kept = self._memory.kept
+        return None if kept is None else (kept.loss, math.sqrt(kept.squared_norm))
 
     def restart(self) -> None:
         """Forget everything learnt from earlier steps, such as after a change of the loss."""
         self.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes: plain dictionaries of tensors, not copied, numbers, and text."""
+        return {**super().state_dict(), "state": {0: self._memory.as_state()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a stored state, which later steps leave as it is.
+
+        Raises:
+            MisuseError: another kind of optimiser stored it.
+        """
+        memory = self._restored(next(iter(state_dict["state"].values()), {}))
+        super().load_state_dict({**state_dict, "state": {}})
+        self._remember(memory)
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
@@ -175,9 +193,28 @@ class FlatOptimizer(torch.optim.Optimizer):
         return self.param_groups[0]["params"]  # type: ignore[no-any-return]
 
     @property
-    def _memory(self) -> dict[str, Any]:
-        """The state, under the first parameter as in torch's L-BFGS, so that `state_dict` carries it."""
-        return self.state[self._parameters[0]]  # type: ignore[no-any-return]
+    def _memory(self) -> Memory:
+        """What was learnt from earlier steps; a subclass that learns more returns its own kind."""
+        return self._remembered(Memory)
+
+    def _remembered(self, kind: type[_M]) -> _M:
+        """Return the memory, an empty one if there is none. As in torch's L-BFGS, it lies under the first parameter."""
+        state = self.state[self._parameters[0]]
+        if "memory" not in state:
+            state["memory"] = kind()
+        return state["memory"]  # type: ignore[no-any-return]
+
+    def _remember(self, memory: Memory) -> None:
+        self.state[self._parameters[0]]["memory"] = memory
+
+    def _restored(self, stored: Mapping[str, Any]) -> Memory:
+        kind = type(self._memory)
+        if unknown := sorted(set(stored) - {each.name for each in fields(kind)}):
+            raise MisuseError(
+                f"expected a state that {type(self).__name__} stored, got one with {', '.join(map(repr, unknown))}. "
+                "Load it into an optimiser of the kind that stored it."
+            )
+        return kind.from_state(stored, self._parameters[0])
 
     def _limit(self) -> int | None:
         limit = self.param_groups[0]["max_evaluations"]
@@ -191,11 +228,11 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def _start(self, call: CountedClosure, weights: Tensor) -> Evaluation:
         memory = self._memory
-        if "weights" in memory and not torch.equal(memory["weights"], weights):
+        if memory.weights is not None and not torch.equal(memory.weights, weights):
             self.restart()
-            self._memory["restarted"] = "the weights were changed between steps"
-        elif self.reuse and "kept_gradient" in memory:
-            return Evaluation(memory["kept_loss"], memory["kept_gradient"], memory["kept_squared_norm"])
+            self._memory.restarted = "the weights were changed between steps"
+        elif self.reuse and memory.kept is not None:
+            return memory.kept
         return call.evaluate()[0]
 
     def _descend(self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None) -> StepReport:
@@ -217,31 +254,36 @@ class FlatOptimizer(torch.optim.Optimizer):
         report = self._give_up(call, weights, start, slope, restarted, "; then ".join(failures))
         if limit is not None and call.evaluations - spent >= limit:
             # The limit, not the loss, ended the search. Starting afresh with the same trials would end it again.
-            self._memory["first_step"] = RETREAT * ray.last[0]
+            self._memory.first_step = RETREAT * ray.last[0]
         return report
 
     def _search(
         self, ray: Ray, weights: Tensor, start: Evaluation, direction: Direction, limit: int | None
     ) -> SearchResult:
-        resolution = self._memory.get("resolution", torch.finfo(weights.dtype).eps)
+        resolution = self._memory.resolution
+        if resolution is None:
+            resolution = torch.finfo(weights.dtype).eps
         line = Line(ray.evaluate, start.loss, direction.slope, max_evaluations=limit, resolution=resolution)
         if direction.initial_step is not None:
             initial = direction.initial_step
         elif direction.previous is not None:
             initial = self.line_search.next_step(line, *direction.previous)
         else:
-            initial = self._memory.get("first_step") or _first_step(weights, start, direction)
+            initial = self._memory.first_step or _first_step(weights, start, direction)
         result = self.line_search(line, initial)
         if line.resolution > resolution:  # Found out once, for the steps to come too.
-            self._memory["resolution"] = line.resolution
+            self._memory.resolution = line.resolution
         return result
 
     def _accept(self, ray: Ray, direction: Direction, result: SearchResult) -> None:
         weights = ray.at(result.step_size)
         self._write(weights)
-        self._memory.update(direction.remember, step_size=result.step_size, slope=direction.slope)
         step, evaluation = ray.last
-        self._keep(weights, evaluation if step == result.step_size else None)
+        memory = direction.memory or self._memory
+        memory = memory.ending(weights, evaluation if step == result.step_size else None)
+        # The resolution may have been found out by this search.
+        resolution = self._memory.resolution
+        self._remember(replace(memory, step_size=result.step_size, slope=direction.slope, resolution=resolution))
 
     def _give_up(
         self,
@@ -253,22 +295,11 @@ class FlatOptimizer(torch.optim.Optimizer):
         reason: str,
     ) -> StepReport:
         self._write(weights)
-        resolution = self._memory.get("resolution")
+        resolution = self._memory.resolution  # It is the loss's, not of what was learnt about directions.
         self.restart()
-        if resolution is not None:  # It is the loss's, not of what was learnt about directions.
-            self._memory["resolution"] = resolution
-        self._keep(weights, start if start.finite else None)
+        memory = replace(self._memory, resolution=resolution)
+        self._remember(memory.ending(weights, start if start.finite else None))
         return _report(start, call, slope, restarted=restarted, failed=reason)
-
-    def _keep(self, weights: Tensor, evaluation: Evaluation | None) -> None:
-        memory = self._memory
-        for key in ("kept_loss", "kept_gradient", "kept_squared_norm", "restarted", "first_step"):
-            memory.pop(key, None)
-        memory["weights"] = weights
-        if evaluation is not None:
-            memory["kept_loss"] = evaluation.loss
-            memory["kept_gradient"] = evaluation.gradient
-            memory["kept_squared_norm"] = evaluation.squared_norm
 
 
 def _check_parameters(parameters: list[Tensor], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,13 +14,26 @@ from convexlab.optim.evaluation import CountedClosure, Evaluation
 from convexlab.optim.flat import Direction
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.linear_cg import Truncated
+from convexlab.optim.memory import Memory
 from convexlab.optim.newton_cg import Curvature, NewtonCG
 from convexlab.optim.preconditioners import Preconditioner
 
-__all__ = ["GaussNewtonCG"]
+__all__ = ["DampingMemory", "GaussNewtonCG"]
 
 # Martens (2010), section 4.1.
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5
+
+
+@dataclass
+class DampingMemory(Memory):
+    """What sets λ at the next step."""
+
+    damping: float | None = None
+    """λ, loss per squared length in the metric of P⁻¹; None before the first step."""
+    promised: float | None = None
+    """Decrease of the loss that the quadratic promised of the last step; None once it was compared, or after -Pg."""
+    opened: float = 0.0
+    """The loss where that step began."""
 
 
 class GaussNewtonCG(NewtonCG):
@@ -81,22 +95,29 @@ class GaussNewtonCG(NewtonCG):
             reuse=reuse,
         )
 
+    @property
+    def _memory(self) -> DampingMemory:
+        return self._remembered(DampingMemory)
+
     def _propose(
         self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None
     ) -> Iterator[Direction]:
         memory = self._memory
-        if "promised" in memory:
-            promised, had = memory.pop("promised"), memory["opened"] - start.loss  # Popped: a step may begin twice.
+        promised, damping = memory.promised, memory.damping
+        if promised is not None and damping is not None:
+            had = memory.opened - start.loss
+            memory.promised = None  # A step may begin twice.
             if had < _POOR * promised:
-                memory["damping"] *= _FACTOR
+                memory.damping = damping * _FACTOR
             elif had > _GOOD * promised:
-                memory["damping"] /= _FACTOR
+                memory.damping = damping / _FACTOR
         yield from super()._propose(call, weights, start, limit)
 
-    def _kept(self, inner: Truncated | None, start: Evaluation) -> dict[str, Any]:
+    def _kept(self, inner: Truncated | None, start: Evaluation) -> DampingMemory:
         if inner is None:
-            return {}
-        return {"damping": inner.damping, "promised": inner.decrease, "opened": start.loss}
+            return self._memory
+        return replace(self._memory, damping=inner.damping, promised=inner.decrease, opened=start.loss)
 
     def _damping(self, quotient: float) -> float:
-        return float(self._memory.get("damping", self.damping * quotient))
+        damping = self._memory.damping
+        return self.damping * quotient if damping is None else damping

@@ -7,7 +7,8 @@ S and Y hold the latest pairs s and y as rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,50 @@ from convexlab.linalg.vectors import dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
+from convexlab.optim.memory import Memory
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 
-__all__ = ["LBFGS"]
+__all__ = ["LBFGS", "PairMemory"]
 
 _DAMPED = 0.1  # Least sᵀy as a share of -sᵀg: 1 - σ, what every step that meets the Wolfe conditions has.
 _GROWTH = 1.2  # First trial of a self-scaled step, as a share of the step before.
 _FIRST_ROWS = 8  # Pairs that there is room for at first; the room doubles until it holds the whole history.
+
+
+def _no_rows() -> Tensor:
+    return torch.empty(0, 0)
+
+
+@dataclass
+class PairMemory(Memory):
+    """The latest pairs, and the last step, which becomes one at the next.
+
+    The pair of step i, counted from the last start, stands in row i modulo the history. Rows of S and Y are scaled so
+    that sᵀy = 1.
+    """
+
+    gradient: Tensor | None = None
+    """g where the last step began, (n,); None before the first."""
+    direction: Tensor | None = None
+    """d of the last step, (n,); None once its pair was stored, or if it gives none."""
+    pairs: int = 0
+    """Pairs since the last start, those that have dropped out included."""
+    history: int = 0
+    """The most that are kept, as the optimiser was built; 0 before the first pair."""
+    s: Tensor = field(default_factory=_no_rows)
+    """S, (rows, n), written in place; it has room for more than there are pairs."""
+    y: Tensor = field(default_factory=_no_rows)
+    """Y, likewise."""
+    s_y: Tensor = field(default_factory=_no_rows)
+    """SYᵀ, (rows, rows), written in place; what no formula reads is zero."""
+    y_p_y: Tensor = field(default_factory=_no_rows)
+    """YPYᵀ, likewise."""
+    gamma: float = 1.0
+    """γ of γP, from which B starts: of the newest pair, or with ``self_scaled`` of the first, grown since."""
+    carried: float = 1.0
+    """γ when the last direction was made, from which the next γ is found."""
+    taus: list[float] = field(default_factory=list)
+    """τ of each pair, in rows; empty without ``self_scaled``."""
 
 
 class LBFGS(FlatOptimizer):
@@ -100,22 +138,18 @@ class LBFGS(FlatOptimizer):
             pair = 2 * sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
             self.history = max(1, min(history, memory_budget // pair))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a stored state, which later steps leave as it is.
+    @property
+    def _memory(self) -> PairMemory:
+        return self._remembered(PairMemory)
 
-        Raises:
-            MisuseError: it was stored with another ``history``.
-        """
-        super().load_state_dict(state_dict)
-        memory = self._memory
-        stored = memory.get("history", self.history)
-        if stored != self.history:
-            self.restart()
+    def _restored(self, stored: Mapping[str, Any]) -> Memory:
+        history = stored.get("history", 0)
+        if history not in (0, self.history):
             raise MisuseError(
-                f"the state was stored with history={stored}, but this optimiser has {self.history}. Build it with the "
-                "same, or go on without the state: it then starts afresh."
+                f"the state was stored with history={history}, but this optimiser has {self.history}. Build it with "
+                "the same, or go on without the state: it then starts afresh."
             )
-        memory.update({name: memory[name].clone() for name in ("s", "y", "s_y", "y_p_y") if name in memory})
+        return super()._restored(stored)
 
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         gradient, memory = start.gradient, self._memory
@@ -123,43 +157,43 @@ class LBFGS(FlatOptimizer):
         g_z, pair = self._newest(gradient, z)
         if not 0.0 < g_z < math.inf:
             reason = f"the preconditioner is not positive definite here (gᵀPg = {g_z:.3g}), so it was left out"
-            kept = {"gradient": gradient, "direction": None, "pairs": 0}
-            yield Direction(-gradient, -start.squared_norm, restarted=reason, remember=kept)
+            kept = replace(memory, gradient=gradient, direction=None, pairs=0)
+            yield Direction(-gradient, -start.squared_norm, restarted=reason, memory=kept)
             return
-        restarted, first_step = memory.get("restarted"), None
-        pairs = memory.get("pairs", 0)
+        restarted, first_step = memory.restarted, None
+        pairs = memory.pairs
         if pair is not None:
             self._store(pair, pairs)
             pairs += 1
         if pairs:
             vector = self._newton(gradient, z, pairs, math.sqrt(start.squared_norm))
             slope = dot(gradient, vector).item()
-            first_step = memory["gamma"]
+            first_step = memory.gamma
             restarted = f"the quasi-Newton direction does not descend (gᵀd = {slope:.3g})"
             if -math.inf < slope < 0.0:
-                kept = {"gradient": gradient, "direction": vector, "pairs": pairs, "carried": memory["gamma"]}
-                yield Direction(vector, slope, initial_step=self._first_trial(), remember=kept)
+                kept = replace(memory, gradient=gradient, direction=vector, pairs=pairs, carried=memory.gamma)
+                yield Direction(vector, slope, initial_step=self._first_trial(), memory=kept)
                 restarted = "the search along the first direction failed"
         vector = -z
-        kept = {"gradient": gradient, "direction": vector, "pairs": 0}
-        yield Direction(vector, -g_z, initial_step=first_step, restarted=restarted, remember=kept)
+        kept = replace(memory, gradient=gradient, direction=vector, pairs=0)
+        yield Direction(vector, -g_z, initial_step=first_step, restarted=restarted, memory=kept)
 
     def _first_trial(self) -> float:
         memory = self._memory
-        return min(1.0, _GROWTH * memory["step_size"]) if self.self_scaled and memory.get("pairs") else 1.0
+        return min(1.0, _GROWTH * memory.step_size) if self.self_scaled and memory.pairs else 1.0
 
     def _newest(self, gradient: Tensor, z: Tensor) -> tuple[float, _Pair | None]:
         """Return gᵀPg and the pair that the last step gave."""
         memory = self._memory
-        d: Tensor | None = memory.get("direction")
-        if d is None:
+        d, old = memory.direction, memory.gradient
+        if d is None or old is None:
             return dot(gradient, z).item(), None
-        step, y, fall = memory["step_size"], gradient - memory["gradient"], -memory["slope"]
+        step, y, fall = memory.step_size, gradient - old, -memory.slope
         p_y = precondition(self.preconditioner, y)
         g_z, d_y, y_p_y = torch.stack([dot(gradient, z), dot(d, y), dot(y, p_y)]).tolist()
         if d_y < _DAMPED * fall:
             share = (1.0 - _DAMPED) * fall / (fall - d_y)
-            y = y * share - memory["gradient"] * (1.0 - share)
+            y = y * share - old * (1.0 - share)
             p_y = precondition(self.preconditioner, y)
             d_y, y_p_y = torch.stack([dot(d, y), dot(y, p_y)]).tolist()
         gamma = step * d_y / y_p_y if y_p_y > 0.0 else math.nan
@@ -174,33 +208,30 @@ class LBFGS(FlatOptimizer):
         """Put the newest pair in place of the oldest; a step that was interrupted does so again, to the same effect."""
         memory, slot, rows = self._memory, pairs % self.history, min(pairs + 1, self.history)
         self._reserve(rows, pair.s)
-        memory["s"][slot], memory["y"][slot] = pair.s, pair.y
+        memory.s[slot], memory.y[slot] = pair.s, pair.y
         # Below the diagonal of SYᵀ, in order of age, nothing is read: the newest s needs no product with older y.
-        memory["s_y"][:rows, slot] = memory["s"][:rows] @ pair.y
-        memory["y_p_y"][:rows, slot] = memory["y_p_y"][slot, :rows] = memory["y"][:rows] @ pair.p_y
-        memory["gamma"], memory["history"] = pair.gamma, self.history
+        memory.s_y[:rows, slot] = memory.s[:rows] @ pair.y
+        memory.y_p_y[:rows, slot] = memory.y_p_y[slot, :rows] = memory.y[:rows] @ pair.p_y
+        memory.gamma, memory.history = pair.gamma, self.history
         if self.self_scaled:
             if pairs:
-                memory["gamma"] = memory["carried"] / pair.tau
-            memory["taus"] = [*memory.get("taus", [])[:slot], pair.tau, *memory.get("taus", [])[slot + 1 :]]
+                memory.gamma = memory.carried / pair.tau
+            memory.taus = [*memory.taus[:slot], pair.tau, *memory.taus[slot + 1 :]]
 
     def _reserve(self, rows: int, like: Tensor) -> None:
         memory = self._memory
-        present = memory["s"].shape[0] if "s" in memory else 0
+        present = memory.s.shape[0]
         if rows <= present:
             return
         size = min(self.history, max(_FIRST_ROWS, 2 * present))
-        for name, width in (("s", like.numel()), ("y", like.numel()), ("s_y", size), ("y_p_y", size)):
-            grown = like.new_zeros(size, width)
-            if present:
-                grown[:present, : memory[name].shape[1]] = memory[name]
-            memory[name] = grown
+        memory.s, memory.y = (_grown(rows, size, like.numel(), like) for rows in (memory.s, memory.y))
+        memory.s_y, memory.y_p_y = (_grown(rows, size, size, like) for rows in (memory.s_y, memory.y_p_y))
 
     def _newton(self, gradient: Tensor, z: Tensor, pairs: int, norm: float) -> Tensor:
         """Return -Bg, as ‖g‖ times that of the unit gradient."""
         memory, rows = self._memory, min(pairs, self.history)
-        s, y, gamma = memory["s"][:rows], memory["y"][:rows], memory["gamma"]
-        grams = memory["s_y"][:rows, :rows], memory["y_p_y"][:rows, :rows]
+        s, y, gamma = memory.s[:rows], memory.y[:rows], memory.gamma
+        grams = memory.s_y[:rows, :rows], memory.y_p_y[:rows, :rows]
         unit = gradient / norm
         fetched = torch.cat([*grams, torch.stack([s @ unit, y @ (z / norm)], dim=1)], dim=1).cpu().double()
         by_age = torch.arange(pairs - rows, pairs) % self.history
@@ -217,9 +248,16 @@ class LBFGS(FlatOptimizer):
         """Return W's diagonal (rows,), in order of age: the product of 1/τ of all later pairs."""
         if not self.self_scaled:
             return torch.ones(len(by_age), dtype=torch.float64)
-        taus = torch.tensor(self._memory["taus"], dtype=torch.float64)[by_age]
+        taus = torch.tensor(self._memory.taus, dtype=torch.float64)[by_age]
         taus = torch.cat([taus[1:], torch.ones(1, dtype=torch.float64)])
         return 1.0 / taus.flip(0).cumprod(0).flip(0)
+
+
+def _grown(matrix: Tensor, rows: int, columns: int, like: Tensor) -> Tensor:
+    """Return a matrix of zeros, in ``like``'s dtype and on its device, with the given one in its corner."""
+    grown = like.new_zeros(rows, columns)
+    grown[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return grown
 
 
 class _Pair(NamedTuple):

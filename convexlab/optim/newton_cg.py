@@ -20,6 +20,7 @@ from convexlab.optim.evaluation import CountedClosure, Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.linear_cg import Truncated, truncated_cg
+from convexlab.optim.memory import Memory
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 
 __all__ = ["Curvature", "NewtonCG"]
@@ -95,7 +96,7 @@ class NewtonCG(FlatOptimizer):
     def _propose(
         self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None
     ) -> Iterator[Direction]:
-        gradient, restarted = start.gradient, self._memory.get("restarted")
+        gradient, restarted = start.gradient, self._memory.restarted
         g_z = dot(gradient, precondition(self.preconditioner, gradient)).item()
         room = self.max_products
         if self.operator is None and limit is not None:
@@ -106,7 +107,7 @@ class NewtonCG(FlatOptimizer):
             reason = f"conjugate gradients found no direction of descent (gᵀp = {slope:.3g})"
             if -math.inf < slope < 0.0:
                 kept = self._kept(inner, start)
-                yield Direction(inner.vector, slope, initial_step=1.0, restarted=restarted, remember=kept)
+                yield Direction(inner.vector, slope, initial_step=1.0, restarted=restarted, memory=kept)
                 reason = "the search along the first direction failed"
             restarted = reason
         for direction in self._directions(start):
@@ -118,14 +119,14 @@ class NewtonCG(FlatOptimizer):
         g_z = dot(start.gradient, z).item()
         kept = self._kept(None, start)
         if 0.0 < g_z < math.inf:
-            yield Direction(-z, -g_z, remember=kept)
+            yield Direction(-z, -g_z, memory=kept)
         else:
             reason = f"the preconditioner is not positive definite here (gᵀPg = {g_z:.3g}), so it was left out"
-            yield Direction(-start.gradient, -start.squared_norm, restarted=reason, remember=kept)
+            yield Direction(-start.gradient, -start.squared_norm, restarted=reason, memory=kept)
 
-    def _kept(self, inner: Truncated | None, start: Evaluation) -> dict[str, Any]:
-        """Return what to remember of a step along what the inner iteration found, or along -Pg."""
-        return {}
+    def _kept(self, inner: Truncated | None, start: Evaluation) -> Memory:
+        """Return the memory after a step along what the inner iteration found, or along -Pg."""
+        return self._memory
 
     def _damping(self, quotient: float) -> float:
         """Return λ, given the curvature along the first direction over its dᵀP⁻¹d."""

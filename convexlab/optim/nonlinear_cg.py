@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +16,28 @@ from convexlab.optim.betas import DIVIDE_BY_CURVATURE, Products, beta_formula
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
+from convexlab.optim.memory import Memory
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 
-__all__ = ["NonlinearCG"]
-
+__all__ = ["ConjugateMemory", "NonlinearCG"]
 
 _RESTART_FACTOR = 6  # Restart after this many times n steps (CG_DESCENT's restart_fac).
+
+
+@dataclass
+class ConjugateMemory(Memory):
+    """What a conjugate direction is made from, all of where the last step began."""
+
+    gradient: Tensor | None = None
+    """g, (n,); None before the first step."""
+    direction: Tensor | None = None
+    """d, (n,); None to begin with steepest descent."""
+    g_z: float = 0.0
+    """gᵀPg."""
+    d_d: float = 0.0
+    """dᵀP⁻¹d."""
+    age: int = 0
+    """Steps since the last restart, that step included."""
 
 
 class NonlinearCG(FlatOptimizer):
@@ -71,43 +88,47 @@ class NonlinearCG(FlatOptimizer):
         self.preconditioner = preconditioner
         super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
 
+    @property
+    def _memory(self) -> ConjugateMemory:
+        return self._remembered(ConjugateMemory)
+
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         gradient, memory = start.gradient, self._memory
         z = precondition(self.preconditioner, gradient)
-        d: Tensor | None = memory.get("direction")
-        if d is None:
+        d, old = memory.direction, memory.gradient
+        if d is None or old is None:
             products, g_z = None, dot(gradient, z).item()
         else:
-            products = self._products(gradient, z, d)
+            products = self._products(gradient, z, d, gradient - old)
             g_z = products.new_g_z
         if not 0.0 < g_z < math.inf:
             reason = f"the preconditioner is not positive definite here (gᵀPg = {g_z:.3g}), so it was left out"
-            yield _steepest(gradient, gradient, start.squared_norm, reason, remember=False)
+            forgetting = replace(memory, gradient=gradient, direction=None)
+            yield Direction(-gradient, -start.squared_norm, restarted=reason, memory=forgetting)
             return
         if d is None or products is None:
-            yield _steepest(gradient, z, g_z, memory.get("restarted"))
+            yield self._steepest(gradient, z, g_z, memory.restarted)
             return
-        previous = memory["step_size"], memory["slope"]
-        beta = self._beta_or_reason(products)
+        previous = memory.step_size, memory.slope
+        beta = self._beta_or_reason(products, gradient.numel())
         if isinstance(beta, str):
-            yield _steepest(gradient, z, g_z, beta, previous)
+            yield self._steepest(gradient, z, g_z, beta, previous)
         else:
-            yield _conjugate(gradient, z, d, beta, products, previous, memory["age"] + 1)
-        yield _steepest(gradient, z, g_z, "the search along the first direction failed")
+            yield self._conjugate(gradient, z, d, beta, products)
+        yield self._steepest(gradient, z, g_z, "the search along the first direction failed")
 
-    def _products(self, gradient: Tensor, z: Tensor, d: Tensor) -> Products:
+    def _products(self, gradient: Tensor, z: Tensor, d: Tensor, y: Tensor) -> Products:
         """Return all inner products, fetched from the device at once."""
         memory = self._memory
-        y = gradient - memory["gradient"]
         # Only Hager and Zhang's formula asks for yᵀPy; the others are not charged for it.
         p_y = precondition(self.preconditioner, y) if self.beta == "hager-zhang" else y
         pairs = (gradient, z), (y, z), (y, p_y), (d, y), (d, gradient)
         new_g_z, y_new_z, y_z, d_y, d_new_g = torch.stack([dot(u, v) for u, v in pairs]).tolist()
-        return Products(memory["g_z"], new_g_z, y_new_z, y_z, d_y, d_new_g, memory["slope"], memory["d_d"])
+        return Products(memory.g_z, new_g_z, y_new_z, y_z, d_y, d_new_g, memory.slope, memory.d_d)
 
-    def _beta_or_reason(self, p: Products) -> float | str:
+    def _beta_or_reason(self, p: Products, size: int) -> float | str:
         """Return β, or why to restart instead."""
-        if self._memory["age"] >= _RESTART_FACTOR * self._memory["gradient"].numel():
+        if self._memory.age >= _RESTART_FACTOR * size:
             return f"{_RESTART_FACTOR}n steps since the last restart"
         if self.beta in DIVIDE_BY_CURVATURE and not p.d_y > 0.0:
             return "the slope did not rise along the last direction (dᵀy ≤ 0)"
@@ -120,27 +141,18 @@ class NonlinearCG(FlatOptimizer):
             return "the conjugate direction does not descend"
         return beta
 
+    def _steepest(
+        self, gradient: Tensor, z: Tensor, g_z: float, reason: str | None, previous: tuple[float, float] | None = None
+    ) -> Direction:
+        vector = -z
+        memory = replace(self._memory, gradient=gradient, direction=vector, g_z=g_z, d_d=g_z, age=1)
+        return Direction(vector, -g_z, previous=previous, restarted=reason, memory=memory)
 
-def _steepest(
-    gradient: Tensor,
-    z: Tensor,
-    g_z: float,
-    reason: str | None,
-    previous: tuple[float, float] | None = None,
-    *,
-    remember: bool = True,
-) -> Direction:
-    vector = -z
-    kept = {"gradient": gradient, "direction": vector if remember else None, "g_z": g_z, "d_d": g_z, "age": 1}
-    return Direction(vector, -g_z, previous=previous, restarted=reason, remember=kept)
-
-
-def _conjugate(
-    gradient: Tensor, z: Tensor, d: Tensor, beta: float, p: Products, previous: tuple[float, float], age: int
-) -> Direction:
-    vector = torch.sub(d * beta, z)
-    slope = beta * p.d_new_g - p.new_g_z
-    # dᵀP⁻¹d by recursion, since P⁻¹ is not at hand; Cauchy and Schwarz bound it from below against rounding.
-    length = max(p.new_g_z - 2.0 * beta * p.d_new_g + beta**2 * p.d_d, slope**2 / p.new_g_z)
-    kept = {"gradient": gradient, "direction": vector, "g_z": p.new_g_z, "d_d": length, "age": age}
-    return Direction(vector, slope, previous=previous, remember=kept)
+    def _conjugate(self, gradient: Tensor, z: Tensor, d: Tensor, beta: float, p: Products) -> Direction:
+        memory, vector = self._memory, torch.sub(d * beta, z)
+        slope = beta * p.d_new_g - p.new_g_z
+        # dᵀP⁻¹d by recursion, since P⁻¹ is not at hand; Cauchy and Schwarz bound it from below against rounding.
+        length = max(p.new_g_z - 2.0 * beta * p.d_new_g + beta**2 * p.d_d, slope**2 / p.new_g_z)
+        age = memory.age + 1
+        kept = replace(memory, gradient=gradient, direction=vector, g_z=p.new_g_z, d_d=length, age=age)
+        return Direction(vector, slope, previous=(memory.step_size, memory.slope), memory=kept)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,16 +12,24 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, unflatten
-from convexlab.optim.evaluation import gradient_of
-from convexlab.optim.lbfgs import LBFGS
+from convexlab.optim.evaluation import Evaluation, gradient_of
+from convexlab.optim.lbfgs import LBFGS, PairMemory
 from convexlab.optim.preconditioners import precondition
 
-__all__ = ["ProgressiveLBFGS", "SampleClosure"]
+__all__ = ["ProgressiveLBFGS", "SampleClosure", "SampleMemory"]
 
 SampleClosure = Callable[[Tensor], Tensor]
 """Takes the rows of examples, (m,) on the host: zeroes the gradients, forward, backward, returns their mean loss."""
 
 _GROUPS = 16  # Whose gradients tell how much single examples differ; each takes n numbers.
+
+
+@dataclass
+class SampleMemory(PairMemory):
+    """What `PairMemory` has, learnt from a sample."""
+
+    kept_examples: int = 0
+    """|S| of the kept loss and gradient; 0 before the first step."""
 
 
 class ProgressiveLBFGS(LBFGS):
@@ -88,8 +96,12 @@ class ProgressiveLBFGS(LBFGS):
     @property
     def known(self) -> tuple[float, float] | None:
         """As in `FlatOptimizer`; None too where the last step saw a part of the examples only."""
-        whole = self._memory.get("kept_examples") == self.examples
+        whole = self._memory.kept_examples == self.examples
         return super().known if whole else None
+
+    @property
+    def _memory(self) -> SampleMemory:
+        return self._remembered(SampleMemory)
 
     @torch.no_grad()
     def step(self, closure: SampleClosure) -> Tensor:  # type: ignore[override]
@@ -125,8 +137,8 @@ class ProgressiveLBFGS(LBFGS):
             assert report is not None
             left -= report.gradients * size
             values, gradients = values + report.values, gradients + report.gradients
-            self.report = dataclasses.replace(report, values=values, gradients=gradients)
-            self._memory["kept_examples"] = size
+            self.report = replace(report, values=values, gradients=gradients)
+            self._memory.kept_examples = size
             wanted = self._wanted_size(sample, size) if report.failed is None else 2 * size
             self.param_groups[0]["sample_size"] = min(self.examples, max(size, wanted))
             # As many again to take up, then all of them once: where that is too much, the next step does it.
@@ -141,40 +153,37 @@ class ProgressiveLBFGS(LBFGS):
     def _take_up(self, sample: _Sample, size: int) -> None:
         """Add to the kept loss and gradient what has joined the sample since the last step."""
         memory = self._memory
-        before = memory.get("kept_examples", size)
-        if before == size or not torch.equal(memory["weights"], flatten(self._parameters)):
+        before, weights, kept = memory.kept_examples, memory.weights, memory.kept
+        if before in (0, size) or weights is None or not torch.equal(weights, flatten(self._parameters)):
             return  # Weights that were changed are found out by the step, which starts afresh.
-        if before > size or "kept_gradient" not in memory:
+        if before > size or kept is None:
             self.restart()
             return
-        self._learn(memory["kept_gradient"])
+        self._learn(kept.gradient)
         loss, gradient = sample.mean(self._rows(before, size))
         old, new = before / size, 1.0 - before / size
-        gradient = memory["kept_gradient"] * old + gradient * new
-        memory["kept_loss"] = memory["kept_loss"] * old + float(loss) * new
-        memory["kept_gradient"], memory["kept_squared_norm"] = gradient, dot(gradient, gradient).item()
-        memory["kept_examples"] = size
+        gradient = kept.gradient * old + gradient * new
+        merged = Evaluation(kept.loss * old + float(loss) * new, gradient, dot(gradient, gradient).item())
+        self._remember(replace(memory.keeping(merged), kept_examples=size))
 
     def _learn(self, gradient: Tensor) -> None:
         """Store the last step's pair, from gradients on the same sample, before the gradient becomes another's."""
         memory = self._memory
-        if memory.get("direction") is None:
+        if memory.direction is None:
             return
         _, pair = self._newest(gradient, precondition(self.preconditioner, gradient))
-        pairs = memory.get("pairs", 0)
         if pair is not None:
-            self._store(pair, pairs)
-            memory["pairs"] = pairs + 1
-        memory["direction"] = None
+            self._store(pair, memory.pairs)
+            memory.pairs += 1
+        memory.direction = None
 
     def _wanted_size(self, sample: _Sample, size: int) -> int:
         """Return the size that the test asks for, at least the present one."""
-        memory = self._memory
-        gradients = sample.gradients
-        if size == self.examples or gradients is None or len(gradients) < 2 or "kept_gradient" not in memory:
+        memory, gradients = self._memory, sample.gradients
+        gradient, weights = memory.kept_gradient, memory.weights
+        if size == self.examples or gradients is None or len(gradients) < 2 or gradient is None or weights is None:
             return size
-        gradient = memory["kept_gradient"]
-        if not torch.equal(sample.weights, memory["weights"]):
+        if not torch.equal(sample.weights, weights):
             return size  # The last point tried is not the one taken.
         self._learn(gradient)
         direction = self._minus_b(gradient)
@@ -188,7 +197,7 @@ class ProgressiveLBFGS(LBFGS):
 
     def _minus_b(self, vector: Tensor) -> Tensor:
         z = precondition(self.preconditioner, vector)
-        pairs = self._memory.get("pairs", 0)
+        pairs = self._memory.pairs
         return self._newton(vector, z, pairs, math.sqrt(dot(vector, vector).item())) if pairs else -z
 
 

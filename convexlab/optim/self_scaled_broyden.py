@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,15 +19,30 @@ from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import Direction, FlatOptimizer
 from convexlab.optim.line_search import LineSearch
+from convexlab.optim.memory import ACCUMULATED, Memory
 from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
 
-__all__ = ["MAX_PARAMETERS", "SelfScaledBroyden", "self_scaled_update_names"]
+__all__ = ["MAX_PARAMETERS", "MatrixMemory", "SelfScaledBroyden", "self_scaled_update_names"]
 
 MAX_PARAMETERS = 10_000
 """The most that are taken unless asked for more: a matrix of 0.8 GB."""
 
 _GROWTH = 1.2  # First trial as a share of the step before.
 _DAMPED = 0.1  # Least sᵀy as a share of -sᵀg, as in `LBFGS`.
+
+
+@dataclass
+class MatrixMemory(Memory):
+    """H, and the last step until H has been updated by it."""
+
+    gradient: Tensor | None = None
+    """g where the last step began, (n,); None before the first."""
+    direction: Tensor | None = None
+    """d of the last step, (n,); None once H was updated by it, or if it was a step that H does not learn from."""
+    matrix: Tensor | None = field(default=None, metadata=ACCUMULATED)
+    """H, (n, n), changed in place; None until a pair is known."""
+    newton: bool = False
+    """Whether the last step was along -Hg."""
 
 
 class SelfScaledBroyden(FlatOptimizer):
@@ -104,65 +120,60 @@ class SelfScaledBroyden(FlatOptimizer):
                 f"expected at most {self.max_parameters} parameters. Use LBFGS, or raise max_parameters."
             )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a stored state, which later steps leave as it is."""
-        super().load_state_dict(state_dict)
-        matrix = self._memory.get("matrix")
-        if matrix is not None:
-            # torch turned it into the parameters' dtype.
-            stored = next(iter(state_dict["state"].values()))["matrix"]
-            self._memory["matrix"] = stored.to(device=matrix.device, copy=True)
+    @property
+    def _memory(self) -> MatrixMemory:
+        return self._remembered(MatrixMemory)
 
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         gradient, memory = start.gradient, self._memory
         self._absorb(gradient)
-        restarted, matrix = memory.get("restarted"), memory.get("matrix")
+        restarted, matrix = memory.restarted, memory.matrix
         if matrix is not None:
             vector = torch.mv(matrix, gradient.to(matrix)).neg_().to(gradient)
             slope = dot(gradient, vector).item()
             restarted = f"the quasi-Newton direction does not descend (gᵀd = {slope:.3g})"
             if -math.inf < slope < 0.0:
-                kept = {"gradient": gradient, "direction": vector, "newton": True}
-                yield Direction(vector, slope, initial_step=self._first_trial(), remember=kept)
+                kept = replace(memory, gradient=gradient, direction=vector, newton=True)
+                yield Direction(vector, slope, initial_step=self._first_trial(), memory=kept)
                 restarted = "the search along the first direction failed"
         z = precondition(self.preconditioner, gradient)
         g_z = dot(gradient, z).item()
         if 0.0 < g_z < math.inf:
-            kept = {"gradient": gradient, "direction": -z, "matrix": None, "newton": False}
-            yield Direction(-z, -g_z, restarted=restarted, remember=kept)
+            kept = replace(memory, gradient=gradient, direction=-z, matrix=None, newton=False)
+            yield Direction(-z, -g_z, restarted=restarted, memory=kept)
             return
         reason = f"the preconditioner is not positive definite here (gᵀPg = {g_z:.3g}), so it was left out"
-        kept = {"gradient": gradient, "direction": None, "matrix": None, "newton": False}
-        yield Direction(-gradient, -start.squared_norm, restarted=reason, remember=kept)
+        kept = replace(memory, gradient=gradient, direction=None, matrix=None, newton=False)
+        yield Direction(-gradient, -start.squared_norm, restarted=reason, memory=kept)
 
     def _first_trial(self) -> float:
         memory = self._memory
-        return min(1.0, _GROWTH * memory["step_size"]) if memory.get("newton") else 1.0
+        return min(1.0, _GROWTH * memory.step_size) if memory.newton else 1.0
 
     def _absorb(self, gradient: Tensor) -> None:
         """Update H by the pair that the last step gave, once."""
         memory = self._memory
-        d: Tensor | None = memory.get("direction")
-        if d is None:
+        d, old = memory.direction, memory.gradient
+        if d is None or old is None:
             return
         dtype = accumulation_dtype(d.device)
-        old = memory["gradient"].to(dtype)
-        d, y = d.to(dtype), gradient.to(dtype) - old
-        step, fall = memory["step_size"], -memory["slope"]
+        d, old = d.to(dtype), old.to(dtype)
+        y = gradient.to(dtype) - old
+        step, fall = memory.step_size, -memory.slope
         d_y = dot(d, y).item()
         if d_y < _DAMPED * fall:
             share = (1.0 - _DAMPED) * fall / (fall - d_y)
             y, d_y = y * share - old * (1.0 - share), _DAMPED * fall
-        first = memory.get("matrix") is None
-        matrix: Tensor = self._initial(gradient, dtype) if first else memory["matrix"]
+        first = memory.matrix is None
+        matrix = self._initial(gradient, dtype) if memory.matrix is None else memory.matrix
         h_y = torch.mv(matrix, y)
         y_h_y = dot(y, h_y).item()
-        memory["direction"] = None
+        memory.direction = None
         scalars = _Scalars(step * fall / d_y, y_h_y / (step * d_y), d.numel(), first)
         if not (0.0 < scalars.b < math.inf and 0.0 < scalars.h < math.inf):  # Rounding.
             return
         _update_in_place(matrix, d, h_y, _UPDATES[self.update](scalars), scalars, step, step * d_y)
-        memory["matrix"] = matrix
+        memory.matrix = matrix
 
     def _initial(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Return P as a matrix."""

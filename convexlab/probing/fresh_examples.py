@@ -14,61 +14,55 @@ from torch import Tensor
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.verdict import Verdict
 from convexlab.objective.cost import Cost
-from convexlab.problems import Problem
-from convexlab.runs import Row
+from convexlab.problems import ImageProblem
+from convexlab.runs.rows import Sampling
 
 __all__ = ["sampling_error"]
 
-_ENDS = ("smallest", "largest")
-# Standard errors within which no sign is stated: about 95 %.
-_SIGNIFICANT = 2.0
 
-
-def sampling_error(problem: Problem, verdict: Verdict | None) -> Row:
+def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Sampling:
     """Multiply both extreme eigenvectors anew, batch by batch, with the Hessian of the sample and of fresh examples.
 
-    There are at most as many fresh examples as the sample has, so that it costs at most 8 gradient equivalents.
-
-    Returns:
-        The fields of a row of ``probe.jsonl`` that are about sampling, in which X is either end of the spectrum:
-        ``X_standard_error`` (of the sample's, over its batches), ``X_fresh`` and ``X_fresh_standard_error`` (the same
-        direction on fresh examples), ``X_full`` and ``X_full_standard_error`` (on all training examples: the sample's
-        share is known, that of the others is estimated from the fresh ones), and ``sampling_summary``. None where
-        there is no verdict, and so no eigenvector.
+    There are at most as many fresh examples as the sample has, so that it costs at most 8 gradient equivalents. Without
+    a verdict, and so without eigenvectors, only how many examples there are is known.
     """
-    size, population = problem.dataset.train_size, problem.population
-    names = ("standard_error", "fresh", "fresh_standard_error", "full", "full_standard_error")
-    row: Row = {f"{end}_{name}": None for end in _ENDS for name in names}
-    row |= {"population": population, "fresh_examples": None, "sampling_summary": _extent(size, population)}
     if verdict is None:
-        return row
+        return Sampling(population=problem.population)
     extremes = verdict.extremes
     vectors = torch.stack([extremes.smallest_vector, extremes.largest_vector], dim=1)
     sample, fresh = _measure(problem, vectors)
     known = fresh.value.new_tensor([extremes.smallest, extremes.largest])
-    full, full_error = _of_all(problem, known, sample, fresh)
-    columns = (sample.standard_error, fresh.value, fresh.standard_error, full, full_error)
-    for name, column in zip(names, columns, strict=True):
-        row |= {f"{end}_{name}": value for end, value in zip(_ENDS, column.tolist(), strict=True)}
-    return row | {
-        "fresh_examples": fresh.examples,
-        "sampling_summary": f"{row['sampling_summary']} {_on_others(problem, row, fresh.examples, verdict)}",
-    }
+    columns = (sample.standard_error, fresh.value, fresh.standard_error, *_of_all(problem, known, sample, fresh))
+    smallest, largest = torch.stack(columns, dim=1).tolist()
+    return Sampling(
+        population=problem.population,
+        fresh_examples=fresh.examples,
+        smallest_standard_error=smallest[0],
+        smallest_fresh=smallest[1],
+        smallest_fresh_standard_error=smallest[2],
+        smallest_full=smallest[3],
+        smallest_full_standard_error=smallest[4],
+        largest_standard_error=largest[0],
+        largest_fresh=largest[1],
+        largest_fresh_standard_error=largest[2],
+        largest_full=largest[3],
+        largest_full_standard_error=largest[4],
+    )
 
 
-def _measure(problem: Problem, vectors: Tensor) -> tuple[SampledCurvature, SampledCurvature]:
+def _measure(problem: ImageProblem, vectors: Tensor) -> tuple[SampledCurvature, SampledCurvature]:
     """Return what the sample and the fresh examples say, charged to the problem's objective as parts of its data."""
-    found = []
+    results = []
     for objective in (problem.sample(), problem.fresh()):
         result = sampled_curvature(objective, vectors)
         products = objective.cost.hessian_products * result.examples / problem.dataset.train_size
         problem.objective.spend(Cost(hessian_products=products, seconds=objective.cost.seconds))
-        found.append(result)
-    return found[0], found[1]
+        results.append(result)
+    return results[0], results[1]
 
 
 def _of_all(
-    problem: Problem, known: Tensor, sample: SampledCurvature, fresh: SampledCurvature
+    problem: ImageProblem, known: Tensor, sample: SampledCurvature, fresh: SampledCurvature
 ) -> tuple[Tensor, Tensor]:
     """Return the curvature (2,) on all training examples and its standard error; NaN where no fresh one is of them."""
     others = problem.population - problem.dataset.train_size
@@ -81,35 +75,3 @@ def _of_all(
     left = math.sqrt(1 - fresh.examples / others)  # Finite population: nothing is left to chance once all are seen.
     error = share * left * fresh.standard_error if left else torch.zeros_like(known)
     return (1 - share) * known + share * fresh.value, error
-
-
-def _extent(size: int, population: int) -> str:
-    of = f"all {size:,}" if size == population else f"{size:,} of {population:,}"
-    return f"The loss is that of {of} training examples."
-
-
-def _on_others(problem: Problem, row: Row, examples: int, verdict: Verdict) -> str:
-    """Return one sentence about the direction of smallest curvature."""
-    subset = problem.dataset.fresh is not None
-    kind = "other training" if subset else "validation"
-    told = (
-        f"On {examples:,} {kind} examples the direction of smallest curvature ({verdict.extremes.smallest:.2g}) has "
-        f"{_plus_minus(row['smallest_fresh'], row['smallest_fresh_standard_error'])} (standard error)"
-    )
-    value, error = row["smallest_fresh"], row["smallest_fresh_standard_error"]
-    if subset:
-        value, error = row["smallest_full"], row["smallest_full_standard_error"]
-        told += f", hence on all {problem.population:,} {_plus_minus(value, error)}"
-    if verdict.kind != "non-convex":
-        return f"{told}."
-    return f"{told}: {_sign(value, _SIGNIFICANT * error + verdict.rounding_floor)}."
-
-
-def _sign(value: float, error: float) -> str:
-    if value < -error:
-        return "negative there too"
-    return "not negative there" if value > error else "its sign there is open"
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return f"{value:.2g} ± {'?' if math.isnan(error) else f'{error:.1g}'}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from convexlab.checkpoints import Checkpoint, load_weights
-from convexlab.objective import Objective
 from convexlab.probing.plane import Milestone, measure_plane
 from convexlab.problems import Problem, Setting
 from convexlab.progress import Listener, Progress
@@ -29,7 +28,9 @@ class TrainingPath:
 
     def key(self, points: int, budget: float) -> str:
         """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
-        options = json.dumps([asdict(self.setting), self.epochs, self.names, points, budget])
+        # An objective at hand has no name to store.
+        setting = replace(self.setting, objective=self.setting.names.get("objective"))
+        options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
         for checkpoint in self.checkpoints:
             # Not of the file: the order of its metadata differs from one writing to the next.
@@ -38,7 +39,7 @@ class TrainingPath:
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def measure(self, subject: Problem | Objective, points: int, budget: float, progress: Listener) -> PathPlane | None:
+    def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
         Checkpoints whose weights are not finite are left out. The model is left at the last of the others.
@@ -46,21 +47,20 @@ class TrainingPath:
         Raises:
             MisuseError: a checkpoint that does not fit the model.
         """
-        objective = subject if isinstance(subject, Objective) else subject.objective
-        milestones, last = [], None
+        objective, milestones, last = problem.objective, [], None
         for epoch, name, checkpoint in zip(self.epochs, self.names, self.checkpoints, strict=True):
-            load_weights(subject.model, checkpoint)
+            load_weights(problem.model, checkpoint)
             weights = objective.flat_parameters().cpu()
             if bool(weights.isfinite().all()):
                 milestones.append(Milestone(name, epoch, checkpoint.metadata.get("phase", ""), weights))
                 last = checkpoint
         if last is None:
             return None
-        load_weights(subject.model, last)  # Its buffers, too.
+        load_weights(problem.model, last)  # Its buffers, too.
         return measure_plane(
             objective,
             milestones,
-            train_size=self.setting.sizes(subject)["examples"],
+            train_size=self.setting.sizes(problem)["examples"],
             budget=budget,
             points=points,
             key=self.key(points, budget),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,8 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import Objective
 from convexlab.probing.fresh_examples import sampling_error
-from convexlab.problems import Problem
-from convexlab.runs import Row
+from convexlab.problems import ImageProblem
+from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint
 
 __all__ = ["ProbeOptions", "probe_objective", "probe_point"]
 
@@ -63,55 +64,73 @@ class ProbeOptions:
             check_points(self.slice_points)
 
 
-def probe_point(problem: Problem, options: ProbeOptions) -> tuple[Row, Verdict | None]:
+def probe_point(problem: ImageProblem, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
 
     Returns:
-        The numbers of a row of ``probe.jsonl``, and the verdict they contain; None where the loss, its gradient or a
-        product with its Hessian is not finite.
+        A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
+        where the loss, its gradient or a product with its Hessian is not finite.
     """
-    with Meter(problem.objective) as meter:
-        row, verdict = _measured(problem.objective, options, meter)
-        row |= sampling_error(problem, verdict)
-        row |= _slices(problem.objective, verdict, row, options)
-        return row | _effort(meter, verdict), verdict
-
-
-def probe_objective(objective: Objective, options: ProbeOptions, *, sliced: bool = True) -> tuple[Row, Verdict | None]:
-    """Measure the same of any objective, with or without slices, but nothing on fresh examples: it knows of none."""
+    objective = problem.objective
     with Meter(objective) as meter:
-        row, verdict = _measured(objective, options, meter)
-        if sliced:
-            row |= _slices(objective, verdict, row, options)
-        return row | _effort(meter, verdict), verdict
+        point, verdict = _measured(objective, options, meter)
+        sampling = sampling_error(problem, verdict)
+        slices = _slices(objective, verdict, point, options)
+        return ProbedCheckpoint(**vars(_charged(point, meter, verdict)), **vars(sampling), slices=slices), verdict
 
 
-def _slices(objective: Objective, verdict: Verdict | None, row: Row, options: ProbeOptions) -> Row:
-    return {"slices": extreme_slices(objective, verdict, row["train_loss"], options.slice_points)}
+def probe_sliced(objective: Objective, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
+    """Measure the same of any objective, but nothing on fresh examples: it knows of none."""
+    with Meter(objective) as meter:
+        point, verdict = _measured(objective, options, meter)
+        slices = _slices(objective, verdict, point, options)
+        return ProbedCheckpoint(**vars(_charged(point, meter, verdict)), slices=slices), verdict
 
 
-def _effort(meter: Meter, verdict: Verdict | None) -> Row:
+def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[PointMeasurement, Verdict | None]:
+    """Measure an objective as `probe_point` does, without slices and fresh examples."""
+    with Meter(objective) as meter:
+        point, verdict = _measured(objective, options, meter)
+        return _charged(point, meter, verdict), verdict
+
+
+def _slices(
+    objective: Objective, verdict: Verdict | None, point: PointMeasurement, options: ProbeOptions
+) -> dict[str, LossSlice]:
+    if verdict is None or point.train_loss is None:
+        return {}
+    drawn = extreme_slices(objective, verdict, point.train_loss, options.slice_points)
+    slices = {end: LossSlice.along(end, point, np.array(s.steps), np.array(s.losses)) for end, s in drawn.items()}
+    return {end: line for end, line in slices.items() if line is not None}
+
+
+def _charged(point: PointMeasurement, meter: Meter, verdict: Verdict | None) -> PointMeasurement:
     effort = meter.effort(products=verdict.effort.products if verdict else 0)
-    return {name: getattr(effort, name) for name in ("gradient_equivalents", "seconds", "peak_memory")}
+    return replace(
+        point,
+        gradient_equivalents=effort.gradient_equivalents,
+        seconds=effort.seconds,
+        peak_memory=effort.peak_memory,
+    )
 
 
-def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict | None]:
+def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[PointMeasurement, Verdict | None]:
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
-    row: Row = {"train_loss": value, "gradient_norm": gradient_norm}
+    nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
     if not (math.isfinite(value) and math.isfinite(gradient_norm)):
-        reason = f"The loss is {value} here, its gradient's norm {gradient_norm}: curvature has no meaning."
-        return row | _nothing(reason), None
+        return nothing, None
     try:
-        measured, verdict = _curvature(objective, gradient, options, meter)
+        return _curvature(objective, value, gradient, options, meter)
     except FailureError as error:
-        return row | _nothing(f"Nothing can be said about curvature here: {error}"), None
-    return row | measured, verdict
+        return replace(nothing, failure=str(error)), None
 
 
-def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, meter: Meter) -> tuple[Row, Verdict]:
+def _curvature(
+    objective: Objective, value: float, gradient: Tensor, options: ProbeOptions, meter: Meter
+) -> tuple[PointMeasurement, Verdict]:
     operator = objective.hessian()
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
@@ -122,46 +141,36 @@ def _curvature(objective: Objective, gradient: Tensor, options: ProbeOptions, me
     trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
     mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))
-    seen = density.weights > _NEGLIGIBLE_WEIGHT
+    visible = density.weights > _NEGLIGIBLE_WEIGHT
     ends = verdict.extremes
-    return {
-        "gradient_curvature": _along(gradient, operator),
-        "smallest": ends.smallest,
-        "smallest_lower_bound": ends.smallest_lower_bound,
-        "smallest_residual": ends.smallest_residual,
-        "smallest_slope": float(dot(gradient, ends.smallest_vector)),
-        "largest": ends.largest,
-        "largest_residual": ends.largest_residual,
-        "largest_slope": float(dot(gradient, ends.largest_vector)),
-        "negative_mass": mass,
-        "negative_mass_standard_error": mass_error,
-        "trace": trace,
-        "trace_standard_error": trace_error,
-        "second_difference": verdict.second_difference,
-        "verdict": verdict.kind,
-        "verdict_summary": verdict.summary(),
-        "rounding_floor": verdict.rounding_floor,
-        "confidence": options.confidence,
-        "floor": options.floor,
-        "steps": verdict.steps,
-        "density": {"nodes": density.nodes[seen].tolist(), "weights": density.weights[seen].tolist()},
-    }, verdict
+    point = PointMeasurement(
+        train_loss=value,
+        gradient_norm=float(norm(gradient)),
+        gradient_curvature=_along(gradient, operator),
+        smallest=ends.smallest,
+        smallest_lower_bound=ends.smallest_lower_bound,
+        smallest_residual=ends.smallest_residual,
+        smallest_slope=float(dot(gradient, ends.smallest_vector)),
+        largest=ends.largest,
+        largest_residual=ends.largest_residual,
+        largest_slope=float(dot(gradient, ends.largest_vector)),
+        negative_mass=mass,
+        negative_mass_standard_error=mass_error,
+        trace=trace,
+        trace_standard_error=trace_error,
+        second_difference=verdict.second_difference,
+        verdict=verdict.kind,
+        rounding_floor=verdict.rounding_floor,
+        confidence=options.confidence,
+        floor=options.floor,
+        steps=verdict.steps,
+        nodes=density.nodes[visible].numpy(),
+        weights=density.weights[visible].numpy(),
+    )
+    return point, verdict
 
 
 def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:
     """Return gᵀHg / gᵀg; None where the gradient is zero."""
     square = float(dot(gradient, gradient))
     return float(dot(gradient, operator.matvec(gradient))) / square if square else None
-
-
-def _nothing(reason: str) -> Row:
-    names = (
-        "gradient_curvature smallest smallest_lower_bound smallest_residual smallest_slope largest largest_residual "
-        "largest_slope negative_mass negative_mass_standard_error trace trace_standard_error second_difference "
-        "rounding_floor confidence floor density"
-    )
-    return dict.fromkeys(names.split()) | {
-        "verdict": "unresolved",
-        "verdict_summary": reason,
-        "steps": 0,
-    }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
-from convexlab.probing.point import ProbeOptions, probe_objective, probe_point
-from convexlab.problems import Problem, Setting, setting_of
+from convexlab.probing.point import ProbeOptions, probe_point, probe_sliced
+from convexlab.problems import ImageProblem, Problem, Setting, setting_of
+from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
 from convexlab.runs.plane import read_plane
+from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Probe", "probe"]
 
@@ -35,6 +38,11 @@ class Probe:
     rows: list[Row]
     """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
 
+    @property
+    def checkpoints(self) -> list[ProbedCheckpoint]:
+        """The same with attributes."""
+        return [ProbedCheckpoint.from_row(row) for row in self.rows]
+
 
 def probe(
     paths: Place | Sequence[Place],
@@ -42,7 +50,7 @@ def probe(
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
-    objective: str | None = None,
+    objective: str | Factory | Problem | Objective | None = None,
     train_size: int | None = None,
     probe_size: int | None = None,
     seed: int | None = None,
@@ -62,7 +70,7 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `sampling_error`, and ``sampling_summary`` in the rows. The loss itself is evaluated along them (``slices`` in
+    see `Sampling` in the rows. The loss itself is evaluated along them (``slices`` in
     the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
 
     Args:
@@ -71,8 +79,9 @@ def probe(
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
-        objective: name or factory of any other loss with its model, as for `build_objective`; then there is no
-            ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said of fresh examples.
+        objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
+            `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
+            of fresh examples.
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
             rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
@@ -121,11 +130,11 @@ def probe(
     target = target_of(places, out, settings[0], resume)
     named = dict(zip(every, names_of(list(every), places, target), strict=True))
     names = [named[path] for path in files]
-    rows = {row["checkpoint"]: row for row in target.probe} if resume else {}
+    rows = _by_name(target.probe) if resume else {}
     missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
     path = _path(every, named, overrides) if plane_points else None
     stored = read_plane(target.landscape_path) if resume and path else None
-    subjects: dict[Setting, Problem | Objective] = {}
+    subjects: dict[Setting, Problem] = {}
     for _, checkpoint, setting in missing:
         if setting not in subjects:
             subjects[setting] = setting.build(device)
@@ -140,25 +149,39 @@ def probe(
         progress(Progress("probe", done, len(missing), name))
         subject = subjects[setting]
         load_weights(subject.model, checkpoint)
-        if isinstance(subject, Objective):
-            measured, (row, verdict) = subject, probe_objective(subject, options)
-        else:
-            measured, (row, verdict) = subject.objective, probe_point(subject, options)
-        epoch = epoch_of(checkpoint, names.index(name))
-        identity = {"checkpoint": name, "epoch": epoch, "phase": checkpoint.metadata.get("phase")}
-        witness = _save_witness(target, name, measured, verdict)
-        rows[name] = identity | row | {"witness": witness} | setting.sizes(subject)
-        write_json_lines(target.probe_path, sorted(rows.values(), key=lambda item: (item["epoch"], item["checkpoint"])))
+        measured = subject.objective
+        row, verdict = (
+            probe_point(subject, options) if isinstance(subject, ImageProblem) else probe_sliced(measured, options)
+        )
+        row = replace(
+            row,
+            checkpoint=name,
+            epoch=epoch_of(checkpoint, names.index(name)),
+            phase=checkpoint.metadata.get("phase", ""),
+            witness=_save_witness(target, name, measured, verdict),
+            **setting.sizes(subject),
+        )
+        rows[name] = row.as_row()
+        write_json_lines(target.probe_path, sorted(rows.values(), key=_by_epoch))
     progress(Progress("probe", len(missing), len(missing)))
-    kept = {row["checkpoint"]: row for row in target.probe}
+    kept = _by_name(target.probe)
     result = Probe(target, [kept[name] for name in names])
-    budget = _PLANE_SHARE * sum(row["gradient_equivalents"] or 0.0 for row in result.rows)
+    budget = _PLANE_SHARE * sum(checkpoint.gradient_equivalents or 0.0 for checkpoint in result.checkpoints)
     if path and (stored is None or stored.key != path.key(plane_points, budget)):
         subject = subjects.get(settings[0]) or settings[0].build(device)
         plane = path.measure(subject, plane_points, budget, progress)
         if plane is not None:
             write_json(target.landscape_path, plane.as_row())
     return result
+
+
+def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    return {ProbedCheckpoint.from_row(row).checkpoint: row for row in rows}
+
+
+def _by_epoch(row: Row) -> tuple[float, str]:
+    checkpoint = ProbedCheckpoint.from_row(row)
+    return math.inf if checkpoint.epoch is None else checkpoint.epoch, checkpoint.checkpoint
 
 
 def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: Mapping[str, Any]) -> TrainingPath | None:

@@ -1,7 +1,8 @@
-"""Objectives by name: losses that are not of images and labels, each with its model."""
+"""Problems by name that are not of images and labels, each with its model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +12,20 @@ import torch
 
 from convexlab.architectures import Perceptron
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.importing import call_accepted, is_spec, load_object
+from convexlab.importing import accepts, call_accepted, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.physics_informed import DifferentialEquation, burgers, convection
+from convexlab.problems.physics_informed import DifferentialEquation, Points, burgers, convection
+from convexlab.problems.problem import Problem
+from convexlab.problems.regression import friedman
 
-__all__ = ["build_objective", "objective_names", "physics_informed"]
+__all__ = ["Factory", "build_objective", "objective_names", "physics_informed"]
 
 _POINTS = 1000
+
+Factory = Callable[..., Problem | Objective]
+"""Is called with those of the keywords ``train_size``, ``batch_size``, ``seed`` and ``device`` that it names."""
 
 
 def physics_informed(
@@ -28,8 +34,10 @@ def physics_informed(
     train_size: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-) -> Objective:
-    """Return the loss of a physics-informed network of 4 × 50 tanh units (7,851 parameters, float32).
+) -> Problem:
+    """Return a physics-informed network of 4 × 50 tanh units (7,851 parameters, float32), trained on the whole batch.
+
+    Its validation gives ``validation_loss``, at other points, as many, and the solution's ``relative_error``.
 
     Args:
         equation: what it shall solve.
@@ -38,14 +46,25 @@ def physics_informed(
         seed: of the weights and of the points.
         device: where to evaluate; None is the CPU.
     """
-    points = equation.points(_POINTS if train_size is None else train_size, seed=seed)
-    return Objective.from_batch_loss(drawn_from(seed, Perceptron).to(device=device), [points], equation.loss)
+    size = _POINTS if train_size is None else train_size
+    model = drawn_from(seed, Perceptron).to(device=device)
+
+    def loss_at(seed: int) -> Objective:
+        points = Points(*(part.to(device) for part in equation.points(size, seed=seed)))
+        return Objective.from_batch_loss(model, [points], equation.loss)
+
+    fresh = loss_at(seed + 1)
+
+    def validate() -> dict[str, float]:
+        return {"validation_loss": fresh.value(), "relative_error": equation.relative_error(model, device=device)}
+
+    return Problem(model, loss_at(seed), validate=validate, about=equation.description.partition(",")[0])
 
 
 @dataclass(frozen=True)
 class _Named:
     description: str
-    build: Callable[..., Objective]
+    build: Factory
 
 
 _OBJECTIVES: Mapping[str, _Named] = MappingProxyType(
@@ -56,49 +75,76 @@ _OBJECTIVES: Mapping[str, _Named] = MappingProxyType(
         )
         for name, equation in {"convection": convection, "burgers": burgers}.items()
     }
+    | {"friedman": _Named("regression: Friedman's first function of 8 variables, 2 x 64 tanh units", friedman)}
 )
 
 
 def objective_names() -> dict[str, str]:
-    """Return the name of every objective that `build_objective` knows, with its one-line description."""
+    """Return the name of every problem that `build_objective` knows, with its one-line description."""
     return {name: named.description for name, named in _OBJECTIVES.items()}
 
 
 def build_objective(
-    name: str, *, train_size: int | None = None, seed: int = 0, dtype: str | None = None, device: str = "auto"
-) -> Objective:
-    """Return an objective, with its model, by its name.
+    subject: str | Factory | Problem | Objective,
+    *,
+    train_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str = "auto",
+) -> Problem:
+    """Return a problem by its name, by a factory, or of an objective at hand.
 
     Args:
-        name: one of `objective_names`, or ``package.module:factory`` or ``file.py:factory``, whose factory returns an
-            `Objective` and is called with those of the keyword arguments ``train_size``, ``seed`` and ``device`` that
-            it names. ``device`` is a `torch.device`.
+        subject: one of `objective_names`; ``package.module:factory`` or ``file.py:factory``, or the factory itself; an
+            `Objective` or a `Problem`, which is taken as it is. A factory returns either, and is called with those of
+            the keyword arguments ``train_size``, ``batch_size``, ``seed`` and ``device`` that it names. ``device`` is a
+            `torch.device`.
         train_size: how many examples, or points; None leaves it to the factory.
+        batch_size: Adam's; None leaves it to the factory.
         seed: of whatever the factory draws.
-        dtype: to evaluate in; None leaves it to the factory.
-        device: where to evaluate, if the factory asks.
+        dtype: to train and evaluate in; None leaves it to the factory.
+        device: where, if the factory asks.
 
     Raises:
-        MisuseError: an unknown name, a factory that cannot be imported or returns anything but an `Objective`.
+        MisuseError: an unknown name, a factory that cannot be imported, returns anything else or takes no size that
+            was asked for.
         FailureError: the factory raised an error of its own.
     """
     precision = None if dtype is None else resolve_dtype(dtype)
-    available: dict[str, object] = {"seed": seed, "device": resolve_device(device)}
-    if train_size is not None:  # Else a default of the factory's own stands.
-        available["train_size"] = train_size
-    objective = call_accepted(_factory(name), name, **available)
-    if not isinstance(objective, Objective):
+    if isinstance(subject, Problem | Objective):
+        return _in_dtype(Problem.of(subject), precision)
+    place = resolve_device(device)
+    # A default of the factory's own stands where nothing is asked for.
+    sizes = {"train_size": train_size, "batch_size": batch_size}
+    asked = {option: value for option, value in sizes.items() if value is not None}
+    if not (isinstance(subject, str) or callable(subject)):
         raise MisuseError(
-            f"{name!r} returned {type(objective).__name__}: expected a convexlab.Objective. Build one by "
-            "Objective(model, batches, criterion) or Objective.from_batch_loss(model, batches, fn)."
+            "expected an objective by name, a factory of one, a convexlab.Objective or a convexlab.Problem, got "
+            f"{type(subject).__name__}."
         )
-    if precision is None or precision == objective.dtype:
-        return objective
-    objective.model.to(dtype=precision)  # Else weights of that precision would be rounded to the model's own.
-    return objective.in_dtype(precision)
+    factory = _factory(subject) if isinstance(subject, str) else subject
+    name = subject if isinstance(subject, str) else getattr(subject, "__qualname__", repr(subject))
+    for option, value in asked.items():
+        if not accepts(factory, option):
+            raise MisuseError(f"{name!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
+    made = call_accepted(factory, name, seed=seed, device=place, **asked)
+    if not isinstance(made, Problem | Objective):
+        raise MisuseError(
+            f"{name!r} returned {type(made).__name__}: expected a convexlab.Objective or a convexlab.Problem. Build "
+            "one by Objective(model, batches, criterion) or Objective.from_batch_loss(model, batches, fn)."
+        )
+    return _in_dtype(Problem.of(made), precision)
 
 
-def _factory(name: str) -> Callable[..., object]:
+def _in_dtype(problem: Problem, precision: torch.dtype | None) -> Problem:
+    if precision is None or precision == problem.objective.dtype:
+        return problem
+    problem.model.to(dtype=precision)  # Weights of that precision would be rounded to the model's own otherwise.
+    return dataclasses.replace(problem, objective=problem.objective.in_dtype(precision))
+
+
+def _factory(name: str) -> Factory:
     if is_spec(name):
         return load_object(name)  # type: ignore[no-any-return]
     if name not in _OBJECTIVES:

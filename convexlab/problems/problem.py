@@ -1,176 +1,186 @@
-"""A model, a data set and a loss by name, put together: what is trained and what is probed."""
+"""The one problem: a model with its training loss, Adam's mini-batches and a validation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexlab.architectures import build_model
-from convexlab.datasets import Batches, Dataset, load_dataset
-from convexlab.datasets.subset import subset_of
 from convexlab.errors import MisuseError
-from convexlab.machine.environment import resolve_device, resolve_dtype
-from convexlab.machine.memory import available_memory
-from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.losses import Loss, accuracy, build_loss
+from convexlab.objective.batches import rows_of
+from convexlab.problems.minibatches import LoaderBatches, MiniBatches, RandomRows
 
-__all__ = ["Performance", "Problem", "build_problem"]
+__all__ = ["Problem", "Validation"]
 
-# Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
-_BATCH = 512
-# Least batches of a sample that a standard error is taken over; with 32 it errs by 1 / √62 = 13 % itself.
-_LEAST_BATCHES = 32
+Validation = Callable[[], Mapping[str, float]]
+"""Returns named numbers at the model's present parameters, such as ``validation_loss`` or ``relative_error``."""
+
+# Fields of a row of metrics.jsonl or of a summary's outcome, which a validation may not use.
+_TAKEN = frozenset(
+    [
+        "run",
+        "phase",
+        "epoch",
+        "gradient_equivalents",
+        "seconds",
+        "train_loss",
+        "gradient_norm",
+        "told",
+        "cost_breakdown",
+        "switch_epoch",
+        "safe_resort",
+    ]
+)
 
 
-@dataclass(frozen=True)
-class Performance:
-    """Loss and accuracy on both splits."""
-
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
-    """A model on its device with the data and the loss that it is judged by."""
-
-    model: nn.Module
-    dataset: Dataset
-    loss: Loss
-    x: Tensor
-    """(N, C, H, W), the training images on the model's device and in its dtype."""
-    y: Tensor
-    """(N,)."""
-    objective: Objective
-    """The training loss."""
-
-    @property
-    def overdetermination(self) -> float:
-        """Q = K M / P of equation 7: training examples × outputs / parameters."""
-        return self.dataset.train_size * self.dataset.classes / self.objective.size
-
-    @property
-    def population(self) -> int:
-        """Examples of the training split, of which the objective may have a part."""
-        return self.dataset.population or self.dataset.train_size
-
-    def sample(self) -> Objective:
-        """Return the training loss with its examples in random batches, enough for a standard error over them."""
-        return self._in_random_batches(self.x, self.y)
-
-    def fresh(self) -> Objective:
-        """Return the loss of examples that the objective does not have, at most as many, in random batches.
-
-        They are of the training split where the data set has some left, else of the test split.
-        """
-        return self._in_random_batches(*(self.dataset.fresh or (self.dataset.x_test, self.dataset.y_test)))
-
-    def of_rows(self, rows: Tensor) -> Objective:
-        """Return the loss of some training examples by their rows (m,)."""
-        rows = rows.to(self.y.device)
-        return Objective(self.model, [(self.x[rows], self.y[rows])], self.loss)
-
-    def _in_random_batches(self, x: Tensor, y: Tensor) -> Objective:
-        batches = _RandomBatches(x, y, min(len(y), self.dataset.train_size))
-        return Objective(self.model, batches, self.loss)
-
-    def performance(self) -> Performance:
-        """Evaluate the model as it is now."""
-        train = self.evaluate(Batches(self.x, self.y, _BATCH))
-        return Performance(*train, *self.evaluate(self.dataset.batches("test", _BATCH)))
-
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Return mean loss and accuracy of the model as it is now, over batches of (images, labels)."""
-        loss = right = torch.zeros((), dtype=torch.float64)
-        examples = 0
-        with self.objective.evaluating(), torch.no_grad():
-            for images, labels in batches:
-                output, target = self.model(images.to(self.x)), labels.to(self.x.device)
-                loss = loss + self.loss(output, target).cpu().double() * len(labels)
-                right = right + accuracy(output, target).cpu().double() * len(labels)
-                examples += len(labels)
-        return float(loss) / examples, float(right) / examples
-
-
-class _RandomBatches:
-    """About equal batches of examples in random order, always the same: re-iterable."""
-
-    def __init__(self, x: Tensor, y: Tensor, size: int) -> None:
-        """Draw ``size`` examples."""
-        self._x, self._y = x, y
-        self._rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:size]
-        # Two examples at least: networks and losses that squeeze their output trip over one.
-        self._count = max(1, min(size // 2, max(_LEAST_BATCHES, -(-size // _BATCH))))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((self._x[rows], self._y[rows]) for rows in self._rows.tensor_split(self._count))
-
-
-def build_problem(
-    model: str,
-    dataset: str,
-    loss: str,
-    *,
-    train_size: int | None = None,
-    probe_size: int | None = None,
-    seed: int = 0,
-    dtype: str = "float32",
-    device: str = "auto",
-) -> Problem:
-    """Load the data, build the model with fresh weights drawn from ``seed``, and move both to the device.
+    """What is trained, probed and published.
 
     Args:
-        model: as for `build_model`.
-        dataset: as for `load_dataset`; likewise ``train_size``.
-        loss: as for `build_loss`.
-        train_size: training examples; None is all.
-        probe_size: the training loss is that of a stratified sample of so many of these examples; None is all.
-        seed: of the weights, the training subset and the sample.
-        dtype: of weights and images.
-        device: of weights and images.
+        model: that of the objective; it is trained where it is.
+        objective: the training loss.
+        minibatches: the batches of an epoch of Adam, as the objective's loss takes them, iterated anew every epoch;
+            None is the objective's own. With a single batch a step of Adam sees all examples: it is an epoch, and
+            costs a gradient equivalent.
+        validate: returns named numbers at the model's present parameters. It is called in eval mode, without
+            gradients (`torch.enable_grad` where a residual needs them). The numbers reach metrics, summary, tables and
+            charts under their names.
 
     Raises:
-        MisuseError: an unknown name, data that cannot be had, a model that does not fit the data.
+        MisuseError: the objective is of another model, or mini-batches that can be iterated only once.
     """
-    place, precision = resolve_device(device), resolve_dtype(dtype)
-    data = _sample(load_dataset(dataset, train_size=train_size, seed=seed), probe_size, seed)
-    sizes = {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
-    network = drawn_from(seed, lambda: build_model(model, **sizes)).to(device=place, dtype=precision)
-    criterion = build_loss(loss, classes=data.classes)
-    x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
-    # An accelerator is given all at once: the objective cuts what does not fit, if the memory that is free is known.
-    whole = place.type != "cpu" and available_memory(place) is not None
-    batches = Batches(x, y, len(y) if whole else _BATCH)
-    problem = Problem(network, data, criterion, x, y, Objective(network, batches, criterion))
-    _check_fit(model, problem)
-    return problem
 
+    model: nn.Module
+    objective: Objective
+    minibatches: MiniBatches | Iterable[Any] | None = field(default=None, kw_only=True)
+    validate: Validation | None = field(default=None, kw_only=True)
+    about: str = field(default="", kw_only=True)
+    """The data in a few words."""
 
-def _sample(data: Dataset, size: int | None, seed: int) -> Dataset:
-    if size is None or size == data.train_size:
-        return data
-    if not 1 <= size < data.train_size:
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise MisuseError(
+                f"expected a convexlab.Objective as the training loss, got {type(self.objective).__name__}. Build one "
+                "by Objective(model, batches, criterion) or Objective.from_batch_loss(model, batches, fn)."
+            )
+        if self.objective.model is not self.model:
+            raise MisuseError("the objective is of another model: expected a Problem of the model in the objective.")
+        if hasattr(self.minibatches, "__next__"):
+            raise MisuseError(
+                "the mini-batches can be iterated only once (they are an iterator or a generator): expected a list or "
+                "a DataLoader. Wrap them in list(...)."
+            )
+        self._initial = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    @classmethod
+    def of(cls, subject: Problem | Objective) -> Problem:
+        """Return the problem of an objective alone; a problem is returned as it is.
+
+        Raises:
+            MisuseError: neither.
+        """
+        if isinstance(subject, Objective):
+            return Problem(subject.model, subject)
+        if isinstance(subject, Problem):
+            return subject
         raise MisuseError(
-            f"expected a probe_size from 1 to {data.train_size}, the training examples of {data.name}, got {size}."
+            f"expected a convexlab.Objective or a convexlab.Problem, got {type(subject).__name__}. Build one by "
+            "Objective(model, batches, criterion) or Objective.from_batch_loss(model, batches, fn)."
         )
-    return subset_of(data, size, seed=seed)
 
+    @cached_property
+    def whole_batch(self) -> bool:
+        """Whether a step of Adam sees all examples."""
+        return self.minibatches is None and len(list(itertools.islice(self.objective.data, 2))) == 1
 
-def _check_fit(name: str, problem: Problem) -> None:
-    """Find out now, not after a minute, that a model does not take these images or this loss not its output."""
-    x = problem.x[:2]
-    try:
-        with problem.objective.evaluating(), torch.no_grad():
-            problem.loss(problem.model(x), problem.y[:2])
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MisuseError(
-            f"model {name!r} does not fit the data: it fails on images of shape {tuple(x.shape[1:])} ({reason}). "
-            "Choose another model or data set; `convexlab models` lists those there are."
-        ) from error
+    @cached_property
+    def batches(self) -> MiniBatches:
+        """The mini-batches of an epoch."""
+        if isinstance(self.minibatches, MiniBatches):
+            return self.minibatches
+        return LoaderBatches(self.objective.data if self.minibatches is None else self.minibatches)
+
+    @cached_property
+    def examples(self) -> int | None:
+        """Examples of the training loss; None where its batches have no rows to count."""
+        if isinstance(self.batches, RandomRows):
+            return self.batches.rows
+        try:
+            return sum(map(rows_of, self.objective.data))
+        except MisuseError:
+            return None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Adam's; None where the problem brings its own batches along."""
+        return self.batches.size if isinstance(self.batches, RandomRows) else None
+
+    @property
+    def overdetermination(self) -> float | None:
+        """Q = K M / P of the paper's equation 7, conditions over parameters; None where nothing counts conditions."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a summary says of the data."""
+        return {"train_size": self.examples}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint says beside the names that it is built from."""
+        return {}
+
+    def reset(self) -> None:
+        """Set the model's parameters and buffers to what they were when the problem was made."""
+        self.model.load_state_dict(self._initial)
+
+    def measures(self) -> dict[str, float]:
+        """Return the named numbers of the validation at the model's present parameters; empty without one.
+
+        Raises:
+            MisuseError: it returned something else, or a name that is taken.
+        """
+        if self.validate is None:
+            return {}
+        with self.objective.evaluating(), torch.no_grad():
+            measured = self.validate()
+        if not isinstance(measured, Mapping) or not all(isinstance(name, str) for name in measured):
+            raise MisuseError(
+                f"expected the validation to return a mapping of names to numbers, got {type(measured).__name__}: "
+                'return {"validation_loss": ...}.'
+            )
+        if taken := sorted(_TAKEN & measured.keys()):
+            raise MisuseError(f"the validation returned {taken[0]!r}, which a run records itself. Choose another name.")
+        try:
+            return {name: float(value) for name, value in measured.items()}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise MisuseError(
+                f"expected the validation to return a mapping of names to numbers, got a value that is none ({error}): "
+                'return {"validation_loss": ...}.'
+            ) from error
+
+    def loss_of_rows(self, rows: Tensor) -> Tensor:
+        """Evaluate some training examples by their rows (m,) as a torch closure does: mean loss, gradients set.
+
+        Raises:
+            MisuseError: the mini-batches are not of rows in memory.
+        """
+        return self.objective.over([self.random_rows().of(rows)]).closure()
+
+    def random_rows(self) -> RandomRows:
+        """Return the mini-batches as rows in memory, which second phases on samples draw from.
+
+        Raises:
+            MisuseError: they are not.
+        """
+        if not isinstance(self.batches, RandomRows):
+            raise MisuseError(
+                "this second phase draws samples of the training examples: expected mini-batches that are rows in "
+                "memory. Choose another --phase-two, or pass minibatches=RandomRows(...) to the Problem."
+            )
+        return self.batches

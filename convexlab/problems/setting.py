@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from convexlab.checkpoints import Checkpoint
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.problems.objectives import build_objective
-from convexlab.problems.problem import Problem, build_problem
+from convexlab.problems.images import ImageProblem, build_problem
+from convexlab.problems.objectives import Factory, build_objective
+from convexlab.problems.problem import Problem
 from convexlab.runs import Row
 
 __all__ = ["Setting", "setting_of"]
@@ -23,9 +25,9 @@ _OF_NAMES = (*_NAMES, "probe_size")
 
 @dataclass(frozen=True)
 class Setting:
-    """An objective by name, or else a model, a data set and a loss."""
+    """An objective, or a model, a data set and a loss; by name, or an objective at hand."""
 
-    objective: str | None
+    objective: str | Factory | Problem | Objective | None
     model: str
     dataset: str
     loss: str
@@ -34,14 +36,21 @@ class Setting:
     seed: int
     dtype: str | None
     """None is float32, or what the objective's factory chose."""
+    batch_size: int | None = None
+    """Adam's, for training; None is the problem's default."""
 
-    def build(self, device: str) -> Problem | Objective:
+    def build(self, device: str) -> Problem:
         """Put it together, with fresh weights.
 
         Raises:
             MisuseError: an unknown name, or parts that do not fit each other.
         """
-        common: dict[str, Any] = {"train_size": self.train_size, "seed": self.seed, "device": device}
+        common: dict[str, Any] = {
+            "train_size": self.train_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "device": device,
+        }
         if self.objective is not None:
             return build_objective(self.objective, dtype=self.dtype, **common)
         dtype = self.dtype or "float32"
@@ -49,22 +58,32 @@ class Setting:
 
     @property
     def names(self) -> Row:
-        """What it was asked for by, for ``config.json``."""
+        """What it was asked for by, for ``config.json`` and the metadata of checkpoints; none of an object at hand."""
         if self.objective is not None:
-            return {"objective": self.objective}
+            return {"objective": self.objective} if isinstance(self.objective, str) else {}
         return {name: getattr(self, name) for name in _NAMES}
 
     @property
     def label(self) -> str:
-        """A word for a folder's name."""
-        return (self.objective or self.model).rpartition(":")[2]
+        """A word for the name of a probe's folder, never a path: that would lead elsewhere."""
+        if self.objective is None:
+            return Path(self.model.rpartition(":")[2]).name
+        name = self.objective if isinstance(self.objective, str) else type(self.objective).__name__.lower()
+        return Path(name.rpartition(":")[2]).name
 
-    def sizes(self, subject: Problem | Objective) -> Row:
+    @property
+    def run_label(self) -> str:
+        """Likewise of a training run: data set and model, or the objective."""
+        if self.objective is not None:
+            return self.label
+        return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
+
+    def sizes(self, problem: Problem) -> Row:
         """Return the examples that the loss is of, and those of the training set; None where nothing counts them."""
-        if isinstance(subject, Objective):
+        if not isinstance(problem, ImageProblem):
             return {"examples": None, "train_size": self.train_size}
-        size = subject.dataset.train_size
-        return {"examples": size, "train_size": size if self.probe_size is None else subject.population}
+        size = problem.dataset.train_size
+        return {"examples": size, "train_size": size if self.probe_size is None else problem.population}
 
 
 def setting_of(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Setting:

@@ -2,6 +2,5 @@
 
 from convexlab.publishing.card import Card, read_card, write_index
 from convexlab.publishing.folder import publish
-from convexlab.publishing.physics import PhysicsPlan, solution_quality, train_physics
 
-__all__ = ["Card", "PhysicsPlan", "publish", "read_card", "solution_quality", "train_physics", "write_index"]
+__all__ = ["Card", "publish", "read_card", "write_index"]

@@ -1,12 +1,17 @@
-"""The card of a trained network: a README.md whose front matter programs read, and whose text people read."""
+"""The card of a trained network: a README.md whose front matter programs read, and whose text people read.
+
+The front matter is YAML, as model hubs want it, and simple enough to be read without YAML: a field a line, ``name:
+value``, or below ``name:`` an item of a list a line, ``- value``; values are JSON, which is YAML too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
@@ -62,21 +67,57 @@ def read_card(path: Path) -> Row:
     """Return the front matter of a card.
 
     Raises:
-        MisuseError: the file has none.
+        MisuseError: the file has none, or one that `write_card` did not write.
     """
     text = path.read_text(encoding="utf-8")
     before, *rest = text.split(_FENCE, 2)
     if before or len(rest) != 2:
         raise MisuseError(f"{str(path)!r} is no card: expected it to begin with front matter between lines of '---'.")
-    found: Row = yaml.safe_load(rest[0])
-    return found
+    fields: Row = {}
+    items: list[Any] = []
+    for number, line in enumerate(rest[0].removesuffix("\n").split("\n"), start=2):
+        name, _, value = line.partition(": ")
+        try:
+            if line.startswith("- "):
+                items.append(json.loads(line[2:]))
+            elif line.endswith(":"):
+                items = fields[line[:-1]] = []
+            else:
+                fields[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise MisuseError(
+                f"{path}, line {number}: expected 'name: value' or '- value' with a value in JSON, got {line[:60]!r}."
+            ) from error
+    return fields
 
 
 def write_card(path: Path, facts: Row, card: Card) -> None:
     """Write front matter and text, atomically."""
-    # Flow style for the innermost mappings: a checkpoint a line.
-    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
-    write_atomically(path, f"{_FENCE}{front}{_FENCE}\n{_text(facts, card)}".encode())
+    front = "\n".join(_lines(facts))
+    write_atomically(path, f"{_FENCE}{front}\n{_FENCE}\n{_text(facts, card)}".encode())
+
+
+def _lines(facts: Row) -> Iterator[str]:
+    for name, value in facts.items():
+        if isinstance(value, list) and value:
+            yield f"{name}:"
+            yield from (f"- {_value(item)}" for item in value)
+        else:
+            yield f"{name}: {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    """Return a value as text that JSON and YAML read alike."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "null"
+        # YAML 1.1 takes 1e-06 for text: its numbers have a point.
+        return repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(facts: Row, card: Card) -> str:

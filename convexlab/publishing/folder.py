@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import norm
-from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.publishing.card import Card, write_card, write_index
 from convexlab.runs import Row, Run, write_json, write_json_lines
@@ -33,49 +32,51 @@ def publish(
     *,
     stored_as: torch.dtype = torch.float32,
     probe_size: int | None = None,
-    quality: Callable[[Objective], Row] | None = None,
 ) -> Run:
     """Make the folder of a trained network from a finished run whose checkpoints are every epoch's.
 
     Args:
-        run: of `train_two_phase` or `train_physics`.
+        run: of `train_two_phase`.
         folder: of ``models/``, which may hold the recipe already; what an earlier call left there is replaced.
         card: what the recipe knows.
         stored_as: of floating-point weights; they are computed with in the run's own precision.
         probe_size: training examples that `probe` samples unless it is told otherwise; None is all.
-        quality: measures the last checkpoint of an objective that is not of images, at the model's weights.
 
     Returns:
         The folder, as a run.
 
     Raises:
-        MisuseError: the run is not finished.
+        MisuseError: the run is not finished, or has never switched.
     """
     summary = run.summary
     if summary is None:
         raise MisuseError(f"{str(run.path)!r} is not finished: train it to its end first.")
+    if summary["switch"]["epoch"] is None:
+        raise MisuseError(
+            f"{str(run.path)!r} has never switched: expected a run of both phases. Train with a switch_epoch."
+        )
     target = Run(folder)
-    epochs = chosen_epochs(run, int(summary["switch"]["epoch"]))
+    epochs = chosen_epochs(run, summary["switch"]["epoch"])
     for old in target.checkpoints:
         old.unlink()
     write_json(target.config_path, run.config)
     write_json_lines(target.metrics_path, run.metrics)
     write_json(target.summary_path, summary)
     recorded = {row["epoch"]: row for row in run.metrics if row["run"] == "two-phase"}
-    rows, subject, setting = [], None, None
+    rows, problem, setting = [], None, None
     for epoch in epochs:
         path = _store(run.checkpoint_path(epoch), target.checkpoint_path(epoch), stored_as, probe_size)
         checkpoint = read_checkpoint(path)
-        if subject is None:
+        if problem is None:
             # The training loss, of all its examples.
             setting = setting_of(read_checkpoint(run.checkpoint_path(epoch)), {})
-            subject = setting.build("cpu")
-        load_weights(subject.model, checkpoint)
-        rows.append(_measured(path, subject, recorded[epoch]))
-    assert subject is not None
+            problem = setting.build("cpu")
+        load_weights(problem.model, checkpoint)
+        rows.append(_measured(path, problem, recorded[epoch]))
+    assert problem is not None
     assert setting is not None
     facts = _facts(folder, summary, card, rows, setting, probe_size, stored_as)
-    write_card(folder / "README.md", facts | _final(subject, rows[-1], quality) | {"checkpoints": rows}, card)
+    write_card(folder / "README.md", facts | _final(problem, rows[-1]) | {"checkpoints": rows}, card)
     write_index(folder.parent)
     return target
 
@@ -100,12 +101,8 @@ def _store(source: Path, path: Path, dtype: torch.dtype, probe_size: int | None)
     return path
 
 
-def _objective(subject: Problem | Objective) -> Objective:
-    return subject if isinstance(subject, Objective) else subject.objective
-
-
-def _measured(path: Path, subject: Problem | Objective, recorded: Row) -> Row:
-    loss, gradient = _objective(subject).value_and_gradient()
+def _measured(path: Path, problem: Problem, recorded: Row) -> Row:
+    loss, gradient = problem.objective.value_and_gradient()
     return {
         "file": f"{path.parent.name}/{path.name}",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -152,16 +149,7 @@ def _facts(
     }
 
 
-def _final(subject: Problem | Objective, last: Row, quality: Callable[[Objective], Row] | None) -> dict[str, Any]:
+def _final(problem: Problem, last: Row) -> dict[str, Any]:
     """Return the quality of the last checkpoint, whose weights the model has."""
-    final = {"training_loss": last["loss"]}
-    if isinstance(subject, Problem):
-        found = subject.performance()
-        final |= {
-            "training_accuracy": found.train_accuracy,
-            "validation_loss": found.validation_loss,
-            "validation_accuracy": found.validation_accuracy,
-        }
-    elif quality is not None:
-        final |= quality(subject)
-    return {"final": {name: _short(value) for name, value in final.items()}}
+    measures = {name.replace("train_", "training_"): value for name, value in problem.measures().items()}
+    return {"final": {name: _short(value) for name, value in ({"training_loss": last["loss"]} | measures).items()}}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from convexlab.reporting.numbers import plain_number
 from convexlab.reporting.tables import Table
+from convexlab.wording.numbers import plain_number
 
 __all__ = ["LARGEST", "Download", "csv_text", "data_address", "file_name", "table_download"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convexlab.reporting.numbers import MISSING, short
+from convexlab.wording.numbers import MISSING, short
 
 __all__ = ["Cell", "Column", "Table", "make_table", "pairs_table", "shown"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from convexlab.reporting.downloads import table_download
-from convexlab.reporting.numbers import count, number, typeset
+from convexlab.wording.numbers import count, number, typeset
 
 __all__ = ["template"]
 

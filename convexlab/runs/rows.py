@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Curve", "Outcome", "ProbedCheckpoint", "Records", "Row", "Switch", "mapping_of", "number_of", "text_of"]
+__all__ = [
+    "Curve",
+    "EpochRow",
+    "LossSlice",
+    "Outcome",
+    "PointMeasurement",
+    "ProbedCheckpoint",
+    "Records",
+    "Row",
+    "Sampling",
+    "Switch",
+    "mapping_of",
+    "number_of",
+    "text_of",
+    "without_density",
+]
 
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
+
+# Names in the files that differ from the attributes'.
+_SIGNALS, _DENSITY = "told", "density"
 
 
 class Records(NamedTuple):
@@ -46,6 +65,37 @@ def mapping_of(row: Row, key: str) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
+def _whole_of(row: Row, key: str) -> int | None:
+    value = number_of(row, key)
+    return None if value is None else round(value)
+
+
+def _text_or_none(row: Row, key: str) -> str | None:
+    return text_of(row, key) or None
+
+
+_READERS: dict[Any, Callable[[Row, str], Any]] = {
+    str: text_of,
+    str | None: _text_or_none,
+    float | None: number_of,
+    int | None: _whole_of,
+}
+
+
+@cache
+def _plain_fields(cls: type) -> dict[str, Callable[[Row, str], Any]]:
+    """Return the fields of a dataclass of rows that are one text or number, each with its reader."""
+    return {name: _READERS[kind] for name, kind in get_type_hints(cls).items() if kind in _READERS}
+
+
+def _plain_values(cls: type, row: Row) -> dict[str, Any]:
+    return {name: read(row, name) for name, read in _plain_fields(cls).items()}
+
+
+def _no_numbers() -> Floats:
+    return np.empty(0)
+
+
 @dataclass(frozen=True)
 class Curve:
     """One training run of `metrics.jsonl` by columns, each (rows,), NaN where nothing was recorded."""
@@ -63,19 +113,16 @@ class Curve:
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Curve:
         """Transpose rows of `metrics.jsonl`."""
-        rows = list(rows)
-        keys = ("epoch", "gradient_equivalents", "seconds", "train_loss", "gradient_norm")
-        others = dict.fromkeys(name for row in rows for name in row if name not in keys)
-        columns = {name: np.array([_nan(number_of(row, name)) for row in rows]) for name in (*keys, *others)}
-        measures = {name: columns[name] for name in others if np.isfinite(columns[name]).any()}
+        epochs = [EpochRow.from_row(row) for row in rows]
+        names = dict.fromkeys(name for epoch in epochs for name in epoch.measures)
         return cls(
-            phases=tuple(text_of(row, "phase") for row in rows),
-            epoch=columns["epoch"],
-            cost=columns["gradient_equivalents"],
-            seconds=columns["seconds"],
-            loss=columns["train_loss"],
-            norm=columns["gradient_norm"],
-            measures=measures,
+            phases=tuple(epoch.phase for epoch in epochs),
+            epoch=_column(epoch.epoch for epoch in epochs),
+            cost=_column(epoch.gradient_equivalents for epoch in epochs),
+            seconds=_column(epoch.seconds for epoch in epochs),
+            loss=_column(epoch.train_loss for epoch in epochs),
+            norm=_column(epoch.gradient_norm for epoch in epochs),
+            measures={name: _column(epoch.measures.get(name) for epoch in epochs) for name in names},
         )
 
     def segments(self) -> Iterator[tuple[str, slice]]:
@@ -88,8 +135,8 @@ class Curve:
             begin = end
 
 
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _column(values: Iterable[float | None]) -> Floats:
+    return np.array([math.nan if value is None else value for value in values])
 
 
 @dataclass(frozen=True)
@@ -145,6 +192,148 @@ class Switch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """A training run after one epoch: a row of `metrics.jsonl`."""
+
+    run: str
+    """`two-phase`, or the name of a baseline."""
+    phase: str
+    """`start`, `adam`, or the name of the second phase."""
+    epoch: float | None = None
+    gradient_equivalents: float | None = None
+    """Spent so far."""
+    seconds: float | None = None
+    """Spent so far."""
+    train_loss: float | None = None
+    """None where it is not finite; so is the norm."""
+    gradient_norm: float | None = None
+    signals: dict[str, float | None] = field(default_factory=dict)
+    """What the detector was given, stored as `told`; empty where there was none."""
+    measures: dict[str, float | None] = field(default_factory=dict)
+    """Any other number of the row by its name; empty where none was measured."""
+
+    @classmethod
+    def from_row(cls, row: Row) -> EpochRow:
+        """Read one row of `metrics.jsonl`."""
+        known = _plain_fields(cls)
+        signals = mapping_of(row, _SIGNALS)
+        return cls(
+            **_plain_values(cls, row),
+            signals={str(name): number_of(signals, name) for name in signals},
+            measures={name: number_of(row, name) for name in row if name not in known and name != _SIGNALS},
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """Return what `metrics.jsonl` holds."""
+        plain = {name: getattr(self, name) for name in _plain_fields(type(self))}
+        return plain | ({_SIGNALS: dict(self.signals)} if self.signals else {}) | self.measures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Identity:
+    """Which checkpoint a row is about."""
+
+    checkpoint: str = ""
+    """File name of the run's own, else the path as it was given."""
+    epoch: float | None = None
+    """After which the weights were stored; None where an old file does not say."""
+    phase: str = ""
+    """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointMeasurement:
+    """Loss, gradient and curvature of an objective at one point, and what they cost.
+
+    A number is None where it is not finite, or where an older file does not have it. All of curvature is None where
+    the loss, its gradient or a product is not finite. Sentences that older files hold are not read.
+    """
+
+    train_loss: float | None = None
+    gradient_norm: float | None = None
+    gradient_curvature: float | None = None
+    """gᵀHg / gᵀg; None where the gradient is zero."""
+    smallest: float | None = None
+    """vᵀHv of the smallest Ritz vector v: at or above the smallest eigenvalue."""
+    smallest_lower_bound: float | None = None
+    """No eigenvalue is below, with `confidence` over the random start; None where the steps allow none."""
+    smallest_residual: float | None = None
+    """‖Hv - smallest v‖."""
+    smallest_slope: float | None = None
+    """gᵀv along that v."""
+    largest: float | None = None
+    """As `smallest` at the other end; likewise the next two."""
+    largest_residual: float | None = None
+    largest_slope: float | None = None
+    negative_mass: float | None = None
+    """Share of the eigenvalues below -`floor`·`largest`, from 0 to 1, estimated."""
+    negative_mass_standard_error: float | None = None
+    """None with a single probe."""
+    trace: float | None = None
+    """Estimated."""
+    trace_standard_error: float | None = None
+    """None with a single probe."""
+    second_difference: float | None = None
+    """Curvature along v from values of the loss alone; None unless the verdict is `non-convex`."""
+    verdict: str = ""
+    """`non-convex`, `no-negative-curvature`, `unresolved`, or empty."""
+    failure: str | None = None
+    """The message of the error that ended the measurement of curvature; None where there was none."""
+    rounding_floor: float = 0.0
+    """An eigenvalue no larger than this has no sign; 0 (null in the file) where it was not estimated."""
+    confidence: float | None = None
+    """From 0 to 1, of the lower bound."""
+    floor: float | None = None
+    """The verdict's resolution, relative to the largest eigenvalue."""
+    steps: int | None = None
+    """Dimension of the Krylov space; 0 where nothing was measured."""
+    nodes: Floats = field(default_factory=_no_numbers)
+    """(k,) of the spectral density, by stochastic Lanczos quadrature; empty where there is none."""
+    weights: Floats = field(default_factory=_no_numbers)
+    """(k,) sum to 1."""
+    gradient_equivalents: float | None = None
+    """Spent on this row."""
+    seconds: float | None = None
+    peak_memory: int | None = None
+    """Bytes by which the memory in use rose at most; None where nothing tells."""
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the fields as a file holds them: both parts of the density in one object, null where it is empty."""
+        row = dict(vars(self))
+        nodes, weights = row.pop("nodes"), row.pop("weights")
+        density = {"nodes": nodes.tolist(), "weights": weights.tolist()} if nodes.size else None
+        return row | {_DENSITY: density, "rounding_floor": self.rounding_floor or None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What a loss on a sample says of all training examples: both ends of the spectrum on examples not used before.
+
+    A number is None where it was not measured, and a standard error where there are fewer than two batches.
+    """
+
+    population: int | None = None
+    """Training examples there are; None where nothing counts them."""
+    fresh_examples: int | None = None
+    """How many others both eigenvectors were tried on."""
+    smallest_standard_error: float | None = None
+    """Of `smallest`, over random batches of the sample."""
+    smallest_fresh: float | None = None
+    """Curvature on the fresh examples, along the eigenvector of `smallest`."""
+    smallest_fresh_standard_error: float | None = None
+    smallest_full: float | None = None
+    """Curvature on all training examples, along the same; estimated, and None where no fresh one is of them."""
+    smallest_full_standard_error: float | None = None
+    """0 where all are known."""
+    largest_standard_error: float | None = None
+    """As the five of `smallest`, along the eigenvector of `largest`; likewise the next four."""
+    largest_fresh: float | None = None
+    largest_fresh_standard_error: float | None = None
+    largest_full: float | None = None
+    largest_full_standard_error: float | None = None
+
+
 @dataclass(frozen=True)
 class LossSlice:
     """The loss along a unit vector through a checkpoint."""
@@ -158,109 +347,74 @@ class LossSlice:
     slope: float
     curvature: float
 
+    @classmethod
+    def along(cls, end: str, point: PointMeasurement, steps: Floats, losses: Floats) -> LossSlice | None:
+        """Return the slice along the eigenvector of an end of the spectrum; None where that was not measured."""
+        loss, slope, curvature = (getattr(point, name) for name in ("train_loss", f"{end}_slope", end))
+        return None if None in (loss, slope, curvature) else cls(steps, losses, loss, slope, curvature)
+
     def model(self, steps: Floats) -> Floats:
         """Return the loss by slope and curvature alone, (k,)."""
         return self.loss + self.slope * steps + 0.5 * self.curvature * steps**2
 
 
-@dataclass(frozen=True)
-class ProbedCheckpoint:
-    """The curvature of the training loss at one checkpoint: a row of `probe.jsonl`."""
+@dataclass(frozen=True, kw_only=True)
+class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
+    """The curvature of the training loss at one checkpoint: a row of `probe.jsonl`, whose fields are these.
 
-    name: str
-    epoch: float | None
-    phase: str
-    train_loss: float | None
-    gradient_norm: float | None
-    gradient_curvature: float | None
-    """gᵀHg / gᵀg."""
-    smallest: float | None
-    smallest_lower_bound: float | None
-    """Holds with `confidence` over the random start."""
-    smallest_residual: float | None
-    largest: float | None
-    largest_residual: float | None
-    negative_mass: float | None
-    negative_mass_standard_error: float | None
-    trace: float | None
-    trace_standard_error: float | None
-    verdict: str
-    """`non-convex`, `no-negative-curvature`, `unresolved`, or empty."""
-    verdict_summary: str
-    rounding_floor: float
-    """An eigenvalue no larger than this has no sign; 0 when it was not estimated."""
-    confidence: float | None
-    floor: float | None
-    """Relative to the largest eigenvalue."""
-    steps: float | None
-    cost: float | None
-    """Gradient equivalents."""
-    seconds: float | None
-    examples: float | None
-    train_size: float | None
-    population: float | None
-    """Training examples there are."""
-    smallest_fresh: float | None
-    """Curvature along the eigenvector of `smallest` on examples that it was not found on."""
-    smallest_fresh_standard_error: float | None
-    largest_fresh: float | None
-    largest_fresh_standard_error: float | None
-    sampling_summary: str
-    """Sentences on what the sample says of the full loss."""
-    slices: dict[str, LossSlice]
-    """Along the eigenvectors of the "smallest" and the "largest" eigenvalue, as far as measured."""
-    nodes: Floats
-    """(k,) spectral density, stochastic Lanczos quadrature; empty when not computed."""
-    weights: Floats
-    """(k,) sum to 1."""
+    The bases come in the file's order, from the last to the first.
+    """
+
+    slices: dict[str, LossSlice] = field(default_factory=dict)
+    """Along the eigenvectors of the `smallest` and the `largest` eigenvalue, as far as measured; null where empty."""
+    witness: str | None = None
+    """File of the direction that proves the loss non-convex, relative to the run; None without a proof."""
+    examples: int | None = None
+    """Training examples that the loss is the mean over; None where nothing counts them."""
+    train_size: int | None = None
+    """Training examples that were asked for; None where nothing counts them."""
 
     @classmethod
     def from_row(cls, row: Row) -> ProbedCheckpoint:
-        """Read one row of `probe.jsonl`."""
-        plain = (
-            "epoch train_loss gradient_norm gradient_curvature smallest smallest_lower_bound smallest_residual "
-            "largest largest_residual negative_mass negative_mass_standard_error trace trace_standard_error "
-            "confidence floor steps seconds examples train_size population "
-            "smallest_fresh smallest_fresh_standard_error largest_fresh largest_fresh_standard_error"
-        )
-        nodes, weights = _density(mapping_of(row, "density"))
-        numbers: dict[str, Any] = {key: number_of(row, key) for key in plain.split()}
-        return cls(
-            name=text_of(row, "checkpoint"),
-            phase=text_of(row, "phase"),
-            verdict=text_of(row, "verdict"),
-            verdict_summary=text_of(row, "verdict_summary"),
-            sampling_summary=text_of(row, "sampling_summary"),
-            rounding_floor=abs(number_of(row, "rounding_floor") or 0.0),
-            cost=number_of(row, "gradient_equivalents"),
-            slices=_slices(row),
-            nodes=nodes,
-            weights=weights,
-            **numbers,
-        )
+        """Read one row of `probe.jsonl`; whatever is missing or damaged in it is None, empty or 0."""
+        plain = _plain_values(cls, row)
+        plain["rounding_floor"] = abs(number_of(row, "rounding_floor") or 0.0)
+        nodes, weights = _density(mapping_of(row, _DENSITY))
+        point = cls(**plain, nodes=nodes, weights=weights)
+        return replace(point, slices=_slices(point, mapping_of(row, "slices")))
+
+    def as_row(self) -> dict[str, Any]:
+        """Return what `probe.jsonl` holds."""
+        slices = {
+            end: {"steps": drawn.steps.tolist(), "losses": drawn.losses.tolist()} for end, drawn in self.slices.items()
+        }
+        return super().as_row() | {"phase": self.phase or None, "slices": slices or None}
+
+
+def without_density(row: Row) -> dict[str, Any]:
+    """Return a row of `probe.jsonl` without its spectral density, which is hundreds of numbers."""
+    return {name: value for name, value in row.items() if name != _DENSITY}
 
 
 def _density(row: Row) -> tuple[Floats, Floats]:
-    nodes, weights = (np.array(row.get(key) or [], dtype=np.float64).ravel() for key in ("nodes", "weights"))
+    nodes, weights = (_numbers(row, key) for key in ("nodes", "weights"))
     count = min(nodes.size, weights.size)
     nodes, weights = nodes[:count], weights[:count]
     usable = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)
     return nodes[usable], weights[usable]
 
 
-def _slices(row: Row) -> dict[str, LossSlice]:
-    found = {end: _slice(row, end) for end in ("smallest", "largest")}
-    return {end: drawn for end, drawn in found.items() if drawn is not None}
+def _slices(point: PointMeasurement, stored: Row) -> dict[str, LossSlice]:
+    slices = {}
+    for end in ("smallest", "largest"):
+        steps, losses = (_numbers(mapping_of(stored, end), key) for key in ("steps", "losses"))
+        usable = steps.size == losses.size and steps.size > 2 and np.isfinite(losses).sum() > 1
+        drawn = LossSlice.along(end, point, steps, losses) if usable and np.isfinite(steps).all() else None
+        if drawn is not None:
+            slices[end] = drawn
+    return slices
 
 
-def _slice(row: Row, end: str) -> LossSlice | None:
-    stored = mapping_of(mapping_of(row, "slices"), end)
-    loss, slope, curvature = (number_of(row, key) for key in ("train_loss", f"{end}_slope", end))
-    if loss is None or slope is None or curvature is None:
-        return None
+def _numbers(row: Row, key: str) -> Floats:
     # A null is a NaN: numpy makes one of None.
-    steps, losses = (np.array(stored.get(key) or [], dtype=np.float64).ravel() for key in ("steps", "losses"))
-    usable = steps.size == losses.size and steps.size > 2 and np.isfinite(losses).sum() > 1
-    if not (usable and np.isfinite(steps).all()):
-        return None
-    return LossSlice(steps, losses, loss, slope, curvature)
+    return np.array(row.get(key) or [], dtype=np.float64).ravel()

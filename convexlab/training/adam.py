@@ -1,120 +1,96 @@
-"""Adam along a task, recorded epoch by epoch, with every state that a second phase may start from."""
+"""One epoch of Adam on a problem: the trainer's, the studies' and the benchmarks'."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
-from convexlab.linalg.vectors import norm
-from convexlab.problems.tasks import Task
-from convexlab.runs import Row
-from convexlab.training.trajectory import backward
+from convexlab.machine.random_state import fixed_random_state
+from convexlab.objective.batches import common_rows
+from convexlab.problems import Problem
 
-__all__ = ["AdamRun", "State"]
-
-
-@dataclass(frozen=True)
-class State:
-    """Where Adam stood after an epoch."""
-
-    epoch: int
-    weights: Tensor
-    """(n,)."""
-    adam: dict[str, Any]
-    order: Tensor
-    """State of the generator of the mini-batches' order."""
-    best_loss: float
-    """Lowest full loss at the end of an epoch until then."""
-    largest_norm: float | None
-    """Largest full gradient norm at the end of an epoch until then, without the start; None if no epoch is done."""
+__all__ = ["adam_epoch", "backward"]
 
 
-class AdamRun:
-    """Adam from the task's start at a constant rate.
+def adam_epoch(
+    problem: Problem,
+    adam: torch.optim.Adam,
+    order: torch.Generator,
+    *,
+    seed: int,
+    epoch: int,
+    learning_rate: Callable[[float], float] | None = None,
+    watch: GradientStatistics | Watch | None = None,
+    step: Callable[[Any], Tensor] | None = None,
+) -> float:
+    """Take an epoch of Adam's steps, and return the mean of their losses.
 
-    An epoch costs 1 gradient equivalent; on the whole batch, as many as it has steps. Full loss and gradient norm are
-    measured for the record: whoever decides by them is charged for them.
+    It costs 1 gradient equivalent, on the whole batch too, where an epoch is a step.
 
     Args:
-        task: what is trained; its model is moved.
-        rate: the learning rate.
-        seed: of the mini-batches' order.
-        steps: Adam steps that make an epoch on the whole batch.
-        watched: whether the gradients of its mini-batches are looked at, for a detector.
+        problem: what is trained.
+        adam: of the model's parameters.
+        order: of the mini-batches; it is moved.
+        seed: what a layer draws, such as dropout, depends on it and on ``epoch`` alone.
+        epoch: epochs done.
+        learning_rate: maps the epochs done, a fraction within an epoch, to the rate; None keeps it.
+        watch: looks on; it is given each step's gradient in two halves.
+        step: takes a step on a batch and returns its loss, detached; None is a plain one.
     """
+    watch = watch if _divisible(problem.model) else None
 
-    def __init__(self, task: Task, *, rate: float, seed: int, steps: int = 1, watched: bool = True) -> None:
-        self.task = task
-        self.epoch = 0
-        self.epoch_cost = 1 if task.batch_size else steps
-        task.write(task.initial)
-        self.adam = torch.optim.Adam(task.model.parameters(), lr=rate, fused=True)
-        self.best_loss = math.inf
-        self.largest_norm: float | None = None
-        self._statistics = GradientStatistics(self.adam) if watched else None
-        self._order = torch.Generator().manual_seed(seed)
+    def plain(batch: Any) -> Tensor:
+        adam.zero_grad()
+        loss = backward(problem.objective.training_loss, batch, watch)
+        adam.step()
+        return loss
 
-    def train(self, learning_rate: float | None = None) -> float:
-        """Take an epoch of steps, at another rate from now on if one is given, and return the mean loss over them."""
-        if learning_rate is not None:
-            self.adam.param_groups[0]["lr"] = learning_rate
-        self.task.model.train()
-        losses = []
-        for _ in range(1 if self.task.batch_size else self.epoch_cost):
-            for rows in self.task.batches(self._order):
-                self.adam.zero_grad()
-                losses.append(self._backward(rows))
-                self.adam.step()
-        self.epoch += 1
-        return float(torch.stack(losses).mean())
+    step, losses = step or plain, []
+    problem.model.train()
+    with fixed_random_state(problem.objective.device, (seed + epoch * 2**31) % 2**63):
+        for done, batch in problem.batches.epoch(order):
+            if learning_rate is not None:
+                _set_rate(adam, learning_rate(epoch + done))
+            losses.append(step(batch))
+    return float(torch.stack(losses).mean())
 
-    def record(self, running_loss: float = math.nan) -> Row:
-        """Measure where it stands, and return what a detector may be told of the epoch."""
-        loss, gradient = self.task.objective.value_and_gradient()
-        gradient_norm = float(norm(gradient))
-        self.best_loss = min(self.best_loss, loss)
-        if self.epoch:
-            self.largest_norm = max(self.largest_norm or 0.0, gradient_norm)
-        row: Row = {
-            "epoch": self.epoch,
-            "cost": self.epoch * self.epoch_cost,
-            "train_loss": loss,
-            "gradient_norm": gradient_norm,
-        }
-        row["running_loss"] = running_loss
-        if self._statistics is not None:
-            told = self._statistics.epoch()
-            row |= {
-                "batch_gradient_norm": told.batch_gradient_norm,
-                "unbiased_gradient_norm": told.gradient_norm,
-                "gradient_noise": told.gradient_noise,
-                "projected_rate": told.projected_rate,
-            }
-        return row
 
-    def state(self) -> State:
-        """Return all that a second phase needs to start here."""
-        adam = self.adam.state_dict()
-        state = {key: {name: value.clone() for name, value in one.items()} for key, one in adam["state"].items()}
-        weights = self.task.objective.flat_parameters()
-        order = self._order.get_state()
-        return State(self.epoch, weights, adam | {"state": state}, order, self.best_loss, self.largest_norm)
+def backward(loss: Callable[[Any], Tensor], batch: Any, watch: GradientStatistics | Watch | None = None) -> Tensor:
+    """Add the gradient of the mean loss of a batch to the parameters', and return that loss, detached.
 
-    def restore(self, state: State) -> None:
-        """Go back to such a state."""
-        self.task.write(state.weights)
-        self.adam.load_state_dict(state.adam)
-        self._order.set_state(state.order)
-        self.epoch, self.best_loss, self.largest_norm = state.epoch, state.best_loss, state.largest_norm
+    With a watch it does so in two halves, which is no more arithmetic, and tells it of the first: their product is free
+    of the mini-batch's noise. A batch whose tensors differ in length stays whole.
+    """
+    rows = None if watch is None else common_rows(batch)
+    if watch is None or rows is None or rows < 2:
+        whole = loss(batch)
+        whole.backward()
+        return whole.detach()
+    middle, parts = -(-rows // 2), []  # The first half has the odd example, as in `Tensor.tensor_split`.
+    for begin, end in ((0, middle), (middle, rows)):
+        half = tree_map(lambda item, begin=begin, end=end: item[begin:end], batch)
+        part = loss(half) * ((end - begin) / rows)
+        part.backward()
+        parts.append(part.detach())
+        if begin == 0:
+            watch.accumulated()
+    return parts[0] + parts[1]
 
-    def _backward(self, rows: Tensor | None) -> Tensor:
-        if rows is not None and self._statistics is not None:
-            return backward(self.task.loss, rows, self._statistics)
-        loss = self.task.loss(rows)
-        loss.backward()
-        return loss.detach()
+
+def _set_rate(adam: torch.optim.Adam, rate: float) -> None:
+    group = adam.param_groups[0]
+    if isinstance(group["lr"], Tensor):  # On the device, where a captured step reads it.
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _divisible(model: nn.Module) -> bool:
+    """Whether a mini-batch's gradient is the mean of its halves': not with batch normalisation."""
+    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

@@ -10,9 +10,17 @@ from typing import Any
 from convexlab.detection import DEFAULT_DETECTOR, detector_names
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.machine.environment import resolve_dtype
+from convexlab.objective import Objective
+from convexlab.problems import Problem, Setting
+from convexlab.problems.objectives import Factory
 from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two, phase_two_names
 
-__all__ = ["TwoPhaseConfig"]
+__all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FROM_PYTHON", "TwoPhaseConfig"]
+
+DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
+
+FROM_PYTHON = "(from Python)"
+"""Stands in ``config.json`` for an objective that was passed as an object."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,12 @@ class TwoPhaseConfig:
         MisuseError: a value out of range or an unknown name.
     """
 
-    model: str = "vit-mlp"
-    dataset: str = "digits"
-    loss: str = "mse"
+    objective: str | Factory | Problem | Objective | None = None
+    """As for `convexlab.problems.build_objective`; None trains on images, with the three that follow."""
+    model: str | None = None
+    """None is `DEFAULT_MODEL`, unless there is an objective, which comes with its model; likewise for the next two."""
+    dataset: str | None = None
+    loss: str | None = None
     epochs: int = 30
     """Budget in epoch equivalents, for the two-phase run and each baseline."""
     detector: str = DEFAULT_DETECTOR
@@ -33,12 +44,13 @@ class TwoPhaseConfig:
     """Adam epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = DEFAULT_PHASE_TWO
     batch_size: int | None = None
-    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16."""
+    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
+    brings along."""
     lr: float = 2e-3
     """Adam's learning rate. The paper does not state its own; a high one helps before a switch, for phase two removes
     the noise that it leaves."""
     train_size: int | None = None
-    """Training examples used; None is all."""
+    """Training examples used; None is all, or what an objective's factory chose."""
     seed: int = 0
     """Of the initial weights, the order of examples and the subset."""
     seeds: int = 1
@@ -51,7 +63,8 @@ class TwoPhaseConfig:
     no_baseline: bool = False
     oracle_every: int | None = None
     """Epochs between two of the switches that are tried from Adam at a constant rate; None tries none."""
-    dtype: str = "float32"
+    dtype: str | None = None
+    """None is float32, or what an objective's factory chose."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -76,7 +89,50 @@ class TwoPhaseConfig:
             )
         if self.oracle_every is not None:
             self._check_oracle(self.oracle_every)
-        resolve_dtype(self.dtype)
+        self._settle_names()
+        resolve_dtype(self.dtype or DEFAULT_DTYPE)
+
+    def _settle_names(self) -> None:
+        """Fill in the defaults of images, or refuse what has no meaning beside an objective."""
+        defaults = {"model": DEFAULT_MODEL, "dataset": DEFAULT_DATASET, "loss": DEFAULT_LOSS, "dtype": DEFAULT_DTYPE}
+        if self.objective is None:
+            for name, default in defaults.items():
+                object.__setattr__(self, name, getattr(self, name) or default)
+            return
+        for name in ("model", "dataset", "loss"):
+            if getattr(self, name) is not None:
+                raise MisuseError(
+                    f"an objective comes with its model, data and loss: expected no {name} beside it, got "
+                    f"{getattr(self, name)!r}. Leave one of them out."
+                )
+        if not isinstance(self.objective, Problem | Objective):
+            return
+        for name in ("train_size", "batch_size"):
+            if getattr(self, name) is not None:
+                raise MisuseError(
+                    f"an objective that is built already has its examples and batches: expected no {name}, got "
+                    f"{getattr(self, name)!r}. Pass a factory that takes it, or leave it out."
+                )
+        if self.seeds > 1:
+            raise MisuseError(
+                f"an objective that is built already has one start: expected seeds=1, got {self.seeds}. Pass a factory "
+                "that takes seed."
+            )
+
+    @property
+    def setting(self) -> Setting:
+        """What is trained."""
+        return Setting(
+            self.objective,
+            self.model or "",
+            self.dataset or "",
+            self.loss or "",
+            self.train_size,
+            None,
+            self.seed,
+            self.dtype,
+            self.batch_size,
+        )
 
     def _check_oracle(self, every: int) -> None:
         _at_least("oracle_every", every, 1)
@@ -113,8 +169,11 @@ class TwoPhaseConfig:
         return cls(**options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as they are stored in ``config.json``."""
-        return dataclasses.asdict(self)
+        """Return the settings as they are stored in ``config.json``; an objective from Python has no name there."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.objective is not None and not isinstance(self.objective, str):
+            settings["objective"] = FROM_PYTHON
+        return settings
 
 
 def _at_least(name: str, value: object, least: int) -> None:

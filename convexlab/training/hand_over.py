@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
@@ -24,9 +23,15 @@ class HandOver:
         phase: the second phase.
         problem: what is trained.
         budget: gradient equivalents in all, Adam's before the switch included.
+
+    Raises:
+        MisuseError: the second phase is not for this problem.
     """
 
     def __init__(self, name: str, phase: PhaseTwo, problem: Problem, budget: float) -> None:
+        phase.check_size(problem.objective.size)
+        if phase.sampled:
+            problem.random_rows()
         self.name = name
         self.phase = phase
         self.problem = problem
@@ -34,44 +39,36 @@ class HandOver:
 
     def build(self, adam: torch.optim.Adam) -> FlatOptimizer:
         """Return the optimiser that takes over from Adam."""
-        return self.phase.build(self.problem.model.parameters(), adam, self.problem.dataset.train_size)
+        return self.phase.build(self.problem.model.parameters(), adam, self.problem.examples or 1)
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
         """Go on from where a trajectory stands until its budget is spent.
 
         Args:
-            trajectory: at the switch, or restored to anywhere behind it. When the second phase is given up its notes
-                get ``safe_resort``, with ``epoch`` and ``reason``.
+            trajectory: at the switch, or restored to anywhere behind it.
             largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none.
-            record: called with the trajectory after every epoch, measured.
+            record: called with the trajectory after every epoch; of Adam's, it has to measure what it records.
 
         Raises:
             FailureError: the loss became infinite or NaN.
         """
         if trajectory.second is None:
             trajectory.second = self.build(trajectory.adam)
-        notes = trajectory.notes
-        if "safe_resort" not in notes:
-            resort = Resort(trajectory.best_loss, largest_norm, notes)
+        if trajectory.safe_resort is None:
+            resort = Resort(trajectory.best.loss, largest_norm, trajectory.resort)
             steps = second_phase(
                 trajectory.second,
                 self.phase,
                 self.problem.objective,
                 resort,
                 budget=self.budget - trajectory.cost,
-                closure=self._of_rows if self.phase.sampled else None,
-                examples=self.problem.dataset.train_size,
+                closure=self.problem.loss_of_rows if self.phase.sampled else None,
+                examples=self.problem.examples,
             )
             for step in steps:
                 trajectory.take(self.name, step)
-                notes.update(resort.state_dict())
-                if step.given_up is not None:
-                    notes["safe_resort"] = {"epoch": trajectory.epoch, "reason": step.given_up}
+                trajectory.resort = resort.state_dict()
                 record(trajectory)
-        while "safe_resort" in notes and trajectory.cost + 1 <= self.budget:
+        while trajectory.safe_resort is not None and trajectory.cost + 1 <= self.budget:
             trajectory.adam_epoch()
-            trajectory.measure()
             record(trajectory)
-
-    def _of_rows(self, rows: Tensor) -> Tensor:
-        return self.problem.of_rows(rows).closure()

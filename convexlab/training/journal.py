@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,34 +18,57 @@ from convexlab.runs import Row, Run, write_json_lines
 
 __all__ = ["Journal"]
 
+# Saving takes at most this share of the time.
+_SHARE = 0.1
+
 
 class Journal:
-    """Rows of ``metrics.jsonl`` and, while the run is not finished, a state a trajectory under ``RUN/state``."""
+    """Rows of ``metrics.jsonl`` and, while the run is not finished, a state a trajectory under ``RUN/state``.
+
+    Rows are written before the state of their epoch: what is written last says that the epoch is done.
+    """
 
     def __init__(self, run: Run) -> None:
         """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again."""
         self.run = run
         self._folder = run.path / "state"
         self._rows = run.metrics
+        self._unwritten = False
+        self._saved, self._took = 0.0, 0.0
 
     def rows(self, name: str) -> list[Row]:
         """Return the rows of one trajectory."""
         return [row for row in self._rows if row["run"] == name]
 
     def append(self, *rows: Row) -> None:
-        """Add rows and write them all."""
+        """Add rows; they are written with the next state, or by `flush`."""
         self._rows.extend(rows)
-        write_json_lines(self.run.metrics_path, self._rows)
+        self._unwritten = True
+
+    def flush(self) -> None:
+        """Write the rows that are not written yet."""
+        if self._unwritten:
+            write_json_lines(self.run.metrics_path, self._rows)
+            self._unwritten = False
 
     def forget_after(self, name: str, epoch: int) -> None:
         """Drop the rows of one trajectory beyond ``epoch``."""
         self._rows = [row for row in self._rows if row["run"] != name or row["epoch"] <= epoch]
 
+    @property
+    def due(self) -> bool:
+        """Whether so long has passed since the last save that another one takes no more than a tenth of the time."""
+        return (time.monotonic() - self._saved) * _SHARE >= self._took
+
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a state: numbers, strings and tensors, in dicts and lists."""
+        """Store the rows, then a state: numbers, strings and tensors, in dicts and lists."""
+        begin = time.monotonic()
+        self.flush()
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomically(self._path(name), buffer.getvalue())
+        self._saved = time.monotonic()
+        self._took = self._saved - begin
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Return a stored state, or None.

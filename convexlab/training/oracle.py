@@ -1,9 +1,7 @@
 """The oracle: the second phase from every N-th epoch of Adam, which shows in hindsight when to have switched.
 
 It decides nothing of the run. It shares Adam's epochs with the baseline at a constant rate, so that what it adds to the
-cost is what the second phases take. `convexlab.training.switching.switch_at` asks the same for the study of
-detectors, but counts the loss of every evaluation; here a switch is followed exactly as the run itself is, so that the
-two can be compared.
+cost is what the second phases take. A switch is followed exactly as the run itself is, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Oracle:
     def keep(self, trajectory: Trajectory) -> None:
         """Store where Adam stands if a switch is to be tried from there."""
         if trajectory.epoch in self.epochs:
-            trajectory.save_adam(_name(trajectory.epoch))
+            self._journal.save(_name(trajectory.epoch), trajectory.adam_state())
 
     def ask(self, begin: Callable[[str], Trajectory]) -> list[Row]:
         """Try the switches that are not tried yet, each within the budget of the run and at its best epoch.
@@ -70,13 +68,16 @@ class Oracle:
 
     def _followed(self, trajectory: Trajectory, epoch: int) -> Row:
         def record(trajectory: Trajectory) -> None:
-            trajectory.save()
+            if trajectory.phase == "adam":
+                trajectory.measure()
+            if self._journal.due:
+                self._journal.save(trajectory.name, trajectory.state())
             self._tell(epoch, trajectory)
 
         norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
         with suppress(FailureError):  # It diverged: its best epoch stands.
             self._hand_over.follow(trajectory, max(norms), record)
-        return {"switch_epoch": epoch, "safe_resort": trajectory.notes.get("safe_resort")} | trajectory.summary()
+        return {"switch_epoch": epoch, "safe_resort": trajectory.safe_resort} | trajectory.summary()
 
     def _tell(self, epoch: int, trajectory: Trajectory) -> None:
         budget, place = self._hand_over.budget, self.epochs.index(epoch)

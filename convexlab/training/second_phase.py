@@ -96,6 +96,26 @@ class _BudgetSpentError(Exception):
     """Ends a step from within its closure."""
 
 
+class _Purse:
+    """Gradient equivalents: what a step costs, and what is left for it and those after it."""
+
+    def __init__(self, budget: float) -> None:
+        self.left = budget
+        self.cost = 0.0
+        """Of the step, counted from zero: the same bits after a resume."""
+
+    def pay(self, price: float) -> None:
+        """Pay for an evaluation, or end the step."""
+        if self.cost + price > self.left + _ROUNDING:
+            raise _BudgetSpentError
+        self.cost += price
+
+    def next_step(self) -> None:
+        """Close the account of the step."""
+        self.left -= self.cost
+        self.cost = 0.0
+
+
 def second_phase(
     optimizer: Any,
     phase: PhaseTwo,
@@ -130,61 +150,52 @@ def second_phase(
         Every step; the last one says why, if it ends before the budget does.
     """
     evaluate: Callable[..., Tensor] = closure or objective.closure
-    spent = 0.0
-
-    def charge(price: float) -> None:
-        nonlocal spent
-        if spent + price > budget + _ROUNDING:
-            raise _BudgetSpentError
-        spent += price
+    purse = _Purse(budget)
 
     def charged(*, backward: bool = True) -> Tensor:
-        charge(_GRADIENT if backward else _VALUE)
+        purse.pay(_GRADIENT if backward else _VALUE)
         return evaluate(backward=backward)
 
     def charged_rows(rows: Tensor) -> Tensor:
         assert examples is not None
-        charge(len(rows) / examples)
+        purse.pay(len(rows) / examples)
         return evaluate(rows)
 
     while True:
         opening = 0.0 if _known(optimizer) else _GRADIENT
-        if budget - spent + _ROUNDING < opening + phase.search_cost:
+        if purse.left + _ROUNDING < opening + phase.search_cost:
             return
-        before, begin = spent, time.perf_counter()
+        begin, failed = time.perf_counter(), None
         try:
             if phase.sampled:
                 assert examples is not None
-                failed = _steps_on_samples(optimizer, charged_rows, examples, lambda: spent, budget)
+                failed = _steps_on_samples(optimizer, charged_rows, examples, purse)
             else:
-                _limit(optimizer, (budget - spent - opening) / phase.search_cost)
+                _limit(optimizer, (purse.left - opening) / phase.search_cost)
                 optimizer.step(charged)
                 failed = _failure(optimizer)
         except _BudgetSpentError:
-            failed = None
+            pass  # Only a peer that does not read its limit comes here.
         seconds = time.perf_counter() - begin
-        if spent == before and failed is None:
+        if purse.cost == 0.0 and failed is None:
             return  # Nothing that is left pays for a step.
         loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
         given_up = resort.against(loss, gradient_norm, failed)
-        yield Step(spent - before, seconds, loss, gradient_norm, failed, given_up)
+        yield Step(purse.cost, seconds, loss, gradient_norm, failed, given_up)
         if given_up is not None:
             return
+        purse.next_step()
 
 
 def _steps_on_samples(
-    optimizer: ProgressiveLBFGS,
-    closure: Callable[[Tensor], Tensor],
-    examples: int,
-    spent: Callable[[], float],
-    budget: float,
+    optimizer: ProgressiveLBFGS, closure: Callable[[Tensor], Tensor], examples: int, purse: _Purse
 ) -> str | None:
     """Take steps until about one gradient equivalent is spent, and return why the last one failed, or None."""
-    begin, failed = spent(), None
-    while failed is None and spent() - begin < _GRADIENT:
+    failed = None
+    while failed is None and purse.cost < _GRADIENT - _ROUNDING:
         # What the sample has grown by since the last step costs less than one evaluation of it.
-        affordable = (budget - spent()) * examples / optimizer.sample_size - 1.0
-        if affordable < 1.0:
+        affordable = (purse.left - purse.cost) * examples / optimizer.sample_size - 1.0
+        if affordable < 1.0 - _ROUNDING:
             break
         _limit(optimizer, affordable)
         optimizer.step(closure)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from convexlab.checkpoints import write_checkpoint
+from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.machine.environment import describe_environment
 from convexlab.probing import probe
-from convexlab.problems import Problem, build_problem
+from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json
-from convexlab.training.config import TwoPhaseConfig
+from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
@@ -29,8 +29,12 @@ __all__ = ["default_directory", "train_two_phase"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
-# The smallest default batch.
-_LEAST_BATCH = 16
+# Records, and measurements for a detector, along a budget of steps that each see the whole batch.
+_RECORDS = 500
+# Validations along a run, besides start, switch and end.
+_VALIDATIONS = 20
+# Fields of an outcome that are no validation's.
+_NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown"})
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
@@ -85,50 +89,54 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
     run = Run.open(out)
     if run.config.get("kind") == "probe":
         raise MisuseError(f"{str(run.path)!r} holds a probe of checkpoints, not a training run. Check --out.")
-    config = TwoPhaseConfig.of(run.config)
-    stored = config.as_dict()
-    for name, value in options.items():
-        if name not in stored:
-            raise unknown_name("option", name, stored)
-        if stored[name] != value:
+    stored = dict(run.config)
+    if stored.get("objective") == FROM_PYTHON:
+        if options.get("objective") is None or isinstance(options["objective"], str):
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={stored[name]!r}, not {value!r}. Leave the option out to "
-                "resume it, or begin another run."
+                f"{str(run.path)!r} was begun with an objective from Python. Go on with it there: "
+                "cl.train_two_phase(out=..., resume=True, objective=...), the same objective as before."
+            )
+        stored["objective"] = options["objective"]
+    config = TwoPhaseConfig.of(stored)
+    for name, value in options.items():
+        if name not in config.as_dict():
+            raise unknown_name("option", name, config.as_dict())
+        if getattr(config, name) != value:
+            raise MisuseError(
+                f"{str(run.path)!r} was begun with {name}={getattr(config, name)!r}, not {value!r}. Leave the option "
+                "out to resume it, or begin another run."
             )
     return run, config
 
 
 def default_directory(config: TwoPhaseConfig) -> Path:
-    """Return a run directory named after data set, model and the present time."""
-    # Of npz:FILE and file.py:factory a word each, never a path: that would lead elsewhere.
-    dataset = Path(config.dataset.partition(":")[0]).name.removesuffix(".py")
-    model = Path(config.model.rpartition(":")[2]).name
-    return Path("runs") / f"{dataset}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Return a run directory named after data set and model, or the objective, and the present time."""
+    return Path("runs") / f"{config.setting.run_label}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _train(
     run: Run, config: TwoPhaseConfig, progress: Listener, parent: tuple[Run, TwoPhaseConfig] | None = None
 ) -> None:
     """Train one seed; ``parent`` is the run over several seeds that it belongs to."""
+    at_hand = config.as_dict()["objective"] == FROM_PYTHON
+    problem = None
+    if run.summary is None or at_hand:
+        problem = config.setting.build(config.device)
     if run.summary is None:
-        problem = build_problem(
-            config.model,
-            config.dataset,
-            config.loss,
-            train_size=config.train_size,
-            seed=config.seed,
-            dtype=config.dtype,
-            device=config.device,
-        )
-        phase_two(config.phase_two).check_size(problem.objective.size)
+        assert problem is not None
+        if at_hand and run.checkpoint_path(0).exists():
+            load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
+            problem = dataclasses.replace(problem)
+        training = _TwoPhaseTraining(run, config, problem, progress)
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
                 write_json(directory.config_path, settings.as_dict())
-        _TwoPhaseTraining(run, config, problem, progress).train()
+        training.train()
     if config.probe_every != 0:
         probe(
             [run.path],
+            objective=problem if at_hand else None,
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
@@ -137,6 +145,8 @@ def _train(
             resume=True,
             progress=progress,
         )
+    if at_hand and problem is not None:
+        load_weights(problem.model, read_checkpoint(run.checkpoints[-1]))
 
 
 def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
@@ -163,39 +173,49 @@ class _TwoPhaseTraining:
         self.journal = Journal(run)
         self.hand_over = HandOver(config.phase_two, phase_two(config.phase_two), problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
-        self.initial = copy.deepcopy(problem.model.state_dict())
-        self.batch_size = config.batch_size or _default_batch_size(problem)
+        self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
+        """Epochs between two records, and between two that a detector is told."""
+        self.at_start = problem.measures()
+        """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
+        work."""
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
-        two_phase = self.two_phase()
-        result = two_phase.summary()
-        baselines: dict[str, Row] = {}
-        if not self.config.no_baseline:
-            # Rounded up, in the baselines' favour: Adam is paid in whole epochs.
-            epochs = math.ceil(two_phase.cost - 1e-9)
-            baselines = {
-                "adam-constant": self.adam_constant(epochs).summary(),
-                "adam-cosine": self.adam_cosine(epochs).summary(),
-            }
-        oracle = None
-        if self.config.oracle_every is not None:
-            oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
-        write_json(self.run.summary_path, self._summary(two_phase.notes, result, baselines, oracle))
+        try:
+            two_phase = self.two_phase()
+            result = two_phase.summary()
+            baselines: dict[str, Row] = {}
+            if not self.config.no_baseline:
+                # Rounded up, in the baselines' favour: Adam is paid in whole epochs.
+                epochs = math.ceil(two_phase.cost - 1e-9)
+                baselines = {
+                    "adam-constant": self.adam_constant(epochs).summary(),
+                    "adam-cosine": self.adam_cosine(epochs).summary(),
+                }
+            oracle = None
+            if self.config.oracle_every is not None:
+                oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
+        finally:
+            self.journal.flush()
+        write_json(self.run.summary_path, self._summary(two_phase, result, baselines, oracle))
         self.journal.close()
 
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
-        detector = self._detector()
-        for row in self.journal.rows("two-phase"):
-            if row["phase"] == "adam" and not detector.fired:
-                detector.update(**{name: math.nan if value is None else value for name, value in row["told"].items()})
-        if "switch" not in trajectory.notes:
-            self._adam_until_switch(trajectory, detector)
-        if trajectory.notes["switch"]["epoch"] is not None:
-            self._second_phase(trajectory)
+        if trajectory.switch is None:
+            self._adam_until_switch(trajectory)
+        assert trajectory.switch is not None
+        if trajectory.switch["epoch"] is not None:
+            norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
+            self.hand_over.follow(trajectory, max(norms, default=None), self._record_second_phase)
+            last = self.journal.rows("two-phase")[-1]
+            if last["epoch"] != trajectory.epoch or not last.keys() >= self.at_start.keys():
+                # No step could be paid any more, though the end did not seem near.
+                self.journal.forget_after("two-phase", trajectory.epoch - 1)
+                self._record(trajectory, landmark=True)
         self._checkpoint(trajectory)
+        self.journal.save("two-phase", trajectory.state())
         return trajectory
 
     def adam_constant(self, epochs: int) -> Trajectory:
@@ -214,20 +234,22 @@ class _TwoPhaseTraining:
     ) -> Trajectory:
         while trajectory.epoch < epochs:
             trajectory.adam_epoch(learning_rate)
+            last = trajectory.epoch == epochs
+            if not (last or self._due(trajectory)):
+                continue
             try:
                 trajectory.measure()
             except FailureError:  # It diverged: its best epoch stands.
                 break
-            self._record(trajectory, budget=epochs)
+            self._record(trajectory, budget=epochs, landmark=last)
+        else:
+            self.journal.save(trajectory.name, trajectory.state())
         return trajectory
 
     def _begin(self, name: str, shared: str | None = None) -> Trajectory:
         """Return a trajectory where it was left off, or at the shared state, or at the common start."""
-        config = self.config
-        self.problem.model.load_state_dict(self.initial)
-        trajectory = Trajectory(
-            name, self.problem, self.journal, lr=config.lr, batch_size=self.batch_size, seed=config.seed
-        )
+        self.problem.reset()
+        trajectory = Trajectory(name, self.problem, lr=self.config.lr, seed=self.config.seed)
         state = self.journal.load(name) or (self.journal.load(shared) if shared else None)
         if state is not None:
             trajectory.restore(state, self.hand_over.build)
@@ -235,35 +257,41 @@ class _TwoPhaseTraining:
             return trajectory
         self._forget_after(trajectory, -1)
         trajectory.measure()
-        self._record(trajectory)
+        self._record(trajectory, landmark=True)
         return trajectory
 
     def _forget_after(self, trajectory: Trajectory, epoch: int | None = None) -> None:
         """Drop the rows beyond an epoch, by default the trajectory's; until the switch they are the baseline's too."""
-        shared = trajectory.name == "two-phase" and "switch" not in trajectory.notes
+        shared = trajectory.name == "two-phase" and trajectory.switch is None
         for name in (trajectory.name, "adam-constant") if shared else (trajectory.name,):
             self.journal.forget_after(name, trajectory.epoch if epoch is None else epoch)
 
-    def _adam_until_switch(self, trajectory: Trajectory, detector: Detector) -> None:
+    def _adam_until_switch(self, trajectory: Trajectory) -> None:
+        detector = self._detector(trajectory)
         budget, share = self.config.epochs, detector.cost
         # What was fixed beforehand needs no looking on.
         watch = None if isinstance(detector, FixedEpoch) else self._watch(trajectory, detector)
+        losses: list[float] = []
         while not detector.fired and trajectory.cost + 1 + share <= budget:
-            running_loss = trajectory.adam_epoch(watch=watch)
-            told: dict[str, float | None] = {"loss": running_loss, "gradient_norm": math.nan}
+            losses.append(trajectory.adam_epoch(watch=watch))
+            signals: dict[str, float | None] | None = None
             if watch is None:
-                detector.update(loss=running_loss, gradient_norm=math.nan)
-            else:
-                with trajectory.timed("detector"):
-                    watch.update(loss=running_loss)
-                told = vars(watch.history[-1])
-                trajectory.costs["detector"] = watch.spent
-                trajectory.notes["watch"] = watch.state_dict()
-            trajectory.measure()
-            self._record(trajectory, told=told)
+                signals = {"loss": losses[-1], "gradient_norm": math.nan}
+                detector.update(loss=losses[-1], gradient_norm=math.nan)
+            elif trajectory.epoch % self.every == 0:
+                with trajectory.account.timed("detector"):
+                    watch.update(loss=fmean(losses), cost=float(len(losses)))
+                losses.clear()
+                signals = vars(watch.history[-1])
+                trajectory.account.costs["detector"] = watch.spent
+                trajectory.watch = watch.state_dict()
+            last = detector.fired or trajectory.cost + 1 + share > budget
+            if last or self._due(trajectory):
+                trajectory.measure()
+                self._record(trajectory, signals=signals, landmark=last)
         if watch is not None:
             watch.close()
-        trajectory.notes["switch"] = {
+        trajectory.switch = {
             "epoch": trajectory.epoch if detector.fired else None,
             "detector": self._detector_name(),
             "train_loss": trajectory.train_loss,
@@ -274,110 +302,131 @@ class _TwoPhaseTraining:
         }
         if not self.config.no_baseline:
             # What the constant-rate baseline will find.
-            trajectory.save_adam("switch")
+            self.journal.save("switch", trajectory.adam_state())
         self._checkpoint(trajectory)
-        trajectory.save()
+        self.journal.save("two-phase", trajectory.state())
 
     def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
         watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost)
-        if "watch" in trajectory.notes:
-            watch.load_state_dict(trajectory.notes["watch"])
+        if trajectory.watch:
+            watch.load_state_dict(trajectory.watch)
         return watch
 
-    def _second_phase(self, trajectory: Trajectory) -> None:
-        norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
-        self.hand_over.follow(trajectory, max(norms, default=None), self._record)
-
-    def _detector(self) -> Detector:
-        switch_epoch = self.config.switch_epoch
-        if switch_epoch is not None:
-            return FixedEpoch(switch_epoch)
-        return build_detector(self.config.detector, budget=self.config.epochs)
+    def _detector(self, trajectory: Trajectory) -> Detector:
+        """Return the detector, told again what it was told until here."""
+        if self.config.switch_epoch is not None:
+            detector: Detector = FixedEpoch(self.config.switch_epoch)
+        else:
+            detector = build_detector(self.config.detector, budget=self.config.epochs)
+        if isinstance(detector, FixedEpoch):
+            for _ in range(trajectory.epoch):
+                detector.update(loss=math.nan, gradient_norm=math.nan)
+            return detector
+        for row in self.journal.rows("two-phase"):
+            if "told" in row and not detector.fired:
+                detector.update(**{name: math.nan if value is None else value for name, value in row["told"].items()})
+        return detector
 
     def _detector_name(self) -> str:
         return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector
 
+    def _due(self, trajectory: Trajectory) -> bool:
+        """Whether this epoch is recorded."""
+        epoch = trajectory.epoch
+        kept = trajectory.name == "two-phase" and epoch % self._checkpoint_every() == 0
+        return kept or epoch % self.every == 0 or epoch in self.oracle.epochs
+
+    def _record_second_phase(self, trajectory: Trajectory) -> None:
+        # The end of the budget is near: another step may not follow.
+        last = trajectory.cost + 1 > self.config.epochs
+        if last or self._due(trajectory):
+            if trajectory.phase == "adam":
+                trajectory.measure()
+            self._record(trajectory, landmark=last)
+
     def _record(
-        self, trajectory: Trajectory, budget: int | None = None, told: Mapping[str, float | None] | None = None
+        self,
+        trajectory: Trajectory,
+        budget: int | None = None,
+        signals: Mapping[str, float | None] | None = None,
+        *,
+        landmark: bool = False,
     ) -> None:
         """Write down an epoch that was measured.
 
-        ``budget`` is what progress is told as the total, ``told`` what the detector was told.
+        ``budget`` is what progress says is the total, ``signals`` what the detector was told. At a landmark the
+        validation is made in any case.
         """
-        rows = [trajectory.row() | ({} if told is None else {"told": dict(told)})]
+        measures: dict[str, float] = {}
+        if trajectory.phase == "start":
+            measures = self.at_start
+        elif landmark or trajectory.epoch % self._validate_every() == 0:
+            measures = self.problem.measures()
+        rows = [trajectory.row() | measures | ({} if signals is None else {"told": dict(signals)})]
         two_phase = trajectory.name == "two-phase"
-        shared = two_phase and trajectory.phase in {"start", "adam"} and "switch" not in trajectory.notes
+        shared = two_phase and trajectory.phase in {"start", "adam"} and trajectory.switch is None
         if shared and not self.config.no_baseline:
-            rows.append(trajectory.row("adam-constant", purposes=("adam",)))
+            rows.append(trajectory.row("adam-constant", trajectory.account.of_adam()) | measures)
         self.journal.append(*rows)
         if shared or trajectory.name == "adam-constant":
             # Before the epoch's own state: what is written last says that the epoch is done.
             self.oracle.keep(trajectory)
-        trajectory.save()
         if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
+        # Between two that it is told, a watch has begun an epoch that its state does not hold.
+        if self.journal.due and trajectory.epoch % self.every == 0:
+            self.journal.save(trajectory.name, trajectory.state())
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
         self.progress(Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note))
+
+    def _validate_every(self) -> int:
+        """Return the epochs between two validations: of those that are recorded."""
+        return self.every * math.ceil(self.config.epochs / _VALIDATIONS / self.every)
 
     def _checkpoint_every(self) -> int:
         config = self.config
         return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
 
     def _checkpoint(self, trajectory: Trajectory) -> None:
-        config, data = self.config, self.problem.dataset
-        described = {
-            "format": "convexlab",
-            "model": config.model,
-            "dataset": config.dataset,
-            "loss": config.loss,
-            "train_size": config.train_size,
-            "seed": config.seed,
-            "dtype": config.dtype,
-            "channels": data.channels,
-            "classes": data.classes,
-            "image_size": data.image_size,
-            "epoch": trajectory.epoch,
-            "phase": trajectory.phase,
-        }
+        setting, problem = self.config.setting, self.problem
+        described = (
+            {"format": "convexlab"}
+            | setting.names
+            | {
+                "train_size": self.config.train_size,
+                "seed": self.config.seed,
+                "dtype": str(problem.objective.dtype).removeprefix("torch."),
+            }
+            | problem.metadata()
+            | {"epoch": trajectory.epoch, "phase": trajectory.phase}
+        )
         metadata = {key: str(value) for key, value in described.items() if value is not None}
-        write_checkpoint(self.run.checkpoint_path(trajectory.epoch), self.problem.model.state_dict(), metadata)
+        write_checkpoint(self.run.checkpoint_path(trajectory.epoch), problem.model.state_dict(), metadata)
 
-    def _summary(self, notes: dict[str, Any], two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
-        config, data = self.config, self.problem.dataset
+    def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
+        config, problem = self.config, self.problem
+        model: Row = {"name": config.model or config.setting.label, "parameters": problem.objective.size}
+        if problem.overdetermination is not None:
+            model["overdetermination"] = problem.overdetermination
         return {
             "schema": 1,
-            "model": {
-                "name": config.model,
-                "parameters": self.problem.objective.size,
-                "overdetermination": self.problem.overdetermination,
-            },
-            "dataset": {
-                "name": config.dataset,
-                "train_size": data.train_size,
-                "validation_size": data.validation_size,
-                "classes": data.classes,
-            },
-            "loss": config.loss,
+            "model": model,
+            "dataset": {"name": config.dataset or problem.about or config.setting.label} | problem.facts(),
+            "loss": config.loss or "the objective's own",
+            "measures": [name for name in two_phase if name not in _NOT_MEASURES],
             "budget": config.epochs,
-            "batch_size": self.batch_size,
-            "switch": notes["switch"],
-            "safe_resort": notes.get("safe_resort"),
+            "batch_size": problem.batch_size,
+            "switch": trajectory.switch,
+            "safe_resort": trajectory.safe_resort,
             "phase_two": config.phase_two,
             "two_phase": two_phase,
             "baselines": baselines,
             "oracle": oracle,
             "seed": config.seed,
-            "environment": describe_environment(self.problem.x.device, config.dtype),
+            "environment": describe_environment(
+                problem.objective.device, str(problem.objective.dtype).removeprefix("torch.")
+            ),
         }
-
-
-def _default_batch_size(problem: Problem) -> int:
-    """Return the paper's batch, or less of a small training set.
-
-    The paper's 512 makes a hundred steps an epoch of its 50,000 examples. With 1,400 it would make three, and an
-    epoch, the unit in which gradient norms are compared, would be hardly any training.
-    """
-    return min(512, max(_LEAST_BATCH, problem.dataset.train_size // 20))
 
 
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
@@ -387,7 +436,7 @@ def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
         "seeds": [member["seed"] for member in members],
         "model": members[0]["model"],
         "dataset": members[0]["dataset"],
-        "loss": config.loss,
+        "loss": members[0]["loss"],
         "runs": [member.path.name for member in run.members],
         "switch": [member["switch"] for member in members],
         "two_phase": [member["two_phase"] for member in members],

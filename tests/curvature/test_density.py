@@ -178,12 +178,12 @@ def test_one_basis_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_single_probe_has_no_standard_error_and_seeds_decide() -> None:
     matrix = random_matrix("normal", 0, least=30)
-    one = cl.spectral_density(Dense(matrix), probes=1, seed=1)
-    assert math.isnan(one.standard_error)
-    assert math.isnan(one.moment(2)[1])
+    single = cl.spectral_density(Dense(matrix), probes=1, seed=1)
+    assert math.isnan(single.standard_error)
+    assert math.isnan(single.moment(2)[1])
     again, other = (cl.spectral_density(Dense(matrix), probes=1, seed=seed) for seed in (1, 2))
-    assert torch.equal(one.weights, again.weights)
-    assert not torch.equal(one.weights, other.weights)
+    assert torch.equal(single.weights, again.weights)
+    assert not torch.equal(single.weights, other.weights)
     two = cl.spectral_density(Dense(matrix), probes=2, seed=1)
     assert not torch.equal(two.weights[0], two.weights[1])
 

@@ -88,8 +88,8 @@ def test_extending_in_pieces_is_extending_at_once(pieces: tuple[int, ...]) -> No
     assert process.steps == process.products == 20
     assert process.exhausted
     assert not process.invariant
-    for mine, theirs in zip(process.coefficients(), whole.coefficients(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for ours, theirs in zip(process.coefficients(), whole.coefficients(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     process.extend(5)
     assert process.steps == process.products == 20
 
@@ -113,15 +113,14 @@ def test_the_process_ends_with_the_last_distinct_eigenvalue(values: list[float],
     assert process.steps == steps
     assert process.invariant
     assert process.exhausted
-    found, coefficients = process.ritz()
+    ritz_values, coefficients = process.ritz()
     # Each distinct eigenvalue once, to the rounding of the matrix; a start's part along it is 1e-2 at the least here,
     # and a value comes out that much less exactly.
     np.testing.assert_allclose(
-        found, np.unique(scale * np.array(values)), atol=1e3 * EPS * scale * max(map(abs, values))
+        ritz_values, np.unique(scale * np.array(values)), atol=1e3 * EPS * scale * max(map(abs, values))
     )
-    residual = matrix @ process.ritz_vectors(coefficients) - process.ritz_vectors(coefficients) * torch.from_numpy(
-        found
-    )
+    vectors = process.ritz_vectors(coefficients)
+    residual = matrix @ vectors - vectors * torch.from_numpy(ritz_values)
     assert float(residual.abs().max()) <= 100 * EPS * scale * max(map(abs, values))
 
 
@@ -142,11 +141,11 @@ def test_a_float32_operator_is_no_end_of_the_process_and_the_basis_stays_orthono
     n, k = v.shape
     np.testing.assert_allclose(v.T @ v, np.eye(k), atol=4 * n * EPS)
     eigenvalues = np.linalg.eigvalsh(matrix.double().numpy())
-    found = process.ritz()[0]
+    ritz_values = process.ritz()[0]
     # What a matrix changes its eigenvalues by when every product is off by √n ε ‖A‖ (Weyl).
     bound = math.sqrt(n) * float(np.finfo(np.float32).eps) * float(np.abs(eigenvalues).max())
-    assert found[0] == pytest.approx(eigenvalues[0], abs=bound)
-    assert found[-1] == pytest.approx(eigenvalues[-1], abs=bound)
+    assert ritz_values[0] == pytest.approx(eigenvalues[0], abs=bound)
+    assert ritz_values[-1] == pytest.approx(eigenvalues[-1], abs=bound)
 
 
 class _Failing(Dense):

@@ -133,16 +133,16 @@ def test_batches_may_be_weighted_by_anything() -> None:
 
 
 def test_a_batch_whose_parts_are_not_of_one_length_is_never_cut() -> None:
-    seen = []
+    sizes = []
 
     def loss(module: nn.Module, batch: dict[str, Any]) -> Tensor:
-        seen.append([len(batch["inside"]), len(batch["edge"])])
+        sizes.append([len(batch["inside"]), len(batch["edge"])])
         return module(batch["inside"]).square().mean() + module(batch["edge"]).square().mean()
 
     batch = {"inside": _data(5)[0], "edge": _data(3)[0], "note": "whatever"}
     cl.Objective.from_batch_loss(_classifier(), [batch], loss, micro_batch=1).value()
     cl.Objective.from_batch_loss(_classifier(), [{"inside": batch["inside"], "edge": batch["inside"]}], loss).value()
-    assert seen == [[5, 3], [5, 5]]
+    assert sizes == [[5, 3], [5, 5]]
 
 
 # Every kind of model.
@@ -545,9 +545,9 @@ def test_the_surroundings_do_not_matter(context: Callable[[], Any]) -> None:
     v = torch.randn(objective.size)
     expected = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
     with context():
-        found = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
-    assert found[0] == expected[0]
-    assert all(map(torch.equal, found[1:], expected[1:]))
+        results = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
+    assert results[0] == expected[0]
+    assert all(map(torch.equal, results[1:], expected[1:]))
 
 
 def test_dropout_is_off_and_running_statistics_are_used_and_kept() -> None:
@@ -651,6 +651,31 @@ def test_at_moves_the_model_and_moves_it_back() -> None:
     elsewhere += 1
     theta += 1
     assert not torch.equal(objective.flat_parameters(), theta)  # It was a copy.
+
+
+def test_write_moves_the_model_and_nothing_but_the_selected_parameters() -> None:
+    model = _classifier().float()
+    x, y = _data(6)
+    objective = cl.Objective(model, [(x, y)], nn.CrossEntropyLoss(), params=["2.weight", "0.bias"], dtype=torch.float64)
+    others = [model[0].weight.clone(), model[2].bias.clone()]
+    theta = torch.linspace(-1, 1, objective.size, dtype=torch.float64, requires_grad=True)
+    objective.write(theta)
+    assert torch.equal(model[0].bias, theta[:5].float())
+    assert torch.equal(model[2].weight, theta[5:].float().view(3, 5))
+    assert torch.equal(model[0].weight, others[0])
+    assert torch.equal(model[2].bias, others[1])
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    with objective.at(torch.zeros(objective.size)):
+        pass
+    assert torch.equal(objective.flat_parameters(), theta.float().double())
+
+
+@pytest.mark.parametrize("shape", [(), (42,), (44,), (43, 1), (1, 43)])
+def test_write_refuses_another_shape_before_it_moves_anything(shape: tuple[int, ...]) -> None:
+    model = _classifier()
+    objective = cl.Objective(model, [_data(4)], nn.CrossEntropyLoss())
+    with _untouched(model), pytest.raises(MisuseError, match=r"shape \(43,\)"):
+        objective.write(torch.ones(shape))
 
 
 def test_at_keeps_the_layout_in_memory() -> None:

@@ -173,11 +173,11 @@ def test_failure_along_the_conjugate_direction_is_mended_by_steepest_descent(sea
     optimiser = task.optimiser(search)
     for _ in range(3):
         optimiser.step(task.closure)
-    memory = optimiser.state[next(task.model.parameters())]
+    memory = optimiser._memory
     # Spoil what it remembers: along this direction the loss cannot fall as the remembered slopes predict.
     generator = torch.Generator().manual_seed(1)
-    memory["direction"] = 1e3 * torch.randn(memory["direction"].shape, generator=generator, dtype=torch.float64)
-    memory["slope"] *= 1e3
+    memory.direction = 1e3 * torch.randn(memory.direction.shape, generator=generator, dtype=torch.float64)
+    memory.slope *= 1e3
     before = task.closure().item()
     optimiser.step(task.closure)
     assert optimiser.report.failed is None

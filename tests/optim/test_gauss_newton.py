@@ -23,10 +23,6 @@ EPSILON = 2.0**-52
 EXACTLY = 1e-30  # Tolerance of an inner iteration that goes on to the end.
 
 
-def _memory(optimiser: GaussNewtonCG) -> dict[str, float]:
-    return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
 def _build(task: Regression, x: nn.Parameter, **options: object) -> GaussNewtonCG:
     return GaussNewtonCG([x], lambda: Dense(task.gauss_newton(x.detach())), **options)
 
@@ -54,7 +50,7 @@ def test_first_step_solves_the_damped_system(preconditioned: bool) -> None:
     optimiser.step(closure_of(task, x))
     z = p * g
     strength = 0.1 * (z @ matrix @ z / (z @ (z / p)))
-    assert _memory(optimiser)["damping"] == pytest.approx(strength.item(), rel=1e-12)
+    assert optimiser._memory.damping == pytest.approx(strength.item(), rel=1e-12)
     expected = -torch.linalg.solve(matrix + strength * torch.diag(1.0 / p), g)
     step = (x.detach() - task.start) / optimiser.report.step_size
     # Up to 33 steps of CG; with λ the condition number is some 100 at most, in P's metric.
@@ -68,14 +64,14 @@ def test_damping_follows_the_decrease_that_was_had() -> None:
     seen, factors = None, set()
     for _ in range(40):
         optimiser.step(closure_of(task, x))
-        damping, report = _memory(optimiser)["damping"], optimiser.report
+        damping, report = optimiser._memory.damping, optimiser.report
         if seen is not None:
             old, promised, loss = seen
             share = (loss - report.loss) / promised
             factor = 1.5 if share < 0.25 else 1.0 / 1.5 if share > 0.75 else 1.0
             factors.add(factor)
             assert damping == pytest.approx(old * factor, rel=1e-12)
-        seen = damping, _memory(optimiser)["promised"], report.loss
+        seen = damping, optimiser._memory.promised, report.loss
     assert factors == {1.5, 1.0, 1.0 / 1.5}
 
 
@@ -144,7 +140,7 @@ def test_after_an_exception_the_run_goes_on_as_if_there_had_been_none() -> None:
                 with pytest.raises(KeyboardInterrupt):
                     optimiser.step(closure_of(task, x))
             optimiser.step(closure_of(task, x))
-            seen.append((x.detach().clone(), _memory(optimiser)["damping"], optimiser.report))
+            seen.append((x.detach().clone(), optimiser._memory.damping, optimiser.report))
         return seen
 
     for (x, damping, report), (other, other_damping, other_report) in zip(points(True), points(False), strict=True):

@@ -43,10 +43,6 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 _run = functools.partial(run, LBFGS)
 
 
-def _memory(optimiser: LBFGS) -> dict[str, object]:
-    return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
 # The two loops.
 
 
@@ -76,7 +72,7 @@ def test_directions_are_those_of_the_two_loops(history: int, preconditioned: boo
     for new_x, report, optimiser in _run(loss, start, 25, history=history, **options):
         if pairs:
             expected = _two_loops(g.numpy(), pairs, p.numpy() if preconditioned else np.ones(len(p)))
-            error = np.linalg.norm(_memory(optimiser)["direction"].numpy() - expected)
+            error = np.linalg.norm(optimiser._memory.direction.numpy() - expected)
             # s is the difference of points of order 1 and at least 1e-3 long, so known to 1e-13, y likewise; both count
             # as often as there are pairs, 25, times the condition numbers, some 1e3.
             assert error <= 25 * 1e3 * 1e-13 * np.linalg.norm(expected)
@@ -110,9 +106,9 @@ def test_after_n_exact_steps_the_matrix_is_the_inverse_hessian() -> None:
     *_, (_, _, optimiser) = _run(loss, start, 8, line_search=EXACT)
     x = optimiser.param_groups[0]["params"][0]
     with torch.no_grad():
-        memory = _memory(optimiser)
+        memory = optimiser._memory
         # The pair of the last step is stored when the next begins; there the gradient is not zero but rounding.
-        list(optimiser._directions(optimiser._start(None, memory["weights"])))
+        list(optimiser._directions(optimiser._start(None, memory.weights)))
         probe = torch.tensor(b)
         newton = optimiser._newton(probe, probe, 8, probe.norm().item()).numpy()
     assert np.linalg.norm(newton + np.linalg.solve(h, b)) <= 10.0 * ITERATE_TOLERANCE * np.linalg.norm(newton)
@@ -275,7 +271,7 @@ def test_float32_at_the_floor_gives_no_nan(search: str, scale: float) -> None:
         optimiser.step(closure)
         assert torch.isfinite(x).all()
         assert np.isfinite(optimiser.report.loss)
-        quasi_newton += _memory(optimiser).get("pairs", 0) > 0
+        quasi_newton += optimiser._memory.pairs > 0
     exact = torch.linalg.lstsq(matrix.double(), target.double()).solution
     # Values resolve the minimum to the root of float32's rounding; the matrix is well conditioned (below 3).
     assert torch.linalg.vector_norm(x - exact) <= 10.0 * 2.0**-11.5 * torch.linalg.vector_norm(exact)
@@ -296,7 +292,7 @@ def test_pairs_of_negative_curvature_are_damped() -> None:
         assert report.slope < 0.0
         if pairs:
             expected = _two_loops(g.numpy(), pairs, np.ones(6))
-            error = np.linalg.norm(_memory(optimiser)["direction"].numpy() - expected)
+            error = np.linalg.norm(optimiser._memory.direction.numpy() - expected)
             assert error <= 1e-9 * np.linalg.norm(expected)  # Differences of points, known to 1e-13 or so.
         new_g = torch.func.grad(loss)(new_x)
         s, y, b_s = (new_x - x).numpy(), (new_g - g).numpy(), -g.numpy()
@@ -338,7 +334,7 @@ def test_failure_along_the_first_direction_is_mended_by_steepest_descent() -> No
     # The first trial along -g is Barzilai and Borwein's step; s is a difference of points, known to 1e-13 or so.
     assert optimiser.line_search.calls == [1.0, pytest.approx((s @ y / (y @ y)).item(), rel=1e-9)]
     optimiser.step(closure_of(PROBLEMS[0], x))
-    assert _memory(optimiser)["pairs"] == 1
+    assert optimiser._memory.pairs == 1
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, float("nan"), float("inf")])
@@ -425,9 +421,9 @@ def test_a_state_with_another_history_is_refused(history: int) -> None:
 def test_room_grows_with_the_pairs_up_to_the_history() -> None:
     task = Regression(0)
     rows = [
-        _memory(optimiser)["s"].shape[0]
+        optimiser._memory.s.shape[0]
         for _, report, optimiser in _run(task, task.start, 40, history=20)
-        if not report.failed and _memory(optimiser)["pairs"]
+        if not report.failed and optimiser._memory.pairs
     ]
     assert rows[0] == 8
     assert rows[-1] == 20
@@ -437,7 +433,7 @@ def test_room_grows_with_the_pairs_up_to_the_history() -> None:
 @pytest.mark.parametrize(("budget", "pairs"), [(None, 9), (10**9, 9), (5 * 2 * 8 * 33, 5), (1, 1)])
 def test_pairs_fit_their_memory_budget(budget: int | None, pairs: int) -> None:
     *_, (_, _, optimiser) = _run(Regression(), Regression().start, 12, history=9, memory_budget=budget)
-    assert optimiser.history == len(_memory(optimiser)["s"]) == pairs  # 33 weights in float64, twice a pair.
+    assert optimiser.history == len(optimiser._memory.s) == pairs  # 33 weights in float64, twice a pair.
 
 
 def test_changed_weights_drop_the_pairs() -> None:

@@ -156,15 +156,14 @@ def test_hager_zhang_descends_in_every_step(problem: Problem, search: str) -> No
     for _, report, optimiser in _run(problem, start, 100, problem.tolerance, beta="hager-zhang", line_search=search):
         if report.failed:
             break
-        memory = next(iter(optimiser.state.values()))
-        gradient, direction = memory["gradient"], memory["direction"]
+        gradient, direction = optimiser._memory.gradient, optimiser._memory.direction
         slope, square = (gradient @ direction).item(), (gradient @ gradient).item()
         # A few roundings of the products, which are no larger than ‖g‖‖d‖.
         slack = 1e-14 * (square * (direction @ direction).item()) ** 0.5
         assert slope <= -7.0 / 8.0 * square + slack
         assert report.slope == pytest.approx(slope, abs=slack, rel=1e-12)
         # ‖d‖² is carried along by a recursion, whose roundings add up over the steps.
-        assert memory["d_d"] == pytest.approx((direction @ direction).item(), rel=1e-9)
+        assert optimiser._memory.d_d == pytest.approx((direction @ direction).item(), rel=1e-9)
 
 
 @every_beta

@@ -55,10 +55,6 @@ def order(seed: int = 0) -> Tensor:
     return torch.randperm(N, generator=torch.Generator().manual_seed(seed))
 
 
-def memory(optimiser: ProgressiveLBFGS) -> dict[str, Any]:
-    return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
 def test_all_examples_from_the_start_is_plain_lbfgs() -> None:
     examples = Examples()
     x, optimiser = begin(examples, sample_size=N)
@@ -141,14 +137,14 @@ def test_every_pair_is_of_one_sample() -> None:
         optimiser.step(examples.closure(x))
         points.append(x.detach().clone())
     assert len(set(sizes)) > 1
-    stored = memory(optimiser)
+    stored = optimiser._memory
     for slot in range(5):
         rows = order()[: sizes[slot]]
         s = points[slot + 1] - points[slot]
         old, new = (torch.func.grad(examples.loss)(point, rows) for point in (points[slot], points[slot + 1]))
         unit = 1.0 / (s @ (new - old)).sqrt()
-        torch.testing.assert_close(stored["s"][slot], s * unit, rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(stored["y"][slot], (new - old) * unit, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(stored.s[slot], s * unit, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(stored.y[slot], (new - old) * unit, rtol=1e-7, atol=1e-9)
 
 
 def test_it_ends_at_the_minimum_over_all_examples() -> None:

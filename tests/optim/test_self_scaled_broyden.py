@@ -37,10 +37,6 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 _run = functools.partial(run, SelfScaledBroyden)
 
 
-def _memory(optimiser: SelfScaledBroyden) -> dict[str, object]:
-    return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
 # The formulas, as Urbán, Stefanou and Pons print them, with B by inversion.
 
 
@@ -77,7 +73,7 @@ def test_directions_are_those_of_the_formulas(update: str, preconditioned: bool,
     x, g, h, first = start, gradient_at(start), np.diag(p.numpy()), True
     for new_x, report, optimiser in _run(loss, start, 25, update=update, **options):
         expected = -h @ g.numpy()
-        error = np.linalg.norm(_memory(optimiser)["direction"].numpy() - expected)
+        error = np.linalg.norm(optimiser._memory.direction.numpy() - expected)
         # s is the difference of points of order 1 and at least 1e-3 long, so known to 1e-13, y likewise; both count
         # as often as there are pairs, 25, times the condition number of H, some 1e4 (the network: 1e5).
         assert error <= 25 * 1e5 * 1e-13 * np.linalg.norm(expected)
@@ -94,7 +90,7 @@ def test_the_matrix_meets_the_secant_equation_and_stays_positive_definite(update
     for new_x, _, optimiser in _run(task, task.start, 60, update=update):
         new_g = torch.func.grad(task)(new_x)
         optimiser._absorb(new_g)
-        matrix = _memory(optimiser)["matrix"]
+        matrix = optimiser._memory.matrix
         s, y = new_x - x, new_g - g
         size = torch.linalg.matrix_norm(matrix, 2) * torch.linalg.vector_norm(y)
         # s is the difference of points of order 1, known to 1e-15; Hy is rounded relative to ‖H‖‖y‖, in 33 sums.
@@ -157,7 +153,7 @@ def test_float32_goes_on_with_a_float64_matrix(update: str, seed: int) -> None:
         assert x.dtype == torch.float32
         assert torch.isfinite(x).all()
         assert np.isfinite([report.loss, report.gradient_norm, report.step_size, report.slope]).all()
-        assert _memory(optimiser).get("matrix") is None or _memory(optimiser)["matrix"].dtype == torch.float64
+        assert optimiser._memory.matrix is None or optimiser._memory.matrix.dtype == torch.float64
     assert report.loss <= 0.02 * task(task.start)
 
 
@@ -175,7 +171,7 @@ def test_pairs_of_negative_curvature_are_damped(update: str) -> None:
         concave += bool((new_x - x) @ (new_g - g) < 0.0)
         x, g = new_x, new_g
         optimiser._absorb(g)
-        assert torch.linalg.eigvalsh(_memory(optimiser)["matrix"])[0] > 0.0
+        assert torch.linalg.eigvalsh(optimiser._memory.matrix)[0] > 0.0
     assert concave >= 1
 
 

@@ -21,10 +21,6 @@ def _build(x: nn.Parameter, history: int) -> LBFGS:
     return LBFGS([x], history=history, self_scaled=True)
 
 
-def _memory(optimiser: LBFGS) -> dict[str, object]:
-    return optimiser.state[optimiser.param_groups[0]["params"][0]]
-
-
 def _two_loops(
     gradient: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]], taus: list[float], start: np.ndarray
 ) -> np.ndarray:
@@ -48,7 +44,7 @@ def test_directions_are_those_of_the_two_loops(history: int, preconditioned: boo
     gradient_at = torch.func.grad(task)
     x, g, pairs, taus, scaled, gamma = task.start, gradient_at(task.start), [], [], 0, 0.0
     for new_x, report, optimiser in _run(task, x, 25, history=history, preconditioner=DiagonalPreconditioner(p)):
-        direction = _memory(optimiser)["direction"].numpy()
+        direction = optimiser._memory.direction.numpy()
         if pairs:
             dropped = len(taus) - len(pairs)
             expected = _two_loops(g.numpy(), pairs, taus[dropped:], gamma * p.numpy() / np.prod(taus[:dropped]))

@@ -224,5 +224,4 @@ def _found_on_coarse_values(seed: int) -> float | None:
             break
     # A search that takes the values at their word gives up at an excess of 1e-3 to 5e-2.
     assert float(exact(x.detach())) - 1.0 <= 1e-8
-    resolution: float | None = optimiser.state[x].get("resolution")
-    return resolution
+    return optimiser._memory.resolution

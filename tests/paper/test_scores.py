@@ -75,7 +75,7 @@ ENDINGS = [
     {"epoch": 4, "spent": 4.0, "loss": 0.002},
     {"epoch": 3, "spent": 6.0, "loss": 0.001},  # of a rule that doubled the cost: no oracle's
 ]
-FIRINGS = {
+DECISIONS = {
     "free": {"epoch": 4, "spent": 4.0, "factor": 1.0},
     "early": {"epoch": 2, "spent": 2.0, "factor": 1.0},
     "paid": {"epoch": 3, "spent": 6.0, "factor": 2.0},
@@ -93,7 +93,7 @@ RUN = a_run(
         point(8, NON_CONVEX, -0.1),
     ],
     endings=ENDINGS,
-    firings=FIRINGS,
+    decisions=DECISIONS,
 )
 
 
@@ -115,7 +115,7 @@ def test_the_oracle_without_its_luck() -> None:
 
 def test_scores_by_hand() -> None:
     assert curvature_peak(RUN) == 2
-    found = {name: score(RUN, name) for name in FIRINGS}
+    found = {name: score(RUN, name) for name in DECISIONS}
     # The smallest eigenvalue is above -5 % of 10 from epoch 6 on; the last one below it was at 4.
     assert found["free"] == Score(
         4,
@@ -140,7 +140,7 @@ def test_scores_by_hand() -> None:
 
 def test_a_switch_that_would_not_pay_is_not_missed() -> None:
     run = RUN | {"endings": [{"epoch": 4, "spent": 4.0, "loss": 0.95 * 0.5**8}]}
-    assert not score(run | {"firings": {"never": FIRINGS["never"]}}, "never").missed
+    assert not score(run | {"decisions": {"never": DECISIONS["never"]}}, "never").missed
 
 
 def test_claim_1_by_hand() -> None:
@@ -216,7 +216,7 @@ def test_the_default_is_chosen_on_one_half_and_reported_on_the_other(by: Criteri
     table = {
         "good on a and c": scores(0.0, 0.0, 9.0, 0.0, 9.0),
         "good on b and d": scores(9.0, 9.0, 0.1, 9.0, 0.1),
-        "curvature, known for nothing": scores(0.0, 0.0, 0.0, 0.0, 0.0),
+        "curvature, known at no cost": scores(0.0, 0.0, 0.0, 0.0, 0.0),
         "good, but within the transient": scores(0.0, 0.0, 0.0, 0.0, 0.0, early=True),
     }
     first, second = choose(runs, table, by=by)

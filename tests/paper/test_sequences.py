@@ -7,27 +7,27 @@ import math
 from itertools import pairwise
 
 import pytest
+from paper.adam_run import AdamRun
 from paper.protocols import ADAM, FIXED, PAPERS, Plan
 from paper.sequences import CG_ALONE, Recording, train_sequences
+from paper.switching import followed
 
 from convexlab.linalg.vectors import norm
-from convexlab.problems.tasks import Task, regression
+from convexlab.problems import Problem, friedman
 from convexlab.progress import Progress
 from convexlab.runs import Row
-from convexlab.training.adam import AdamRun
 from convexlab.training.phases import phase_two
-from convexlab.training.switching import followed
 
 PLAN = Plan(epochs=6, switch=2, rate=3e-3, seed=0)
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=60, seed=0, batch_size=16)
+def task() -> Problem:
+    return friedman(train_size=60, seed=0, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def sequences(task: Task) -> dict[str, list[Row]]:
+def sequences(task: Problem) -> dict[str, list[Row]]:
     return train_sequences(task, PLAN, Recording(every=3))
 
 
@@ -51,7 +51,7 @@ def test_costs_and_seconds_grow(sequences: dict[str, list[Row]]) -> None:
             assert after["seconds"] >= before["seconds"]
 
 
-def test_measuring_along_the_way_changes_nothing(task: Task, sequences: dict[str, list[Row]]) -> None:
+def test_measuring_along_the_way_changes_nothing(task: Problem, sequences: dict[str, list[Row]]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for _ in range(PLAN.switch):
         run.train()
@@ -61,7 +61,7 @@ def test_measuring_along_the_way_changes_nothing(task: Task, sequences: dict[str
     assert [row["cost"] for row in sequences[PAPERS]] == pytest.approx(list(itertools.accumulate(costs)))
 
 
-def test_the_norm_is_the_full_gradients(task: Task, sequences: dict[str, list[Row]]) -> None:
+def test_the_norm_is_the_full_gradients(task: Problem, sequences: dict[str, list[Row]]) -> None:
     run = AdamRun(task, rate=PLAN.rate, seed=PLAN.seed, watched=False)
     for _ in range(PLAN.switch):
         run.train()
@@ -78,7 +78,7 @@ def test_curvature_is_measured_where_it_was_asked_for(sequences: dict[str, list[
                 assert row["curvature"]["train_loss"] == pytest.approx(row["train_loss"], rel=1e-6)
 
 
-def test_progress_is_told(task: Task) -> None:
+def test_progress_is_told(task: Problem) -> None:
     told: list[Progress] = []
     train_sequences(task, Plan(2, 1, 3e-3, 0), Recording(every=5), progress=told.append)
     assert {step.task for step in told} == {ADAM, PAPERS, FIXED, CG_ALONE}

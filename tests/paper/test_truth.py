@@ -9,7 +9,7 @@ import torch
 from paper.truth import CONVEX, NON_CONVEX, curvature_at, pattern, relative_kind, segment_between
 
 from convexlab.probing import ProbeOptions
-from convexlab.problems.tasks import Task, regression
+from convexlab.problems import Problem, friedman
 
 N, C, U = NON_CONVEX, CONVEX, "unresolved"
 
@@ -50,15 +50,15 @@ def test_relative_kind(smallest: float | None, largest: float, kind: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=40, seed=0, batch_size=16)
+def task() -> Problem:
+    return friedman(train_size=40, seed=0, batch_size=16)
 
 
-def test_curvature_is_that_of_the_weights_asked_for(task: Task) -> None:
+def test_curvature_is_that_of_the_weights_asked_for(task: Problem) -> None:
     start, moved = task.initial, task.initial * 0.5
     first, second = (curvature_at(task, weights, ProbeOptions(density_probes=1)) for weights in (start, moved))
     for weights, row in ((start, first), (moved, second)):
-        task.write(weights)
+        task.objective.write(weights)
         assert row["train_loss"] == pytest.approx(task.objective.value())
         # A witness of a squared error bends downwards through the residual part alone: the other is never negative.
         if row["verdict"] == N:
@@ -67,7 +67,7 @@ def test_curvature_is_that_of_the_weights_asked_for(task: Task) -> None:
     assert first["verdict"] == N
 
 
-def test_segments_of_a_network_that_is_linear_in_its_last_layer_are_convex_there(task: Task) -> None:
+def test_segments_of_a_network_that_is_linear_in_its_last_layer_are_convex_there(task: Problem) -> None:
     end = task.initial.clone()
     end[-65:] += torch.linspace(-1.0, 1.0, 65)  # 64 weights and a bias
     found = segment_between(task, task.initial, end)

@@ -7,28 +7,27 @@ import math
 from typing import Any
 
 import pytest
-import torch
 from paper import validated_run as runs_module
+from paper.adam_run import AdamRun
 from paper.pages.detectors import validation_study
-from paper.rules import CANDIDATES, Candidate, replay
+from paper.rules import RULES, Rule, replay
 from paper.scores import score
 from paper.validated_run import Plan, decided, validate_run
 
 from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
+from convexlab.problems import Problem, friedman, physics_informed
 from convexlab.problems.physics_informed import convection
-from convexlab.problems.tasks import Task, images, physics, regression
-from convexlab.training.adam import AdamRun
 
 PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=60, seed=0, batch_size=16)
+def task() -> Problem:
+    return friedman(train_size=60, seed=0, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def made(task: Task) -> dict[str, Any]:
+def made(task: Problem) -> dict[str, Any]:
     run = validate_run(task, PLAN)
     return json.loads(json.dumps(run))  # as it comes back from disk
 
@@ -38,7 +37,7 @@ def test_everything_is_recorded(made: dict[str, Any]) -> None:
     assert [row["cost"] for row in made["rows"]] == list(range(9))
     assert [row["epoch"] for row in made["truth"]] == [0, 4, 8]
     assert [(one["begin"], one["end"]) for one in made["segments"]] == [(0, 4), (4, 8)]
-    assert set(made["firings"]) == {candidate.label for candidate in CANDIDATES}
+    assert set(made["decisions"]) == {rule.label for rule in RULES}
     assert made["adam"] == min(row["train_loss"] for row in made["rows"])
     assert made["minimum"]["verdict"] in {"non-convex", "no-negative-curvature", "unresolved"}
 
@@ -46,16 +45,16 @@ def test_everything_is_recorded(made: dict[str, Any]) -> None:
 def test_every_decision_is_followed_to_the_end_of_the_budget(made: dict[str, Any]) -> None:
     endings = {(one["epoch"], one["spent"]): one for one in made["endings"]}
     assert {(3, 3.0), (6, 6.0)} <= endings.keys()
-    for firing in made["firings"].values():
-        assert firing["epoch"] is None or (firing["epoch"], firing["spent"]) in endings
+    for decision in made["decisions"].values():
+        assert decision["epoch"] is None or (decision["epoch"], decision["spent"]) in endings
     for (epoch, _), ending in endings.items():
         assert all(cost <= 8 + 1e-9 for cost, _ in ending["curve"])
         before = min(row["train_loss"] for row in made["rows"][: epoch + 1])
         assert ending["loss"] == min([before, *(loss for _, loss in ending["curve"])])
-    assert all(score(made, label).regret >= 0 for label in made["firings"])
+    assert all(score(made, label).regret >= 0 for label in made["decisions"])
 
 
-def test_what_is_known_is_not_done_again(task: Task, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_is_not_done_again(task: Problem, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("was done again")
 
@@ -66,28 +65,28 @@ def test_what_is_known_is_not_done_again(task: Task, made: dict[str, Any], monke
 
 def test_rules_are_asked_anew_from_the_record_alone(made: dict[str, Any]) -> None:
     assert decided(made) == made
-    first = Candidate("at epoch 3", lambda budget: BudgetFraction(budget, 3 / 8))
+    first = Rule("at epoch 3", lambda budget: BudgetFraction(budget, 3 / 8))
     again = decided(made, [first])
     assert again is not None
-    assert again["firings"]["at epoch 3"] == {"epoch": 3, "spent": 3.0, "factor": 1.0} | {
+    assert again["decisions"]["at epoch 3"] == {"epoch": 3, "spent": 3.0, "factor": 1.0} | {
         "reason": "the switch was set to epoch 3, 38% of a budget of 8"
     }
     # No rule fired at the first epoch, at twice its cost.
-    paid = Candidate("algorithm-1", lambda budget: FixedEpoch(1), "full")
+    paid = Rule("algorithm-1", lambda budget: FixedEpoch(1), "full")
     assert decided(made, [paid]) is None
 
 
-def test_only_what_another_rule_needs_is_added(task: Task, made: dict[str, Any]) -> None:
-    fifth = Candidate("at epoch 5", lambda budget: BudgetFraction(budget, 5 / 8))
-    more = validate_run(task, PLAN, [*CANDIDATES, fifth], known=made)
+def test_only_what_another_rule_needs_is_added(task: Problem, made: dict[str, Any]) -> None:
+    fifth = Rule("at epoch 5", lambda budget: BudgetFraction(budget, 5 / 8))
+    more = validate_run(task, PLAN, [*RULES, fifth], known=made)
     added = {(one["epoch"], one["spent"]) for one in more["endings"]} - {
         (one["epoch"], one["spent"]) for one in made["endings"]
     }
     assert added <= {(5, 5.0)}
-    assert more["firings"]["at epoch 5"]["epoch"] == 5
+    assert more["decisions"]["at epoch 5"]["epoch"] == 5
 
 
-def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Task) -> None:
+def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Problem) -> None:
     run = AdamRun(task, rate=1e-2, seed=3)
     for _ in range(2):
         run.train()
@@ -97,26 +96,12 @@ def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(task: Task) -> None
     assert [run.train() for _ in range(2)] == expected
 
 
-def test_the_two_halves_make_the_gradient_of_the_whole_mini_batch() -> None:
-    task = images("convexlab.problems.tasks:perceptron", "digits", "mse", train_size=100, seed=0, batch_size=33)
-    run = AdamRun(task, rate=1e-3, seed=0)
-    rows = torch.arange(33)
-    run.adam.zero_grad()
-    run._backward(rows)
-    halved = [parameter.grad.clone() for parameter in task.model.parameters()]
-    run.adam.zero_grad()
-    task.loss(rows).backward()
-    for half, parameter in zip(halved, task.model.parameters(), strict=True):
-        torch.testing.assert_close(half, parameter.grad)
-    assert task.objective.size == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
-
-
 def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str, Any]) -> None:
     rows = made["rows"][1:]
-    full = Candidate("algorithm-1", lambda budget: Algorithm1(0.01), "full")
+    full = Rule("algorithm-1", lambda budget: Algorithm1(0.01), "full")
     found = replay(full, rows, {}, whole_batch=False, budget=8.0)
     assert (found.epoch, found.spent, found.factor) == (None, 8.0, 2.0)
-    at_once = Candidate("algorithm-1", lambda budget: Algorithm1(0.999), "full")
+    at_once = Rule("algorithm-1", lambda budget: Algorithm1(0.999), "full")
     paid, free = (replay(at_once, rows, {}, whole_batch=whole, budget=8.0) for whole in (False, True))
     assert free.epoch is not None
     assert free.spent == free.epoch
@@ -124,12 +109,12 @@ def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str
 
 
 def test_on_the_whole_batch_the_full_norm_is_free_and_exact() -> None:
-    task = physics(convection(), points=20, seed=0)
+    task = physics_informed(convection(), train_size=20, seed=0)
     plan = Plan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
     run = validate_run(task, plan)
     assert run["budget"] == 6.0
     assert [row["cost"] for row in run["rows"]] == [0, 2, 4, 6]
-    assert all(firing["factor"] == 1.0 for firing in run["firings"].values())
+    assert all(decision["factor"] == 1.0 for decision in run["decisions"].values())
     # No criterion, no residual part.
     assert all(row["witness_residual"] is None for row in run["truth"])
     assert math.isnan(run["rows"][1]["unbiased_gradient_norm"])
@@ -141,6 +126,6 @@ def test_the_page_says_what_the_runs_say(made: dict[str, Any]) -> None:
     study = validation_study(runs, {"scale": "toy"}, "python x.py")
     assert " of 2 runs" in study.answer[0]
     rules = study.parts[1].tables[0]
-    assert {row[0].text for row in rules.rows} == set(made["firings"])
+    assert {row[0].text for row in rules.rows} == set(made["decisions"])
     assert [row[0].text for row in study.parts[3].tables[0].rows] == ["first", "second"]
     assert len(study.parts[2].tables[0].rows) == 4

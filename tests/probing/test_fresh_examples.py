@@ -13,6 +13,9 @@ from torch import Tensor, nn
 import convexlab as cl
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.problems import Problem
+from convexlab.reporting.words.sampling import sampling_sentence
+from convexlab.runs.rows import ProbedCheckpoint, Sampling
+from convexlab.wording.numbers import number
 
 
 class Bowls(nn.Module):
@@ -41,8 +44,21 @@ def _problem(sample: Tensor, test: Tensor, **more: Any) -> Problem:
     return Problem(model, data, loss, x.double(), y, cl.Objective(model, [(x, y)], loss))
 
 
-def _measured(problem: Problem) -> dict[str, Any]:
+def _measured(problem: Problem) -> Sampling:
     return sampling_error(problem, cl.convexity_verdict(problem.objective))
+
+
+def _told(problem: Problem) -> str:
+    """The sentence of the row that is stored."""
+    verdict = cl.convexity_verdict(problem.objective)
+    row = ProbedCheckpoint(
+        **vars(sampling_error(problem, verdict)),
+        verdict=verdict.kind,
+        smallest=verdict.extremes.smallest,
+        rounding_floor=verdict.rounding_floor,
+        examples=problem.dataset.train_size,
+    )
+    return sampling_sentence(ProbedCheckpoint.from_row(row.as_row()))
 
 
 def _spread(mean: float, count: int = 60) -> Tensor:
@@ -60,12 +76,12 @@ def _of_subset(fresh: Tensor, others: int) -> Problem:
 def test_the_whole_training_split_is_held_against_the_validation_split() -> None:
     row = _measured(_problem(_spread(-1.0, 90), _spread(0.5, 70)))
     # Rounding of float64 only: the values are exact in float32.
-    assert row["smallest_fresh"] == pytest.approx(0.5, abs=1e-12)
-    assert (row["largest_fresh"], row["largest_standard_error"]) == (pytest.approx(1.0, rel=1e-12), pytest.approx(0.0))
-    assert (row["population"], row["fresh_examples"]) == (90, 70)
+    assert row.smallest_fresh == pytest.approx(0.5, abs=1e-12)
+    assert (row.largest_fresh, row.largest_standard_error) == (pytest.approx(1.0, rel=1e-12), pytest.approx(0.0))
+    assert (row.population, row.fresh_examples) == (90, 70)
     # All of the training loss is known.
-    assert row["smallest_full"] == pytest.approx(-1.0, rel=1e-12)
-    assert (row["smallest_full_standard_error"], row["largest_full_standard_error"]) == (0, 0)
+    assert row.smallest_full == pytest.approx(-1.0, rel=1e-12)
+    assert (row.smallest_full_standard_error, row.largest_full_standard_error) == (0, 0)
 
 
 def test_standard_errors_are_those_of_the_batches() -> None:
@@ -78,7 +94,7 @@ def test_standard_errors_are_those_of_the_batches() -> None:
         mean = sum(weight * value for value, weight in parts) / total
         squares = sum((weight * (value - mean)) ** 2 for value, weight in parts)
         expected = math.sqrt(32 / 31 * squares) / total
-        assert row[f"{name}_standard_error"] == pytest.approx(expected, rel=1e-9)
+        assert getattr(row, f"{name}_standard_error") == pytest.approx(expected, rel=1e-9)
         # Of about the size that the examples' own spread gives: an estimate from 32 values errs by 13 %.
         values = [value for batch, _ in objective.parts() for value in batch[0].flatten().tolist()]
         assert expected == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), rel=4 * 0.13)
@@ -86,20 +102,20 @@ def test_standard_errors_are_those_of_the_batches() -> None:
 
 def test_a_subset_is_held_against_others_of_the_training_split() -> None:
     row = _measured(_of_subset(_spread(1.0), others=180))
-    assert row["smallest_fresh"] == pytest.approx(1.0, rel=1e-12)
-    assert row["smallest_full"] == pytest.approx((60 * -1.0 + 180 * 1.0) / 240, rel=1e-12)
+    assert row.smallest_fresh == pytest.approx(1.0, rel=1e-12)
+    assert row.smallest_full == pytest.approx((60 * -1.0 + 180 * 1.0) / 240, rel=1e-12)
     # Of the 240 the 60 are known; of the other 180 a third was seen.
-    expected = 180 / 240 * math.sqrt(1 - 60 / 180) * row["smallest_fresh_standard_error"]
-    assert row["smallest_full_standard_error"] == pytest.approx(expected, rel=1e-12)
-    assert row["smallest_standard_error"] == pytest.approx(0, abs=1e-12)
+    expected = 180 / 240 * math.sqrt(1 - 60 / 180) * row.smallest_fresh_standard_error
+    assert row.smallest_full_standard_error == pytest.approx(expected, rel=1e-12)
+    assert row.smallest_standard_error == pytest.approx(0, abs=1e-12)
 
 
 def test_nothing_is_left_to_chance_once_all_others_are_seen() -> None:
     row = _measured(_of_subset(_spread(1.5, 40), others=40))
-    assert row["fresh_examples"] == 40
-    assert row["smallest_full"] == pytest.approx((60 * -1.0 + 40 * 1.5) / 100, abs=1e-12)
-    assert row["smallest_full_standard_error"] == 0
-    assert row["smallest_fresh_standard_error"] > 0
+    assert row.fresh_examples == 40
+    assert row.smallest_full == pytest.approx((60 * -1.0 + 40 * 1.5) / 100, abs=1e-12)
+    assert row.smallest_full_standard_error == 0
+    assert row.smallest_fresh_standard_error > 0
 
 
 def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_charged() -> None:
@@ -108,7 +124,7 @@ def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_ch
         verdict = cl.convexity_verdict(problem.objective)
         before = problem.objective.cost
         row = sampling_error(problem, verdict)
-        assert row["fresh_examples"] == fresh
+        assert row.fresh_examples == fresh
         cost = problem.objective.cost - before
         # Two vectors a pass over the sample, and over the fresh examples in parts of it.
         assert cost.hessian_products == pytest.approx(2 * (1 + fresh / 60), rel=1e-12)
@@ -122,33 +138,34 @@ def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_ch
         (
             _problem(MINUS_ONE, torch.full((1200,), -0.75)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (-1) has -0.75 ± 0 (standard error): negative there too.",
+            "curvature (−1.00) has −0.750 ± 0 (standard error): negative there too.",
         ),
         (
             _problem(MINUS_ONE, torch.full((60,), 0.5)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (-1) has 0.5 ± 0 (standard error): not negative there.",
+            "curvature (−1.00) has 0.500 ± 0 (standard error): not negative there.",
         ),
         (
             _of_subset(torch.full((60,), 1.0), others=1180),
             "The loss is that of 60 of 1,240 training examples. On 60 other training examples the direction of "
-            "smallest curvature (-1) has 1 ± 0 (standard error), hence on all 1,240 0.9 ± 0: not negative there.",
+            "smallest curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 1,240 0.903 ± 0: not negative "
+            "there.",
         ),
         (
             _of_subset(torch.full((30,), 1.0), others=30),
             "The loss is that of 60 of 90 training examples. On 30 other training examples the direction of smallest "
-            "curvature (-1) has 1 ± 0 (standard error), hence on all 90 -0.33 ± 0: negative there too.",
+            "curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 90 −0.333 ± 0: negative there too.",
         ),
         (
             # Not convex on the sample, so nothing is said of a sign.
             _problem(torch.ones(60), torch.full((60,), 1.5)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (1) has",
+            "curvature (1.00) has",
         ),
     ],
 )
 def test_what_is_told(problem: Problem, told: str) -> None:
-    summary = _measured(problem)["sampling_summary"]
+    summary = _told(problem).replace("\N{NO-BREAK SPACE}", " ")
     assert summary == told if told.endswith(".") else summary.startswith(told)
     assert told.endswith(".") or "there" not in summary
 
@@ -156,35 +173,35 @@ def test_what_is_told(problem: Problem, told: str) -> None:
 @pytest.mark.parametrize(("mean", "told"), [(-0.5, "negative there too"), (0.5, "not negative there")])
 def test_no_sign_is_told_within_two_standard_errors(mean: float, told: str) -> None:
     values = _spread(0.0)
-    error = _measured(_problem(MINUS_ONE, values))["smallest_fresh_standard_error"]
+    error = _measured(_problem(MINUS_ONE, values)).smallest_fresh_standard_error
     for errors, expected in ((1.9, "its sign there is open"), (2.1, told)):
         shift = math.copysign(errors * error, mean)
-        summary = _measured(_problem(MINUS_ONE, values + shift))["sampling_summary"]
-        assert summary.endswith(f"± {error:.1g} (standard error): {expected}.")
+        summary = _told(_problem(MINUS_ONE, values + shift)).replace("\N{NO-BREAK SPACE}", " ")
+        assert summary.endswith(f"± {number(error, 2)} (standard error): {expected}.")
 
 
 def test_one_batch_has_no_error_and_tells_no_sign() -> None:
-    row = _measured(_problem(MINUS_ONE, _spread(-1.0, 3)))
-    assert math.isnan(row["smallest_fresh_standard_error"])
-    assert row["sampling_summary"].endswith("has -1 ± ? (standard error): its sign there is open.")
+    problem = _problem(MINUS_ONE, _spread(-1.0, 3))
+    assert math.isnan(_measured(problem).smallest_fresh_standard_error)
+    assert _told(problem).endswith("has −1.00 (standard error unknown): its sign there is open.")
 
 
 def test_one_example_left_out_leaves_nothing_to_chance() -> None:
     row = _measured(_of_subset(torch.ones(1), others=1))
-    assert math.isnan(row["smallest_fresh_standard_error"])
-    assert row["smallest_full"] == pytest.approx(-59 / 61, rel=1e-12)
-    assert row["smallest_full_standard_error"] == 0
+    assert math.isnan(row.smallest_fresh_standard_error)
+    assert row.smallest_full == pytest.approx(-59 / 61, rel=1e-12)
+    assert row.smallest_full_standard_error == 0
 
 
 def test_a_subset_that_brings_no_others_says_nothing_of_the_full_loss() -> None:
-    row = _measured(_problem(MINUS_ONE, _spread(-1.0), population=1000))
-    assert math.isnan(row["smallest_full"])
-    assert row["sampling_summary"].startswith("The loss is that of 60 of 1,000 training examples. On 60 validation")
+    problem = _problem(MINUS_ONE, _spread(-1.0), population=1000)
+    assert math.isnan(_measured(problem).smallest_full)
+    assert _told(problem).startswith("The loss is that of 60 of 1,000 training examples. On 60 validation")
 
 
 def test_without_a_verdict_only_the_extent_is_told() -> None:
     row = sampling_error(_of_subset(MINUS_ONE, others=180), None)
-    assert row["sampling_summary"] == "The loss is that of 60 of 240 training examples."
-    assert row["population"] == 240
-    assert row.keys() == _measured(_of_subset(MINUS_ONE, others=180)).keys()
-    assert all(value is None for key, value in row.items() if key not in {"sampling_summary", "population"})
+    assert row == Sampling(population=240)
+    assert sampling_sentence(ProbedCheckpoint(**vars(row), examples=60)) == (
+        "The loss is that of 60 of 240 training examples."
+    )

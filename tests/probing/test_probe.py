@@ -18,8 +18,13 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 
 import convexlab as cl
+from convexlab.probing import ProbeOptions, probe_objective
+from convexlab.problems import build_problem
 from convexlab.progress import Progress
+from convexlab.reporting.words.run import judgement
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs import Run, write_json_lines
+from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import CLASSES, PARAMETERS, TRAIN_SIZE, VALIDATION_SIZE, without_seconds, write_problem
 
 Options = dict[str, Any]
@@ -120,6 +125,17 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert math.isclose(sum(row["density"]["weights"]), 1.0, abs_tol=1e-9)
 
 
+def test_a_verdict_and_its_row_are_the_same_sentence(run: Run, given: Options, tmp_path: Path) -> None:
+    problem = build_problem(**given)
+    for steps in (2, 83):
+        options = ProbeOptions(max_steps=steps, density_probes=1)
+        row, verdict = probe_objective(problem.objective, options)
+        assert verdict is not None
+        # As it is read from a file.
+        stored = ProbedCheckpoint.from_row(json.loads(json.dumps(row.as_row())))
+        assert judgement(stored) == verdict.summary()
+
+
 def test_witness_can_be_checked_again(run: Run, tiny: Options) -> None:
     for row in cl.probe(run).rows:
         assert row["verdict"] == "non-convex"
@@ -164,7 +180,8 @@ def test_the_same_direction_on_fresh_examples_against_dense_hessians(
     names = ("standard_error", "fresh_standard_error")
     assert all(0 < row[f"{end}_{name}"] < 1 for end in ("smallest", "largest") for name in names)
     extent = f"{size} of {TRAIN_SIZE}" if size else f"all {TRAIN_SIZE}"
-    told = row["sampling_summary"]
+    (checkpoint,) = result.checkpoints
+    told = sampling_sentence(checkpoint)
     assert told.startswith(f"The loss is that of {extent} training examples. On {len(fresh[1])} ")
     assert ("hence on all 120" in told) == bool(others)
 
@@ -324,6 +341,9 @@ def test_rows_are_those_of_the_file_and_have_every_field(run: Run) -> None:
     )
     assert all(row.keys() >= set(fields.split()) for row in result.rows)
     assert all(row["peak_memory"] is None or row["peak_memory"] >= 0 for row in result.rows)
+    # Numbers and names alone: sentences are made of them when they are wanted.
+    texts = [value for row in result.rows for value in row.values() if isinstance(value, str)]
+    assert not [text for text in texts if " " in text]
     by_epoch = {row["epoch"]: row for row in run.metrics}
     for row in result.rows:
         recorded = by_epoch[row["epoch"]]
@@ -448,16 +468,20 @@ def test_nan_weights_are_a_row_not_a_crash(run: Run, given: Options, tmp_path: P
     broken["2.weight"][0, 0] = math.nan
     save_file(broken, tmp_path / "epoch-9.safetensors")
     out = tmp_path / "out"
-    first, second = cl.probe([tmp_path / "epoch-9.safetensors", run.checkpoints[0]], out=out, **given).rows
+    result = cl.probe([tmp_path / "epoch-9.safetensors", run.checkpoints[0]], out=out, **given)
+    first, second = result.rows
     assert first["verdict"] == "unresolved"
-    assert "The loss is nan here" in first["verdict_summary"]
+    assert judgement(result.checkpoints[0]) == (
+        "The loss is not finite here: curvature has no meaning. "
+        f"The loss is that of all {TRAIN_SIZE} training examples."
+    )
     assert first["epoch"] == 9
     assert (first["train_loss"], first["smallest"], first["witness"], first["steps"]) == (None, None, None, 0)
     assert first["gradient_equivalents"] == 1
     assert first["slices"] is None
     assert first.keys() == second.keys()
     assert (first["smallest_fresh"], first["smallest_standard_error"], first["fresh_examples"]) == (None, None, None)
-    assert first["sampling_summary"] == f"The loss is that of all {TRAIN_SIZE} training examples."
+    assert first["failure"] is None
     assert second["verdict"] == "non-convex"
 
 
@@ -474,9 +498,11 @@ def test_a_hessian_that_is_not_finite_is_a_row_too(tiny: Options, tmp_path: Path
     )
     torch.save({"b": torch.zeros(3)}, tmp_path / "zero.pt")
     options = tiny | {"model": f"{tmp_path / 'cusp.py'}:Cusp", "loss": "mse"}
-    (row,) = cl.probe(tmp_path / "zero.pt", out=tmp_path / "out", **options).rows
+    result = cl.probe(tmp_path / "zero.pt", out=tmp_path / "out", **options)
+    (row,), (checkpoint,) = result.rows, result.checkpoints
     assert row["verdict"] == "unresolved"
-    assert "not finite" in row["verdict_summary"]
+    assert "not finite" in row["failure"]
+    assert judgement(checkpoint).startswith(f"Nothing can be said about curvature here: {row['failure']}")
     assert row["train_loss"] == pytest.approx(1 / 3)
     assert row["smallest"] is None
 

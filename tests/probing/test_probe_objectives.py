@@ -16,7 +16,9 @@ import convexlab as cl
 from convexlab.checkpoints import write_checkpoint
 from convexlab.cli import main
 from convexlab.reporting import write_report
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs import Run
+from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import TRAIN_SIZE, write_problem
 
 # Its Hessian is diag(2 a) everywhere, of known eigenvalues.
@@ -83,7 +85,7 @@ def test_metadata_name_the_objective(factory: Path, tmp_path: Path) -> None:
 def test_its_page_speaks_of_no_classes_and_no_examples(factory: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = call("probe", checkpoint, "--objective", f"{factory}:saddle", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert re.search(r"^epoch 7: Non-convex here: a direction of curvature -2 was found", result.output)
+    assert re.search(r"^epoch 7: Non-convex here: a direction of curvature −2.00 was found", result.output)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
     assert title is not None
@@ -142,8 +144,9 @@ def test_a_sample_is_of_the_training_examples_and_speaks_of_them(
     run, options = trained
     (row,) = cl.probe(run.checkpoints[-1], probe_size=30, out=tmp_path / "out").rows
     assert (row["examples"], row["train_size"], row["population"]) == (30, 90, 90)
-    assert row["sampling_summary"].startswith("The loss is that of 30 of 90 training examples. On 30 other training")
-    assert "hence on all 90" in row["sampling_summary"]
+    sentence = sampling_sentence(ProbedCheckpoint.from_row(row))
+    assert sentence.startswith("The loss is that of 30 of 90 training examples. On 30 other training")
+    assert "hence on all 90" in sentence
     # Every example of the sample, and every fresh one, is of the 90 that were trained on, and none is in both.
     data = cl.load_dataset(options["dataset"], train_size=90)
     problem = cl.problems.build_problem(options["model"], options["dataset"], "mse", train_size=90, probe_size=30)

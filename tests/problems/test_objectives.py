@@ -46,50 +46,61 @@ def factories(tmp_path: Path) -> Path:
 
 def test_every_name_builds_and_is_described() -> None:
     for name, description in objective_names().items():
-        objective = build_objective(name, train_size=20)
-        assert objective.size == 7851
-        assert "physics-informed" in description
-        assert objective.value() > 0
+        problem = build_objective(name, train_size=20)
+        informed = name.startswith("pinn-")
+        assert problem.objective.size == (7851 if informed else 8 * 64 + 64 + 64 * 64 + 64 + 64 + 1)
+        assert description.startswith("physics-informed" if informed else "regression")
+        assert problem.objective.value() > 0
+        assert problem.measures().keys() == {"validation_loss"} | ({"relative_error"} if informed else set())
+        assert problem.about
 
 
 @pytest.mark.parametrize("equation", [convection(), burgers()], ids=["convection", "burgers"])
 def test_a_physics_informed_objective_is_the_loss_of_its_equation(equation) -> None:
-    objective = physics_informed(equation, train_size=30, seed=3)
-    loss = equation.loss(objective.model, equation.points(30, seed=3))
+    problem = physics_informed(equation, train_size=30, seed=3)
+    loss = equation.loss(problem.model, equation.points(30, seed=3))
     # The same sums in the same precision.
-    assert objective.value() == pytest.approx(loss.item(), rel=1e-6)
+    assert problem.objective.value() == pytest.approx(loss.item(), rel=1e-6)
+    measures = problem.measures()
+    other_points = equation.loss(problem.model, equation.points(30, seed=4)).item()
+    assert measures["validation_loss"] == pytest.approx(other_points, rel=1e-6)
+    assert measures["relative_error"] == pytest.approx(equation.relative_error(problem.model), rel=1e-6)
 
 
 def test_the_seed_decides_weights_and_points_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    values = [build_objective("pinn-convection", seed=seed, train_size=20).value() for seed in (0, 0, 1)]
+    values = [build_objective("pinn-convection", seed=seed, train_size=20).objective.value() for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_factory_is_told_what_it_asks_for(factories: Path) -> None:
-    objective = build_objective(f"{factories}:bowl", train_size=5, seed=1)
+    objective = build_objective(f"{factories}:bowl", train_size=5, seed=1).objective
     torch.manual_seed(1)
     net = torch.nn.Linear(2, 1)
     assert torch.equal(objective.flat_parameters(), torch.nn.utils.parameters_to_vector(net.parameters()))
-    assert build_objective(f"{factories}:placed", device="cpu").size == 3
+    assert build_objective(f"{factories}:placed", device="cpu").objective.size == 3
     # Its own default stands where nothing was asked for.
-    assert build_objective(f"{factories}:bowl").value() > 0
+    assert build_objective(f"{factories}:bowl").objective.value() > 0
 
 
 def test_in_another_dtype_the_model_is_too(factories: Path) -> None:
-    objective = build_objective(f"{factories}:bowl", dtype="float64")
-    assert objective.dtype == torch.float64
-    assert {parameter.dtype for parameter in objective.model.parameters()} == {torch.float64}
-    assert build_objective(f"{factories}:bowl").dtype == torch.float32
+    problem = build_objective(f"{factories}:bowl", dtype="float64")
+    assert problem.objective.dtype == torch.float64
+    assert {parameter.dtype for parameter in problem.model.parameters()} == {torch.float64}
+    assert build_objective(f"{factories}:bowl").objective.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
         ("pinn-convektion", MisuseError, "unknown objective 'pinn-convektion'. Did you mean 'pinn-convection'?"),
-        ("FILE:number", MisuseError, "returned float: expected a convexlab.Objective. Build one by"),
+        (
+            "FILE:number",
+            MisuseError,
+            "returned float: expected a convexlab.Objective or a convexlab.Problem. Build one by",
+        ),
         ("FILE:needs", MisuseError, "requires width: expected a callable that needs at most the keyword arguments"),
         ("FILE:broken", FailureError, "raised ValueError: no luck today"),
         ("FILE:nothing", MisuseError, "no 'nothing' for"),

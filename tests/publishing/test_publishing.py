@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 import convexlab as cl
 from convexlab.checkpoints import read_checkpoint
 from convexlab.errors import MisuseError
-from convexlab.problems.physics_informed import convection
-from convexlab.publishing import Card, PhysicsPlan, publish, read_card, train_physics, write_index
+from convexlab.publishing import Card, publish, read_card, write_index
 from convexlab.publishing.card import FIELDS
 from convexlab.publishing.folder import chosen_epochs
-from convexlab.runs import Run
+from convexlab.runs import Run, write_json
 from tests.tiny import PARAMETERS, write_problem
 
 CARD = Card(
@@ -30,7 +29,6 @@ CARD = Card(
     purpose="What for.",
     limits="All that it cannot.",
 )
-PLAN = PhysicsPlan("pinn-convection", epochs=6, switch_epoch=2, train_size=20, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +97,13 @@ def test_an_unfinished_run_is_refused(trained: Run, tmp_path: Path) -> None:
         publish(Run(tmp_path), tmp_path / "net", CARD)
 
 
+def test_a_run_that_never_switched_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "run" / "summary.json", {"switch": {"epoch": None}})
+    with pytest.raises(MisuseError, match=r"has never switched: expected a run of both phases. Train with"):
+        publish(Run(tmp_path / "run"), tmp_path / "net", CARD)
+    assert not (tmp_path / "net").exists()
+
+
 def test_a_card_without_front_matter_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("# A network\n---\n", encoding="utf-8")
@@ -108,27 +113,44 @@ def test_a_card_without_front_matter_is_refused(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# Trained networks")
 
 
-def test_a_physics_informed_run_is_a_run_directory(tmp_path: Path) -> None:
-    run = train_physics(tmp_path / "run", convection(), PLAN)
-    rows, summary = run.metrics, run.summary
+@pytest.fixture(scope="module")
+def informed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("informed")
+    options: dict[str, Any] = {"epochs": 18, "switch_epoch": 6, "train_size": 20, "checkpoint_every": 3}
+    return cl.train_two_phase(
+        out=folder / "run", objective="pinn-convection", no_baseline=True, probe_every=0, **options
+    )
+
+
+def test_a_physics_informed_run_is_a_run_directory(informed: Run, tmp_path: Path) -> None:
+    rows, summary = informed.metrics, informed.summary
     assert summary is not None
-    assert [row["epoch"] for row in rows[:3]] == [0, 1, 2]
-    assert [row["gradient_equivalents"] for row in rows[:3]] == [0, 3, 6]
+    # A step of Adam sees all points: it is an epoch, and costs one.
+    assert [(row["epoch"], row["gradient_equivalents"]) for row in rows[:7]] == [(k, k) for k in range(7)]
     assert {row["phase"] for row in rows} == {"start", "adam", "lbfgs-adam-scaled"}
-    assert rows[-1]["gradient_equivalents"] <= 18
+    assert rows[-1]["gradient_equivalents"] <= 18 + 1e-12
     assert summary["two_phase"]["train_loss"] == rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert summary["measures"] == ["validation_loss", "relative_error"]
     assert summary["two_phase"]["validation_loss"] > 0
     assert summary["two_phase"]["relative_error"] > 0
-    (probed,) = cl.probe(run.checkpoints[-1], max_steps=2, density_probes=1, out=tmp_path / "p").rows
+    (probed,) = cl.probe(informed.checkpoints[-1], max_steps=2, density_probes=1, out=tmp_path / "p").rows
     # The same sums: the checkpoint names the objective that was trained.
     assert probed["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=1e-6)
     assert probed["gradient_norm"] == pytest.approx(rows[-1]["gradient_norm"], rel=1e-5)
-    before = run.metrics_path.stat().st_mtime_ns
-    assert train_physics(run.path, convection(), PLAN).metrics_path.stat().st_mtime_ns == before
-    with pytest.raises(MisuseError, match="holds a run with other settings"):
-        train_physics(run.path, convection(), dataclasses.replace(PLAN, seed=1))
 
 
-def test_a_switch_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(MisuseError, match="expected a switch_epoch from 1 to 5, below the budget, got 6"):
-        dataclasses.replace(PLAN, switch_epoch=6)
+def test_the_folder_of_a_physics_informed_run(informed: Run, tmp_path: Path) -> None:
+    run = publish(informed, tmp_path / "net", dataclasses.replace(CARD, dataset="convection", loss="residuals"))
+    card = read_card(tmp_path / "net" / "README.md")
+    assert (card["name"], card["parameters"], card["stored_as"]) == ("net", 7851, "float32")
+    last = card["epochs"]["adam"] + card["epochs"]["lbfgs-adam-scaled"]
+    assert last == card["checkpoints"][-1]["epoch"] == informed.metrics[-1]["epoch"]
+    by_epoch = {row["epoch"]: row["train_loss"] for row in informed.metrics}
+    for row in card["checkpoints"]:
+        # The very weights, and the very points; the card has five digits.
+        assert row["loss"] == pytest.approx(by_epoch[row["epoch"]], rel=5.1e-5)
+    assert informed.summary is not None
+    assert card["final"]["relative_error"] == pytest.approx(informed.summary["two_phase"]["relative_error"], rel=5.1e-5)
+    assert read_checkpoint(run.checkpoints[-1]).metadata["objective"] == "pinn-convection"
+    (probed,) = cl.probe(run.checkpoints[-1], max_steps=2, density_probes=1, out=tmp_path / "p").rows
+    assert probed["train_loss"] == pytest.approx(card["checkpoints"][-1]["loss"], rel=5.1e-5)

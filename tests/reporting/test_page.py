@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
@@ -175,12 +174,14 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
 def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
     fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
     fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
-    page = page_of(make_probe(count=2, density=None, sampling_summary="On 99 others it has -0.12.", **fresh))
-    assert page.text.count("−0.123 ± 0.025") == page.text.count("7.65 ± 0.32") == 2
+    page = page_of(make_probe(count=2, density=None, fresh_examples=99, **fresh))
+    assert page.text.count("7.65 ± 0.32") == 2
     assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
     # Beside each verdict, and on top for the last one.
-    assert page.text.count("On 99 others it has -0.12.") == 3
-    older = page_of(make_probe("older", density=None, sampling_summary=None, **dict.fromkeys(fresh)))
+    assert page.text.count("On 99 validation examples the direction of smallest curvature") == 3
+    # And in two rows of the table.
+    assert page.text.count("−0.123 ± 0.025") == 3 + 2
+    older = page_of(make_probe("older", density=None, fresh_examples=None, **dict.fromkeys(fresh)))
     assert "fresh<" not in older.source
 
 
@@ -306,7 +307,14 @@ def test_everything_is_escaped(make_run: MakeRun) -> None:
         "phase_two": HOSTILE,
         "environment": {HOSTILE: HOSTILE},
     }
-    probe = {"verdict": HOSTILE, "verdict_summary": HOSTILE, "checkpoint": HOSTILE, "phase": HOSTILE, "epoch": None}
+    probe = {
+        "verdict": HOSTILE,
+        "failure": HOSTILE,
+        "smallest": None,
+        "checkpoint": HOSTILE,
+        "phase": HOSTILE,
+        "epoch": None,
+    }
     run = make_run("run & <b>", config={HOSTILE: HOSTILE}, summary=summary, probe=probe)
     page = page_of(run)
     assert "script" not in {tag for tag, _ in page.elements}
@@ -317,12 +325,10 @@ def test_what_utf8_cannot_hold_is_replaced(make_bare: MakeRun) -> None:
     assert "broken ?" in page_of(make_bare(config={"note": "broken \udcff"})).text
 
 
-# Every key of a row of probe.jsonl; of a density, its parts.
-ROW = [field.name for field in dataclasses.fields(ProbedCheckpoint) if field.name not in ("name", "cost", "nodes")]
-ROW += ["checkpoint", "gradient_equivalents", "density"]
+ROW = list(ProbedCheckpoint().as_row())
 
 
-@pytest.mark.parametrize("missing", [["epoch"], ROW[1:12], ROW[12:], ROW])
+@pytest.mark.parametrize("missing", [["epoch"], ROW[2:14], ROW[14:], ROW])
 def test_any_number_of_a_probe_may_be_null(make_probe: MakeRun, missing: list[str]) -> None:
     text = page_of(make_probe(**dict.fromkeys(missing))).text
     assert "None" not in text
@@ -345,7 +351,7 @@ def test_any_value_of_a_summary_may_be_null(make_run: MakeRun) -> None:
 
 def test_no_sign_is_printed_inside_the_rounding_floor(make_probe: MakeRun) -> None:
     inside = {"smallest": -2.345e-8, "gradient_curvature": -3.456e-8, "smallest_lower_bound": -4.567e-8}
-    page = page_of(make_probe(rounding_floor=1e-7, verdict_summary="", verdict="unresolved", **inside))
+    page = page_of(make_probe(rounding_floor=1e-7, verdict="unresolved", **inside))
     for digits in ("2.34", "2.35", "3.46", "4.57"):
         assert f"{digits}×10⁻⁸" not in page.source
     assert "0 ± 1.0×10⁻⁷" in page.text

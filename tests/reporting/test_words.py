@@ -9,7 +9,8 @@ import pytest
 
 from convexlab.reporting.facts.comparison import compare
 from convexlab.reporting.facts.run import RunFacts, read_facts
-from convexlab.reporting.words.run import has_paid, headline, judgement, verdict_sentence
+from convexlab.reporting.words.run import has_paid, headline, judgement, verdict_clause
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.reporting.words.several import joint_headline
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint, Switch
@@ -132,7 +133,7 @@ def test_without_a_switch_nothing_is_said_about_switching(facts: RunFacts) -> No
     ],
 )
 def test_the_verdict_at_the_switch_is_stated(facts: RunFacts, epochs: tuple[int, ...], sentence: str) -> None:
-    row = {"verdict": "non-convex", "smallest": -0.5, "sampling_summary": ""}
+    row = {"verdict": "non-convex", "smallest": -0.5}
     probe = tuple(ProbedCheckpoint.from_row(row | {"epoch": epoch}) for epoch in epochs)
     sentences = headline(dataclasses.replace(facts, probe=probe))
     assert sentences[2].replace("−0.500", "−0.5").startswith(sentence)
@@ -178,7 +179,7 @@ CONFIDENCE = "with confidence 99.9\N{NO-BREAK SPACE}% over the random start"
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "clause"),
     [
         ({"verdict": "non-convex"}, "non-convex, with curvature −0.133 along a direction found"),
         ({"verdict": "non-convex", "smallest": None}, "non-convex"),
@@ -196,47 +197,127 @@ CONFIDENCE = "with confidence 99.9\N{NO-BREAK SPACE}% over the random start"
             "unresolved: the smallest eigenvalue found is 0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.0×10⁻⁶, "
             "none is below −1.0×10⁻⁶",
         ),
-        (
-            {"verdict": "non-convex", "examples": 512},
-            "non-convex, with curvature −0.133 along a direction found (loss of 512 of the 1,437 training examples)",
-        ),
-        (
-            {"verdict": "non-convex", "examples": 512, "train_size": 512, "population": 1442},
-            "non-convex, with curvature −0.133 along a direction found (loss of 512 of the 1,442 training examples)",
-        ),
-        (
-            {"verdict": "non-convex", "examples": 512, "sampling_summary": "The loss is that of 512 of 1,437."},
-            "non-convex, with curvature −0.133 along a direction found",
-        ),
         ({}, "not judged"),
     ],
 )
-def test_verdict_sentence(changes: dict[str, Any], sentence: str) -> None:
-    assert verdict_sentence(ProbedCheckpoint.from_row(ROW | changes)) == sentence
+def test_verdict_clause(changes: dict[str, Any], clause: str) -> None:
+    assert verdict_clause(ProbedCheckpoint.from_row(ROW | changes)) == clause
 
 
 def test_the_last_sample_stands_after_the_last_verdict(make_run: MakeRun, make_probe: MakeRun) -> None:
     for run, place in ((make_run(), "epoch 100"), (make_probe(), "epoch 100")):
         *_, verdict, sample = headline(read_facts(run, "run"))
         assert verdict.startswith(f"At the last checkpoint probed ({place}): no negative curvature")
-        assert sample.startswith("The loss is that of all 1,437 training examples. Made up: on 360 validation")
-    older = headline(read_facts(make_probe("older", sampling_summary=None), "older"))
-    assert older[-1].startswith("At the last checkpoint probed")
+        assert sample.startswith("The loss is that of all 1,437 training examples. On 360 validation examples the")
+    uncounted = dict.fromkeys(["examples", "train_size", "population"])
+    objective = headline(read_facts(make_probe("objective", **uncounted), "objective"))
+    assert objective[-1].startswith("At the last checkpoint probed")
+
+
+FRESH: dict[str, Any] = {"fresh_examples": 99, "smallest_fresh": -0.25, "smallest_fresh_standard_error": 0.05}
+VALIDATION = (
+    "On 99 validation examples the direction of smallest curvature (−0.133) has −0.250 ± 0.050 (standard error)"
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentences"),
     [
-        ({"verdict_summary": "Non-convex here.", "sampling_summary": "Of 5."}, "Non-convex here. Of 5."),
-        ({"verdict_summary": "Non-convex here."}, "Non-convex here."),
+        ({}, "The loss is that of all 1,437 training examples."),
+        # An old row does not say how many examples there are.
+        ({"examples": 512}, "The loss is that of 512 of 1,437 training examples."),
         (
-            {"verdict": "non-convex", "sampling_summary": "Of 5."},
-            "non-convex, with curvature −0.133 along a direction found. Of 5.",
+            {"examples": 512, "train_size": 512, "population": 1442},
+            "The loss is that of 512 of 1,442 training examples.",
+        ),
+        ({"examples": None}, ""),
+        ({"train_size": None}, ""),
+        (FRESH, f"The loss is that of all 1,437 training examples. {VALIDATION}."),
+        (
+            FRESH | {"verdict": "non-convex"},
+            f"The loss is that of all 1,437 training examples. {VALIDATION}: negative there too.",
+        ),
+        (
+            FRESH | {"verdict": "non-convex", "smallest_fresh_standard_error": 0.2},
+            "The loss is that of all 1,437 training examples. "
+            f"{VALIDATION.replace('0.050', '0.20')}: its sign there is open.",
+        ),
+        (
+            FRESH | {"examples": 512, "verdict": "non-convex", "smallest_full": 0.3, "smallest_full_standard_error": 0},
+            "The loss is that of 512 of 1,437 training examples. "
+            f"{VALIDATION.replace('validation', 'other training')}, hence on all 1,437 0.300 ± 0: not negative there.",
+        ),
+        (
+            FRESH | {"smallest_fresh": None, "verdict": "non-convex"},
+            "The loss is that of all 1,437 training examples. On 99 validation examples the direction of smallest "
+            "curvature (−0.133) has no finite curvature: its sign there is open.",
         ),
     ],
 )
-def test_judgement_is_the_verdict_and_what_the_sample_says(changes: dict[str, Any], sentences: str) -> None:
-    assert judgement(ProbedCheckpoint.from_row(ROW | changes)) == sentences
+def test_sampling_sentence(changes: dict[str, Any], sentences: str) -> None:
+    sentence = sampling_sentence(ProbedCheckpoint.from_row(ROW | changes))
+    assert sentence.replace("\N{NO-BREAK SPACE}", " ") == sentences
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"verdict": "non-convex", "second_difference": -0.12},
+            "Non-convex here: a direction of curvature −0.133 was found (rounding error below 1×10⁻⁶; −0.120 from "
+            "values of the loss alone; largest curvature 5.00).",
+        ),
+        (
+            {"verdict": "no-negative-curvature"},
+            "No negative curvature below −0.25 with confidence 99.9 % over the random start (0.05 of the largest "
+            "curvature, 5.00).",
+        ),
+        (
+            {"verdict": "no-negative-curvature", "smallest": 1.0, "smallest_lower_bound": 0.5, "confidence": None},
+            "No curvature below 0.50 (0.1 of the largest curvature, 5.00).",
+        ),
+        (
+            {"verdict": "unresolved", "steps": 40},
+            "Unresolved: no direction of negative curvature was found in 40 steps, but curvature down to −0.25 cannot "
+            "be ruled out with confidence 99.9 % over the random start (largest curvature 5.00; rounding error below "
+            "1×10⁻⁶).",
+        ),
+        (
+            {"verdict": "unresolved", "smallest_lower_bound": None, "steps": 2},
+            "Unresolved: no direction of negative curvature was found in 2 steps, and the steps are too few for a "
+            "lower bound (largest curvature 5.00; rounding error below 1×10⁻⁶).",
+        ),
+        # Older or damaged rows.
+        (
+            {"verdict": "non-convex", "largest": None, "rounding_floor": None},
+            "Non-convex here: a direction of curvature −0.133 was found.",
+        ),
+        ({"verdict": "non-convex", "smallest": None}, "non-convex."),
+        (
+            {"verdict": "non-convex", "verdict_summary": "Old words."},
+            "Non-convex here: a direction of curvature −0.133 "
+            "was found (rounding error below 1×10⁻⁶; largest curvature 5.00).",
+        ),
+        # Nothing was measured.
+        (
+            {"verdict": "unresolved", "smallest": None, "train_loss": None},
+            "The loss is not finite here: curvature has no meaning.",
+        ),
+        (
+            {"verdict": "unresolved", "smallest": None, "train_loss": 0.5, "gradient_norm": None},
+            "The gradient is not finite here: curvature has no meaning.",
+        ),
+        (
+            {"verdict": "unresolved", "smallest": None, "failure": "a product is not finite."},
+            "Nothing can be said about curvature here: a product is not finite.",
+        ),
+    ],
+)
+def test_judgement_is_the_verdict_and_what_the_sample_says(changes: dict[str, Any], sentence: str) -> None:
+    row = ROW | {"examples": None} | changes
+    assert judgement(ProbedCheckpoint.from_row(row)).replace("\N{NO-BREAK SPACE}", " ") == sentence
+    sampled = judgement(ProbedCheckpoint.from_row(row | {"examples": 1437}))
+    assert sampled == f"{judgement(ProbedCheckpoint.from_row(row))} The loss is that of all 1,437 training examples."
 
 
 @pytest.mark.parametrize("verdict", ["non-convex", "no-negative-curvature", "unresolved", ""])

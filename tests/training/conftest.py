@@ -25,3 +25,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def models(tiny: dict[str, Any]) -> Path:
     return Path(tiny["model"].rpartition(":")[0])
+
+
+@pytest.fixture
+def saved_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a save takes: an interrupted run goes on exactly where it was."""
+    monkeypatch.setattr("convexlab.training.journal.Journal.due", True)
+
+
+@pytest.fixture
+def hardly_ever_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where saving takes long: an interrupted run goes on far behind its rows."""
+    monkeypatch.setattr("convexlab.training.journal.Journal.due", False)

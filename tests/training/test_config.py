@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from convexlab import MisuseError, TwoPhaseConfig
+from convexlab.problems import friedman
 from convexlab.training import phase_two_names
+from convexlab.training.config import FROM_PYTHON
 from convexlab.training.phases import phase_two
 
 
@@ -31,10 +33,26 @@ def test_defaults_are_valid_and_survive_storage() -> None:
         {"lr": 1},
         {"dtype": "float64"},
         {"detector": "algorithm-1", "phase_two": "cg"},
+        {"epochs": 12, "oracle_every": 10},
     ],
 )
 def test_allowed(options: dict[str, Any]) -> None:
     assert TwoPhaseConfig.of(options).as_dict() == TwoPhaseConfig().as_dict() | options
+
+
+@pytest.mark.parametrize("more", [{}, {"train_size": 20, "batch_size": 4, "seeds": 2}, {"dtype": "float64"}])
+def test_an_objective_comes_with_its_model_data_and_loss(more: dict[str, Any]) -> None:
+    config = TwoPhaseConfig(objective="friedman", **more)
+    assert (config.model, config.dataset, config.loss) == (None, None, None)
+    assert config.dtype == more.get("dtype")
+    assert TwoPhaseConfig.of(json.loads(json.dumps(config.as_dict()))) == config
+
+
+@pytest.mark.parametrize("subject", [friedman, friedman(train_size=20), friedman(train_size=20).objective])
+def test_what_has_no_name_is_stored_as_such(subject: Any) -> None:
+    stored = TwoPhaseConfig(objective=subject).as_dict()
+    assert stored["objective"] == FROM_PYTHON
+    json.dumps(stored)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +79,17 @@ def test_allowed(options: dict[str, Any]) -> None:
         ({"detector": "algorithm"}, "unknown detector 'algorithm'. Did you mean 'algorithm-1'?"),
         ({"phase_two": "cg-gold"}, "unknown phase two 'cg-gold'. Did you mean 'cg-golden'?"),
         ({"dtype": "float16"}, "unknown dtype 'float16'. Did you mean 'float"),
+        (
+            {"objective": "friedman", "model": "vit-mlp"},
+            "an objective comes with its model, data and loss: expected no model beside it, got 'vit-mlp'. Leave one",
+        ),
+        ({"objective": "friedman", "loss": "mse"}, "expected no loss beside it, got 'mse'."),
+        (
+            {"objective": friedman(train_size=20), "batch_size": 4},
+            "is built already has its examples and batches: expected no batch_size, got 4. Pass a factory",
+        ),
+        ({"objective": friedman(train_size=20).objective, "train_size": 4}, "expected no train_size, got 4."),
+        ({"objective": friedman(train_size=20), "seeds": 2}, "has one start: expected seeds=1, got 2. Pass a factory"),
         ({"epoch": 3}, "unknown option 'epoch'. Did you mean 'epochs'?"),
     ],
 )

@@ -148,6 +148,7 @@ def test_adam_is_not_trained_again(tiny: Options, tmp_path: Path, monkeypatch: p
     assert epochs.count("two-phase") + epochs.count("adam-constant") == constant
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 def test_states_are_on_disk_while_they_are_needed(tiny: Options, tmp_path: Path) -> None:
     kept: list[set[str]] = []
     folder = tmp_path / "run" / "state"
@@ -285,6 +286,7 @@ def test_misuse_writes_nothing(options: Options, message: str, tiny: Options, tm
 # Interrupted
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 @pytest.mark.parametrize("where", ["two-phase", "adam-constant", "adam-cosine", "oracle"])
 def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Options, tmp_path: Path) -> None:
     def interrupt(step: Progress) -> None:
@@ -304,6 +306,7 @@ def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Optio
     assert without_seconds(summary_of(made)) == without_seconds(summary_of(run))
 
 
+@pytest.mark.usefixtures("saved_every_epoch")
 @pytest.mark.parametrize("saves", [2, 5, 9, 14, 19, 26, 30, 36])
 def test_killed_between_two_files(
     saves: int, run: Run, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,10 +16,11 @@ from convexlab.progress import Progress
 from convexlab.runs import Run, read_json
 from convexlab.training import phase_two_names
 from convexlab.training.journal import Journal
-from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
 
 Options = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures("saved_every_epoch")
 
 
 @functools.cache
@@ -117,6 +118,22 @@ def test_interrupted_at_every_report_of_one_run(
     assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.8])
+def test_interrupted_long_after_its_state_was_stored(
+    share: float,
+    tiny: Options,
+    tmp_path: Path,
+    hardly_ever_saved: None,
+    uninterrupted: Callable[[Options], tuple[Run, list[Progress]]],
+) -> None:
+    """Its rows are there, for people to look at; they are forgotten, and made again."""
+    whole, steps = uninterrupted(tiny)
+    with pytest.raises(KeyboardInterrupt):
+        cl.train_two_phase(out=tmp_path / "run", progress=interrupt_after(int(share * len(steps))), **tiny)
+    assert len(Run(tmp_path / "run").metrics) >= int(share * len(steps))
+    assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
+
+
 @pytest.mark.parametrize("saves", [0, 2, 5, 8])
 def test_killed_between_rows_and_state(
     saves: int,
@@ -198,15 +215,15 @@ def test_the_switch_is_not_decided_twice(tiny: Options, tmp_path: Path, monkeypa
     options = tiny | {"switch_epoch": None, "detector": "algorithm-1"}
     fired: list[int] = []
 
-    def save(self: Trajectory, name: str | None = None) -> None:
+    def save(self: Journal, name: str, state: dict[str, Any]) -> None:
         if name == "switch":
-            fired.append(self.epoch)
+            fired.append(state["epoch"])
             raise KeyboardInterrupt
-        original(self, name)
+        original(self, name, state)
 
-    original = Trajectory.save
+    original = Journal.save
     with monkeypatch.context() as patch:
-        patch.setattr(Trajectory, "save", save)
+        patch.setattr(Journal, "save", save)
         with pytest.raises(KeyboardInterrupt):
             cl.train_two_phase(out=tmp_path / "run", **options)
     summary = cl.train_two_phase(out=tmp_path / "run", resume=True).summary

@@ -11,43 +11,46 @@ import torch
 from torch import Tensor
 
 from convexlab.optim import ProgressiveLBFGS
-from convexlab.problems.tasks import Task, regression
-from convexlab.training.adam import AdamRun
+from convexlab.problems import Problem, friedman
+from convexlab.training.adam import adam_epoch
 from convexlab.training.phases import PhaseTwo, phase_two
 from convexlab.training.second_phase import Resort, Step, second_phase
-from convexlab.training.switching import followed, switch_at
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return regression(train_size=60, seed=0, batch_size=16)
+def problem() -> Problem:
+    return friedman(train_size=60, seed=0, batch_size=16)
 
 
 @pytest.fixture
-def run(task: Task) -> AdamRun:
-    run = AdamRun(task, rate=3e-3, seed=0, watched=False)
-    run.record(run.train())
-    return run
+def adam(problem: Problem) -> torch.optim.Adam:
+    """Adam after an epoch."""
+    problem.reset()
+    adam = torch.optim.Adam(problem.model.parameters(), lr=3e-3)
+    adam_epoch(problem, adam, torch.Generator().manual_seed(0), seed=0, epoch=0)
+    return adam
 
 
-def steps_of(run: AdamRun, name: str, budget: float) -> list[Step]:
-    phase, task = phase_two(name), run.task
-    optimizer = phase.build(task.model.parameters(), run.adam, task.examples)
-    return list(second_phase(optimizer, phase, task.objective, Resort(math.inf, None), budget=budget))
+def steps_of(problem: Problem, adam: torch.optim.Adam, name: str, budget: float) -> list[Step]:
+    phase = phase_two(name)
+    optimizer = phase.build(problem.model.parameters(), adam, 60)
+    return list(second_phase(optimizer, phase, problem.objective, Resort(math.inf, None), budget=budget))
 
 
 @pytest.mark.parametrize("name", ["cg-golden", "lbfgs-adam-scaled"])
-def test_it_is_the_optimiser_itself_and_every_evaluation_is_charged(run: AdamRun, task: Task, name: str) -> None:
-    state = run.state()
-    taken = steps_of(run, name, 25.0)
+def test_it_is_the_optimiser_itself_and_every_evaluation_is_charged(
+    problem: Problem, adam: torch.optim.Adam, name: str
+) -> None:
+    begin = problem.objective.flat_parameters()
+    taken = steps_of(problem, adam, name, 25.0)
     assert taken
-    run.restore(state)
-    optimizer: Any = phase_two(name).build(task.model.parameters(), run.adam, task.examples)
+    problem.objective.write(begin)
+    optimizer: Any = phase_two(name).build(problem.model.parameters(), adam, 60)
     calls = {True: 0, False: 0}
 
     def closure(*, backward: bool = True) -> Tensor:
         calls[backward] += 1
-        return task.objective.closure(backward=backward)
+        return problem.objective.closure(backward=backward)
 
     spent = 0.0
     for step in taken:
@@ -57,34 +60,36 @@ def test_it_is_the_optimiser_itself_and_every_evaluation_is_charged(run: AdamRun
         optimizer.step(closure)
         spent += step.cost
         assert spent == pytest.approx(calls[True] + calls[False] / 3)
-        assert step.loss == pytest.approx(task.objective.value(), rel=1e-12)
+        assert step.loss == pytest.approx(problem.objective.value(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cg-golden", "lbfgs-adam-scaled"])
 @pytest.mark.parametrize("budget", [1.9, 2.0, 3.5, 7.0])
 def test_a_step_is_begun_with_what_it_may_cost_and_never_exceeds_the_budget(
-    run: AdamRun, name: str, budget: float
+    problem: Problem, adam: torch.optim.Adam, name: str, budget: float
 ) -> None:
-    spent = sum(step.cost for step in steps_of(run, name, budget))
+    spent = sum(step.cost for step in steps_of(problem, adam, name, budget))
     least = phase_two(name).least_cost
     assert spent <= budget + 1e-9
     assert spent > budget - least
     assert (spent == 0) == (budget < least)
 
 
-def test_a_peer_that_does_not_listen_is_interrupted_at_the_budget(run: AdamRun, task: Task) -> None:
+def test_a_peer_that_does_not_listen_is_interrupted_at_the_budget(problem: Problem, adam: torch.optim.Adam) -> None:
     def build(params: Any, adam: torch.optim.Adam, examples: int) -> Any:
         return torch.optim.LBFGS(params, line_search_fn="strong_wolfe")
 
     phase = PhaseTwo("torch's", build)
-    optimizer = phase.build(task.model.parameters(), run.adam, task.examples)
-    before = task.objective.value()
-    steps = list(second_phase(optimizer, phase, task.objective, Resort(math.inf, None), budget=30.0))
+    optimizer = phase.build(problem.model.parameters(), adam, 60)
+    before = problem.objective.value()
+    steps = list(second_phase(optimizer, phase, problem.objective, Resort(math.inf, None), budget=30.0))
     assert sum(step.cost for step in steps) == 30.0
     assert steps[-1].loss < before
 
 
-def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(task: Task, run: AdamRun) -> None:
+def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(
+    problem: Problem, adam: torch.optim.Adam
+) -> None:
     def build(params: Any, adam: torch.optim.Adam, examples: int) -> ProgressiveLBFGS:
         return ProgressiveLBFGS(params, examples=examples, sample_size=15)
 
@@ -93,16 +98,13 @@ def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(task: Ta
 
     def closure(rows: Tensor) -> Tensor:
         rows_seen.append(len(rows))
-        task.model.zero_grad()
-        loss = task.loss(rows)
-        loss.backward()
-        return loss.detach()
+        return problem.loss_of_rows(rows)
 
     steps = list(
         second_phase(
-            phase.build(task.model.parameters(), run.adam, 60),
+            phase.build(problem.model.parameters(), adam, 60),
             phase,
-            task.objective,
+            problem.objective,
             Resort(math.inf, None),
             budget=6.0,
             closure=closure,
@@ -111,7 +113,7 @@ def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(task: Ta
     )
     assert sum(step.cost for step in steps) == pytest.approx(sum(rows_seen) / 60)
     assert sum(step.cost for step in steps) <= 6.0 + 1e-9
-    assert all(step.loss == pytest.approx(task.objective.value(), rel=1e-6) for step in steps[-1:])
+    assert all(step.loss == pytest.approx(problem.objective.value(), rel=1e-6) for step in steps[-1:])
 
 
 def losses(resort: Resort, loss: Callable[[int], float], norm: Callable[[int], float], steps: int) -> list[str | None]:
@@ -151,38 +153,3 @@ def test_it_goes_on_counting_where_it_was_left_off() -> None:
     rest = [second.against(0.9**step, 3.0, None) for step in range(6, 12)]
     assert begun + rest == expected
     assert second.state_dict() == whole.state_dict()
-
-
-class _Failing(torch.optim.SGD):
-    """A second phase whose every search fails."""
-
-    class report:  # noqa: N801
-        failed = "it never works"
-
-    def step(self, closure: Any) -> Any:
-        return closure()
-
-
-FAILING = PhaseTwo("fails", lambda params, adam, examples: _Failing(params))  # type: ignore[arg-type,return-value]
-
-
-def test_a_second_phase_that_fails_gives_the_rest_to_adam(run: AdamRun) -> None:
-    ending = switch_at(run, run.state(), FAILING, budget=9.0, spent=1.0)
-    assert ending.resorted == "it never works"
-    # Two evaluations, then six epochs of Adam.
-    assert [cost for cost, _ in ending.curve] == [2.0, 3.0, *map(float, range(4, 10))]
-    assert ending.loss < ending.curve[0][1]
-
-
-def test_a_switch_is_followed_to_the_end_of_the_budget(run: AdamRun) -> None:
-    state = run.state()
-    ending = switch_at(run, state, phase_two("lbfgs-adam-scaled"), budget=9.0, spent=1.0)
-    assert ending.cost == 9.0  # A gradient that is known opens the last step.
-    assert ending.resorted is None
-    assert ending.loss == min(state.best_loss, *(loss for _, loss in ending.curve))
-
-
-def test_the_steps_asked_for_include_those_of_adam_behind_it(run: AdamRun) -> None:
-    taken = list(followed(run, FAILING, budget=math.inf, steps=5))
-    assert [step.cost for step in taken] == [1.0] * 5
-    assert [step.given_up for step in taken] == [None, "it never works", None, None, None]

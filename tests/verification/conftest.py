@@ -15,25 +15,32 @@ class Row(NamedTuple):
     bound: float
 
 
-ROWS = pytest.StashKey[list[Row]]()
+NAME = "verification"
+"""Of the properties of a test that hold its rows: pytest-xdist carries them from the worker that ran it."""
 Record = Callable[[str, str, float, float], None]
 
 
-@pytest.fixture(scope="session")
-def record(request: pytest.FixtureRequest) -> Record:
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Record:
     """Return ``record(what, oracle, error, bound)``, which notes the row and asserts error <= bound."""
-    rows = request.config.stash.setdefault(ROWS, [])
 
     def note(what: str, oracle: str, error: float, bound: float) -> None:
         row = Row(what, oracle, float(error), float(bound))
-        rows.append(row)
+        record_property(NAME, tuple(row))
         assert row.error <= row.bound, f"{what}, against {oracle}: error {error:.3g}, bound {bound:.3g}"
 
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(ROWS, [])
+def _rows(terminalreporter: pytest.TerminalReporter) -> list[Row]:
+    """Return the rows of all tests, file by file, however the workers took turns."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    calls = sorted((report for report in reports if report.when == "call"), key=lambda report: report.location[0])
+    return [Row(*value) for report in calls for name, value in report.user_properties if name == NAME]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = _rows(terminalreporter)
     if not rows:
         return
     cells = [("what", "oracle", "error", "bound", "")]

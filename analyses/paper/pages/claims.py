@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from convexlab.reporting.numbers import MISSING, number, percent
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, number, percent
 from paper.claims import Judgement, Outcome, claim_1, claim_2, norm_peak, share_along_gradient
 from paper.pages.detector_charts import curvature_chart
 from paper.proportion import Proportion

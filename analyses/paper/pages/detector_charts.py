@@ -11,8 +11,8 @@ import numpy as np
 
 from convexlab.reporting.charts.style import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number, percent
 from convexlab.runs import Row
+from convexlab.wording.numbers import number, percent
 from paper.scores import Interval, best_switch, counted, outcomes
 
 __all__ = ["all_switches_chart", "curvature_chart", "kind_of", "regret_chart", "run_chart"]
@@ -183,7 +183,7 @@ def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:
         bottom.set_xlabel("epoch (of the switch, in the last panel)")
         decisions = []
         for number_of, name in enumerate(rules):
-            epoch = run["firings"][name]["epoch"]
+            epoch = run["decisions"][name]["epoch"]
             decisions.append(f"{name}: {'never' if epoch is None else f'epoch {epoch}'}")
             if epoch is not None:
                 for axes in (top, middle, bottom):

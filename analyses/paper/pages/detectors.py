@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from convexlab.detection import BudgetFraction
-from convexlab.reporting.numbers import MISSING, change, count, number, percent, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, change, count, number, percent, short
 from paper.choosing import Choice, choose
 from paper.claims import Judgement
 from paper.pages.claims import claims_part, judge, kinds
@@ -37,14 +37,14 @@ __all__ = ["validation_study"]
 
 PEAK, PRINTED = "gradient-norm-peak (halves)", "algorithm-1 (full)"
 """The rules that the answer speaks of."""
-KNOWN_CURVATURE = "curvature, known for nothing"
+KNOWN_CURVATURE = "curvature, known at no cost"
 DEFAULT = fraction_label(BudgetFraction(1).fraction)
 """The trainer's default."""
 
 
 def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
     """Return the page: the claims, the rules, the choice of a default, and the runs."""
-    labels = list(runs[0]["firings"])
+    labels = list(runs[0]["decisions"])
     scores = {label: [score(run, label) for run in runs] for label in labels}
     medians = {label: bootstrap([result.regret for result in scores[label]]) for label in labels}
     choices = choose(runs, scores)
@@ -303,7 +303,7 @@ def _loss_of(label: str, scores: Mapping[str, list[Score]]) -> str:
 
 
 def _fired(runs: Sequence[Row]) -> str:
-    epochs = [run["firings"][PEAK]["epoch"] for run in runs]
+    epochs = [run["decisions"][PEAK]["epoch"] for run in runs]
     low, middle, high = np.quantile([epoch for epoch in epochs if epoch is not None] or [math.nan], [0.25, 0.5, 0.75])
     return f"{count(middle)} of {len(runs[0]['rows']) - 1} (middle half {count(low)} to {count(high)})"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, median
 
-from convexlab.reporting.numbers import accuracy, count, number, short
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import accuracy, count, number, short
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.pages.table import PROTOCOL, Group, grouped, protocol_table, verdict_counts
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS
@@ -23,7 +23,7 @@ _NAMES = {ADAM: "constant", COSINE: "cosine"}
 class Best:
     """A protocol at the rate that serves it best in a row."""
 
-    way: str
+    protocol: str
     rate: float
     group: Group
     """The runs at that rate."""
@@ -31,17 +31,17 @@ class Best:
     @property
     def losses(self) -> list[float]:
         """The training losses, a seed each."""
-        return self.group.each(self.way)
+        return self.group.each(self.protocol)
 
 
-def best_of(groups: Sequence[Group], ways: Sequence[str]) -> Best:
+def best_of(groups: Sequence[Group], protocols: Sequence[str]) -> Best:
     """Return the best of some protocols and of all rates, by the geometric mean of the training loss over the seeds.
 
     Args:
         groups: one row of the table, once a rate.
-        ways: to choose among.
+        protocols: to choose among.
     """
-    candidates = [Best(way, group.runs[0]["case"]["rate"], group) for group in groups for way in ways]
+    candidates = [Best(protocol, group.runs[0]["case"]["rate"], group) for group in groups for protocol in protocols]
     return min(candidates, key=lambda best: geometric_mean(best.losses))
 
 
@@ -51,13 +51,13 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
     by_rate = [grouped([row for row in rows if row["case"]["rate"] == rate]) for rate in rates]
     lines = list(zip(*by_rate, strict=True))
     adams = [best_of(line, (ADAM, COSINE)) for line in lines]
-    fixed, detected = ([best_of(line, (way,)) for line in lines] for way in (FIXED, OURS))
+    fixed, detected = ([best_of(line, (protocol,)) for line in lines] for protocol in (FIXED, OURS))
     ratios = {
-        way: [group_ratio(best, adam) for best, adam in zip(bests, adams, strict=True)]
-        for way, bests in ((FIXED, fixed), (OURS, detected))
+        protocol: [group_ratio(best, adam) for best, adam in zip(bests, adams, strict=True)]
+        for protocol, bests in ((FIXED, fixed), (OURS, detected))
     }
     names = [line[0].name for line in lines]
-    papers = [group for groups in by_rate for group in groups if all(PAPERS in run["ways"] for run in group.runs)]
+    papers = [group for groups in by_rate for group in groups if all(PAPERS in run["protocols"] for run in group.runs)]
     return Study(
         title="Table 1 at equal cost, against the best Adam",
         claim="Adam, then a second-order method, ends at a lower training loss than Adam alone, when every evaluation "
@@ -65,8 +65,8 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
         answer=[
             f"Ours from the paper’s switch: {verdict_counts(ratios[FIXED], 'the best Adam')}",
             f"Ours from the detected switch: {verdict_counts(ratios[OURS], 'the best Adam')}",
-            f"The best Adam of {len(rates)} rates has a cosine rate in {sum(best.way == COSINE for best in adams)} of "
-            f"{len(adams)} rows.",
+            f"The best Adam of {len(rates)} rates has a cosine rate in "
+            f"{sum(best.protocol == COSINE for best in adams)} of {len(adams)} rows.",
             *_accountings(papers),
         ],
         command=command,
@@ -132,11 +132,11 @@ def _table(
     ratios: dict[str, list[list[float]]],
 ) -> Table:
     def loss(best: Best) -> str:
-        schedule = f", {_NAMES[best.way]}" if best.way in _NAMES else ""
+        schedule = f", {_NAMES[best.protocol]}" if best.protocol in _NAMES else ""
         return f"{number(median(best.losses))} ({short(best.rate)}{schedule})"
 
     def right(best: Best) -> str:
-        return accuracy(best.group.middle(best.way, "validation_accuracy"))
+        return accuracy(best.group.middle(best.protocol, "validation_accuracy"))
 
     return make_table(
         "Training loss (rate), its ratio to the best Adam’s, and validation accuracy.",

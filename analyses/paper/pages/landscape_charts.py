@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number
+from convexlab.wording.numbers import number
 from paper.scalar_landscape import Branch, ScalarLandscape
 
 __all__ = ["COLOURS", "loss_chart", "scalar_norm_chart"]

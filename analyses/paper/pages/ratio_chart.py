@@ -9,7 +9,7 @@ import numpy as np
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number
+from convexlab.wording.numbers import number
 
 __all__ = ["Ratios", "ratio_chart"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
-from convexlab.reporting.numbers import number
 from convexlab.runs import Row
+from convexlab.wording.numbers import number
 from paper.protocols import ADAM, FIXED, PAPERS
 from paper.sequences import CG_ALONE
 from paper.truth import NON_CONVEX

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median
 
 from convexlab.reporting.charts.svg import Chart
-from convexlab.reporting.numbers import MISSING, accuracy, count, decimals, number
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
+from convexlab.wording.numbers import MISSING, accuracy, count, decimals, number
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS
 from paper.table import PUBLISHED, Published
@@ -44,13 +44,13 @@ class Group:
         """The budget in gradient equivalents."""
         return int(self.runs[0]["case"]["epochs"])
 
-    def each(self, way: str, kind: str = "train_loss") -> list[float]:
+    def each(self, protocol: str, kind: str = "train_loss") -> list[float]:
         """Return a figure of one protocol, a seed each."""
-        return [run["ways"][way][kind] for run in self.runs]
+        return [run["protocols"][protocol][kind] for run in self.runs]
 
-    def middle(self, way: str, kind: str = "train_loss") -> float:
+    def middle(self, protocol: str, kind: str = "train_loss") -> float:
         """Return its median."""
-        return median(self.each(way, kind))
+        return median(self.each(protocol, kind))
 
     @property
     def better(self) -> list[float]:
@@ -60,7 +60,7 @@ class Group:
     @property
     def at_equal_cost(self) -> list[Row]:
         """What the paper's protocol has reached when the budget is spent, a seed each."""
-        return [run["ways"][PAPERS]["at_equal_cost"] for run in self.runs]
+        return [run["protocols"][PAPERS]["at_equal_cost"] for run in self.runs]
 
     def over(self, losses: Iterable[float], base: Iterable[float]) -> list[float]:
         """Return the ratios, a seed each."""
@@ -76,9 +76,9 @@ class Group:
         """The paper's protocol over the better Adam, at equal cost."""
         return self.over((row["train_loss"] for row in self.at_equal_cost), self.better)
 
-    def ours(self, way: str) -> list[float]:
+    def ours(self, protocol: str) -> list[float]:
         """One of our protocols over the better Adam."""
-        return self.over(self.each(way), self.better)
+        return self.over(self.each(protocol), self.better)
 
 
 def grouped(rows: Sequence[Row]) -> list[Group]:
@@ -95,7 +95,11 @@ def table_study(rows: Sequence[Row], command: str) -> Study:
     """Return the page of records as of `train_case`."""
     groups = grouped(rows)
     fired = [switch for group in groups for switch in group.each(OURS, "switch") if switch is not None]
-    steps = [(way["cost"] - way["switch"]) / way["steps"] for row in rows if (way := row["ways"][PAPERS])["steps"]]
+    steps = [
+        (protocol["cost"] - protocol["switch"]) / protocol["steps"]
+        for row in rows
+        if (protocol := row["protocols"][PAPERS])["steps"]
+    ]
     published = [group.published for group in groups if group.published is not None]
     theirs = ""
     if published:
@@ -272,7 +276,7 @@ def _equal(groups: Sequence[Group]) -> Table:
         return [
             group.name,
             str(group.epochs),
-            *(number(group.middle(way)) for way in (ADAM, COSINE)),
+            *(number(group.middle(protocol)) for protocol in (ADAM, COSINE)),
             number(median(row["train_loss"] for row in group.at_equal_cost)),
             number(group.middle(FIXED)),
             _ratio(group.ours(FIXED)),
@@ -313,9 +317,9 @@ def _of(
         return [
             group.name,
             *((printed(pair[place]) for pair in (paper.adam, paper.adam_cg)) if paper else (MISSING, MISSING)),
-            *(shown(group.middle(way, kind)) for way in (ADAM, PAPERS, COSINE)),
+            *(shown(group.middle(protocol, kind)) for protocol in (ADAM, PAPERS, COSINE)),
             shown(median(row[kind] for row in group.at_equal_cost)),
-            *(shown(group.middle(way, kind)) for way in (FIXED, OURS)),
+            *(shown(group.middle(protocol, kind)) for protocol in (FIXED, OURS)),
         ]
 
     return make_table(

@@ -10,7 +10,7 @@ from convexlab.reporting.charts.style import PALETTE, draw, label, legend, scale
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.comparison import compare
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import number
+from convexlab.wording.numbers import number
 
 __all__ = ["comparison_chart"]
 

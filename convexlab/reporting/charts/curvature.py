@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,9 @@ from convexlab.reporting.charts.hindsight import mark_best_epoch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import lower_bound, plus_minus, signed
 from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import lower_bound, plus_minus, signed
 
 __all__ = ["eigenvalue_chart", "mass_chart"]
 
@@ -40,8 +40,8 @@ def _without_sign(value: float | None, floor: float) -> float:
     return 0.0 if abs(value) <= floor else value
 
 
-def _column(probe: Sequence[ProbedCheckpoint], name: str) -> Floats:
-    return np.array([_without_sign(getattr(checkpoint, name), checkpoint.rounding_floor) for checkpoint in probe])
+def _column(probe: Sequence[ProbedCheckpoint], values: Iterable[float | None]) -> Floats:
+    return np.array([_without_sign(value, c.rounding_floor) for c, value in zip(probe, values, strict=True)])
 
 
 def _mark_switch(axes: Axes, facts: RunFacts, by_epoch: bool) -> None:
@@ -59,15 +59,17 @@ def _epoch_axis(axes: Axes, by_epoch: bool) -> None:
 def eigenvalue_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return both ends of the spectrum and the curvature along the gradient, by epoch; None without any of them."""
     probe = facts.probe
-    columns = {name: _column(probe, name) for name in ("largest", "smallest", "gradient_curvature")}
-    if not any(np.isfinite(column).any() for column in columns.values()):
+    largest = _column(probe, (checkpoint.largest for checkpoint in probe))
+    smallest = _column(probe, (checkpoint.smallest for checkpoint in probe))
+    along = _column(probe, (checkpoint.gradient_curvature for checkpoint in probe))
+    if not any(np.isfinite(column).any() for column in (largest, smallest, along)):
         return None
     x, by_epoch = _positions(probe)
     with draw(height=3.9) as (figure, (axes,)):
         axes.axhline(0.0, color="#aab1bd", linewidth=1.0, zorder=0.6)
-        axes.plot(x, columns["largest"], "s-", color=PALETTE["green"], markersize=4, label="largest eigenvalue")
-        axes.plot(x, columns["gradient_curvature"], "D--", color=PALETTE["purple"], markersize=3.5, label="gᵀHg / gᵀg")
-        _plot_smallest(axes, x, columns["smallest"], probe)
+        axes.plot(x, largest, "s-", color=PALETTE["green"], markersize=4, label="largest eigenvalue")
+        axes.plot(x, along, "D--", color=PALETTE["purple"], markersize=3.5, label="gᵀHg / gᵀg")
+        _plot_smallest(axes, x, smallest, probe)
         _mark_switch(axes, facts, by_epoch)
         _epoch_axis(axes, by_epoch)
         scale_asinh(axes, "y", linear_width(probe))

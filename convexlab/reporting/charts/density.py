@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import number, power_of_ten, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import number, power_of_ten, signed
 
 __all__ = ["density_chart", "linear_width", "shown_checkpoints"]
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log, thinned
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts, value_at
-from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import Oracle
 from convexlab.runs.rows import Outcome
+from convexlab.wording.numbers import count, number
 
 __all__ = ["mark_best_epoch", "mark_best_point", "oracle_chart"]
 

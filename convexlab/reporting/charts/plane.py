@@ -18,8 +18,8 @@ from scipy.interpolate import RectBivariateSpline
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, percent
 from convexlab.runs.plane import PathPlane, Waypoint
+from convexlab.wording.numbers import count, number, percent
 
 __all__ = ["contour_levels", "plane_chart"]
 

@@ -16,9 +16,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from convexlab.reporting.charts.style import INK, PALETTE, draw, label
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import number, percent, short, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import LossSlice, ProbedCheckpoint
+from convexlab.wording.numbers import number, percent, short, signed
 
 __all__ = ["holds_to", "slice_chart"]
 

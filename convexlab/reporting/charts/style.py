@@ -20,7 +20,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
-from convexlab.reporting.numbers import decade, short
+from convexlab.wording.numbers import decade, short
 
 __all__ = [
     "INK",

@@ -13,9 +13,9 @@ from convexlab.reporting.charts.hindsight import mark_best_point
 from convexlab.reporting.charts.style import INK, draw, legend, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number
 from convexlab.reporting.words.run import algorithm_name
 from convexlab.runs.rows import Curve
+from convexlab.wording.numbers import count, number
 
 __all__ = ["cost_charts", "norm_chart"]
 

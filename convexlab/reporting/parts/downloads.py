@@ -9,13 +9,10 @@ from typing import Any
 
 from convexlab.reporting.downloads import Download, csv_text, data_address, file_name
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count
-from convexlab.runs.rows import Row, text_of
+from convexlab.runs.rows import Row, text_of, without_density
+from convexlab.wording.numbers import count
 
 __all__ = ["run_downloads"]
-
-# A spectral density has hundreds of nodes a checkpoint, and the page has it as a figure.
-_BULKY = ("density",)
 
 
 def run_downloads(facts: RunFacts, room: int) -> list[Download]:
@@ -38,8 +35,9 @@ def run_downloads(facts: RunFacts, room: int) -> list[Download]:
 def _parts(facts: RunFacts) -> list[tuple[str, str, Any, str]]:
     """The files there are, the smallest first: it is the last one that is thinned."""
     summary, probe, metrics = facts.records
-    rows = [{key: value for key, value in row.items() if key not in _BULKY} for row in probe]
-    left_out = ", without the spectral densities" if any(row.get(key) for row in probe for key in _BULKY) else ""
+    # The page has the densities as a figure.
+    rows = [without_density(row) for row in probe]
+    left_out = ", without the spectral densities" if any(checkpoint.nodes.size for checkpoint in facts.probe) else ""
     checkpoints = f"{len(rows)} checkpoint{'' if len(rows) == 1 else 's'}"
     parts = [
         ("summary.json", "json", summary, "what the run reached"),

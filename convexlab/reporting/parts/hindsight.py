@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from convexlab.reporting.charts.hindsight import oracle_chart
 from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.reporting.words.hindsight import oracle_paragraphs
 from convexlab.reporting.words.measures import measure_heading, measure_value
+from convexlab.wording.numbers import count, number
 
 __all__ = ["OraclePart", "oracle_part"]
 

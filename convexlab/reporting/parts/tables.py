@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import compare
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_table, shown
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
+from convexlab.wording.numbers import MISSING, count, lower_bound, number, plus_minus, signed
 
 __all__ = [
     "comparison_table",
@@ -149,7 +149,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
             number(c.gradient_norm),
             count(c.examples),
             count(c.steps),
-            count(c.cost),
+            count(c.gradient_equivalents),
             number(c.seconds),
         )
         for c in facts.probe

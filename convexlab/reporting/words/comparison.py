@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convexlab.reporting.facts.comparison import BaselineComparison
-from convexlab.reporting.numbers import count, number
+from convexlab.wording.numbers import count, number
 
 __all__ = ["cost_clause", "fairness", "loss_factor"]
 

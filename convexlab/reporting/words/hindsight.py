@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import level
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number
 from convexlab.runs.oracle import Oracle, neighbour_factor
+from convexlab.wording.numbers import count, number
 
 __all__ = ["joint_oracle_sentence", "oracle_paragraphs", "oracle_sentence"]
 

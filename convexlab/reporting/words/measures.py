@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convexlab.reporting.numbers import accuracy, number
+from convexlab.wording.numbers import accuracy, number
 
 __all__ = ["is_share", "measure_heading", "measure_name", "measure_value"]
 

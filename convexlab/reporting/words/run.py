@@ -8,10 +8,12 @@ import numpy as np
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare
 from convexlab.reporting.facts.run import TWO_PHASE, RunFacts
-from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.words.comparison import cost_clause, loss_factor
 from convexlab.reporting.words.hindsight import oracle_sentence
+from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, lower_bound, number, percent, signed
+from convexlab.wording.verdict import verdict_sentence
 
 __all__ = [
     "algorithm_name",
@@ -22,8 +24,8 @@ __all__ = [
     "judgement",
     "place",
     "switch_sentence",
+    "verdict_clause",
     "verdict_name",
-    "verdict_sentence",
 ]
 
 _ALGORITHMS = {"adam-constant": "Adam, constant rate", "adam-cosine": "Adam, cosine rate"}
@@ -56,7 +58,7 @@ def algorithm_name(run: str, facts: RunFacts) -> str:
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
-    return checkpoint.name if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+    return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
 
 
 def headline(facts: RunFacts) -> list[str]:
@@ -147,7 +149,7 @@ def _verdict_at_switch(facts: RunFacts) -> str:
     if there is None or there is facts.probe[-1] or facts.switch is None:
         return ""
     where = "At the switch" if there.epoch == facts.switch.epoch else "At the checkpoint nearest the switch"
-    return f"{where} ({place(there)}): {verdict_sentence(there)}."
+    return f"{where} ({place(there)}): {verdict_clause(there)}."
 
 
 def _last_verdict(facts: RunFacts) -> str:
@@ -157,11 +159,11 @@ def _last_verdict(facts: RunFacts) -> str:
     where = "At the last checkpoint probed"
     if facts.switch is not None and last.epoch is not None and last.epoch == facts.switch.epoch:
         where = "At the switch, the last checkpoint probed"
-    return f"{where} ({place(last)}): {verdict_sentence(last)}."
+    return f"{where} ({place(last)}): {verdict_clause(last)}."
 
 
 def _last_sample(facts: RunFacts) -> str:
-    return facts.probe[-1].sampling_summary if facts.probe else ""
+    return sampling_sentence(facts.probe[-1]) if facts.probe else ""
 
 
 def _probe_sentence(facts: RunFacts) -> str:
@@ -181,19 +183,38 @@ def counted(counts: Counter[str]) -> str:
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
     """Return all that is said of one checkpoint: the verdict, and what the sample says of the full loss."""
-    verdict = checkpoint.verdict_summary or f"{verdict_sentence(checkpoint)}."
-    return f"{verdict} {checkpoint.sampling_summary}".rstrip()
+    return f"{_verdict(checkpoint)} {sampling_sentence(checkpoint)}".rstrip()
 
 
-def verdict_sentence(checkpoint: ProbedCheckpoint) -> str:
-    """Return the verdict with its bounds, as a clause without a full stop."""
-    clauses = {
+def _verdict(checkpoint: ProbedCheckpoint) -> str:
+    c = checkpoint
+    if c.verdict in _VERDICTS and c.smallest is not None:
+        return verdict_sentence(
+            c.verdict,
+            smallest=c.smallest,
+            smallest_lower_bound=c.smallest_lower_bound,
+            largest=c.largest,
+            rounding_floor=c.rounding_floor,
+            confidence=c.confidence,
+            steps=c.steps,
+            second_difference=c.second_difference,
+        )
+    if c.failure:
+        return f"Nothing can be said about curvature here: {c.failure}"
+    if c.verdict == "unresolved" and (c.train_loss is None or c.gradient_norm is None):
+        what = "loss" if c.train_loss is None else "gradient"
+        return f"The {what} is not finite here: curvature has no meaning."
+    return f"{verdict_name(c.verdict)}."
+
+
+def verdict_clause(checkpoint: ProbedCheckpoint) -> str:
+    """Return the verdict and the number it rests on, as a clause without a full stop."""
+    clause = {
         "non-convex": _non_convex,
         "no-negative-curvature": _no_negative_curvature,
         "unresolved": _unresolved,
-    }
-    clause = clauses.get(checkpoint.verdict)
-    return (clause(checkpoint) if clause else verdict_name(checkpoint.verdict)) + _sample(checkpoint)
+    }.get(checkpoint.verdict)
+    return clause(checkpoint) if clause else verdict_name(checkpoint.verdict)
 
 
 def _non_convex(checkpoint: ProbedCheckpoint) -> str:
@@ -226,10 +247,3 @@ def _confidence(checkpoint: ProbedCheckpoint) -> str:
     if checkpoint.confidence is None:
         return ""
     return f", with confidence {percent(checkpoint.confidence)} over the random start"
-
-
-def _sample(checkpoint: ProbedCheckpoint) -> str:
-    examples, size = checkpoint.examples, checkpoint.population or checkpoint.train_size
-    if checkpoint.sampling_summary or examples is None or size is None or examples >= size:
-        return ""
-    return f" (loss of {count(examples)} of the {count(size)} training examples)"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, percent
 from convexlab.reporting.words.hindsight import joint_oracle_sentence
 from convexlab.reporting.words.run import counted, has_paid, has_switched, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, number, percent
 
 __all__ = ["joint_headline", "switch_range"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, number, signed
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import Curve, ProbedCheckpoint
+from convexlab.wording.numbers import count, number, signed
 
 __all__ = ["Peak", "Signal", "later_peak", "signals"]
 

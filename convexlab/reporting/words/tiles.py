@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.numbers import count, lower_bound, number, percent, signed
 from convexlab.reporting.words.comparison import cost_clause, loss_factor
 from convexlab.reporting.words.run import counted, has_paid, has_switched, place, verdict_name
 from convexlab.reporting.words.several import switch_range
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import count, lower_bound, number, percent, signed
 
 __all__ = ["Tile", "joint_tiles", "tiles"]
 

@@ -18,23 +18,23 @@ from convexlab.reporting import write_study
 Record = dict[str, Any]
 
 
-def way(loss: float, **more: Any) -> Record:
+def protocol(loss: float, **more: Any) -> Record:
     figures = {"train_loss": loss, "train_accuracy": 0.9, "validation_loss": 2 * loss, "validation_accuracy": 0.8}
     return figures | {"curve": [[0, 0, 1.0]]} | more
 
 
 def record(dataset: str, model: str, seed: int, losses: dict[str, float], **case: Any) -> Record:
-    """A run whose paper's way took 60 gradient equivalents for 20 epochs, and had twice its loss after 20."""
+    """A run whose paper's protocol took 60 gradient equivalents for 20 epochs, and had twice its loss after 20."""
     switched = {"switch": 6, "failed": None}
-    paper = {"steps": 14, "cost": 60.0, "at_equal_cost": way(2 * losses[PAPERS])}
-    ways = {name: way(loss) for name, loss in losses.items()}
-    ways[PAPERS] |= switched | paper
-    ways[FIXED] |= switched
-    ways[OURS] |= switched | {"switch": None if seed else 5, "reason": "it fell"}
+    paper = {"steps": 14, "cost": 60.0, "at_equal_cost": protocol(2 * losses[PAPERS])}
+    protocols = {name: protocol(loss) for name, loss in losses.items()}
+    protocols[PAPERS] |= switched | paper
+    protocols[FIXED] |= switched
+    protocols[OURS] |= switched | {"switch": None if seed else 5, "reason": "it fell"}
     settings = {"dataset": dataset, "model": model, "epochs": 20, "seed": seed, "rate": 1e-3} | case
     return {
         "case": settings,
-        "ways": ways,
+        "protocols": protocols,
         "parameters": 1000,
         "examples": 500,
         "overdetermination": 0.5 if model == "vit-mlp" else 5.0,
@@ -128,7 +128,7 @@ def test_each_way_has_the_rate_that_serves_it_best() -> None:
     slow = record("mnist", "vit-mlp", 0, LOSSES, rate=3e-4)
     fast = record("mnist", "vit-mlp", 0, LOSSES | {ADAM: 0.001, FIXED: 0.05}, rate=2e-3)
     line = [*grouped([slow]), *grouped([fast])]
-    assert (best_of(line, (ADAM, COSINE)).way, best_of(line, (ADAM, COSINE)).rate) == (ADAM, 2e-3)
+    assert (best_of(line, (ADAM, COSINE)).protocol, best_of(line, (ADAM, COSINE)).rate) == (ADAM, 2e-3)
     assert best_of(line, (FIXED,)).rate == 3e-4
     study = fair_study([slow, fast], "command")
     assert study.answer[0].startswith(
@@ -146,11 +146,11 @@ def test_the_fair_page_names_the_rates(tmp_path: Path) -> None:
 
 def test_the_fair_page_has_the_papers_way_where_it_was_trained() -> None:
     slow, fast = (record("mnist", "vit-mlp", 0, LOSSES, rate=rate) for rate in (3e-4, 1e-3))
-    del slow["ways"][PAPERS]
+    del slow["protocols"][PAPERS]
     study = fair_study([slow, fast], "command")
     assert study.answer[3].startswith(
         "The paper’s protocol at the rate 0.001, epoch against epoch: lower than Adam in 1 of 1 rows, 0.400 times"
     )
     assert [part.heading for part in study.parts] == ["The rows", "The paper’s protocol on these rows"]
-    del fast["ways"][PAPERS]
+    del fast["protocols"][PAPERS]
     assert len(fair_study([slow, fast], "command").parts) == 1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convexlab import reporting
-from convexlab.reporting.numbers import (
+from convexlab.wording.numbers import (
     accuracy,
     change,
     count,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convexlab.training.adam import AdamRun, State
 from convexlab.training.phases import PhaseTwo
 from convexlab.training.second_phase import Resort, Step, second_phase
+from paper.adam_run import AdamRun, State
 
 __all__ = ["Ending", "followed", "switch_at"]
 
@@ -44,9 +44,9 @@ def followed(run: AdamRun, phase: PhaseTwo, *, budget: float, steps: int | None 
     Yields:
         Every step of the second phase, then every epoch of Adam; ``given_up`` stands in the last step of the former.
     """
-    optimizer = phase.build(run.task.model.parameters(), run.adam, run.task.examples)
+    optimizer = phase.build(run.problem.model.parameters(), run.adam, run.problem.examples or 1)
     resort, spent, given_up, done = Resort(run.best_loss, run.largest_norm), 0.0, None, 0
-    for done, step in enumerate(second_phase(optimizer, phase, run.task.objective, resort, budget=budget), start=1):
+    for done, step in enumerate(second_phase(optimizer, phase, run.problem.objective, resort, budget=budget), start=1):
         spent, given_up = spent + step.cost, step.given_up
         yield step
         if done == steps:
@@ -77,4 +77,4 @@ def switch_at(run: AdamRun, state: State, phase: PhaseTwo, *, budget: float, spe
         curve.append((spent, step.loss))
         best = min(best, step.loss) if math.isfinite(step.loss) else best
         resorted = resorted or step.given_up
-    return Ending(best, spent, resorted, run.task.objective.flat_parameters(), curve)
+    return Ending(best, spent, resorted, run.problem.objective.flat_parameters(), curve)

@@ -1,0 +1,85 @@
+"""What a flat optimiser carries from one step to the next: a dataclass a method, and the one way to store it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from convexlab.linalg.vectors import accumulation_dtype
+from convexlab.optim.evaluation import Evaluation
+
+__all__ = ["ACCUMULATED", "Memory"]
+
+ACCUMULATED: Mapping[str, bool] = MappingProxyType({"accumulated": True})
+"""Metadata of a field whose tensor has the dtype of sums (`accumulation_dtype`), whatever the parameters' is."""
+
+
+@dataclass
+class Memory:
+    """What every method remembers; each adds its own fields.
+
+    Tensors are flat, in the parameters' dtype and on their device, and never changed in place unless their field says
+    so. What is stored has the names of the fields: renaming one makes older states unreadable.
+    """
+
+    weights: Tensor | None = None
+    """x where the last step ended, (n,); None before the first. Others in their place were set by someone else."""
+    kept_loss: float = 0.0
+    """f(x)."""
+    kept_gradient: Tensor | None = None
+    """g at x, (n,); None if the last step did not evaluate it there, which leaves the other two without a meaning."""
+    kept_squared_norm: float = 0.0
+    """gᵀg."""
+    step_size: float = 0.0
+    """α of the last step taken; 0 before the first."""
+    slope: float = 0.0
+    """gᵀd where that step began: loss per unit of α, negative."""
+    first_step: float | None = None
+    """α to try first, where the limit of evaluations cut the last search short."""
+    resolution: float | None = None
+    """Relative rounding error of a loss, where a search found it above that of the dtype."""
+    restarted: str | None = None
+    """Why the memory was dropped, for the report of the step that begins afresh."""
+
+    @property
+    def kept(self) -> Evaluation | None:
+        """The evaluation where the last step ended, if there was one."""
+        gradient = self.kept_gradient
+        return None if gradient is None else Evaluation(self.kept_loss, gradient, self.kept_squared_norm)
+
+    def ending(self, weights: Tensor, evaluation: Evaluation | None) -> Self:
+        """Return the memory after a step that ended at these weights, and what is known there."""
+        ended = replace(self, weights=weights, kept_gradient=None, first_step=None, restarted=None)
+        return ended if evaluation is None else ended.keeping(evaluation)
+
+    def keeping(self, evaluation: Evaluation) -> Self:
+        """Return the memory with this evaluation in place of the last."""
+        return replace(
+            self,
+            kept_loss=evaluation.loss,
+            kept_gradient=evaluation.gradient,
+            kept_squared_norm=evaluation.squared_norm,
+        )
+
+    def as_state(self) -> dict[str, Any]:
+        """Return the fields that are set: tensors, not copied, numbers, lists of numbers, and text."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_state(cls, stored: Mapping[str, Any], like: Tensor) -> Self:
+        """Return a copy of what `as_state` returned, in the dtype and on the device of a parameter."""
+        sums = accumulation_dtype(like.device)
+        dtypes = {each.name: sums if each.metadata == ACCUMULATED else like.dtype for each in fields(cls)}
+        return cls(**{name: _copy(value, like.device, dtypes[name]) for name, value in stored.items()})
+
+
+def _copy(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype, copy=True)
+    return list(value) if isinstance(value, list) else value
