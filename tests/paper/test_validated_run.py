@@ -12,13 +12,13 @@ from paper.adam_run import AdamRun
 from paper.pages.detectors import validation_study
 from paper.rules import RULES, Rule, replay
 from paper.scores import score
-from paper.validated_run import Plan, decided, validate_run
+from paper.validated_run import ValidationPlan, decided, validate_run
 
 from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
 from convexlab.problems import Problem, friedman, physics_informed
 from convexlab.problems.physics_informed import convection
 
-PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
+PLAN = ValidationPlan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str
 
 def test_on_the_whole_batch_the_full_norm_is_free_and_exact() -> None:
     task = physics_informed(convection(), train_size=20, seed=0)
-    plan = Plan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
+    plan = ValidationPlan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
     run = validate_run(task, plan)
     assert run["budget"] == 6.0
     assert [row["cost"] for row in run["rows"]] == [0, 2, 4, 6]

@@ -34,8 +34,8 @@ def results_table(facts: RunFacts) -> Table | None:
         return None
     losses = [outcome.train_loss for outcome in outcomes.values() if outcome.train_loss is not None]
     lowest = min(losses, default=None)
-    rows: list[tuple[Cell | str, ...]] = [
-        (
+    rows = [
+        _row(
             Cell(facts.model),
             algorithm_name(run, facts),
             Cell(number(outcome.train_loss), strong=len(losses) > 1 and outcome.train_loss == lowest),
