@@ -123,7 +123,7 @@ def test_train_names_the_report(trained: tuple[Result, Run]) -> None:
     result, run = trained
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"report: {run.report_path}"
-    assert "Two-phase training ended" in result.stdout
+    assert "Two-phase training reached" in result.stdout
     assert "It switched from Adam to" in result.stdout
     assert result.stderr == ""  # no bars where nobody watches
     assert run.report_path.read_text(encoding="utf-8").startswith("<!")
@@ -156,7 +156,7 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     result = call("train", "two-phase", *INFORMED, "--probe-every", 0, "--oracle-every", 5, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    assert "Two-phase training ended" in result.stdout
+    assert "Two-phase training reached" in result.stdout
     assert result.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
     assert Run(out).config["objective"] == "pinn-burgers"
     again = call("report", out, "--out", tmp_path / "page.html")
