@@ -127,5 +127,16 @@ def test_the_page_says_what_the_runs_say(made: dict[str, Any]) -> None:
     assert " of 2 runs" in study.answer[0]
     rules = study.parts[1].tables[0]
     assert {row[0].text for row in rules.rows} == set(made["decisions"])
-    assert [row[0].text for row in study.parts[3].tables[0].rows] == ["first", "second"]
+    assert [row[0].text for row in study.parts[4].tables[0].rows] == ["first", "second"]
     assert len(study.parts[2].tables[0].rows) == 4
+    switches = 2 * len(made["endings"])
+    assert f"in none of {switches} switches." in study.parts[3].paragraphs[1]
+
+
+def test_the_page_counts_why_the_second_phase_was_given_up(made: dict[str, Any]) -> None:
+    case = {"dataset": "friedman", "loss": "mse", "rate": 3e-3, "seed": 0}
+    reasons = ["the gradient norm has been above Adam's largest, 2, for 10 steps", "no descent", "no descent"]
+    endings = [ending | {"resorted": reason} for ending, reason in zip(made["endings"], reasons, strict=False)]
+    runs = [made | {"case": case, "task": task, "endings": endings} for task in ("first", "second")]
+    part = validation_study(runs, {"scale": "toy"}, "python x.py").parts[3]
+    assert "4 because steps failed, 2 because the gradient norm stayed above Adam’s largest" in part.paragraphs[1]
