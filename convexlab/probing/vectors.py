@@ -23,7 +23,7 @@ class StoredVectors:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Make the file in ``folder``, if it takes one; None is the system's place for temporary files."""
-        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=folder)  # noqa: SIM115
+        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115
         self._count = 0
         self._dtype = torch.float32
         self.size = 0
