@@ -26,7 +26,7 @@ TRAINING: dict[str, Any] = {
     "no_baseline": True,
 }
 SCALES: dict[str, dict[str, Any]] = {
-    "toy": {"train_size": 200, "epochs": 8, "switch_epoch": 3},
+    "toy": {"train_size": 60, "epochs": 8, "switch_epoch": 3},
     "desk": {"train_size": 10_000, "epochs": 100, "switch_epoch": 40},
 }
 PROBE_SIZE = 64  # Examples with which `probe` takes less than a minute on two cores.
