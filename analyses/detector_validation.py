@@ -24,7 +24,7 @@ from paper.processes import side_by_side
 from paper.records import stored
 from paper.rules import RULES, Rule
 from paper.table import FULL_SIZES, MODELS, source
-from paper.validated_run import Plan, decided, validate_run
+from paper.validated_run import ValidationPlan, decided, validate_run
 
 from convexlab.problems import Problem, build_problem, friedman, physics_informed
 from convexlab.problems.physics_informed import burgers, convection
@@ -102,7 +102,7 @@ def toy() -> Iterator[Case]:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ValidationScale:
     """The frozen settings of a scale."""
 
     cases: list[Case]
@@ -111,9 +111,9 @@ class Scale:
     """Epochs between two switches of the oracle, and two measured points."""
     device: str = "cpu"
 
-    def plan(self, case: Case) -> Plan:
+    def plan(self, case: Case) -> ValidationPlan:
         """Return how a run is made."""
-        return Plan(
+        return ValidationPlan(
             self.epochs, case.rate, case.seed, steps=FULL_STEPS, switch_every=self.every, truth_every=self.every
         )
 
@@ -125,13 +125,13 @@ def paper() -> Iterator[Case]:
 
 
 SCALES = {
-    "toy": Scale(list(toy()), 12, 4),
-    "desk": Scale(list(desk()), 100, 10),
-    "paper": Scale(list(paper()), 700, 35, "auto"),
+    "toy": ValidationScale(list(toy()), 12, 4),
+    "desk": ValidationScale(list(desk()), 100, 10),
+    "paper": ValidationScale(list(paper()), 700, 35, "auto"),
 }
 
 
-def perform(case: Case, scale: Scale, folder: Path, rules: Sequence[Rule] = RULES) -> Row:
+def perform(case: Case, scale: ValidationScale, folder: Path, rules: Sequence[Rule] = RULES) -> Row:
     """Make one run, or what an earlier one with the same settings lacks."""
     torch.set_num_threads(1)
     plan = scale.plan(case)

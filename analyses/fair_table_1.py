@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 from paper.pages.fair_table import fair_study
 from paper.processes import side_by_side
-from paper.table import FULL_SIZES, MODELS, Case, train_case
+from paper.table import FULL_SIZES, MODELS, TableCase, train_case
 
 from convexlab.reporting import write_study
 from convexlab.runs import Row
@@ -33,29 +33,29 @@ SWITCH = 0.3
 DATASETS = tuple(FULL_SIZES)
 
 
-def toy() -> Iterator[Case]:
+def toy() -> Iterator[TableCase]:
     """Yield two networks on digits, which need no files."""
     for rate, model in product(RATES[:2], MODELS[-2:]):
-        yield Case("digits", model, 60, 4, 1, 20, 0, rate)
+        yield TableCase("digits", model, 60, 4, 1, 20, 0, rate)
 
 
-def desk() -> Iterator[Case]:
+def desk() -> Iterator[TableCase]:
     """Yield the rows with 250 images and one seed, of each rate the costly ones first."""
     for rate, model, dataset in product(RATES, sorted(MODELS), DATASETS):
-        yield Case(dataset, model, 250, 50, round(SWITCH * 50), 16, 0, rate)
+        yield TableCase(dataset, model, 250, 50, round(SWITCH * 50), 16, 0, rate)
 
 
-def paper() -> Iterator[Case]:
+def paper() -> Iterator[TableCase]:
     """Yield the rows with all images and the paper's epochs, three seeds."""
     for seed, model, rate, dataset in product((0, 1, 2), MODELS, RATES, DATASETS):
         epochs = 700 if model == "vit-mlp" else 1000
-        yield Case(dataset, model, FULL_SIZES[dataset], epochs, round(SWITCH * epochs), 512, seed, rate, "auto")
+        yield TableCase(dataset, model, FULL_SIZES[dataset], epochs, round(SWITCH * epochs), 512, seed, rate, "auto")
 
 
 SCALES = {"toy": toy, "desk": desk, "paper": paper}
 
 
-def train(case: Case, folder: Path) -> Row:
+def train(case: TableCase, folder: Path) -> Row:
     """Train a row by every protocol, the paper's among them at one rate."""
     return train_case(case, folder, paper=case.rate == PAPERS_RATE)
 

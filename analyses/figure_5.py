@@ -19,7 +19,7 @@ import click
 import torch
 from paper.claims import norm_peak
 from paper.pages.sequence_charts import NAMES, norm_over_loss_chart
-from paper.protocols import ADAM, FIXED, PAPERS, Plan
+from paper.protocols import ADAM, FIXED, PAPERS, ProtocolPlan
 from paper.records import stored
 from paper.sequences import Recording, train_sequences
 from paper.table import source
@@ -38,7 +38,7 @@ SWITCH = 0.3
 
 
 @dataclass(frozen=True)
-class Scale:
+class FigureScale:
     """How much is done."""
 
     dataset: str
@@ -52,9 +52,9 @@ class Scale:
 
 
 SCALES = {
-    "toy": Scale("digits", "vit-nomlp-wkewq-wvwo", 60, 6, 20, 3),
-    "desk": Scale("cifar10", "vit-mlp", 2000, 100, 64, 10),
-    "paper": Scale("cifar10", "vit-mlp", None, 700, 512, 35, "auto"),
+    "toy": FigureScale("digits", "vit-nomlp-wkewq-wvwo", 60, 6, 20, 3),
+    "desk": FigureScale("cifar10", "vit-mlp", 2000, 100, 64, 10),
+    "paper": FigureScale("cifar10", "vit-mlp", None, 700, 512, 35, "auto"),
 }
 
 
@@ -76,7 +76,7 @@ def trained(name: str) -> Row:
         most_held_out=2000,
         device=scale.device,
     )
-    plan = Plan(scale.epochs, round(SWITCH * scale.epochs), RATE, SEED)
+    plan = ProtocolPlan(scale.epochs, round(SWITCH * scale.epochs), RATE, SEED)
     record = settings | {
         "sequences": train_sequences(problem, plan, Recording(scale.every)),
         "parameters": problem.objective.size,

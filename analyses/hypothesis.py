@@ -18,11 +18,11 @@ from itertools import product
 from pathlib import Path
 
 import click
-from detector_validation import PERCEPTRON, Case, Scale, perform
+from detector_validation import PERCEPTRON, Case, ValidationScale, perform
 from paper.pages.claims import claims_study
 from paper.processes import side_by_side
 from paper.table import FULL_SIZES, MODELS
-from paper.validated_run import Plan
+from paper.validated_run import ValidationPlan
 
 from convexlab.probing import ProbeOptions
 from convexlab.reporting import write_study
@@ -36,10 +36,10 @@ PROBE = ProbeOptions(max_steps=32, density_probes=1)
 
 
 @dataclass(frozen=True)
-class Switched(Scale):
+class Switched(ValidationScale):
     """Runs that are switched once, at half of the budget, to see how the loss is curved where the second phase ends."""
 
-    def plan(self, case: Case) -> Plan:
+    def plan(self, case: Case) -> ValidationPlan:
         """Return how a run is made."""
         return replace(super().plan(case), switch_every=self.epochs // 2, probe=PROBE)
 

@@ -49,7 +49,7 @@ DETECTED = f"Adam to the detected switch, {DEFAULT_PHASE_TWO}"
 
 
 @dataclass(frozen=True)
-class Scale:
+class PinnScale:
     """How much is done."""
 
     epochs: int
@@ -62,7 +62,7 @@ class Scale:
         return self.epochs * STEPS
 
 
-SCALES = {"toy": Scale(6, 1, 50), "desk": Scale(250, 3, POINTS), "paper": Scale(1000, 10, 10 * POINTS)}
+SCALES = {"toy": PinnScale(6, 1, 50), "desk": PinnScale(250, 3, POINTS), "paper": PinnScale(1000, 10, 10 * POINTS)}
 
 
 def peer() -> PhaseTwo:
@@ -83,7 +83,7 @@ def protocols() -> Iterator[tuple[str, str | float, PhaseTwo]]:
         yield f"Adam to {share:.0%}, {DEFAULT_PHASE_TWO}", share, ours
 
 
-def solve(equation: str, seed: int, scale: Scale) -> Row:
+def solve(equation: str, seed: int, scale: PinnScale) -> Row:
     """Return loss, relative error and curve of every protocol to train one network."""
     torch.set_num_threads(1)
     problem = physics_informed(EQUATIONS[equation](), train_size=scale.points, seed=seed)
@@ -100,7 +100,7 @@ def solve(equation: str, seed: int, scale: Scale) -> Row:
 
 
 def adam(
-    problem: Problem, seed: int, scale: Scale, rate: Callable[[float], float], detector: cl.Detector | None = None
+    problem: Problem, seed: int, scale: PinnScale, rate: Callable[[float], float], detector: cl.Detector | None = None
 ) -> tuple[Row, list[State]]:
     """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
 
@@ -120,7 +120,7 @@ def adam(
     return judged(problem, best.weights, curve, None), states
 
 
-def switched(run: AdamRun, states: Sequence[State], epoch: int, phase: PhaseTwo, scale: Scale) -> Row:
+def switched(run: AdamRun, states: Sequence[State], epoch: int, phase: PhaseTwo, scale: PinnScale) -> Row:
     """Go on from an epoch of Adam with a second phase, to the end of the budget."""
     spent = float(epoch * run.epoch_cost)
     ending = switch_at(run, states[epoch], phase, budget=scale.budget, spent=spent)
@@ -213,7 +213,7 @@ def _share(name: str) -> str:
     return name.partition(",")[0].removeprefix("Adam to ")
 
 
-def study(rows: Sequence[Row], scale: Scale, command: str) -> Study:
+def study(rows: Sequence[Row], scale: PinnScale, command: str) -> Study:
     """Return the page."""
     answer = []
     for equation in EQUATIONS:

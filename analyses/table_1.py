@@ -4,9 +4,9 @@ Claim: it does, in 15 rows: five networks on MNIST, CIFAR-10 and CIFAR-100, squa
 Command: ``python analyses/table_1.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk about an hour on two cores; paper days on a GPU.
 Expected outcome: the page ``reports/table-1.html``. Every row is trained in the paper's protocol (a fixed switch,
-conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected
-switch, the default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better of Adam with a
-constant and with a cosine rate.
+conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected switch, the
+default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better
+of Adam with a constant and with a cosine rate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 from paper.pages.table import table_study
 from paper.processes import side_by_side
-from paper.table import FULL_SIZES, MODELS, Case, least_train_size, train_case
+from paper.table import FULL_SIZES, MODELS, TableCase, least_train_size, train_case
 
 from convexlab.reporting import write_study
 
@@ -38,19 +38,19 @@ PAPER_EPOCHS, PAPER_EPOCHS_MLP, PAPER_BATCH = 1000, 700, 512
 
 
 @dataclass(frozen=True)
-class Scale:
+class TableScale:
     """The frozen settings of a scale."""
 
-    cases: list[Case]
+    cases: list[TableCase]
 
 
-def toy() -> Iterator[Case]:
+def toy() -> Iterator[TableCase]:
     """Yield the five networks on digits, which need no files."""
     for model in MODELS:
         yield case("digits", model, 60, 4, 20, 0, "cpu")
 
 
-def desk() -> Iterator[Case]:
+def desk() -> Iterator[TableCase]:
     """Yield the rows with so much data that Q is at least 1 where there is as much; the costly ones first."""
     for seed in (0, 1, 2):
         sizes = {
@@ -61,16 +61,16 @@ def desk() -> Iterator[Case]:
             yield case(dataset, model, size, _from(DESK_EPOCHS, size), _from(DESK_BATCHES, size), seed, "cpu")
 
 
-def paper() -> Iterator[Case]:
+def paper() -> Iterator[TableCase]:
     """Yield the rows as the paper has them: all data, its epochs and its switch."""
     for seed, dataset, model in product((0, 1, 2), DATASETS, MODELS):
         epochs = PAPER_EPOCHS_MLP if model == "vit-mlp" else PAPER_EPOCHS
         yield case(dataset, model, FULL_SIZES[dataset], epochs, PAPER_BATCH, seed, "auto")
 
 
-def case(dataset: str, model: str, size: int, epochs: int, batch_size: int, seed: int, device: str) -> Case:
+def case(dataset: str, model: str, size: int, epochs: int, batch_size: int, seed: int, device: str) -> TableCase:
     """Return a case with the paper's switch."""
-    return Case(dataset, model, size, epochs, max(1, round(SWITCH * epochs)), batch_size, seed, RATE, device)
+    return TableCase(dataset, model, size, epochs, max(1, round(SWITCH * epochs)), batch_size, seed, RATE, device)
 
 
 def _from(table: dict[int, int], size: int) -> int:

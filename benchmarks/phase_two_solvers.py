@@ -28,7 +28,7 @@ from torch import Tensor
 
 import convexlab as cl
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
-from convexlab.training.phases import phase_two, phase_two_names
+from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
 from convexlab.training.second_phase import Resort, second_phase
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
@@ -149,18 +149,22 @@ def refusal(name: str, task: Task) -> str | None:
     return f"more than {most} parameters" if most is not None and task.objective.size > most else None
 
 
-def solve(name: str, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcome:
-    """Run a solver from the task's present weights until the budget is spent or it stops by itself."""
+def solve(solver: str | PhaseTwo, task: Task, meter: Meter, adam: torch.optim.Adam) -> Outcome:
+    """Run a solver, or a second phase without a name, from the task's present weights.
+
+    It ends when the budget is spent or it stops by itself.
+    """
     outcome = Outcome()
+    run = partial(_ours, solver) if isinstance(solver, PhaseTwo) else SOLVERS[solver]
     try:
-        SOLVERS[name](task, meter, adam, outcome)
+        run(task, meter, adam, outcome)
     except _BudgetSpentError:
         outcome.stopped = None
     return outcome
 
 
-def _ours(name: str, task: Task, meter: Meter, adam: torch.optim.Adam, outcome: Outcome) -> None:
-    phase, examples = phase_two(name), task.setting.train_size
+def _ours(phase: PhaseTwo, task: Task, meter: Meter, adam: torch.optim.Adam, outcome: Outcome) -> None:
+    examples = task.setting.train_size
     optimizer = phase.build(task.model.parameters(), adam, examples)
     if phase.sampled:
         meter.measure()
@@ -255,7 +259,7 @@ def _scipy(method: str, options: Mapping[str, Any], task: Task, meter: Meter) ->
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        **{name: partial(_ours, name) for name in phase_two_names()},
+        **{name: partial(_ours, phase_two(name)) for name in phase_two_names()},
         "torch-lbfgs-20": _started_again(partial(_torch_lbfgs, 20)),
         "torch-lbfgs-100": _started_again(partial(_torch_lbfgs, 100)),
         "minimize-cg": _started_again(partial(_pytorch_minimize, "cg", {})),

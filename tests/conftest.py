@@ -16,10 +16,14 @@ if os.environ.get("CONVEXLAB_DATA"):
 
 import pytest
 import torch
+from hypothesis import settings
 
 import convexlab
 
 torch.set_num_threads(1)
+# A test that takes long on a busy machine is none that fails.
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 SOURCE = Path(convexlab.__file__).parent
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from click.testing import CliRunner
 from convexlab.architectures import build_model
 from convexlab.checkpoints import load_weights, read_checkpoint
 from convexlab.cli import main
+from convexlab.importing import load_object
 from convexlab.objective import Objective
 from convexlab.problems import build_objective, setting_of
 from convexlab.publishing import read_card
@@ -188,13 +187,10 @@ def test_a_probe_leaves_a_clone_clean(folder: Path) -> None:
     [pytest.param(path, marks=() if path.parent.name.startswith("pinn") else pytest.mark.data) for path in RECIPES],
     ids=lambda path: path.parent.name,
 )
-def test_recipe_runs_at_toy_size(recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(recipe), "--scale", "toy"]
-    # In a folder of its own: nothing of models/ is touched.
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
+def test_recipe_runs_at_toy_size(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Nothing of models/ is touched.
+    done = CliRunner().invoke(load_object(f"{recipe}:main"), ["--scale", "toy"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     folder = tmp_path / done.stdout.strip()
     assert folder.name == recipe.parent.name
     card = read_card(folder / "README.md")

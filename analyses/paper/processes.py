@@ -23,12 +23,14 @@ def side_by_side(
     Args:
         work: what a process can be sent: a function of a module, or a partial of one.
         cases: its arguments.
-        jobs: processes.
+        jobs: processes; with one the work is done in this process.
         label: what is counted.
 
     Raises:
         Exception: what the work raised; cases that have not begun are dropped.
     """
+    if jobs == 1:
+        return [work(case) for case in track(cases, label)]
     # Forked processes would share the threads' locks of torch, as they were.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending = [pool.submit(work, case) for case in cases]

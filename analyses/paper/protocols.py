@@ -16,13 +16,13 @@ from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
 from paper.adam_run import AdamRun, State
 from paper.switching import followed
 
-__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Plan", "train_protocols"]
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "ProtocolPlan", "train_protocols"]
 
 ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProtocolPlan:
     """How a network is trained."""
 
     epochs: int
@@ -74,7 +74,7 @@ class _Best:
         }
 
 
-def train_protocols(problem: Problem, plan: Plan, *, paper: bool = True) -> dict[str, Row]:
+def train_protocols(problem: Problem, plan: ProtocolPlan, *, paper: bool = True) -> dict[str, Row]:
     """Train a network with Adam at a constant and at a cosine rate, as the paper does, and in our two phases.
 
     The paper's second phase starts from its fixed switch, ours from there (`FIXED`) and from the detected one (`OURS`).
@@ -110,7 +110,7 @@ def train_protocols(problem: Problem, plan: Plan, *, paper: bool = True) -> dict
     return protocols
 
 
-def _adam_watched(run: AdamRun, plan: Plan) -> tuple[_Best, State, State | None, str]:
+def _adam_watched(run: AdamRun, plan: ProtocolPlan) -> tuple[_Best, State, State | None, str]:
     """Return Adam's curve, its states at the fixed and at the detected switch, and the detector's reason."""
     detector = build_detector(plan.detector, budget=plan.epochs)
     states: dict[str, State] = {}
@@ -152,7 +152,7 @@ def _begun(problem: Problem, constant: _Best, run: AdamRun, switch: State) -> _B
     return _Best(problem, curve[-1][2], switch.weights, curve)
 
 
-def _papers(run: AdamRun, plan: Plan, switch: State, constant: _Best) -> Row:
+def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: _Best) -> Row:
     best, at_equal_cost = _begun(run.problem, constant, run, switch), None
     cost, steps, failed = float(plan.switch * run.epoch_cost), 0, None
     phase, most = phase_two(plan.papers), plan.epochs - plan.switch
@@ -179,7 +179,7 @@ def _aside(run: AdamRun, best: _Best) -> Row:
     return judged
 
 
-def _ours(run: AdamRun, plan: Plan, switch: State | None, constant: _Best) -> Row:
+def _ours(run: AdamRun, plan: ProtocolPlan, switch: State | None, constant: _Best) -> Row:
     if switch is None:
         return constant.judged() | {"curve": constant.curve, "switch": None, "failed": None}
     best = _begun(run.problem, constant, run, switch)

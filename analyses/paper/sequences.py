@@ -13,7 +13,7 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
 from convexlab.training.phases import phase_two
 from paper.adam_run import AdamRun, State
-from paper.protocols import ADAM, FIXED, PAPERS, Plan
+from paper.protocols import ADAM, FIXED, PAPERS, ProtocolPlan
 from paper.switching import followed
 from paper.truth import curvature_at
 
@@ -33,7 +33,7 @@ class Recording:
 
 
 def train_sequences(
-    problem: Problem, plan: Plan, recording: Recording, *, progress: Listener = silent
+    problem: Problem, plan: ProtocolPlan, recording: Recording, *, progress: Listener = silent
 ) -> dict[str, list[Row]]:
     """Train with Adam alone, as the paper does in two phases, with CG alone, and with our second phase.
 
@@ -80,7 +80,7 @@ def train_sequences(
     }
 
 
-def _adam(run: AdamRun, plan: Plan, states: dict[int, State]) -> Iterator[Row]:
+def _adam(run: AdamRun, plan: ProtocolPlan, states: dict[int, State]) -> Iterator[Row]:
     """Yield a row an epoch; leave the state at the switch."""
     seconds = 0.0
     while True:

@@ -15,7 +15,7 @@ from convexlab.architectures import build_model
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.problems import build_problem
 from convexlab.runs import Row, write_json
-from paper.protocols import PAPERS, Plan, train_protocols
+from paper.protocols import PAPERS, ProtocolPlan, train_protocols
 from paper.records import stored
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "FULL_SIZES",
     "MODELS",
     "PUBLISHED",
-    "Case",
-    "Published",
+    "PublishedRow",
+    "TableCase",
     "least_train_size",
     "source",
     "train_case",
@@ -37,7 +37,7 @@ _CHANNELS = {"cifar10": 3, "cifar100": 3}
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """A row of Table 1: of each of Adam and Adam+CG, training loss and accuracy, validation loss and accuracy."""
 
     adam: tuple[float, float, float, float]
@@ -46,9 +46,9 @@ class Published:
     """Q, equation 7."""
 
 
-PUBLISHED: Mapping[tuple[str, str], Published] = MappingProxyType(
+PUBLISHED: Mapping[tuple[str, str], PublishedRow] = MappingProxyType(
     {
-        (dataset, model): Published(adam, adam_cg, overdetermination)
+        (dataset, model): PublishedRow(adam, adam_cg, overdetermination)
         for dataset, rows in {
             "mnist": (
                 ((0.0008, 0.995, 0.0061, 0.965), (0.0001, 1.000, 0.0044, 0.974), 3.9),
@@ -79,7 +79,7 @@ PUBLISHED: Mapping[tuple[str, str], Published] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Case:
+class TableCase:
     """One run of one row."""
 
     dataset: str
@@ -117,7 +117,7 @@ def least_train_size(dataset: str, model: str, *, step: int = 100) -> int:
     return step * ceil(parameters / classes / step)
 
 
-def train_case(case: Case, folder: Path, *, paper: bool = True) -> Row:
+def train_case(case: TableCase, folder: Path, *, paper: bool = True) -> Row:
     """Train a row's network by every protocol, or return what an earlier call has left in the folder.
 
     Args:
@@ -145,7 +145,7 @@ def train_case(case: Case, folder: Path, *, paper: bool = True) -> Row:
         most_held_out=2000,
         device=case.device,
     )
-    protocols = train_protocols(problem, Plan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
+    protocols = train_protocols(problem, ProtocolPlan(case.epochs, case.switch, case.rate, case.seed), paper=paper)
     record = identity | {
         "protocols": protocols,
         "parameters": problem.objective.size,

@@ -17,11 +17,11 @@ from paper.rules import RULES, Decision, Rule, replay
 from paper.switching import Ending, switch_at
 from paper.truth import curvature_at, segment_between
 
-__all__ = ["Plan", "decided", "validate_run"]
+__all__ = ["ValidationPlan", "decided", "validate_run"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ValidationPlan:
     """How one problem is run."""
 
     epochs: int
@@ -41,7 +41,7 @@ class Plan:
 
 def validate_run(
     problem: Problem,
-    plan: Plan,
+    plan: ValidationPlan,
     rules: Sequence[Rule] = RULES,
     *,
     known: Row | None = None,
@@ -134,7 +134,7 @@ def _loss(ending: Row) -> float:
     return float(ending["loss"])
 
 
-def _adam(run: AdamRun, plan: Plan, progress: Listener) -> tuple[list[State], list[Row]]:
+def _adam(run: AdamRun, plan: ValidationPlan, progress: Listener) -> tuple[list[State], list[Row]]:
     """Return the states and records after 0, 1, ... epochs; fewer if the loss became infinite."""
     rows, states = [run.record()], [run.state()]
     while run.epoch < plan.epochs:

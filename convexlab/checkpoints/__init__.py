@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from convexlab.checkpoints.files import Checkpoint, read_checkpoint, write_checkpoint
-from convexlab.checkpoints.weights import load_weights
+from convexlab.checkpoints.files import Checkpoint, CheckpointHeader, read_checkpoint, read_header, write_checkpoint
+from convexlab.checkpoints.weights import check_fit, load_weights
 
-__all__ = ["Checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointHeader",
+    "check_fit",
+    "load_weights",
+    "read_checkpoint",
+    "read_header",
+    "write_checkpoint",
+]

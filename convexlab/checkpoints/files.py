@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointHeader", "read_checkpoint", "read_header", "write_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,22 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def header(self) -> CheckpointHeader:
+        """All but the tensors."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return CheckpointHeader(self.path, shapes, self.metadata)
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """What can be known of a checkpoint without holding its tensors."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    """By the names of the tensors."""
     metadata: dict[str, str]
 
 
@@ -56,18 +74,40 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         MisuseError: no such file, a damaged one, or one that holds anything but named tensors.
     """
+    _check_exists(path)
+    if path.suffix != ".safetensors":
+        return _read_torch(path)
+    with _safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(path, tensors, dict(file.metadata() or {}))
+
+
+def read_header(path: Path) -> CheckpointHeader:
+    """Read what a checkpoint says of itself, and refuse what `read_checkpoint` refuses.
+
+    Of safetensors no tensor is read. A PyTorch file has no header: it is loaded and dropped.
+
+    Raises:
+        MisuseError: as `read_checkpoint` does.
+    """
+    _check_exists(path)
+    if path.suffix != ".safetensors":
+        return _read_torch(path).header
+    with _safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return CheckpointHeader(path, shapes, dict(file.metadata() or {}))
+
+
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise MisuseError(f"no checkpoint {str(path)!r}: expected a .safetensors, .pt or .pth file.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:  # safe_open ships no types
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(path, tensors, dict(file.metadata() or {}))
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise MisuseError(
             f"cannot read checkpoint {str(path)!r}: it is damaged or not a safetensors file ({error}). "

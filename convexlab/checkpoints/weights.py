@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from convexlab.checkpoints.files import Checkpoint
+from convexlab.checkpoints.files import Checkpoint, CheckpointHeader
 from convexlab.errors import MisuseError
 
-__all__ = ["load_weights"]
+__all__ = ["check_fit", "load_weights"]
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -16,13 +16,19 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         MisuseError: names or shapes differ; the model is left as it was.
     """
+    check_fit(model, checkpoint.header)
+    model.load_state_dict(checkpoint.tensors)
+
+
+def check_fit(model: nn.Module, checkpoint: CheckpointHeader) -> None:
+    """Raise a MisuseError unless a checkpoint has the model's tensors by name and shape."""
     state = model.state_dict()
-    missing = sorted(state.keys() - checkpoint.tensors.keys())
-    extra = sorted(checkpoint.tensors.keys() - state.keys())
+    missing = sorted(state.keys() - checkpoint.shapes.keys())
+    extra = sorted(checkpoint.shapes.keys() - state.keys())
     shapes = [
-        f"{name} is {tuple(checkpoint.tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        f"{name} is {checkpoint.shapes[name]}, expected {tuple(tensor.shape)}"
         for name, tensor in state.items()
-        if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
+        if name in checkpoint.shapes and checkpoint.shapes[name] != tuple(tensor.shape)
     ]
     problems = shapes[:2]
     if extra:
@@ -34,7 +40,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"checkpoint {str(checkpoint.path)!r} is of another architecture: {'; '.join(problems)}. "
             "Name the model that it was made from by --model, and the data set that decides its input and output."
         )
-    model.load_state_dict(checkpoint.tensors)
 
 
 def _few(names: list[str]) -> str:

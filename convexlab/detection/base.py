@@ -1,4 +1,4 @@
-"""What all detectors share: they are told loss and gradient norm once an epoch and say when to switch."""
+"""What all detectors share: each epoch they get the loss and the gradient norm, and they decide when to switch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Detector", "Signals", "above_one", "at_least", "fraction", "positive
 
 @dataclass(frozen=True)
 class Signals:
-    """What a detector may be told of an epoch; None was not measured at all, NaN is not known this time.
+    """The measurements of an epoch that a detector may use; None is never measured, NaN is not known this time.
 
-    A loss that is multiplied by a number multiplies all of them but the rate, which it divides.
+    A loss that is multiplied by a number multiplies all of them except the rate, which it divides.
     """
 
     loss: float
@@ -31,33 +31,33 @@ class Signals:
     largest: float | None = None
     """Its largest."""
     projected_rate: float | None = None
-    """The rate at which gradient descent would have gone as far along the gradient as Adam did: -pᵀp / pᵀg, p Adam's
-    step (Keskar and Socher 2017, arXiv 1712.07628, equation 3)."""
+    """The rate at which gradient descent would have gone as far along the gradient as Adam did: -pᵀp / pᵀg, where p is
+    Adam's step (Keskar and Socher 2017, arXiv 1712.07628, equation 3)."""
 
 
 class Detector(ABC):
-    """Decides online, from what it has been told so far.
+    """Decides online, from the epochs so far.
 
     Only ratios may decide, so that a rescaled loss gives the same decision.
     """
 
     cost = 0.0
-    """Share of what training costs that is spent on measuring what it needs; loss and norm come from the mini-batches'
-    own losses and gradients, at no cost."""
+    """The cost of measuring what it needs, as a share of the cost of training. Loss and norm cost nothing: they come
+    from the losses and gradients of the mini-batches."""
     needs: frozenset[str] = frozenset()
-    """Fields of `Signals` that it has to be told of beside loss and gradient norm."""
+    """Fields of `Signals` that it needs beside loss and gradient norm."""
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
+        """Start before the first epoch."""
         self.epoch = 0
-        """Epochs seen."""
+        """Epochs so far."""
         self.fired = False
         """Whether the decision to switch has been made; it is never taken back."""
         self.reason = "no epoch was seen"
-        """Why it was made, or what is being waited for: one clause."""
+        """Why it was made, or what it waits for, as a clause."""
 
     def update(self, *, loss: float, gradient_norm: float, **more: float | None) -> bool:
-        """Take in one epoch and return whether to switch now, or has been.
+        """Take in an epoch and return whether the decision to switch has been made.
 
         An epoch whose loss or norm is not finite counts as an epoch and decides nothing.
 
@@ -69,27 +69,27 @@ class Detector(ABC):
         Raises:
             MisuseError: something that it needs is not among them.
         """
-        seen = Signals(loss, gradient_norm, **more)
-        missing = [name for name in sorted(self.needs) if getattr(seen, name) is None]
+        signals = Signals(loss, gradient_norm, **more)
+        missing = [name for name in sorted(self.needs) if getattr(signals, name) is None]
         if missing:
             raise MisuseError(
-                f"{type(self).__name__} has to be told {' and '.join(missing)} as well, NaN where an epoch has none. "
+                f"{type(self).__name__} needs {' and '.join(missing)} as well, NaN where an epoch has none. "
                 "convexlab.Watch measures them."
             )
         if self.fired:
             return True
         self.epoch += 1
         if math.isfinite(loss) and math.isfinite(gradient_norm):
-            self.fired, self.reason = self._decide(seen)
+            self.fired, self.reason = self._decide(signals)
         return self.fired
 
     @abstractmethod
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
         """Return whether to switch, and why or why not yet."""
 
 
 def fraction(name: str, value: float) -> float:
-    """Return a setting that lies between 0 and 1.
+    """Return a setting, which has to lie between 0 and 1.
 
     Raises:
         MisuseError: it does not.
@@ -100,7 +100,7 @@ def fraction(name: str, value: float) -> float:
 
 
 def positive(name: str, value: float) -> float:
-    """Return a setting that is positive and finite.
+    """Return a setting, which has to be positive and finite.
 
     Raises:
         MisuseError: it is not.
@@ -111,7 +111,7 @@ def positive(name: str, value: float) -> float:
 
 
 def above_one(name: str, value: float) -> float:
-    """Return a setting that is above 1.
+    """Return a setting, which has to be above 1.
 
     Raises:
         MisuseError: it is not.
@@ -122,10 +122,10 @@ def above_one(name: str, value: float) -> float:
 
 
 def at_least(name: str, epochs: int, least: int, unit: str = "epoch") -> int:
-    """Return a number of epochs, or of another unit, that is not below the least.
+    """Return a number of epochs, or of another unit, which has to be at least ``least``.
 
     Raises:
-        MisuseError: it is.
+        MisuseError: it is not.
     """
     if not epochs >= least:
         raise MisuseError(f"expected {name} of at least {least} {unit}{'s' if least > 1 else ''}, got {epochs!r}.")
@@ -133,8 +133,8 @@ def at_least(name: str, epochs: int, least: int, unit: str = "epoch") -> int:
 
 
 def ratio(value: float, unit: float) -> float:
-    """Return value / unit of two positive numbers, within what a logarithm and back has room for.
+    """Return value / unit of two positive numbers, kept where its logarithm and the way back are finite.
 
-    Rounding does not make it depend on the scale of the two, as it does the difference of their logarithms.
+    Its rounding does not depend on the scale of the two; that of the difference of their logarithms would.
     """
     return min(max(value / unit, 1e-300), 1e300)

@@ -18,18 +18,18 @@ class GradientNormChange(Detector):
     """Change point: a cumulative-sum test finds that the gradient norm has risen, then that it has fallen.
 
     Page's test in Hinkley's form (Page 1954, Biometrika 41; Hinkley 1971, Biometrika 58) on x = log norm: with the mean
-    x̄ of what was seen since the last change, the sum of x - x̄ - δ exceeds its least value so far by λ where the level
-    has risen, and likewise downwards. δ and λ are in standard deviations of the noise, which the median of the absolute
-    differences of neighbouring epochs tells, whatever the trend. A fall before any rise is the initial transient: the
-    test for a rise begins anew at every new least norm.
+    x̄ of the epochs since the last change, the sum of x - x̄ - δ exceeds its least value so far by λ where the level has
+    risen, and likewise downwards. δ and λ are in standard deviations of the noise, estimated by the median of the
+    absolute differences of neighbouring epochs, whatever the trend. A fall before any rise is the initial transient:
+    the test for a rise begins again at every new least norm.
 
     Of 200 curves of noise without a trend 1.5 % fired in 60 epochs, of 200 that only fall none, and of 200 that rise by
     4 at epoch 16 and fall at 31 all by epoch 33 (20 % noise). With λ = 5: 18 %, 1 % and 95 %.
 
     Args:
         drift: δ, the change of level that is not worth a decision.
-        threshold: λ; more is later and surer.
-        warmup: epochs before the first decision, from which the noise is known.
+        threshold: λ; a larger one decides later and with more certainty.
+        warmup: epochs before the first decision, from which the noise is estimated.
 
     Raises:
         MisuseError: a setting out of range.
@@ -45,8 +45,8 @@ class GradientNormChange(Detector):
         self._begin = 0
         self._risen: int | None = None
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        gradient_norm = seen.gradient_norm
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        gradient_norm = signals.gradient_norm
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._logs else self._unit
@@ -73,7 +73,7 @@ class GradientNormChange(Detector):
         sign = 1.0 if upwards else -1.0
         total = least = mean = 0.0
         for count, log in enumerate(self._logs[self._begin :], start=1):
-            # The mean is of what came before, so that a change shows at once.
+            # The mean is of the epochs before, so that a change shows at once.
             total += sign * (log - mean) - self.drift * noise if count > 1 else 0.0
             least = min(least, total)
             mean += (log - mean) / count
@@ -81,23 +81,22 @@ class GradientNormChange(Detector):
 
 
 class UnimodalNorm(Detector):
-    """Norm over loss: the gradient norm, as a function of the falling loss, has a maximum that is passed.
+    """Norm over loss: the gradient norm, as a function of the falling loss, has passed a maximum.
 
     The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Least squares fit log
     norm, in the order of falling losses, by a sequence that rises, then falls, exactly (pool adjacent violators, Barlow
     et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005).
 
-    The switch is where the fit's highest
-    level is above both its first and its last by 1 / ``factor`` and by ``threshold`` standard deviations of the
-    difference of their means, the noise as in `GradientNormChange`. The initial transient is cut off: the sequence
-    begins at the least norm before the largest rise.
+    The switch is where the fit's highest level is above both its first and its last level by 1 / ``factor`` and by
+    ``threshold`` standard deviations of the difference of their means, the noise as in `GradientNormChange`. The
+    initial transient is cut off: the sequence begins at the least norm before the largest rise.
 
     Of 50 curves of noise without a trend none fired in 60 epochs, of 50 that only fall 4 %, and of 50 that rise by 4 at
     epoch 16 and fall at 31, 82 % by epoch 33 and 90 % by epoch 45 (20 % noise). With 4: 10 %, 10 %, 96 % and 100 %.
 
     Args:
         factor: the paper's ``gnfact``, for rise and fall.
-        threshold: more is later and surer.
+        threshold: a larger one decides later and with more certainty.
         warmup: epochs before the first decision.
 
     Raises:
@@ -112,12 +111,12 @@ class UnimodalNorm(Detector):
         self._unit = math.nan
         self._points: list[tuple[float, float]] = []
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        gradient_norm = seen.gradient_norm
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        gradient_norm = signals.gradient_norm
         if gradient_norm <= 0.0:
             return False, "the gradient is zero"
         self._unit = gradient_norm if not self._points else self._unit
-        self._points.append((seen.loss, math.log(ratio(gradient_norm, self._unit))))
+        self._points.append((signals.loss, math.log(ratio(gradient_norm, self._unit))))
         if len(self._points) < self.warmup:
             return False, f"{self.warmup} epochs are needed to see a shape"
         logs = [log for _, log in sorted(self._points, key=lambda point: -point[0])]
@@ -141,13 +140,13 @@ class UnimodalNorm(Detector):
 
 
 def _noise(logs: list[float]) -> float:
-    """Return the standard deviation of what differs from epoch to epoch; never zero."""
+    """Return the standard deviation of the noise from epoch to epoch; never zero."""
     differences = [abs(after - before) for before, after in pairwise(logs)]
     return max(_NORMAL * median(differences) / math.sqrt(2.0), 1e-3)
 
 
 def _trough(logs: list[float]) -> int:
-    """Return where the norm is least before its maximum after that: what lies before is the transient."""
+    """Return where the largest rise begins; the epochs before are the transient."""
     least, at, best, begin = math.inf, 0, -math.inf, 0
     for index, log in enumerate(logs):
         if log < least:
@@ -172,7 +171,7 @@ def _blocks(values: Iterable[float]) -> list[tuple[float, int]]:
 
 def _residuals(values: Iterable[float]) -> list[float]:
     """Return, for every prefix, the sum of squares that the best rising sequence leaves."""
-    blocks: list[tuple[float, int, float, float]] = []  # Mean, length, sum of squares within, and of all until here.
+    blocks: list[tuple[float, int, float, float]] = []  # Mean, length, sum of squares within, and that of all so far.
     sums = []
     for value in values:
         mean, length, within = value, 1, 0.0

@@ -1,4 +1,4 @@
-"""A detector that is told the curvature itself."""
+"""A detector of the curvature itself."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["NoNegativeCurvature"]
 class NoNegativeCurvature(Detector):
     """Curvature: positive along the gradient, and the Hessian's negative end is small beside its positive one.
 
-    What the gradient norm's peak is taken to stand for, measured: gᵀHg / gᵀg > 0 and smallest >= -``enter`` * largest,
-    in ``patience`` measurements in a row. It asks for what is there, not for a change: a run that begins where there
-    is no negative curvature switches after ``patience`` measurements.
+    It measures what the peak of the gradient norm is taken to stand for: gᵀHg / gᵀg > 0 and smallest >= -``enter`` *
+    largest, in ``patience`` measurements in a row. It looks at the state and not at a change: a run that begins where
+    there is no negative curvature switches after ``patience`` measurements.
 
-    The smallest eigenvalue counts relative to the largest because exact zero is never reached: it stays slightly
-    negative long after the peak, and on a sample of the data it is more negative than on all of it. Hence a
-    twentieth; where it hovers there, hysteresis: a measurement between -``enter`` and -``leave`` neither counts nor
-    begins anew, one below -``leave``, or no curvature along the gradient, begins anew. A twentieth bounds nothing: a
-    second phase still has to cope with negative curvature.
+    The smallest eigenvalue counts relative to the largest because it never reaches zero: it stays slightly negative
+    long after the peak, and is more negative on a sample of the data than on all of them. Therefore ``enter`` is a
+    twentieth. It may hover there, therefore ``leave``: a measurement between -``enter`` and -``leave`` leaves the count
+    as it is; one below -``leave``, or with gᵀHg <= 0, sets it back to zero. Negative curvature of a twentieth is
+    possible at the switch: a second phase still has to cope with it.
 
-    Where a value is NaN the last known one stands, and nothing counts before both ends are measured again. gᵀHg <= 0
-    alone does begin anew: it is negative curvature, or none. Costs what `convexlab.Watch` spends on measuring.
+    Where gᵀHg is NaN, the last known one is used. Nothing counts before both ends are measured again. gᵀHg <= 0 alone
+    sets the count back. Costs what `convexlab.Watch` spends on measuring.
 
     Args:
-        enter: share of the largest eigenvalue that the smallest may lie below zero.
-        leave: share from which on the count begins anew; at least ``enter``.
+        enter: how far the smallest eigenvalue may be below zero, as a share of the largest.
+        leave: share beyond which the count is set back to zero; at least ``enter``.
         patience: measurements in a row.
 
     Raises:
@@ -48,10 +48,9 @@ class NoNegativeCurvature(Detector):
         self._along = math.nan
         self._counted = 0
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        along, smallest, largest = (
-            math.nan if value is None else value for value in (seen.gradient_curvature, seen.smallest, seen.largest)
-        )
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        values = (signals.gradient_curvature, signals.smallest, signals.largest)
+        along, smallest, largest = (math.nan if value is None else value for value in values)
         self._along = along if math.isfinite(along) else self._along
         if self._along <= 0.0:
             self._counted = 0

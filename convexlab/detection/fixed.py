@@ -1,4 +1,4 @@
-"""A switch epoch chosen beforehand, as the paper did in its experiments."""
+"""A switch epoch that is chosen beforehand, as in the paper's experiments."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ class FixedEpoch(Detector):
     def _choice(self) -> str:
         return f"the switch was set to epoch {self.switch_epoch}"
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        raise NotImplementedError  # `update` needs neither
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        raise NotImplementedError  # `update` decides by the epoch alone.
 
 
 class BudgetFraction(FixedEpoch):
     """Budget: switch after a fraction of the epochs that there are, as one would guess by hand.
 
-    The first epoch at the earliest, whatever loss and norm are. What every detector that looks at the run has to beat.
-    Of the fractions tried, 0.3 had the least regret over 30 runs (``analyses/detector_validation.py``).
+    It switches after the first epoch at the earliest, whatever loss and norm are. Every detector that looks at the run
+    has to beat this. Of the fractions tried, 0.3 had the least regret over 30 runs
+    (``analyses/detector_validation.py``).
 
     Args:
         budget: epochs that there are.

@@ -1,4 +1,4 @@
-"""What an optimiser's own mini-batch gradients and steps tell of an epoch, without evaluating anything."""
+"""Statistics of an epoch from the optimiser's own mini-batch gradients and steps, without any evaluation."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ __all__ = ["GradientStatistics", "StepStatistics"]
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """An epoch's steps; NaN where they do not tell."""
+    """Statistics of an epoch's steps; NaN where the steps do not determine them."""
 
     steps: int
     batch_gradient_norm: float
     """Root mean square of the steps' ‖g‖, the noise of mini-batches included."""
     gradient_norm: float
-    """‖g‖ of the training loss along the epoch, the noise taken out; known where a step's gradient came in parts."""
+    """‖g‖ of the training loss along the epoch, without the noise; known where a step's gradient came in parts."""
     gradient_noise: float
-    """Its standard error."""
+    """Standard error of ``gradient_norm``."""
     projected_rate: float
     """-Σpᵀp / Σpᵀg over the steps p; see `Signals`."""
 
 
 class GradientStatistics:
-    """Looks on, from hooks, as an optimiser steps: an epoch's gradient norm costs no evaluation.
+    """Reads gradients and steps, from hooks, as an optimiser steps: an epoch's gradient norm costs no evaluation.
 
     A mini-batch's squared norm is too large by its noise. Where its gradient is accumulated from k ≥ 2 equal parts at
-    the same weights, the products of different parts are free of that: ‖g‖² is without bias the mean over the steps of
-    k/(k-1) (‖Σ gᵢ‖² - Σ ‖gᵢ‖²). (Products of successive steps would not do: a step moves the weights against its own
-    gradient, so that the next one is the smaller along it; on the digits they came out negative.) Examples drawn
-    without replacement, as in an epoch over N of them, leave -tr(Σ) / (N - 1), Σ the covariance of their gradients.
+    the same weights, the products of different parts have no such bias: the mean over the steps of
+    k/(k-1) (‖Σ gᵢ‖² - Σ ‖gᵢ‖²) is an unbiased estimate of ‖g‖². (Products of successive steps are not: a step moves
+    the weights against its own gradient, so that the next gradient is smaller along it. On the digits they came out
+    negative.) Examples drawn without replacement, as in an epoch over N of them, leave a bias of -tr(Σ) / (N - 1), with
+    the covariance Σ of their gradients.
 
-    Gradients are read as the optimiser finds them: clipped, if the loop clips them, and parts tell nothing then. Of a
-    closure, what is read is that of its first evaluation in a step.
+    Gradients are read as the optimiser gets them: clipped, if the loop clips them, and then parts are of no use. Of a
+    closure, the gradient of its first evaluation in a step is read.
 
-    Memory: during a step the weights and the gradient, that in float64, and with parts as much again before it. No host
-    synchronisation before `epoch`.
+    Memory: during a step, the weights and the gradient in float64; with parts, as much again before it. The host does
+    not wait for the device before `epoch`.
 
     Args:
-        optimizer: whose parameters' gradients are read as it steps; one without a gradient has gradient zero.
+        optimizer: its parameters' gradients are read as it steps; a parameter without a gradient has gradient zero.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -75,7 +76,7 @@ class GradientStatistics:
 
     @torch.no_grad()
     def epoch(self) -> StepStatistics:
-        """Return what the steps since the last call tell, and begin anew."""
+        """Return the statistics of the steps since the last call, and begin again."""
         steps = len(self._squares)
         if not steps:
             return StepStatistics(0, math.nan, math.nan, math.nan, math.nan)
@@ -89,7 +90,7 @@ class GradientStatistics:
         return StepStatistics(steps, math.sqrt(math.fsum(squares) / steps), norm, noise, rate)
 
     def close(self) -> None:
-        """Look on no longer."""
+        """Stop reading: remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -103,13 +104,15 @@ class GradientStatistics:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _read(self) -> Tensor:
-        parameters = self._parameters()
-        read = flatten([torch.zeros_like(one) if one.grad is None else one.grad.to_dense() for one in parameters])
-        return read.to(accumulation_dtype(read.device))  # Once: every product would do so again.
+        gradient = flatten(
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
+            for parameter in self._parameters()
+        )
+        return gradient.to(accumulation_dtype(gradient.device))  # Here, because every product would do so again.
 
     @torch.no_grad()
     def _before(self, _: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """Read the gradient where the step begins; a closure is yet to compute it."""
+        """Read the gradient as the step begins, or after a closure, which computes it, is called."""
         self._weights, self._gradient = flatten(self._parameters()), None
         closure = args[1] if len(args) > 1 else options.get("closure")
         if closure is None:
@@ -141,22 +144,22 @@ class GradientStatistics:
     def _after(self, *_: Any) -> None:
         if self._weights is not None and self._gradient is not None and self._squared is not None:
             step = (flatten(self._parameters()) - self._weights).to(self._gradient.dtype)
-            # All at once: a step that failed is none.
+            # Together, because a step that failed does not count.
             self._squares.append(self._squared[0])
             self._unbiased.append(self._squared[1])
             self._lengths.append(dot(step, step))
             self._projections.append(dot(step, self._gradient))
-        # Not kept: memory, and parts of a closure's later evaluations.
+        # Free the memory, and drop the parts of a closure's later evaluations.
         self._weights = self._gradient = self._accumulated = None
         self._parts = []
 
 
 def _root(squares: list[float]) -> tuple[float, float]:
-    """Return the root of the mean of estimates of a square, zero if that is negative, and its standard error."""
+    """Return the root of the mean of estimates of a square, zero if the mean is negative, and its standard error."""
     if len(squares) < 2:
         return math.nan, math.nan
     mean = math.fsum(squares) / len(squares)
     variance = math.fsum((value - mean) ** 2 for value in squares) / (len(squares) - 1)
     error, root = math.sqrt(variance / len(squares)), math.sqrt(max(mean, 0.0))
-    # error / (2 root) where that is small; never more than the root of the error, which it is at zero.
+    # This is error / (2 root) where that is small, and never more than the root of the error, its value at zero.
     return root, error / (root + math.sqrt(root**2 + error)) if error else 0.0

@@ -1,4 +1,4 @@
-"""A detector that is told how well the gradient norm is known."""
+"""A detector that allows for the noise of the gradient norm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Estimate:
     norm: float
     """In multiples of the first."""
     error: float
-    """Its standard error, in the same unit."""
+    """Standard error of the norm, in the same unit."""
 
 
 class NoiseAwarePeak(Detector):
@@ -25,19 +25,19 @@ class NoiseAwarePeak(Detector):
 
     Norm and standard error come from the mini-batches' own gradients, so that nothing is charged. The last ``window``
     estimates are combined by weights 1 / error², which is exact where the norm does not change within them. The norm
-    has risen at an epoch if an earlier estimate is below ``factor`` times this one, and has fallen if this one is below
-    ``factor`` times an estimate since the rise, each by more than z standard errors of the difference. (Taken as
-    independent, which errs on the safe side where two estimates share epochs. Without ``factor``, any rise of a norm
-    that is known exactly would do.)
+    has risen at an epoch if an earlier estimate is below ``factor`` times its own, and has fallen if its own is below
+    ``factor`` times an estimate since the rise, each by more than z standard errors of the difference. (Estimates are
+    taken as independent, which is on the safe side where two share epochs. Without ``factor``, any rise of a norm that
+    is known exactly would count.)
 
     The largest of many noisy values is too large, the least too small. So z allows for all pairs of epochs ever
     compared (Bonferroni): the t-th estimate is compared with t - 1 earlier ones, each at the level ``error`` / (t
     (t - 1)²), which adds up to ``error`` over all t; z is 2.6 at t = 3, 3.8 at 10 and 5.0 at 60. A norm that never
     rises, or never falls, fires with a probability of at most ``error``, as far as the noise is normal and known. Only
-    the noise of the estimate counts: what the steps themselves do to the norm is taken for a rise or a fall.
+    the noise of the estimate counts: fluctuations of the norm itself, from the steps, are rises and falls.
 
-    An epoch of unknown noise or zero gradient decides nothing; a noise of zero is an exact norm, which stands for
-    itself.
+    An epoch of unknown noise or zero gradient decides nothing. A norm with a noise of zero is exact, and is not
+    combined with others.
 
     Of 200 curves of noise without a trend none fired in 60 epochs, of 200 that only fall none, and of 200 that rise by
     4 at epoch 16 and fall at 31 all within epochs 31 to 33 (20 % noise; with 40 % none, none, 56 % by epoch 33 and 78 %
@@ -45,8 +45,8 @@ class NoiseAwarePeak(Detector):
 
     Args:
         factor: the paper's ``gnfact``, for rise and fall.
-        error: probability of a false rise or fall; less is later and surer.
-        window: estimates that are combined; more sees smaller changes, later.
+        error: probability of a false rise or fall; a smaller one decides later and with more certainty.
+        window: estimates that are combined; a larger one finds smaller changes, later.
 
     Raises:
         MisuseError: a setting out of range.
@@ -64,8 +64,8 @@ class NoiseAwarePeak(Detector):
         self._risen: int | None = None
         self._rose = ""
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        norm, noise = seen.gradient_norm, seen.gradient_noise
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        norm, noise = signals.gradient_norm, signals.gradient_noise
         if norm <= 0.0:
             return False, "the gradient is zero"
         if noise is None or not 0.0 <= noise < math.inf:
@@ -93,7 +93,7 @@ class NoiseAwarePeak(Detector):
             return estimate
         self._recent.append(estimate)
         least = min(each.error for each in self._recent)
-        # In units of the least error, whose square may be too small for a number.
+        # In units of the least error, because its square may be too small for a float.
         weights = [(least / each.error) ** 2 for each in self._recent]
         total = sum(weights)
         mean = sum(each.norm * (weight / total) for each, weight in zip(self._recent, weights, strict=True))

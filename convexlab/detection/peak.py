@@ -25,8 +25,8 @@ class Algorithm1(Detector):
         self.factor = fraction("factor", factor)
         self._largest = 0.0
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        gradient_norm = seen.gradient_norm
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        gradient_norm = signals.gradient_norm
         self._largest = max(gradient_norm, self._largest)
         fired = not gradient_norm > self._largest * self.factor
         relation = "fell to" if fired else "is still above"
@@ -53,8 +53,8 @@ class _Peak(Detector):
     def _smooth(self, gradient_norm: float) -> tuple[float, str]:
         """Take in a norm; return the smoothed one in multiples of ``_unit``, and what it is, in words."""
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        norm, kind = self._smooth(seen.gradient_norm)
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        norm, kind = self._smooth(signals.gradient_norm)
         if self._peak is None:
             self._trough = min(self._trough, norm)
             # At a trough of zero, nothing has risen yet either.
@@ -77,15 +77,15 @@ class GradientNormPeak(_Peak):
     """Algorithm 1 behind the initial transient and the noise: the norm must rise from its trough before a fall counts.
 
     Between mini-batch steps the full gradient's norm jumps by a factor of two and more, so the rule is applied to its
-    median over the last ``window`` epochs. It follows the shape that the hypothesis predicts, rise then fall: once
-    the median has grown from its smallest value (the trough) by the factor ``rise``, a median of at most ``factor``
-    times the largest since then, for ``patience`` epochs in a row, is the switch. A norm that only falls, as at first
-    from a random head, is no peak.
+    median over the last ``window`` epochs. It follows the shape that the hypothesis predicts, rise then fall. First the
+    median has to grow from its smallest value (the trough) by the factor ``rise``. Then it has to stay at or below
+    ``factor`` times its largest value since, for ``patience`` epochs in a row. A norm that only falls, as at first from
+    a random head, is no peak.
 
-    The median of five does not outlast much noise. Of 200 curves of noise without a trend 97 % fired in 60 epochs, half
-    of them by epoch 22; of 200 that only fall 8 %; and of 200 that rise by 4 at epoch 16 and fall at 31, 22 % within
-    epochs 31 to 33 and 74 % before (20 % noise). On a noisy norm it is an early switch rather than a test for a peak:
-    that `SmoothedNormPeak` is.
+    A median of five does not remove much noise. Of 200 curves of noise without a trend 97 % fired in 60 epochs, half of
+    them by epoch 22; of 200 that only fall 8 %; and of 200 that rise by 4 at epoch 16 and fall at 31, 22 % within
+    epochs 31 to 33 and 74 % before (20 % noise). On a noisy norm it is an early switch rather than a test for a peak;
+    `SmoothedNormPeak` is such a test.
 
     Args:
         factor: the paper's ``gnfact``.
@@ -111,9 +111,9 @@ class SmoothedNormPeak(_Peak):
 
     The rule of `GradientNormPeak`, with every epoch's weight decaying instead of a median: m = β m + (1 - β) log(norm /
     first norm), and m / (1 - β^t) after t epochs, as Adam corrects the bias of its own averages (Kingma and Ba 2015,
-    arXiv 1412.6980, section 3). In logarithms, because the noise of a norm multiplies it. For independent noise the
-    mean is as good as that of (1 + β) / (1 - β) epochs: 9 at 0.8. An outlier counts, which a median ignores. An epoch
-    whose gradient is zero decides nothing.
+    arXiv 1412.6980, section 3). Logarithms are taken because the noise of a norm multiplies it. For independent noise
+    the mean is as good as a plain mean of (1 + β) / (1 - β) epochs: 9 at 0.8. An outlier counts, which a median
+    ignores. An epoch whose gradient is zero decides nothing.
 
     Of 200 curves of noise without a trend 10 % fired in 60 epochs, of 200 that only fall 0.5 %, and of 200 that rise by
     4 at epoch 16 and fall at 31, 95 % within epochs 31 to 33 and the others before (20 % noise). With a ``rise`` of
@@ -142,5 +142,5 @@ class SmoothedNormPeak(_Peak):
         self._weight = self.smoothing * self._weight + share
         return math.exp(self._mean / self._weight), "running means of its logarithm"
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        return super()._decide(seen) if seen.gradient_norm > 0.0 else (False, "the gradient is zero")
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        return super()._decide(signals) if signals.gradient_norm > 0.0 else (False, "the gradient is zero")

@@ -1,4 +1,4 @@
-"""What people switch on today: the loss has stopped falling."""
+"""The customary sign for a switch: the loss has stopped falling."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class LossPlateau(Detector):
         self._best = math.inf
         self._waited = 0
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        loss = seen.loss
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        loss = signals.loss
         if loss < self._best * (1.0 - self.share) or self._best == math.inf:
             self._best, self._waited = loss, 0
         else:

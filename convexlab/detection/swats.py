@@ -17,15 +17,15 @@ class Swats(Detector):
     stochastic gradient descent, and for generalisation.
 
     Departs from it in that
-    - k counts epochs, each told the mean of γ over its steps, and β₂ = 0.9 remembers ten epochs: the source's 0.999 a
-      thousand steps;
-    - the tolerance is relative to the mean, since a loss that is multiplied by a number divides γ; the source's 1e-9 is
-      absolute;
+    - k counts epochs, each with the mean of γ over its steps. β₂ = 0.9 remembers ten epochs; the source's 0.999
+      remembers a thousand steps;
+    - the tolerance is relative to the mean, because a loss that is multiplied by a number divides γ; the source's 1e-9
+      is absolute;
     - it must hold for ``patience`` epochs in a row. A rate that passes through its own mean meets the tolerance by
-      chance, and one that drifts meets it at first, when the mean is of few epochs: at the second it is half the rate.
+      chance. A rate that drifts meets it at first, when the mean is of few epochs: at the second, half is the rate's.
 
-    A rate that is not positive and finite decides nothing; nothing is charged, because p and g are the mini-batches'
-    own.
+    A rate that is not positive and finite decides nothing. Nothing is charged, because p and g come from the
+    mini-batches.
 
     Of 200 rates that only scatter by 5 % all fired in 60 epochs, of 200 that grow by 2 % an epoch beside 23 %, and by
     5 % none. With a patience of 1: all, all and 96 %.
@@ -51,8 +51,8 @@ class Swats(Detector):
         self._weight = 0.0  # Of the rates in the mean, 1 - β₂^k.
         self._held = 0
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        rate = seen.projected_rate
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        rate = signals.projected_rate
         if rate is None or not 0.0 < rate < math.inf:
             return False, "the rate that matches Adam's steps is not positive"
         first = not self._weight

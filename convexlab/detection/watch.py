@@ -1,4 +1,4 @@
-"""A watch over anyone's training loop: it measures within a share of what training costs, and says when to switch."""
+"""A watch over any training loop: it measures within a share of the cost of training, and says when to switch."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ __all__ = ["Watch"]
 
 # Gradient equivalents.
 _VALUE_AND_GRADIENT, _PRODUCT = 1.0, 2.0
-# Products that a Krylov run of exact products makes beside its steps; a longer one may be made with others.
+# Products that a Krylov run makes beside its steps, and the longest run that is made with exact products alone.
 _FRESH, _LONGEST = 2, 19
 _CURVATURE = frozenset({"gradient_curvature", "smallest", "largest"})
 
 
 class Watch:
-    """Tells a detector of every epoch of a training loop, and keeps what it was told.
+    """Measures every epoch of a training loop for a detector, and keeps the measurements.
 
-    In the loop, whatever it is otherwise::
+    In any loop::
 
         watch = cl.Watch(objective, adam, detector=cl.GradientNormPeak())
         for epoch in range(epochs):
-            loss = train_one_epoch(model, adam)  # steps as ever; the watch looks on
+            loss = train_one_epoch(model, adam)  # steps as before; the watch looks on
             if watch.update(loss=loss):
                 break  # watch.reason says why
 
     The gradient norm comes from the optimiser's own mini-batch gradients and costs no evaluation. It includes their
     noise, unless a step's gradient is accumulated from equal parts, with `accumulated` called after each backward pass
-    but the last: then the noise is taken out, and told too (`GradientStatistics`).
+    except the last: then the noise is taken out, and measured too (`GradientStatistics`).
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
-    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. Of m of N examples, with
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. The ends of a sample
-    tend to lie further out than those of the whole; the smallest is an upper bound on the sample's own.
+    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
+    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. The ends of a
+    sample's spectrum tend to lie further out than those of the whole; the smallest value found is an upper bound on the
+    sample's smallest eigenvalue.
 
     Args:
         objective: the training loss of the model that the optimiser trains.
-        optimizer: whose steps are looked at, with or without a closure; any of torch's.
-        detector: what decides; None measures only.
-        share: of what training costs, at most, in gradient equivalents; 0 measures no curvature. Of a small network's
-            seconds it was about twice that, for small samples are evaluated less efficiently (benchmarks/README.md).
-        examples: in the sample. The fewer, the more often it is measured.
+        optimizer: any of torch's, with or without a closure.
+        detector: decides; None measures only.
+        share: of the cost of training, in gradient equivalents, that may be spent; 0 measures no curvature. In seconds
+            of a small network it was about twice that: small samples are evaluated less efficiently
+            (benchmarks/README.md).
+        examples: in the sample. With fewer, curvature is measured more often.
         steps: of the Krylov run, 2 to 19.
 
     Raises:
@@ -76,14 +78,14 @@ class Watch:
         missing = sorted(detector.needs & _CURVATURE) if detector is not None and not share else []
         if missing:
             raise MisuseError(
-                f"{type(detector).__name__} has to be told {' and '.join(missing)}, which share=0 does not measure. "
+                f"{type(detector).__name__} needs {' and '.join(missing)}, which share=0 does not measure. "
                 "Pass a positive share."
             )
         self.detector = detector
         self.history: list[Signals] = []
-        """What was told, an epoch each: NaN where something was not measured, None for curvature that never is."""
+        """The measurements, epoch by epoch: NaN where something was not measured, None for curvature with share=0."""
         self.trained = 0.0
-        """Gradient equivalents of training, as `update` was told."""
+        """Gradient equivalents of training: the sum of the costs that `update` was given."""
         self._share, self._steps = share, steps
         self._sample = objective.sample(examples) if share else objective
         self._statistics = GradientStatistics(optimizer)
@@ -107,7 +109,7 @@ class Watch:
 
     @property
     def reason(self) -> str:
-        """Why it decided, or what is being waited for: one clause."""
+        """Why it decided, or what it waits for, as a clause."""
         return "there is no detector" if self.detector is None else self.detector.reason
 
     def accumulated(self) -> None:
@@ -115,12 +117,12 @@ class Watch:
         self._statistics.accumulated()
 
     def update(self, *, loss: float, cost: float = 1.0) -> bool:
-        """Take in an epoch and return whether to switch now, or has been.
+        """Take in an epoch and return whether the decision to switch has been made.
 
         Args:
-            loss: the mean training loss over the epoch, which the loop has.
-            cost: of the epoch, in gradient equivalents: 1 for one over mini-batches, a step's worth each on the whole
-                batch.
+            loss: the mean training loss over the epoch, as the loop has it.
+            cost: of the epoch, in gradient equivalents: 1 for an epoch over mini-batches, or the number of steps if
+                each is on the whole batch.
 
         Raises:
             MisuseError: a cost that is negative or not finite.
@@ -128,15 +130,15 @@ class Watch:
         if not 0 <= cost < math.inf:
             raise MisuseError(f"expected the cost of an epoch in gradient equivalents, at least 0, got {cost!r}.")
         self.trained += cost
-        told = self._statistics.epoch()
-        known = math.isfinite(told.gradient_norm)
+        steps = self._statistics.epoch()
+        known = math.isfinite(steps.gradient_norm)
         for account in self._saved:
             self._saved[account] += 0.5 * self._share * cost
         signals = Signals(
             loss=loss,
-            gradient_norm=told.gradient_norm if known else told.batch_gradient_norm,
-            gradient_noise=told.gradient_noise,
-            projected_rate=told.projected_rate,
+            gradient_norm=steps.gradient_norm if known else steps.batch_gradient_norm,
+            gradient_noise=steps.gradient_noise,
+            projected_rate=steps.projected_rate,
         )
         if self._share:
             along, (smallest, largest) = self._along(), self._ends()
@@ -145,15 +147,15 @@ class Watch:
         return self.detector is not None and self.detector.update(**vars(signals))
 
     def close(self) -> None:
-        """Look on no longer."""
+        """Stop measuring: the optimiser is left as it was."""
         self._statistics.close()
 
     def state_dict(self) -> dict[str, float]:
-        """Return what it may still spend, for a run that is taken up again; the detector is told `history` again."""
+        """Return what it may still spend, for a run that is resumed; the detector gets `history` again."""
         return {"trained": self.trained, "spent": self.spent, **self._saved}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on with such a state."""
+        """Go on from such a state."""
         self.trained, self._before = state["trained"], state["spent"] - (self.spent - self._before)
         self._saved = {account: state[account] for account in self._saved}
 
@@ -175,14 +177,14 @@ class Watch:
             if not affordable:
                 return math.nan, math.nan
             try:
-                found = extreme_eigenvalues(self._sample.hessian(), max_steps=self._steps)
+                extremes = extreme_eigenvalues(self._sample.hessian(), max_steps=self._steps)
             except FailureError:
                 return math.nan, math.nan
-            return found.smallest, found.largest
+            return extremes.smallest, extremes.largest
 
     @contextmanager
     def _paying(self, account: str, price: float) -> Iterator[bool]:
-        """Say whether an account can pay a price, in gradients over the sample, and take from it what was spent."""
+        """Yield whether an account can pay a price, in gradients over the sample; afterwards take what was spent."""
         before = self.spent
         yield self._saved[account] >= price * self._sample.share
         self._saved[account] -= self.spent - before

@@ -72,6 +72,6 @@ def _of_all(
         return torch.full_like(known, math.nan), torch.full_like(known, math.nan)
     ours, theirs = float(sample.weights.sum()), float(fresh.weights.sum()) * others / fresh.examples
     share = theirs / (ours + theirs)
-    left = math.sqrt(1 - fresh.examples / others)  # Finite population: nothing is left to chance once all are seen.
+    left = math.sqrt(1 - fresh.examples / others)  # Finite population: with all of them no chance is left.
     error = share * left * fresh.standard_error if left else torch.zeros_like(known)
     return (1 - share) * known + share * fresh.value, error

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
-from convexlab.checkpoints import Checkpoint, load_weights
+from convexlab.checkpoints import Checkpoint, load_weights, read_checkpoint
+from convexlab.objective import Objective
+from convexlab.probing.loss import ProbedLoss
 from convexlab.probing.plane import Milestone, measure_plane
-from convexlab.problems import Problem, Setting
+from convexlab.probing.vectors import StoredVectors
+from convexlab.problems import Setting
 from convexlab.progress import Listener, Progress
 from convexlab.runs.plane import PathPlane
 
@@ -19,12 +23,12 @@ __all__ = ["TrainingPath"]
 
 @dataclass(frozen=True)
 class TrainingPath:
-    """Checkpoints of one setting, by epoch."""
+    """Checkpoints of one setting, by epoch; each is read when it is its turn."""
 
     setting: Setting
     epochs: list[int]
     names: list[str]
-    checkpoints: list[Checkpoint]
+    files: list[Path]
 
     def key(self, points: int, budget: float) -> str:
         """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
@@ -32,37 +36,58 @@ class TrainingPath:
         setting = replace(self.setting, objective=self.setting.names.get("objective"))
         options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
-        for checkpoint in self.checkpoints:
-            # Not of the file: the order of its metadata differs from one writing to the next.
-            for tensor in (checkpoint.tensors[name] for name in sorted(checkpoint.tensors)):
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for file in self.files:
+            _add(digest, read_checkpoint(file))
         return digest.hexdigest()
 
-    def measure(self, problem: Problem, points: int, budget: float, progress: Listener) -> PathPlane | None:
+    def measure(
+        self, loss: ProbedLoss, folder: Path, *, key: str, points: int, budget: float, progress: Listener
+    ) -> PathPlane | None:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
-        Checkpoints whose weights are not finite are left out. The model is left at the last of the others.
+        Checkpoints whose weights are not finite are left out. The model is left at the last of the others. What does
+        not stay in memory is in ``folder`` meanwhile.
 
         Raises:
             MisuseError: a checkpoint that does not fit the model.
         """
-        objective, milestones, last = problem.objective, [], None
-        for epoch, name, checkpoint in zip(self.epochs, self.names, self.checkpoints, strict=True):
-            load_weights(problem.model, checkpoint)
-            weights = objective.flat_parameters().cpu()
-            if bool(weights.isfinite().all()):
-                milestones.append(Milestone(name, epoch, checkpoint.metadata.get("phase", ""), weights))
-                last = checkpoint
-        if last is None:
-            return None
-        load_weights(problem.model, last)  # Its buffers, too.
-        return measure_plane(
-            objective,
-            milestones,
-            train_size=self.setting.sizes(problem)["examples"],
-            budget=budget,
-            points=points,
-            key=self.key(points, budget),
-            progress=lambda done, total: progress(Progress("plane", done, total)),
-        )
+        objective = loss.objective
+        milestones, last = [], None
+        with StoredVectors(folder) as vectors:
+            for epoch, name, file in zip(self.epochs, self.names, self.files, strict=True):
+                phase = _load(objective, file)
+                weights = objective.flat_parameters().cpu()
+                if bool(weights.isfinite().all()):
+                    milestones.append(Milestone(name, epoch, phase))
+                    vectors.append(weights)
+                    last = file
+            if last is None:
+                return None
+            _load(objective, last)  # Its buffers, too.
+            return measure_plane(
+                objective,
+                milestones,
+                vectors,
+                train_size=loss.examples,
+                budget=budget,
+                points=points,
+                key=key,
+                progress=lambda done, total: progress(Progress("plane", done, total)),
+            )
+
+
+# A checkpoint is gone when its function returns: a variable of a loop would hold it while the next one is read.
+
+
+def _add(digest: hashlib._Hash, checkpoint: Checkpoint) -> None:
+    # Not of the file: the order of its metadata differs from one writing to the next.
+    for _, tensor in sorted(checkpoint.tensors.items()):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _load(objective: Objective, file: Path) -> str:
+    """Put a checkpoint's weights into the model, and return its phase."""
+    checkpoint = read_checkpoint(file)
+    load_weights(objective.model, checkpoint)
+    return checkpoint.metadata.get("phase", "")

@@ -5,16 +5,18 @@ Li, Xu, Taylor, Studer, Goldstein 2018, "Visualizing the Loss Landscape of Neura
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from convexlab.probing.vectors import StoredVectors
+
 __all__ = ["Projection", "project"]
 
-# Parameters taken at a time: the differences of all checkpoints need never be in memory in float64 at once.
-_CHUNK = 2**18
+# Numbers of all points taken at a time: 32 MB in float64, however many points there are and however long they are.
+_CHUNK = 2**22
 # A second component with less than this share of the first one's variance is rounding: the path is a straight line.
 _LEAST_SHARE = 1e-12
 
@@ -33,8 +35,8 @@ class Projection:
     """Shares of the variance of all points that lie along either direction."""
 
 
-def project(points: Sequence[Tensor]) -> Projection | None:
-    """Return the principal plane of points (n,), each on the CPU; None where they lie on one line.
+def project(points: StoredVectors) -> Projection | None:
+    """Return the principal plane of points (n,); None where they lie on one line.
 
     The principal components are those of a matrix with a row a point, its difference to the last one. They are found
     by its k × k Gram matrix, centred as a principal component analysis does.
@@ -59,10 +61,11 @@ def project(points: Sequence[Tensor]) -> Projection | None:
     return Projection(directions, coordinates * signs, off_plane, (shares[0], shares[1]))
 
 
-def _differences(points: Sequence[Tensor]) -> Iterator[Tensor]:
+def _differences(points: StoredVectors) -> Iterator[Tensor]:
     """Yield (k, m) differences to the last point, some parameters at a time."""
-    for start in range(0, points[0].numel(), _CHUNK):
-        rows = torch.stack([point[start : start + _CHUNK] for point in points]).double()
+    step = max(1, _CHUNK // len(points))
+    for start in range(0, points.size, step):
+        rows = points.parts(start, min(start + step, points.size)).double()
         yield rows - rows[-1]
 
 

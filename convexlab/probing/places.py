@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from convexlab.checkpoints import Checkpoint
+from convexlab.checkpoints import CheckpointHeader
 from convexlab.errors import MisuseError
 from convexlab.problems import Setting
 from convexlab.runs import Run
@@ -59,7 +59,7 @@ def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting, 
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
-    """Return what each row is known by: the file name of a run's own checkpoint, else the path as given.
+    """Return what each row is known by: the file name of a run's own checkpoint, or the path as given.
 
     Own are those of the one run that is probed, and of the run that takes the rows.
     """
@@ -68,7 +68,7 @@ def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list
     return [path.name if path.parent.resolve() in own else str(path) for path in files]
 
 
-def epoch_of(checkpoint: Checkpoint, position: int) -> int:
+def epoch_of(checkpoint: CheckpointHeader, position: int) -> int:
     """Return the epoch that the checkpoint names, in its metadata or in its file name, or its place in the row."""
     for text in (checkpoint.metadata.get("epoch", ""), checkpoint.path.stem.rpartition("-")[2]):
         if text.isdecimal():

@@ -16,6 +16,7 @@ from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.objective import Objective
 from convexlab.objective.cost import Cost
 from convexlab.probing.pca import Projection, project
+from convexlab.probing.vectors import StoredVectors
 from convexlab.runs.plane import PathPlane, Waypoint
 
 __all__ = ["Milestone", "measure_plane"]
@@ -31,18 +32,17 @@ _VALUE = Cost(values=1).gradient_equivalents
 
 @dataclass(frozen=True)
 class Milestone:
-    """A checkpoint of a path, by its weights."""
+    """A checkpoint of a path."""
 
     checkpoint: str
     epoch: int
     phase: str
-    weights: Tensor
-    """(n,), on the CPU."""
 
 
 def measure_plane(
     objective: Objective,
     path: Sequence[Milestone],
+    weights: StoredVectors,
     *,
     train_size: int | None,
     budget: float,
@@ -59,12 +59,13 @@ def measure_plane(
     Args:
         objective: the training loss.
         path: checkpoints by epoch.
+        weights: of each of them, (n,).
         train_size: examples of the objective; None where nothing counts them: then the whole loss is evaluated,
             whatever it costs.
         budget: gradient equivalents.
         points: of the grid along the first direction; there are as many as that, or fewer, along the second.
         key: see `PathPlane`.
-        progress: told after each row of the grid.
+        progress: called after each row of the grid.
 
     Returns:
         None where the checkpoints lie on one line: fewer than three that differ do.
@@ -74,7 +75,7 @@ def measure_plane(
     """
     if points < 3:
         raise MisuseError(f"expected a grid of at least 3 points, got {points!r}.")
-    projection = project([milestone.weights for milestone in path])
+    projection = project(weights)
     if projection is None:
         return None
     columns, rows = _grid(projection.coordinates, points)
@@ -83,7 +84,7 @@ def measure_plane(
         affordable = math.floor(train_size * budget / (_VALUE * len(columns) * len(rows)))
         examples = min(train_size, max(_LEAST_EXAMPLES, affordable))
         sample = objective if examples == train_size else objective.sample(examples)
-    losses = _losses(sample, path[-1].weights, projection, columns, rows, progress)
+    losses = _losses(sample, weights.part(len(weights) - 1, 0, weights.size), projection, columns, rows, progress)
     places = zip(path, *projection.coordinates.T.tolist(), projection.distances.tolist(), strict=True)
     return PathPlane(
         key=key,
@@ -94,7 +95,7 @@ def measure_plane(
         losses=losses,
         examples=examples,
         train_size=train_size,
-        # As charged, but for the rounding of what was spent before.
+        # What was charged, without the rounding that adding it to earlier costs brings.
         gradient_equivalents=_VALUE * len(columns) * len(rows) * sample.share,
         seconds=time.perf_counter() - begin,
     )
@@ -115,8 +116,8 @@ def _losses(
     rows = []
     for done, height in enumerate(y, start=1):
         begin = start + height * up
-        found = losses_at(objective, (begin + step * right for step in x))
-        rows.append(tuple(torch.where(found.isfinite(), found, math.nan).tolist()))
+        losses = losses_at(objective, (begin + step * right for step in x))
+        rows.append(tuple(torch.where(losses.isfinite(), losses, math.nan).tolist()))
         progress(done, len(y))
     return tuple(rows)
 

@@ -21,8 +21,8 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import Objective
 from convexlab.probing.fresh_examples import sampling_error
-from convexlab.problems import ImageProblem
-from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint
+from convexlab.probing.loss import ProbedLoss
+from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
 
 __all__ = ["ProbeOptions", "probe_objective", "probe_point"]
 
@@ -64,7 +64,7 @@ class ProbeOptions:
             check_points(self.slice_points)
 
 
-def probe_point(problem: ImageProblem, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
+def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
@@ -73,20 +73,19 @@ def probe_point(problem: ImageProblem, options: ProbeOptions) -> tuple[ProbedChe
         A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
         where the loss, its gradient or a product with its Hessian is not finite.
     """
-    objective = problem.objective
+    objective = loss.objective
     with Meter(objective) as meter:
         point, verdict = _measured(objective, options, meter)
-        sampling = sampling_error(problem, verdict)
+        sampling = Sampling() if loss.problem is None else sampling_error(loss.problem, verdict)
         slices = _slices(objective, verdict, point, options)
-        return ProbedCheckpoint(**vars(_charged(point, meter, verdict)), **vars(sampling), slices=slices), verdict
-
-
-def probe_sliced(objective: Objective, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
-    """Measure the same of any objective, but nothing on fresh examples: it knows of none."""
-    with Meter(objective) as meter:
-        point, verdict = _measured(objective, options, meter)
-        slices = _slices(objective, verdict, point, options)
-        return ProbedCheckpoint(**vars(_charged(point, meter, verdict)), slices=slices), verdict
+        row = ProbedCheckpoint(
+            **vars(_charged(point, meter, verdict)),
+            **vars(sampling),
+            slices=slices,
+            examples=loss.examples,
+            train_size=loss.train_size,
+        )
+        return row, verdict
 
 
 def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[PointMeasurement, Verdict | None]:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convexlab.checkpoints import Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from convexlab.checkpoints import (
+    CheckpointHeader,
+    check_fit,
+    load_weights,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
+from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
-from convexlab.probing.point import ProbeOptions, probe_point, probe_sliced
-from convexlab.problems import ImageProblem, Problem, Setting, setting_of
+from convexlab.probing.point import ProbeOptions, probe_point
+from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
@@ -70,8 +78,8 @@ def probe(
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
     Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `Sampling` in the rows. The loss itself is evaluated along them (``slices`` in
-    the rows), and on the plane that holds most of the path through all checkpoints of one training: ``landscape.json``.
+    see `Sampling`. The loss itself is evaluated along them, and on the plane that holds most of the path through all
+    checkpoints of one training: ``landscape.json``. One checkpoint is in memory at a time.
 
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
@@ -98,7 +106,7 @@ def probe(
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
         resume: keep the rows that ``out`` has already.
-        progress: told where the work stands.
+        progress: called with where the work stands.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
@@ -113,7 +121,6 @@ def probe(
     if plane_points and plane_points < 3:
         raise MisuseError(f"expected plane_points of at least 3, or 0 for no plane, got {plane_points!r}.")
     places = places_of(paths)
-    files = files_of(places, checkpoints)
     overrides = {
         "model": model,
         "dataset": dataset,
@@ -124,79 +131,179 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
-    every = {path: read_checkpoint(path) for path in files_of(places, None)}
-    loaded = [every[path] for path in files]
-    settings = [setting_of(checkpoint, overrides) for checkpoint in loaded]
-    target = target_of(places, out, settings[0], resume)
-    named = dict(zip(every, names_of(list(every), places, target), strict=True))
-    names = [named[path] for path in files]
-    rows = _by_name(target.probe) if resume else {}
-    missing = [item for item in zip(names, loaded, settings, strict=True) if item[0] not in rows]
-    path = _path(every, named, overrides) if plane_points else None
-    stored = read_plane(target.landscape_path) if resume and path else None
-    subjects: dict[Setting, Problem] = {}
-    for _, checkpoint, setting in missing:
-        if setting not in subjects:
-            subjects[setting] = setting.build(device)
-        load_weights(subjects[setting].model, checkpoint)
-    if path and settings[0] in subjects:
-        for checkpoint in path.checkpoints:
-            load_weights(subjects[settings[0]].model, checkpoint)
-    if missing and not target.config_path.exists():
-        # Only now is it known that there is something to measure.
-        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
-    for done, (name, checkpoint, setting) in enumerate(missing):
-        progress(Progress("probe", done, len(missing), name))
-        subject = subjects[setting]
-        load_weights(subject.model, checkpoint)
-        measured = subject.objective
-        row, verdict = (
-            probe_point(subject, options) if isinstance(subject, ImageProblem) else probe_sliced(measured, options)
-        )
-        row = replace(
-            row,
-            checkpoint=name,
-            epoch=epoch_of(checkpoint, names.index(name)),
-            phase=checkpoint.metadata.get("phase", ""),
-            witness=_save_witness(target, name, measured, verdict),
-            **setting.sizes(subject),
-        )
-        rows[name] = row.as_row()
-        write_json_lines(target.probe_path, sorted(rows.values(), key=_by_epoch))
-    progress(Progress("probe", len(missing), len(missing)))
-    kept = _by_name(target.probe)
-    result = Probe(target, [kept[name] for name in names])
-    budget = _PLANE_SHARE * sum(checkpoint.gradient_equivalents or 0.0 for checkpoint in result.checkpoints)
-    if path and (stored is None or stored.key != path.key(plane_points, budget)):
-        subject = subjects.get(settings[0]) or settings[0].build(device)
-        plane = path.measure(subject, plane_points, budget, progress)
-        if plane is not None:
-            write_json(target.landscape_path, plane.as_row())
+    headers = _read(places, checkpoints)
+    plan = _decide(headers, places, overrides, out=out, resume=resume, with_plane=bool(plane_points), device=device)
+    for done, item in enumerate(plan.missing):
+        progress(Progress("probe", done, len(plan.missing), item.name))
+        plan.rows.write(_measure(item, plan.losses[item.setting], options, plan.target))
+    progress(Progress("probe", len(plan.missing), len(plan.missing)))
+    result = Probe(plan.target, _Rows(plan.target, keep=True).of(item.name for item in plan.items))
+    if plan.path is not None:
+        _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
     return result
 
 
-def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
-    return {ProbedCheckpoint.from_row(row).checkpoint: row for row in rows}
+class _Rows:
+    """The rows of ``probe.jsonl``, by epoch: those that are kept, as they were stored, and new ones."""
+
+    def __init__(self, run: Run, *, keep: bool) -> None:
+        """Read the file; without ``keep`` the rows in it will be replaced."""
+        self._path = run.probe_path
+        self._rows: dict[str, tuple[ProbedCheckpoint, Row]] = {}
+        for row in run.probe if keep else ():
+            checkpoint = ProbedCheckpoint.from_row(row)
+            self._rows[checkpoint.checkpoint] = checkpoint, row
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def of(self, names: Iterable[str]) -> list[Row]:
+        """Return rows in the order of their names."""
+        return [self._rows[name][1] for name in names]
+
+    def write(self, row: ProbedCheckpoint) -> None:
+        """Add a row, and write the file."""
+        self._rows[row.checkpoint] = row, row.as_row()
+        ordered = sorted(self._rows.values(), key=lambda item: _place_of(item[0]))
+        write_json_lines(self._path, [stored for _, stored in ordered])
 
 
-def _by_epoch(row: Row) -> tuple[float, str]:
-    checkpoint = ProbedCheckpoint.from_row(row)
-    return math.inf if checkpoint.epoch is None else checkpoint.epoch, checkpoint.checkpoint
+def _place_of(row: ProbedCheckpoint) -> tuple[float, str]:
+    return math.inf if row.epoch is None else row.epoch, row.checkpoint
 
 
-def _path(loaded: dict[Path, Checkpoint], named: dict[Path, str], overrides: Mapping[str, Any]) -> TrainingPath | None:
+@dataclass(frozen=True)
+class _Headers:
+    """What is known of the checkpoints before any is loaded."""
+
+    every: dict[Path, CheckpointHeader]
+    wanted: list[CheckpointHeader]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A checkpoint to be probed."""
+
+    name: str
+    epoch: int
+    header: CheckpointHeader
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured, with what, and where it goes."""
+
+    target: Run
+    items: list[_Item]
+    missing: list[_Item]
+    """Of these, those without a row."""
+    rows: _Rows
+    losses: dict[Setting, ProbedLoss]
+    """For those that are missing."""
+    path: TrainingPath | None
+    """None where no plane is measured."""
+    plane_key: str | None
+    """Of the plane that is kept."""
+
+
+def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
+    every = {file: read_header(file) for file in files_of(places, None)}
+    return _Headers(every, [every[file] for file in files_of(places, wanted)])
+
+
+def _decide(
+    headers: _Headers,
+    places: Sequence[Path],
+    overrides: Mapping[str, Any],
+    *,
+    out: str | Path | None,
+    resume: bool,
+    with_plane: bool,
+    device: str,
+) -> _Plan:
+    """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
+    settings = [setting_of(header, overrides) for header in headers.wanted]
+    target = target_of(places, out, settings[0], resume)
+    names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
+    items = [
+        _Item(names[header.path], epoch_of(header, position), header, setting)
+        for position, (header, setting) in enumerate(zip(headers.wanted, settings, strict=True))
+    ]
+    rows = _Rows(target, keep=resume)
+    missing = [item for item in items if item.name not in rows]
+    path = _path(headers.every, names, overrides) if with_plane else None
+    plane = read_plane(target.landscape_path) if resume and path else None
+    losses = _losses(missing, device)
+    if path and path.setting in losses:
+        for header in headers.every.values():
+            check_fit(losses[path.setting].objective.model, header)
+    if missing and not target.config_path.exists():
+        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
+    return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
+
+
+def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
+    """Return the loss of every setting.
+
+    Raises:
+        MisuseError: a setting that cannot be put together, or a checkpoint that does not fit its model.
+    """
+    losses: dict[Setting, ProbedLoss] = {}
+    for item in items:
+        if item.setting not in losses:
+            losses[item.setting] = build_probed_loss(item.setting, device)
+        check_fit(losses[item.setting].objective.model, item.header)
+    return losses
+
+
+def _path(
+    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], overrides: Mapping[str, Any]
+) -> TrainingPath | None:
     """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
-    epochs = [epoch_of(checkpoint, position) for position, checkpoint in enumerate(loaded.values())]
-    settings = {setting_of(checkpoint, overrides) for checkpoint in loaded.values()}
-    if len(loaded) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+    epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
+    settings = {setting_of(header, overrides) for header in headers.values()}
+    if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
         return None
-    order = sorted(zip(epochs, loaded, strict=True))
+    order = sorted(zip(epochs, headers, strict=True))
     return TrainingPath(
         setting=settings.pop(),
         epochs=[epoch for epoch, _ in order],
-        names=[named[path] for _, path in order],
-        checkpoints=[loaded[path] for _, path in order],
+        names=[names[file] for _, file in order],
+        files=[file for _, file in order],
     )
+
+
+def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
+    """Return the row of a checkpoint, which is loaded now; its witness is written."""
+    load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    row, verdict = probe_point(loss, options)
+    return replace(
+        row,
+        checkpoint=item.name,
+        epoch=item.epoch,
+        phase=item.header.metadata.get("phase", ""),
+        witness=_save_witness(target, item.name, loss.objective, verdict),
+    )
+
+
+def _write_plane(
+    plan: _Plan,
+    path: TrainingPath,
+    checkpoints: Sequence[ProbedCheckpoint],
+    points: int,
+    device: str,
+    progress: Listener,
+) -> None:
+    """Measure the loss on the plane of the path, unless it is that of the plane there is."""
+    budget = _PLANE_SHARE * sum(checkpoint.gradient_equivalents or 0.0 for checkpoint in checkpoints)
+    key = path.key(points, budget)
+    if key == plan.plane_key:
+        return
+    loss = plan.losses.get(path.setting) or build_probed_loss(path.setting, device)
+    plane = path.measure(loss, plan.target.path, key=key, points=points, budget=budget, progress=progress)
+    if plane is not None:
+        write_json(plan.target.landscape_path, plane.as_row())
 
 
 def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict | None) -> str | None:

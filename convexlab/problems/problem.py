@@ -101,6 +101,15 @@ class Problem:
         return self.minibatches is None and len(list(itertools.islice(self.objective.data, 2))) == 1
 
     @cached_property
+    def steps_tell_the_loss(self) -> bool:
+        """Whether the loss of a step of Adam is the training loss before it.
+
+        On the whole batch it is, unless the model is another function in training: dropout, batch normalisation.
+        """
+        moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+        return self.whole_batch and not any(isinstance(module, moody) for module in self.model.modules())
+
+    @cached_property
     def batches(self) -> MiniBatches:
         """The mini-batches of an epoch."""
         if isinstance(self.minibatches, MiniBatches):

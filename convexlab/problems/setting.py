@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convexlab.checkpoints import Checkpoint
+from convexlab.checkpoints import Checkpoint, CheckpointHeader
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
-from convexlab.problems.images import ImageProblem, build_problem
+from convexlab.problems.images import build_problem
 from convexlab.problems.objectives import Factory, build_objective
 from convexlab.problems.problem import Problem
 from convexlab.runs import Row
@@ -78,15 +78,8 @@ class Setting:
             return self.label
         return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
 
-    def sizes(self, problem: Problem) -> Row:
-        """Return the examples that the loss is of, and those of the training set; None where nothing counts them."""
-        if not isinstance(problem, ImageProblem):
-            return {"examples": None, "train_size": self.train_size}
-        size = problem.dataset.train_size
-        return {"examples": size, "train_size": size if self.probe_size is None else problem.population}
 
-
-def setting_of(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Setting:
+def setting_of(checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any]) -> Setting:
     """Return what a checkpoint says of itself, overridden by what is not None.
 
     Raises:
@@ -133,7 +126,7 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in stored.items() if key not in dropped}
 
 
-def _require_names(checkpoint: Checkpoint, merged: Mapping[str, Any]) -> None:
+def _require_names(checkpoint: Checkpoint | CheckpointHeader, merged: Mapping[str, Any]) -> None:
     for name in _NAMES:
         if name not in merged:
             raise MisuseError(

@@ -1,4 +1,4 @@
-"""What a run's oracle found, read once from its directory: where every switch that was tried ended."""
+"""A run's oracle, read once from its directory: where every switch that was tried ended."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Oracle:
 
 def read_oracle(summary: Row, rows: Iterable[Row]) -> Oracle | None:
     """Return the oracle of `summary.json` and `oracle.jsonl`; None where none was asked, or it is not done."""
-    told = mapping_of(summary, "oracle")
+    result = mapping_of(summary, "oracle")
     switches = sorted(filter(None, map(_switch, rows)), key=lambda switch: switch.epoch)
-    return Oracle(tuple(switches), number_of(told, "gradient_equivalents")) if told and switches else None
+    return Oracle(tuple(switches), number_of(result, "gradient_equivalents")) if result and switches else None
 
 
 def _switch(row: Row) -> TriedSwitch | None:

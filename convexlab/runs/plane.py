@@ -84,7 +84,7 @@ def _parsed(row: Row) -> PathPlane:
     if len(checkpoints) < 3:
         raise ValueError(f"{len(checkpoints)} checkpoints, where a plane takes three")
     if (row["examples"] is None) != (row["train_size"] is None):
-        raise ValueError("of examples and train_size one is not known")
+        raise ValueError("examples and train_size are known both or neither")
     return PathPlane(
         key=str(row["key"]),
         checkpoints=checkpoints,

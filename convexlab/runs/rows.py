@@ -216,17 +216,17 @@ class EpochRow:
     @classmethod
     def from_row(cls, row: Row) -> EpochRow:
         """Read one row of `metrics.jsonl`."""
-        known = _plain_fields(cls)
-        signals = mapping_of(row, _SIGNALS)
+        plain, signals = _plain_values(cls, row), mapping_of(row, _SIGNALS)
         return cls(
-            **_plain_values(cls, row),
+            **plain,
             signals={str(name): number_of(signals, name) for name in signals},
-            measures={name: number_of(row, name) for name in row if name not in known and name != _SIGNALS},
+            measures={name: number_of(row, name) for name in row if name not in plain and name != _SIGNALS},
         )
 
     def as_row(self) -> dict[str, Any]:
         """Return what `metrics.jsonl` holds."""
-        plain = {name: getattr(self, name) for name in _plain_fields(type(self))}
+        plain = dict(vars(self))
+        del plain["signals"], plain["measures"]
         return plain | ({_SIGNALS: dict(self.signals)} if self.signals else {}) | self.measures
 
 
@@ -235,7 +235,7 @@ class _Identity:
     """Which checkpoint a row is about."""
 
     checkpoint: str = ""
-    """File name of the run's own, else the path as it was given."""
+    """File name of the run's own checkpoint; of any other the path as it was given."""
     epoch: float | None = None
     """After which the weights were stored; None where an old file does not say."""
     phase: str = ""
@@ -296,10 +296,10 @@ class PointMeasurement:
     """Spent on this row."""
     seconds: float | None = None
     peak_memory: int | None = None
-    """Bytes by which the memory in use rose at most; None where nothing tells."""
+    """Bytes by which the memory in use rose at most; None where the system does not say."""
 
     def as_row(self) -> dict[str, Any]:
-        """Return the fields as a file holds them: both parts of the density in one object, null where it is empty."""
+        """Return the fields as a file holds them: both parts of the density in one object, or null."""
         row = dict(vars(self))
         nodes, weights = row.pop("nodes"), row.pop("weights")
         density = {"nodes": nodes.tolist(), "weights": weights.tolist()} if nodes.size else None

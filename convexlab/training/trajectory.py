@@ -18,6 +18,7 @@ from convexlab.linalg.vectors import norm
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.runs import Row
+from convexlab.runs.rows import EpochRow
 from convexlab.training.adam import adam_epoch
 from convexlab.training.second_phase import Step
 
@@ -102,7 +103,12 @@ class Trajectory:
         return self.account.cost
 
     def adam_epoch(self, learning_rate: Callable[[float], float] | None = None, watch: Watch | None = None) -> float:
-        """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`."""
+        """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`.
+
+        On the whole batch the step's loss is that of the weights before it, which may be the best so far: no epoch of
+        Adam's goes unseen, however few are measured.
+        """
+        before = _weights(self.problem.model) if self.problem.steps_tell_the_loss else None
         with self.account.timed(_ADAM):
             loss = adam_epoch(
                 self.problem,
@@ -113,6 +119,8 @@ class Trajectory:
                 learning_rate=learning_rate,
                 watch=watch,
             )
+        if before is not None and loss < self.best.loss:
+            self.best = Best(loss, self.epoch, before)
         self.account.charge(_ADAM, 1.0)
         self.epoch += 1
         self.phase = _ADAM
@@ -140,18 +148,18 @@ class Trajectory:
         loss, gradient = self.problem.objective.value_and_gradient()
         self._stand(loss, float(norm(gradient)))
 
-    def row(self, name: str | None = None, account: Account | None = None) -> Row:
-        """Return this epoch's line of ``metrics.jsonl``, under another name and account if asked."""
+    def row(self, name: str | None = None, account: Account | None = None) -> EpochRow:
+        """Return this epoch's row of ``metrics.jsonl``, under another name and account if asked."""
         account = account or self.account
-        return {
-            "run": name or self.name,
-            "phase": self.phase,
-            "epoch": self.epoch,
-            "gradient_equivalents": account.cost,
-            "seconds": sum(account.seconds.values()),
-            "train_loss": self.train_loss,
-            "gradient_norm": self.gradient_norm,
-        }
+        return EpochRow(
+            run=name or self.name,
+            phase=self.phase,
+            epoch=self.epoch,
+            gradient_equivalents=account.cost,
+            seconds=sum(account.seconds.values()),
+            train_loss=self.train_loss,
+            gradient_norm=self.gradient_norm,
+        )
 
     def summary(self) -> Row:
         """Return the validation's numbers at the epoch of the lowest training loss, with all that was spent."""

@@ -362,12 +362,16 @@ class _TwoPhaseTraining:
             measures = self.at_start
         elif landmark or trajectory.epoch % self._validate_every() == 0:
             measures = self.problem.measures()
-        rows = [trajectory.row() | measures | ({} if signals is None else {"told": dict(signals)})]
+        rows = [dataclasses.replace(trajectory.row(), measures=dict(measures), signals=dict(signals or {}))]
         two_phase = trajectory.name == "two-phase"
         shared = two_phase and trajectory.phase in {"start", "adam"} and trajectory.switch is None
         if shared and not self.config.no_baseline:
-            rows.append(trajectory.row("adam-constant", trajectory.account.of_adam()) | measures)
-        self.journal.append(*rows)
+            rows.append(
+                dataclasses.replace(
+                    trajectory.row("adam-constant", trajectory.account.of_adam()), measures=dict(measures)
+                )
+            )
+        self.journal.append(*(row.as_row() for row in rows))
         if shared or trajectory.name == "adam-constant":
             # Before the epoch's own state: what is written last says that the epoch is done.
             self.oracle.keep(trajectory)

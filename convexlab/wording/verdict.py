@@ -25,8 +25,8 @@ def verdict_sentence(
     Args:
         kind: ``non-convex``, ``no-negative-curvature`` or ``unresolved``.
         smallest: vᵀHv of the unit vector v found with the least.
-        smallest_lower_bound: no eigenvalue is below, but for ``rounding_floor``.
-        largest: curvature found.
+        smallest_lower_bound: no eigenvalue is below it by more than ``rounding_floor``.
+        largest: the largest curvature.
         rounding_floor: error of a curvature by rounding.
         confidence: of the lower bound, from 0 to 1.
         steps: dimension of the Krylov space.

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from convexlab.checkpoints import read_checkpoint, write_checkpoint
+from convexlab.checkpoints import read_checkpoint, read_header, write_checkpoint
 from convexlab.errors import MisuseError
+
+READERS = (read_checkpoint, read_header)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -60,11 +62,13 @@ def test_a_checkpoint_that_breaks_off_anywhere_is_refused(tmp_path: Path, stored
     path = tmp_path / "short.safetensors"
     for length in range(len(stored)):
         path.write_bytes(stored[:length])
-        with pytest.raises(MisuseError, match=r"short\.safetensors.*damaged"):
-            read_checkpoint(path)
+        for read in READERS:
+            with pytest.raises(MisuseError, match=r"short\.safetensors.*damaged"):
+                read(path)
     path.write_bytes(stored + b"more")
-    with pytest.raises(MisuseError, match="damaged"):
-        read_checkpoint(path)
+    for read in READERS:
+        with pytest.raises(MisuseError, match="damaged"):
+            read(path)
 
 
 def test_a_damaged_header_is_refused_or_read_but_never_a_crash(tmp_path: Path, stored: bytes) -> None:
@@ -75,9 +79,13 @@ def test_a_damaged_header_is_refused_or_read_but_never_a_crash(tmp_path: Path, s
             content[dice.randrange(len(content))] = dice.randrange(256)
         path.write_bytes(content)
         try:
-            read_checkpoint(path)
+            header = read_checkpoint(path).header
         except MisuseError:
             refused += 1
+            with pytest.raises(MisuseError):
+                read_header(path)
+        else:
+            assert read_header(path) == header
     assert refused > 250
 
 
@@ -97,11 +105,13 @@ def test_a_damaged_header_is_refused_or_read_but_never_a_crash(tmp_path: Path, s
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "liar.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(MisuseError, match="damaged"):
-        read_checkpoint(path)
+    for read in READERS:
+        with pytest.raises(MisuseError, match="damaged"):
+            read(path)
     path.write_bytes((2**63).to_bytes(8, "little") + header)
-    with pytest.raises(MisuseError, match="damaged"):
-        read_checkpoint(path)
+    for read in READERS:
+        with pytest.raises(MisuseError, match="damaged"):
+            read(path)
 
 
 class _Payload:
@@ -149,6 +159,7 @@ def test_torchs_own_checkpoints_are_read(tmp_path: Path, content: Any, suffix: s
     found = read_checkpoint(path).tensors
     assert found.keys() == STATE.keys()
     assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+    assert read_header(path).shapes == {name: tuple(tensor.shape) for name, tensor in STATE.items()}
 
 
 @pytest.mark.parametrize(
@@ -157,8 +168,9 @@ def test_torchs_own_checkpoints_are_read(tmp_path: Path, content: Any, suffix: s
 def test_a_torch_file_of_anything_else_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "odd.pt"
     torch.save(content, path)
-    with pytest.raises(MisuseError, match="does not hold a state dict"):
-        read_checkpoint(path)
+    for read in READERS:
+        with pytest.raises(MisuseError, match="does not hold a state dict"):
+            read(path)
 
 
 def test_a_torch_file_that_breaks_off_is_refused(tmp_path: Path) -> None:
@@ -173,8 +185,9 @@ def test_a_torch_file_that_breaks_off_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.safetensors", tmp_path / "missing.pt", tmp_path):
-        with pytest.raises(MisuseError, match="no checkpoint"):
-            read_checkpoint(path)
+        for read in READERS:
+            with pytest.raises(MisuseError, match="no checkpoint"):
+                read(path)
 
 
 def test_a_checkpoint_of_the_same_content_has_the_same_bytes(tmp_path: Path) -> None:

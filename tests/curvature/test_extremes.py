@@ -38,20 +38,20 @@ def test_the_truth_is_between_bound_and_ritz_value(spectrum: str, dtype: torch.d
         truth, rounding = _truth(matrix), _rounding(matrix)
         # Few steps, enough steps, and all.
         for max_steps in (2 + seed, None):
-            found = cl.extreme_eigenvalues(Dense(matrix), max_steps=max_steps, seed=seed)
+            extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=max_steps, seed=seed)
             # The bounds allow for their own rounding; LAPACK's is on top.
-            assert found.smallest_lower_bound - rounding / 2 <= truth[0] <= found.smallest + rounding
-            assert found.largest - rounding <= truth[-1] <= found.largest_upper_bound + rounding / 2
-            assert found.steps <= min(len(matrix), max_steps or len(matrix))
-            spread = found.largest - found.smallest
-            if found.converged:
-                assert truth[0] >= found.smallest - 0.01 * spread - rounding
-                assert truth[-1] <= found.largest + 0.01 * spread + rounding
+            assert extremes.smallest_lower_bound - rounding / 2 <= truth[0] <= extremes.smallest + rounding
+            assert extremes.largest - rounding <= truth[-1] <= extremes.largest_upper_bound + rounding / 2
+            assert extremes.steps <= min(len(matrix), max_steps or len(matrix))
+            spread = extremes.largest - extremes.smallest
+            if extremes.converged:
+                assert truth[0] >= extremes.smallest - 0.01 * spread - rounding
+                assert truth[-1] <= extremes.largest + 0.01 * spread + rounding
                 # The bounds are worth something: no wider than asked for, but for rounding and what it costs to find
                 # both ends where the space ended early (a start's part of 1e-3 / √n, errors of ε).
                 allowed = 0.01 * spread + 2 * rounding + 1e5 * float(np.finfo(np.float64).eps) * np.abs(truth).max()
-                assert found.smallest - found.smallest_lower_bound <= allowed
-                assert found.largest_upper_bound - found.largest <= allowed
+                assert extremes.smallest - extremes.smallest_lower_bound <= allowed
+                assert extremes.largest_upper_bound - extremes.largest <= allowed
 
 
 @pytest.mark.parametrize("confidence", [0.2, 0.5, 0.9])
@@ -62,10 +62,10 @@ def test_a_bound_holds_as_often_as_it_says(confidence: float) -> None:
         for seed in range(SEEDS):
             matrix = random_matrix(spectrum, seed, least=40)
             truth = _truth(matrix)
-            found = cl.extreme_eigenvalues(Dense(matrix), max_steps=12, confidence=confidence, seed=1000 + seed)
+            extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=12, confidence=confidence, seed=1000 + seed)
             total += 1
-            finite += math.isfinite(found.smallest_lower_bound)
-            failures += not (found.smallest_lower_bound <= truth[0] and truth[-1] <= found.largest_upper_bound)
+            finite += math.isfinite(extremes.smallest_lower_bound)
+            failures += not (extremes.smallest_lower_bound <= truth[0] and truth[-1] <= extremes.largest_upper_bound)
     assert total >= 200
     assert finite > total / 2
     assert failures <= (1 - confidence) * total
@@ -93,41 +93,41 @@ def test_a_space_that_seems_invariant_may_have_missed_an_eigenvalue(dtype: torch
         values = np.where(np.arange(50) == 0, 1 - 50 * eps, 1.0)
         matrix = matrix_with(values, np.random.default_rng(seed)).to(dtype)
         truth = _truth(matrix)
-        found = cl.extreme_eigenvalues(Dense(matrix), seed=seed)
-        early += found.steps < 10
-        assert found.smallest_lower_bound <= truth[0] + math.sqrt(50) * float(np.finfo(np.float64).eps)
+        extremes = cl.extreme_eigenvalues(Dense(matrix), seed=seed)
+        early += extremes.steps < 10
+        assert extremes.smallest_lower_bound <= truth[0] + math.sqrt(50) * float(np.finfo(np.float64).eps)
     assert early >= 20 or dtype == torch.float32
 
 
 @every_spectrum
-@pytest.mark.parametrize("seed", range(4))
-def test_residuals_are_the_true_ones_and_prove_an_eigenvalue_near(spectrum: str, seed: int) -> None:
-    matrix = random_matrix(spectrum, seed, least=20)
-    truth, rounding = _truth(matrix), _rounding(matrix)
-    found = cl.extreme_eigenvalues(Dense(matrix), max_steps=6, seed=seed)
-    for value, vector, residual in (
-        (found.smallest, found.smallest_vector, found.smallest_residual),
-        (found.largest, found.largest_vector, found.largest_residual),
-    ):
-        v = vector.numpy()
-        assert np.linalg.norm(v) == pytest.approx(1, abs=1e-14)
-        assert residual == pytest.approx(np.linalg.norm(matrix.numpy() @ v - value * v), abs=rounding)
-        assert np.abs(truth - value).min() <= residual + rounding
+def test_residuals_are_the_true_ones_and_prove_an_eigenvalue_near(spectrum: str) -> None:
+    for seed in range(4):
+        matrix = random_matrix(spectrum, seed, least=20)
+        truth, rounding = _truth(matrix), _rounding(matrix)
+        extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=6, seed=seed)
+        for value, vector, residual in (
+            (extremes.smallest, extremes.smallest_vector, extremes.smallest_residual),
+            (extremes.largest, extremes.largest_vector, extremes.largest_residual),
+        ):
+            v = vector.numpy()
+            exact = np.linalg.norm(matrix.numpy() @ v - value * v)
+            assert np.linalg.norm(v) == pytest.approx(1, abs=1e-14), f"seed {seed}"
+            assert residual == pytest.approx(exact, abs=rounding), f"seed {seed}"
+            assert np.abs(truth - value).min() <= residual + rounding, f"seed {seed}"
 
 
 @every_spectrum
-@pytest.mark.parametrize("seed", range(4))
-def test_all_steps_give_both_ends_exactly(spectrum: str, seed: int) -> None:
-    matrix = random_matrix(spectrum, seed, least=1)
-    truth = _truth(matrix)
-    found = cl.extreme_eigenvalues(Dense(matrix), tolerance=1e-9, seed=seed)
-    scale = np.abs(truth).max()
-    assert found.converged
-    assert found.smallest == pytest.approx(truth[0], abs=1e-8 * scale)
-    assert found.largest == pytest.approx(truth[-1], abs=1e-8 * scale)
-    assert found.smallest_residual <= 1e-8 * scale
-    assert found.largest_residual <= 1e-8 * scale
-    assert found.smallest_lower_bound >= truth[0] - 1e-8 * scale
+def test_all_steps_give_both_ends_exactly(spectrum: str) -> None:
+    for seed in range(4):
+        matrix = random_matrix(spectrum, seed, least=1)
+        truth = _truth(matrix)
+        extremes = cl.extreme_eigenvalues(Dense(matrix), tolerance=1e-9, seed=seed)
+        scale = np.abs(truth).max()
+        assert extremes.converged, f"seed {seed}"
+        ends = pytest.approx((truth[0], truth[-1]), abs=1e-8 * scale)
+        assert (extremes.smallest, extremes.largest) == ends, f"seed {seed}"
+        assert max(extremes.smallest_residual, extremes.largest_residual) <= 1e-8 * scale, f"seed {seed}"
+        assert extremes.smallest_lower_bound >= truth[0] - 1e-8 * scale, f"seed {seed}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -146,30 +146,30 @@ def test_all_steps_give_both_ends_exactly(spectrum: str, seed: int) -> None:
     ],
 )
 def test_matrices_that_are_hardly_any(values: list[float], ends: tuple[float, float], dtype: torch.dtype) -> None:
-    found = cl.extreme_eigenvalues(Dense(torch.diag(torch.tensor(values, dtype=dtype))))
+    extremes = cl.extreme_eigenvalues(Dense(torch.diag(torch.tensor(values, dtype=dtype))))
     # √n ε where all is found; where the space ended early, ε over the part of a start that one in 2000 falls below.
     slack = 10 * float(torch.finfo(dtype).eps) + 1e5 * float(np.finfo(np.float64).eps)
     slack *= max(map(abs, values))
-    assert (found.smallest, found.largest) == pytest.approx(ends, abs=slack)
-    assert ends[0] - slack <= found.smallest_lower_bound <= ends[0]
-    assert ends[1] <= found.largest_upper_bound <= ends[1] + slack
-    assert found.converged
+    assert (extremes.smallest, extremes.largest) == pytest.approx(ends, abs=slack)
+    assert ends[0] - slack <= extremes.smallest_lower_bound <= ends[0]
+    assert ends[1] <= extremes.largest_upper_bound <= ends[1] + slack
+    assert extremes.converged
 
 
 def test_too_few_steps_are_not_called_converged_and_claim_next_to_nothing() -> None:
     matrix = random_matrix("isolated negative", 0, least=60)
-    one = cl.extreme_eigenvalues(Dense(matrix), max_steps=1)
-    assert one.steps == 1
-    assert not one.converged
-    assert one.smallest == pytest.approx(one.largest)
+    single = cl.extreme_eigenvalues(Dense(matrix), max_steps=1)
+    assert single.steps == 1
+    assert not single.converged
+    assert single.smallest == pytest.approx(single.largest)
     # Nothing but the size of A v is known: the start's part along an eigenvector may be one in 10,000.
-    assert one.smallest_lower_bound < -1e3
-    assert one.largest_upper_bound > 1e3
+    assert single.smallest_lower_bound < -1e3
+    assert single.largest_upper_bound > 1e3
     widths = []
     for steps in (10, 14, 18, 22):
-        found = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps)
-        assert not found.converged
-        widths.append(found.smallest - found.smallest_lower_bound)
+        extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps)
+        assert not extremes.converged
+        widths.append(extremes.smallest - extremes.smallest_lower_bound)
     assert widths == sorted(widths, reverse=True)
     assert cl.extreme_eigenvalues(Dense(matrix), max_steps=1000).converged
 
@@ -183,15 +183,15 @@ def test_no_more_steps_are_made_than_the_tolerance_needs(tolerance: float) -> No
             calls["products"] += 1
             return super().matvec(v)
 
-    found = cl.extreme_eigenvalues(Counting(torch.diag(torch.linspace(0, 1, 2000).double())), tolerance=tolerance)
-    assert found.converged
-    assert calls["products"] == found.steps + 2  # Two for the residuals.
-    assert found.steps <= steps_for(2000, tolerance, 0.999)
+    extremes = cl.extreme_eigenvalues(Counting(torch.diag(torch.linspace(0, 1, 2000).double())), tolerance=tolerance)
+    assert extremes.converged
+    assert calls["products"] == extremes.steps + 2  # Two for the residuals.
+    assert extremes.steps <= steps_for(2000, tolerance, 0.999)
     # A tenth fewer would not have done; it looks more often than that.
     fewer = cl.extreme_eigenvalues(
         Counting(torch.diag(torch.linspace(0, 1, 2000).double())),
         tolerance=tolerance,
-        max_steps=int(found.steps / 1.1) - 1,
+        max_steps=int(extremes.steps / 1.1) - 1,
     )
     assert not fewer.converged
 

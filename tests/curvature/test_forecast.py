@@ -87,23 +87,23 @@ def _run(operator: SymmetricOperator, steps: int) -> int:
 @pytest.mark.parametrize(("budget", "rows"), [(None, 20), (None, 100), (0, 100), (800_000, 100)])
 def test_a_run_takes_what_was_forecast(kind: str, network: str, budget: int | None, rows: int) -> None:
     steps = 20
-    told = cl.forecast_memory(OPERATORS[kind](_objective(network, rows, memory_budget=budget)), steps)
+    forecast = cl.forecast_memory(OPERATORS[kind](_objective(network, rows, memory_budget=budget)), steps)
     # An operator of its own, which has built nothing yet.
     operator = OPERATORS[kind](_objective(network, rows, memory_budget=budget))
-    assert _run(operator, steps) == pytest.approx(told.total, rel=0.1)
-    assert told.basis == 21 * operator.shape[0] * 8
+    assert _run(operator, steps) == pytest.approx(forecast.total, rel=0.1)
+    assert forecast.basis == 21 * operator.shape[0] * 8
     if kind == "differences" or budget == 0:
-        assert told.graphs == 0
+        assert forecast.graphs == 0
     elif budget is not None:
-        assert told.graphs <= budget
+        assert forecast.graphs <= budget
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_another_operator_the_vectors_are_known(dtype: torch.dtype) -> None:
     operator = Dense(torch.diag(torch.linspace(-1, 1, 1000)).to(dtype))
-    told = cl.forecast_memory(operator, 40)
-    assert (told.basis, told.graphs) == (41 * 8000, 0)
-    assert _run(operator, 40) == pytest.approx(told.total, rel=0.1)
+    forecast = cl.forecast_memory(operator, 40)
+    assert (forecast.basis, forecast.graphs) == (41 * 8000, 0)
+    assert _run(operator, 40) == pytest.approx(forecast.total, rel=0.1)
     assert cl.forecast_memory(operator, 10**6).basis == 1001 * 8000
 
 
@@ -121,17 +121,17 @@ def test_a_forecast_makes_products_with_one_micro_batch_only_and_charges_them(ki
 
 
 def test_a_forecast_changes_no_product() -> None:
-    plain, told = _objective().hessian(), _objective().hessian()
-    cl.forecast_memory(told, 10)
+    plain, measured = _objective().hessian(), _objective().hessian()
+    cl.forecast_memory(measured, 10)
     v = torch.randn(plain.shape[0], generator=torch.Generator().manual_seed(0))
-    assert torch.equal(plain @ v, told @ v)
-    assert torch.equal(plain @ v, told @ v)
+    assert torch.equal(plain @ v, measured @ v)
+    assert torch.equal(plain @ v, measured @ v)
 
 
 def test_a_forecast_in_words() -> None:
-    told = cl.MemoryForecast(basis=8 * 10**9, graphs=25 * 10**6, work=1500, available=123)
-    assert told.total == 8_025_001_500
-    assert told.summary() == (
+    needs = cl.MemoryForecast(basis=8 * 10**9, graphs=25 * 10**6, work=1500, available=123)
+    assert needs.total == 8_025_001_500
+    assert needs.summary() == (
         "The run needs 8.03 GB of memory (8 GB basis, 25 MB gradient graphs, 1.5 kB for a product); "
         "123 B are available."
     )
@@ -158,8 +158,8 @@ def test_with_plenty_of_memory_nothing_is_tried(monkeypatch: pytest.MonkeyPatch)
     for available in (None, 10**9):
         _with(monkeypatch, available)
         objective = _objective(memory_budget=10**8)
-        found = cl.extreme_eigenvalues(objective.hessian(), max_steps=10)
-        assert found.effort.plan == ""
+        extremes = cl.extreme_eigenvalues(objective.hessian(), max_steps=10)
+        assert extremes.effort.plan == ""
         assert objective.cost.hessian_products == 12
 
 
@@ -168,10 +168,10 @@ def test_first_fewer_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     need = _needs()
     # One product is held back twice more, and half of the graphs is there.
     _with(monkeypatch, need.basis + 3 * need.work + need.graphs // 2)
-    found = cl.extreme_eigenvalues(_objective().hessian(), max_steps=30, tolerance=1e-6)
-    assert found.effort.plan == "fewer gradient graphs kept"
+    extremes = cl.extreme_eigenvalues(_objective().hessian(), max_steps=30, tolerance=1e-6)
+    assert extremes.effort.plan == "fewer gradient graphs kept"
     # The same products, summed in the same order.
-    assert (found.smallest, found.largest) == (expected.smallest, expected.largest)
+    assert (extremes.smallest, extremes.largest) == (expected.smallest, expected.largest)
     operator = _objective().hessian()
     plan_run(operator, 30)
     assert _run(operator, 30) < forecast.available_memory(CPU)
@@ -182,14 +182,14 @@ def test_then_the_basis_is_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> N
     available = _needs(memory_budget=0).total - 1
     _with(monkeypatch, available)
     operator = _objective(memory_budget=0).hessian()
-    found = cl.extreme_eigenvalues(operator, max_steps=30, tolerance=1e-6)
-    assert found.effort.plan == "Krylov basis in float32"
-    assert found.smallest_vector.dtype == torch.float64
+    extremes = cl.extreme_eigenvalues(operator, max_steps=30, tolerance=1e-6)
+    assert extremes.effort.plan == "Krylov basis in float32"
+    assert extremes.smallest_vector.dtype == torch.float64
     # A basis that is orthonormal to √n ε (n = 20,403) changes the Ritz values by no more than that, relatively; so do
     # the products.
     allowed = 2 * 143 * float(torch.finfo(torch.float32).eps) * expected.largest
-    assert (found.smallest, found.largest) == pytest.approx((expected.smallest, expected.largest), abs=allowed)
-    assert found.smallest_lower_bound == pytest.approx(expected.smallest_lower_bound, abs=2 * allowed)
+    assert (extremes.smallest, extremes.largest) == pytest.approx((expected.smallest, expected.largest), abs=allowed)
+    assert extremes.smallest_lower_bound == pytest.approx(expected.smallest_lower_bound, abs=2 * allowed)
     assert _run(_objective(memory_budget=0).hessian(), 30) < available
 
 
@@ -211,8 +211,8 @@ def test_what_does_not_fit_at_all_is_refused_before_any_product(measure: str, mo
         "verdict": lambda: cl.convexity_verdict(objective, max_steps=100),
         "blocks": lambda: cl.block_curvature(objective, "*", max_steps=100, tolerance=1e-6),
     }
-    told = r"up to 100 steps does not fit.*basis takes 8\.24 MB.*but 4 MB are available.*max_steps.*params"
-    with pytest.raises(FailureError, match=told) as error:
+    message = r"up to 100 steps does not fit.*basis takes 8\.24 MB.*but 4 MB are available.*max_steps.*params"
+    with pytest.raises(FailureError, match=message) as error:
         calls[measure]()
     assert "float32" not in str(error.value)
     assert objective.cost.hessian_products < 1
@@ -269,10 +269,10 @@ def test_a_basis_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = cl.extreme_eigenvalues(Dense(matrix), max_steps=20)
     plan = forecast.Plan(torch.float32, CPU, "Krylov basis on the host in float32")
     monkeypatch.setattr("convexlab.curvature.lanczos.plan_run", lambda operator, steps: plan)
-    found = cl.extreme_eigenvalues(Dense(matrix), max_steps=20)
-    assert found.effort.plan == plan.summary
-    assert found.smallest_vector.device == matrix.device
-    assert (found.smallest, found.largest) == pytest.approx((expected.smallest, expected.largest), rel=1e-4)
+    extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=20)
+    assert extremes.effort.plan == plan.summary
+    assert extremes.smallest_vector.device == matrix.device
+    assert (extremes.smallest, extremes.largest) == pytest.approx((expected.smallest, expected.largest), rel=1e-4)
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -285,10 +285,10 @@ def test_bounds_hold_with_a_basis_in_float32(spectrum: str, monkeypatch: pytest.
         # Rounding of the products, of the basis, and LAPACK's.
         rounding = 3 * len(matrix) ** 0.5 * float(torch.finfo(torch.float32).eps) * np.abs(truth).max()
         for steps in (2 + seed, None):
-            found = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps, seed=seed)
-            assert found.smallest_lower_bound - rounding <= truth[0] <= found.smallest + rounding
-            assert found.largest - rounding <= truth[-1] <= found.largest_upper_bound + rounding
-            assert found.effort.plan == narrow.summary
+            extremes = cl.extreme_eigenvalues(Dense(matrix), max_steps=steps, seed=seed)
+            assert extremes.smallest_lower_bound - rounding <= truth[0] <= extremes.smallest + rounding
+            assert extremes.largest - rounding <= truth[-1] <= extremes.largest_upper_bound + rounding
+            assert extremes.effort.plan == narrow.summary
 
 
 def test_a_run_begins_again_in_the_memory_that_it_had() -> None:
@@ -302,5 +302,5 @@ def test_a_run_begins_again_in_the_memory_that_it_had() -> None:
         process.extend(20)
     assert live.peak < cl.forecast_memory(operator, 20).total
     assert process.products == 40
-    for mine, theirs in zip(process.coefficients(), before, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for ours, theirs in zip(process.coefficients(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

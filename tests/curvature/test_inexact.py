@@ -94,29 +94,29 @@ def test_the_deviation_of_exact_products_is_rounding() -> None:
 def test_smooth_networks_are_run_on_gradients_and_found_alike(dtype: torch.dtype) -> None:
     problem = _smooth(dtype=dtype)
     truth = np.linalg.eigvalsh(problem.hessian.numpy())
-    found = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=TOLERANCE)
+    extremes = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=TOLERANCE)
     spread = truth[-1] - truth[0]
-    assert found.converged
+    assert extremes.converged
     # A product a step, most of them by a gradient; one gradient at the point, one compared, and the checks.
     cost = problem.objective.cost
-    assert cost.gradients + cost.hessian_products == found.steps + 1 + 1 + SAMPLES + 2
-    assert cost.gradients > found.steps / 2
-    assert 0 < found.deviation <= TOLERANCE * spread
-    assert found.smallest_lower_bound <= truth[0] <= found.smallest + 1e-6 * spread
-    assert found.largest - 1e-6 * spread <= truth[-1] <= found.largest_upper_bound
+    assert cost.gradients + cost.hessian_products == extremes.steps + 1 + 1 + SAMPLES + 2
+    assert cost.gradients > extremes.steps / 2
+    assert 0 < extremes.deviation <= TOLERANCE * spread
+    assert extremes.smallest_lower_bound <= truth[0] <= extremes.smallest + 1e-6 * spread
+    assert extremes.largest - 1e-6 * spread <= truth[-1] <= extremes.largest_upper_bound
     # The Rayleigh quotient of an exact product, not the Ritz value of inexact ones.
-    vector = found.smallest_vector
-    assert found.smallest == pytest.approx(float(vector @ problem.hessian @ vector), abs=1e-6 * spread)
-    exact = torch.linalg.vector_norm(problem.hessian @ vector - found.smallest * vector)
-    assert found.smallest_residual == pytest.approx(float(exact), abs=1e-5 * spread)
+    vector = extremes.smallest_vector
+    assert extremes.smallest == pytest.approx(float(vector @ problem.hessian @ vector), abs=1e-6 * spread)
+    exact = torch.linalg.vector_norm(problem.hessian @ vector - extremes.smallest * vector)
+    assert extremes.smallest_residual == pytest.approx(float(exact), abs=1e-5 * spread)
 
 
 def test_networks_with_kinks_are_run_on_products() -> None:
     problem = Problem(3, nn.ReLU, nn.MSELoss(), torch.float32)
-    found = cl.extreme_eigenvalues(problem.objective.hessian())
-    assert found.converged
-    assert found.deviation == 0
-    assert problem.objective.cost.hessian_products == found.steps + 2
+    extremes = cl.extreme_eigenvalues(problem.objective.hessian())
+    assert extremes.converged
+    assert extremes.deviation == 0
+    assert problem.objective.cost.hessian_products == extremes.steps + 2
 
 
 def test_a_tolerance_beyond_differences_is_not_tried() -> None:
@@ -149,11 +149,11 @@ def test_differences_that_grow_inaccurate_are_given_up(monkeypatch: pytest.Monke
     problem = _smooth(dtype=torch.float64)
     truth = np.linalg.eigvalsh(problem.hessian.numpy())
     monkeypatch.setattr(HessianOperator, "differences", lambda self: _WearingOut(self._loss, self._point))
-    found = cl.extreme_eigenvalues(problem.objective.hessian())
+    extremes = cl.extreme_eigenvalues(problem.objective.hessian())
     assert _WearingOut.made > 2
-    assert found.deviation == 0
-    assert found.converged
-    assert found.smallest_lower_bound <= truth[0] <= found.smallest + 1e-12
+    assert extremes.deviation == 0
+    assert extremes.converged
+    assert extremes.smallest_lower_bound <= truth[0] <= extremes.smallest + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -166,11 +166,11 @@ def test_bounds_and_verdict_hold_on_dense_network_hessians(seed: int) -> None:
     # Of some thousand operations each, in the objective's precision.
     rounding = 100 * eps * np.abs(truth).max()
     for tolerance in (0.1, 0.01):
-        found = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=tolerance, seed=seed)
-        assert found.converged
-        assert found.smallest_lower_bound - rounding <= truth[0] <= found.smallest + rounding
-        assert found.largest - rounding <= truth[-1] <= found.largest_upper_bound + rounding
-        assert found.smallest - truth[0] <= tolerance * (truth[-1] - truth[0])
+        extremes = cl.extreme_eigenvalues(problem.objective.hessian(), tolerance=tolerance, seed=seed)
+        assert extremes.converged
+        assert extremes.smallest_lower_bound - rounding <= truth[0] <= extremes.smallest + rounding
+        assert extremes.largest - rounding <= truth[-1] <= extremes.largest_upper_bound + rounding
+        assert extremes.smallest - truth[0] <= tolerance * (truth[-1] - truth[0])
     verdict = cl.convexity_verdict(problem.objective, seed=seed)
     assert verdict.lower_bound <= truth[0] + rounding
     if verdict.kind == "non-convex":

@@ -36,22 +36,23 @@ def _tridiagonal(process: Lanczos) -> np.ndarray:
 
 
 @every_spectrum
-@pytest.mark.parametrize("seed", range(6))
-def test_the_basis_is_orthonormal_and_the_recurrence_holds(spectrum: str, seed: int) -> None:
-    matrix = random_matrix(spectrum, seed)
-    n = len(matrix)
-    process = _run(matrix, 1 + seed * n // 5, seed)
-    k, v, t = process.steps, _basis(process), _tridiagonal(process)
-    assert k <= process.max_steps
-    # Entry by entry an inner product of n terms that sum up to at most 1 in size, twice.
-    np.testing.assert_allclose(v.T @ v, np.eye(k), atol=4 * n * EPS)
-    remainder = matrix.numpy() @ v - v @ t
-    scale = float(np.abs(np.linalg.eigvalsh(matrix.numpy())).max())
-    # A product of a matrix of n columns, and k axpys.
-    rounding = 4 * n * EPS * scale
-    assert np.abs(remainder[:, :-1]).max(initial=0.0) <= rounding
-    assert np.linalg.norm(remainder[:, -1]) == pytest.approx(process.coefficients()[1][-1], abs=rounding)
-    assert np.abs(v.T @ remainder[:, -1]).max() <= rounding
+def test_the_basis_is_orthonormal_and_the_recurrence_holds(spectrum: str) -> None:
+    for seed in range(6):
+        matrix = random_matrix(spectrum, seed)
+        n = len(matrix)
+        process = _run(matrix, 1 + seed * n // 5, seed)
+        k, v, t = process.steps, _basis(process), _tridiagonal(process)
+        assert k <= process.max_steps
+        # Entry by entry an inner product of n terms that sum up to at most 1 in size, twice.
+        np.testing.assert_allclose(v.T @ v, np.eye(k), atol=4 * n * EPS, err_msg=f"seed {seed}")
+        remainder = matrix.numpy() @ v - v @ t
+        scale = float(np.abs(np.linalg.eigvalsh(matrix.numpy())).max())
+        # A product of a matrix of n columns, and k axpys.
+        rounding = 4 * n * EPS * scale
+        assert np.abs(remainder[:, :-1]).max(initial=0.0) <= rounding, f"seed {seed}"
+        coupling = pytest.approx(process.coefficients()[1][-1], abs=rounding)
+        assert np.linalg.norm(remainder[:, -1]) == coupling, f"seed {seed}"
+        assert np.abs(v.T @ remainder[:, -1]).max() <= rounding, f"seed {seed}"
 
 
 @every_spectrum
@@ -88,8 +89,8 @@ def test_extending_in_pieces_is_extending_at_once(pieces: tuple[int, ...]) -> No
     assert process.steps == process.products == 20
     assert process.exhausted
     assert not process.invariant
-    for mine, theirs in zip(process.coefficients(), whole.coefficients(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for ours, theirs in zip(process.coefficients(), whole.coefficients(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     process.extend(5)
     assert process.steps == process.products == 20
 
@@ -113,15 +114,14 @@ def test_the_process_ends_with_the_last_distinct_eigenvalue(values: list[float],
     assert process.steps == steps
     assert process.invariant
     assert process.exhausted
-    found, coefficients = process.ritz()
+    ritz_values, coefficients = process.ritz()
     # Each distinct eigenvalue once, to the rounding of the matrix; a start's part along it is 1e-2 at the least here,
     # and a value comes out that much less exactly.
     np.testing.assert_allclose(
-        found, np.unique(scale * np.array(values)), atol=1e3 * EPS * scale * max(map(abs, values))
+        ritz_values, np.unique(scale * np.array(values)), atol=1e3 * EPS * scale * max(map(abs, values))
     )
-    residual = matrix @ process.ritz_vectors(coefficients) - process.ritz_vectors(coefficients) * torch.from_numpy(
-        found
-    )
+    vectors = process.ritz_vectors(coefficients)
+    residual = matrix @ vectors - vectors * torch.from_numpy(ritz_values)
     assert float(residual.abs().max()) <= 100 * EPS * scale * max(map(abs, values))
 
 
@@ -142,11 +142,11 @@ def test_a_float32_operator_is_no_end_of_the_process_and_the_basis_stays_orthono
     n, k = v.shape
     np.testing.assert_allclose(v.T @ v, np.eye(k), atol=4 * n * EPS)
     eigenvalues = np.linalg.eigvalsh(matrix.double().numpy())
-    found = process.ritz()[0]
+    ritz_values = process.ritz()[0]
     # What a matrix changes its eigenvalues by when every product is off by √n ε ‖A‖ (Weyl).
     bound = math.sqrt(n) * float(np.finfo(np.float32).eps) * float(np.abs(eigenvalues).max())
-    assert found[0] == pytest.approx(eigenvalues[0], abs=bound)
-    assert found[-1] == pytest.approx(eigenvalues[-1], abs=bound)
+    assert ritz_values[0] == pytest.approx(eigenvalues[0], abs=bound)
+    assert ritz_values[-1] == pytest.approx(eigenvalues[-1], abs=bound)
 
 
 class _Failing(Dense):

@@ -59,15 +59,15 @@ def _regression(x: Tensor, sizes: Sequence[int]) -> cl.Objective:
 def test_quotients_of_every_batch_are_those_of_its_dense_hessian(sizes: tuple[int, ...]) -> None:
     objective = _objective(*sizes, micro_batch=None)
     vectors = _directions(objective.size)
-    found = cl.sampled_curvature(objective, vectors)
+    curvature = cl.sampled_curvature(objective, vectors)
     model, names = _network(), objective.parameter_names
     expected = []
     for x, y in _batches(*sizes):
         _, _, hessian = derivatives(loss_of(model, nn.CrossEntropyLoss(), x, y, names), as_vector(model, names))
         expected.append((vectors.T @ hessian @ vectors).diagonal())
-    torch.testing.assert_close(found.quotients, torch.stack(expected), **EXACT)
-    assert found.weights.tolist() == list(sizes)
-    assert (found.batches, found.examples) == (len(sizes), sum(sizes))
+    torch.testing.assert_close(curvature.quotients, torch.stack(expected), **EXACT)
+    assert curvature.weights.tolist() == list(sizes)
+    assert (curvature.batches, curvature.examples) == (len(sizes), sum(sizes))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_quotients_of_every_batch_are_those_of_its_dense_hessian(sizes: tuple[in
 def test_the_mean_is_the_quotient_of_the_whole_objective(criterion: Any, micro_batch: int | None) -> None:
     objective = _objective(9, 6, 2, criterion=criterion, micro_batch=micro_batch)
     vectors = _directions(objective.size, 3)
-    found = cl.sampled_curvature(objective, vectors)
-    torch.testing.assert_close(found.value, (vectors * objective.hvp(vectors)).sum(dim=0), **EXACT)
+    curvature = cl.sampled_curvature(objective, vectors)
+    torch.testing.assert_close(curvature.value, (vectors * objective.hvp(vectors)).sum(dim=0), **EXACT)
 
 
 def test_one_vector_is_a_column_and_its_length_does_not_matter() -> None:
@@ -103,11 +103,13 @@ def test_float32() -> None:
     sizes = (30, 50, 20)
     exact, rounded = (_objective(*sizes, dtype=dtype) for dtype in (torch.float64, torch.float32))
     vectors = _directions(exact.size)
-    found = cl.sampled_curvature(rounded, vectors)
-    assert found.value.dtype == torch.float64
+    curvature = cl.sampled_curvature(rounded, vectors)
+    assert curvature.value.dtype == torch.float64
     # Sums over 50 examples of products of 40 numbers of the order of 1: each adds at most half an eps.
     tolerance = 100 * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(found.quotients, cl.sampled_curvature(exact, vectors).quotients, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        curvature.quotients, cl.sampled_curvature(exact, vectors).quotients, rtol=0, atol=tolerance
+    )
 
 
 def test_attention_is_differentiated_twice() -> None:
@@ -124,8 +126,8 @@ def test_attention_is_differentiated_twice() -> None:
     x, y = torch.randn(10, 12, generator=torch.Generator().manual_seed(3)).double(), torch.arange(10) % 4
     objective = cl.Objective(Attention(), [(x[:6], y[:6]), (x[6:], y[6:])], nn.CrossEntropyLoss())
     vector = _directions(16, 1)[:, 0]
-    found = cl.sampled_curvature(objective, vector)
-    torch.testing.assert_close(found.value, vector @ objective.hvp(vector), **EXACT)
+    curvature = cl.sampled_curvature(objective, vector)
+    torch.testing.assert_close(curvature.value, vector @ objective.hvp(vector), **EXACT)
 
 
 # The standard error
@@ -133,26 +135,26 @@ def test_attention_is_differentiated_twice() -> None:
 
 def test_equal_batches_give_the_usual_standard_error() -> None:
     objective = _objective(*[4] * 6)
-    found = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
-    expected = statistics.stdev(found.quotients.tolist()) / math.sqrt(6)
-    assert float(found.standard_error) == pytest.approx(expected, rel=1e-12)
+    curvature = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
+    expected = statistics.stdev(curvature.quotients.tolist()) / math.sqrt(6)
+    assert float(curvature.standard_error) == pytest.approx(expected, rel=1e-12)
 
 
 def test_two_unequal_batches_in_closed_form() -> None:
     """Their residuals are ± w₁ w₂ (q₁ - q₂) / W, so that the error is 2 w₁ w₂ |q₁ - q₂| / W²."""
     objective = _objective(3, 7)
-    found = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
-    first, second = found.quotients.tolist()
-    assert float(found.standard_error) == pytest.approx(2 * 3 * 7 * abs(first - second) / 10**2, rel=1e-12)
+    curvature = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
+    first, second = curvature.quotients.tolist()
+    assert float(curvature.standard_error) == pytest.approx(2 * 3 * 7 * abs(first - second) / 10**2, rel=1e-12)
 
 
 def test_fewer_than_two_batches_have_no_error() -> None:
     objective = _objective(8)
     vectors = _directions(objective.size)
-    found = cl.sampled_curvature(objective, vectors)
-    torch.testing.assert_close(found.value, (vectors * objective.hvp(vectors)).sum(dim=0), **EXACT)
-    assert found.standard_error.isnan().all()
-    assert found.batches == 1
+    curvature = cl.sampled_curvature(objective, vectors)
+    torch.testing.assert_close(curvature.value, (vectors * objective.hvp(vectors)).sum(dim=0), **EXACT)
+    assert curvature.standard_error.isnan().all()
+    assert curvature.batches == 1
 
 
 def test_the_variance_is_right_on_average_over_all_samples_of_a_small_population() -> None:
@@ -162,9 +164,9 @@ def test_the_variance_is_right_on_average_over_all_samples_of_a_small_population
     means, variances = [], []
     for sample in itertools.combinations(batches, 3):
         objective = cl.Objective(_network(), list(sample), nn.CrossEntropyLoss(), micro_batch=None)
-        found = cl.sampled_curvature(objective, vector, population=30)
-        means.append(float(found.value))
-        variances.append(float(found.standard_error) ** 2)
+        curvature = cl.sampled_curvature(objective, vector, population=30)
+        means.append(float(curvature.value))
+        variances.append(float(curvature.standard_error) ** 2)
     assert statistics.mean(variances) == pytest.approx(statistics.pvariance(means), rel=1e-10)
 
 
@@ -186,8 +188,8 @@ def test_two_standard_errors_cover_the_population_as_often_as_they_should() -> N
     values, errors = np.empty(runs), np.empty(runs)
     for run in range(runs):
         x = torch.randn(sum(sizes), 3, generator=generator, dtype=torch.float64) * spreads
-        found = cl.sampled_curvature(_regression(x, sizes), vector)
-        values[run], errors[run] = float(found.value), float(found.standard_error)
+        curvature = cl.sampled_curvature(_regression(x, sizes), vector)
+        values[run], errors[run] = float(curvature.value), float(curvature.standard_error)
     # Residuals of variances 1 and 3: 48² / 120 - 1 = 18 degrees of freedom (Satterthwaite), so that ±2 errors hold 94 %
     # of the runs, ± 1.4 % at one standard deviation.
     covered = np.mean(np.abs(values - truth) <= 2 * errors)
@@ -205,8 +207,8 @@ def test_the_sample_that_chose_a_direction_flatters_it_and_fresh_examples_do_not
         x = {name: torch.randn(64, 20, generator=generator, dtype=torch.float64) for name in covered}
         vector = torch.from_numpy(np.linalg.eigh(x["sample"].T.numpy() @ x["sample"].numpy())[1][:, 0])
         for name, rows in x.items():
-            found = cl.sampled_curvature(_regression(rows, sizes), vector)
-            covered[name] += abs(float(found.value) - 2) <= 2 * float(found.standard_error)
+            curvature = cl.sampled_curvature(_regression(rows, sizes), vector)
+            covered[name] += abs(float(curvature.value) - 2) <= 2 * float(curvature.standard_error)
     assert covered["sample"] == 0
     # Student's t with 7 degrees of freedom: 91 %, a little less as squares of normal numbers are skewed; four standard
     # deviations of 50 draws are 16 %.
@@ -218,11 +220,11 @@ def test_the_sample_that_chose_a_direction_flatters_it_and_fresh_examples_do_not
 
 def test_cost_is_charged() -> None:
     objective = _objective(6, 6)
-    found = cl.sampled_curvature(objective, _directions(objective.size, 3))
+    curvature = cl.sampled_curvature(objective, _directions(objective.size, 3))
     assert objective.cost.hessian_products == 3
-    assert objective.cost.gradient_equivalents == found.effort.gradient_equivalents == 6
-    assert found.effort.products == 3
-    assert found.effort.seconds >= objective.cost.seconds > 0
+    assert objective.cost.gradient_equivalents == curvature.effort.gradient_equivalents == 6
+    assert curvature.effort.products == 3
+    assert curvature.effort.seconds >= objective.cost.seconds > 0
 
 
 def test_nothing_is_changed() -> None:
@@ -244,9 +246,9 @@ def test_a_curvature_that_is_not_finite_is_a_value() -> None:
     with torch.no_grad():
         model[0].weight[0, 0] = math.nan
     objective = cl.Objective(model, _batches(4, 4), nn.CrossEntropyLoss())
-    found = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
-    assert math.isnan(found.value)
-    assert math.isnan(found.standard_error)
+    curvature = cl.sampled_curvature(objective, _directions(objective.size, 1)[:, 0])
+    assert math.isnan(curvature.value)
+    assert math.isnan(curvature.standard_error)
 
 
 def test_batches_of_any_kind_count_as_one_example() -> None:
@@ -255,10 +257,10 @@ def test_batches_of_any_kind_count_as_one_example() -> None:
     objective = cl.Objective.from_batch_loss(
         model, [1, 2, 6], lambda module, batch: batch * module.weight.square().sum() / 2, weight=lambda batch: 1.0
     )
-    found = cl.sampled_curvature(objective, torch.ones(1), population=12)
-    assert found.quotients.tolist() == [1, 2, 6]
-    assert found.examples == 3
-    assert float(found.standard_error) == pytest.approx(math.sqrt((1 - 3 / 12) * 7 / 3), rel=1e-12)
+    curvature = cl.sampled_curvature(objective, torch.ones(1), population=12)
+    assert curvature.quotients.tolist() == [1, 2, 6]
+    assert curvature.examples == 3
+    assert float(curvature.standard_error) == pytest.approx(math.sqrt((1 - 3 / 12) * 7 / 3), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,10 @@ def test_a_slice_of_a_quadratic_loss_is_its_formula(points: int, model: nn.Linea
     w = weights_of(model)
     gradient = 2 * X.T @ (X @ w - Y[:, 0]) / 40
     for value, vector in zip(values, vectors.T, strict=True):
-        found = loss_slice(objective, vector, loss=objective.value(), reach=0.7, points=points)
-        assert found.steps == pytest.approx([0.7 * (2 * k / (points - 1) - 1) for k in range(points)], abs=1e-15)
-        assert found.steps[points // 2] == 0
-        for step, loss in zip(found.steps, found.losses, strict=True):
+        line = loss_slice(objective, vector, loss=objective.value(), reach=0.7, points=points)
+        assert line.steps == pytest.approx([0.7 * (2 * k / (points - 1) - 1) for k in range(points)], abs=1e-15)
+        assert line.steps[points // 2] == 0
+        for step, loss in zip(line.steps, line.losses, strict=True):
             # Forty terms of the order of 1 in float64.
             assert loss == pytest.approx(quadratic_loss(w + step * vector), abs=1e-13)
             model_loss = quadratic_loss(w) + step * float(gradient @ vector) + 0.5 * float(value) * step**2

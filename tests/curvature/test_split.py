@@ -43,14 +43,14 @@ def test_the_quotients_are_those_of_the_dense_matrices() -> None:
     hessian, gauss = _dense()
     vectors = torch.linalg.eigh(hessian).eigenvectors
     split = cl.curvature_split(_objective(micro_batch=2), vectors)
-    for found, matrix in (
+    for quotients, matrix in (
         (split.hessian, hessian),
         (split.gauss_newton, gauss),
         (split.residual, hessian - gauss),
     ):
-        assert found.shape == (43,)
-        assert found.dtype == torch.float64
-        torch.testing.assert_close(found, (vectors * (matrix @ vectors)).sum(dim=0), **EXACT)
+        assert quotients.shape == (43,)
+        assert quotients.dtype == torch.float64
+        torch.testing.assert_close(quotients, (vectors * (matrix @ vectors)).sum(dim=0), **EXACT)
     assert split.mismatch.shape == (43,)
     assert float(split.mismatch.max()) < 1e-12
     # Cross-entropy is convex in the output: what is negative is of the residual part.

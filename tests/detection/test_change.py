@@ -65,7 +65,7 @@ def unimodal_in_hindsight(norms: Sequence[float], losses: Sequence[float], facto
     fit, noise = fits[split], 1.4826 * np.median(np.abs(np.diff(logs))) / math.sqrt(2.0)
     top = fit.max()
     for level in (fit[0], fit[-1]):
-        lengths = [int(np.isclose(fit, one, rtol=0.0, atol=1e-12).sum()) for one in (level, top)]
+        lengths = [int(np.isclose(fit, height, rtol=0.0, atol=1e-12).sum()) for height in (level, top)]
         error = threshold * noise * math.sqrt(sum(1.0 / length for length in lengths))
         if top - level < max(-math.log(factor), error):
             return False

@@ -70,22 +70,22 @@ def test_parts_take_the_noise_out_of_the_norm(replacement: bool) -> None:
         drawn = torch.randint(0, ROWS, (2 * half,), generator=generator)
         rows = drawn if replacement else torch.randperm(ROWS, generator=generator)[: 2 * half]
         _step_in_parts(statistics, optimizer, model, [(x[part], y[part]) for part in rows.split(half)])
-        one, two = each[rows].split(half)
-        estimates.append(float(one.mean(dim=0) @ two.mean(dim=0)))
+        first, second = each[rows].split(half)
+        estimates.append(float(first.mean(dim=0) @ second.mean(dim=0)))
         squares.append(float(each[rows].mean(dim=0).square().sum()))
-    told = statistics.epoch()
+    measured = statistics.epoch()
     square = float(full.square().sum())
     error = np.std(estimates, ddof=1) / math.sqrt(steps)
-    assert told.steps == steps
+    assert measured.steps == steps
     # The same as from the examples' own gradients; and within four standard errors of the truth, of 1 in 16,000.
-    assert told.gradient_norm**2 == pytest.approx(np.mean(estimates), rel=1e-9)
-    assert 2 * told.gradient_norm * told.gradient_noise == pytest.approx(error, rel=0.05)
+    assert measured.gradient_norm**2 == pytest.approx(np.mean(estimates), rel=1e-9)
+    assert 2 * measured.gradient_norm * measured.gradient_noise == pytest.approx(error, rel=0.05)
     left = 0.0 if replacement else variance / (ROWS - 1)
-    assert told.gradient_norm**2 == pytest.approx(square - left, abs=4 * error)
+    assert measured.gradient_norm**2 == pytest.approx(square - left, abs=4 * error)
     # The batch's own exceeds it by the noise of ten examples, in finite populations (N - b) / (N - 1) of that.
     noise = variance / (2 * half) * (1 if replacement else (ROWS - 2 * half) / (ROWS - 1))
     batch_error = np.std(squares, ddof=1) / math.sqrt(steps)
-    assert told.batch_gradient_norm**2 == pytest.approx(square + noise, abs=4 * batch_error)
+    assert measured.batch_gradient_norm**2 == pytest.approx(square + noise, abs=4 * batch_error)
     assert noise > 10 * batch_error  # Else it would show nothing.
 
 
@@ -98,14 +98,16 @@ def test_parts_are_multiplied_pair_by_pair(count: int) -> None:
     for shift in range(3):
         parts = list(zip(x.roll(shift, 0).tensor_split(count), y.roll(shift, 0).tensor_split(count), strict=True))
         gradients = [_gradient(model, *part) for part in parts]
-        pairs = [float(one @ two) for i, one in enumerate(gradients) for j, two in enumerate(gradients) if i != j]
+        pairs = [
+            float(first @ second) for i, first in enumerate(gradients) for j, second in enumerate(gradients) if i != j
+        ]
         expected.append(sum(pairs) / len(pairs))
         _step_in_parts(statistics, optimizer, model, parts)
-    told = statistics.epoch()
+    measured = statistics.epoch()
     # Squares of some 1, summed and subtracted in float64.
-    assert told.gradient_norm == pytest.approx(math.sqrt(np.mean(expected)), rel=1e-12)
-    assert told.gradient_noise == pytest.approx(
-        np.std(expected, ddof=1) / math.sqrt(3) / (2 * told.gradient_norm), rel=0.1
+    assert measured.gradient_norm == pytest.approx(math.sqrt(np.mean(expected)), rel=1e-12)
+    assert measured.gradient_noise == pytest.approx(
+        np.std(expected, ddof=1) / math.sqrt(3) / (2 * measured.gradient_norm), rel=0.1
     )
 
 
@@ -116,11 +118,11 @@ def test_a_step_in_one_part_does_not_tell_and_spoils_nothing() -> None:
     halves = list(zip(x.split(30), y.split(30), strict=True))
     for parts in (halves, [(x, y)], halves):
         _step_in_parts(statistics, optimizer, model, parts)
-    told = statistics.epoch()
-    one, two = (_gradient(model, *half) for half in halves)
-    assert told.steps == 3
-    assert told.gradient_norm == pytest.approx(math.sqrt(float(one @ two)), rel=1e-12)
-    assert told.batch_gradient_norm == pytest.approx(float(_gradient(model, x, y).norm()), rel=1e-12)
+    measured = statistics.epoch()
+    first, second = (_gradient(model, *half) for half in halves)
+    assert measured.steps == 3
+    assert measured.gradient_norm == pytest.approx(math.sqrt(float(first @ second)), rel=1e-12)
+    assert measured.batch_gradient_norm == pytest.approx(float(_gradient(model, x, y).norm()), rel=1e-12)
 
 
 @pytest.mark.parametrize("relative_noise", [0.0, 0.01, 0.1, 0.5])
@@ -193,12 +195,12 @@ def test_the_rate_and_the_norm_by_hand(name: str, with_closure: bool) -> None:
         lengths += float(step @ step)
         projections += float(step @ gradient)
         squares += float(gradient @ gradient)
-    told = statistics.epoch()
-    assert told.steps == 6
-    assert told.projected_rate == pytest.approx(-lengths / projections, rel=1e-12)
-    assert told.batch_gradient_norm == pytest.approx(math.sqrt(squares / 6), rel=1e-12)
-    assert math.isnan(told.gradient_norm)
-    assert math.isnan(told.gradient_noise)
+    measured = statistics.epoch()
+    assert measured.steps == 6
+    assert measured.projected_rate == pytest.approx(-lengths / projections, rel=1e-12)
+    assert measured.batch_gradient_norm == pytest.approx(math.sqrt(squares / 6), rel=1e-12)
+    assert math.isnan(measured.gradient_norm)
+    assert math.isnan(measured.gradient_noise)
 
 
 def test_steps_uphill_have_no_rate() -> None:
@@ -233,9 +235,9 @@ def test_a_closure_may_accumulate_parts_and_be_evaluated_again(keyword: bool) ->
         expected.append(float(_gradient(model, x[0::2], y[0::2]) @ _gradient(model, x[1::2], y[1::2])))
         optimizer.step(closure=closure) if keyword else optimizer.step(closure)
     assert len(calls) > 4
-    told = statistics.epoch()
-    assert told.steps == 2
-    assert told.gradient_norm == pytest.approx(math.sqrt(sum(expected) / 2), rel=1e-12)
+    measured = statistics.epoch()
+    assert measured.steps == 2
+    assert measured.gradient_norm == pytest.approx(math.sqrt(sum(expected) / 2), rel=1e-12)
 
 
 def test_a_closure_keeps_its_signature() -> None:
@@ -321,12 +323,12 @@ def test_sparse_gradients_and_a_single_parameter() -> None:
     before = table.weight.detach().clone()
     table(torch.tensor([1, 1, 4])).sum().backward()
     optimizer.step()
-    told = statistics.epoch()
+    measured = statistics.epoch()
     # Row 1 was looked up twice: three entries of 2 and three of 1.
-    assert told.batch_gradient_norm == pytest.approx(math.sqrt(3 * 4 + 3), rel=1e-15)
+    assert measured.batch_gradient_norm == pytest.approx(math.sqrt(3 * 4 + 3), rel=1e-15)
     step = table.weight.detach() - before
     slope = float((step[1] * 2).sum() + step[4].sum())
-    assert told.projected_rate == pytest.approx(-float(step.square().sum()) / slope, rel=1e-12)
+    assert measured.projected_rate == pytest.approx(-float(step.square().sum()) / slope, rel=1e-12)
 
 
 class _Synchronisations(TorchDispatchMode):

@@ -60,9 +60,9 @@ extremes = runs(st.sampled_from([0.0, 5e-324, 1e-300, 1.0, 1.7e308]), st.sampled
 
 def follow(detector: Detector, curve: Sequence[Signals]) -> list[tuple[bool, int, str]]:
     """Return what is known after every epoch."""
-    told = [(detector.update(**asdict(seen)), detector.epoch, detector.reason) for seen in curve]
-    assert detector.fired == any(fired for fired, _, _ in told)
-    return told
+    decisions = [(detector.update(**asdict(signals)), detector.epoch, detector.reason) for signals in curve]
+    assert detector.fired == any(fired for fired, _, _ in decisions)
+    return decisions
 
 
 def fires_at(detector: Detector, curve: Sequence[Signals]) -> int | None:
@@ -71,7 +71,9 @@ def fires_at(detector: Detector, curve: Sequence[Signals]) -> int | None:
 
 def scaled(curve: Sequence[Signals], loss: float, norm: float, curvature: float, rate: float) -> list[Signals]:
     factors = (loss, norm, norm, curvature, curvature, curvature, rate)
-    return [Signals(*(value * factor for value, factor in zip(astuple(seen), factors, strict=True))) for seen in curve]
+    return [
+        Signals(*(value * factor for value, factor in zip(astuple(signals), factors, strict=True))) for signals in curve
+    ]
 
 
 @detectors
@@ -111,16 +113,16 @@ def test_the_future_does_not_matter(name: str, curve: list[Signals], cut: int, t
 @quick
 @given(curve=curves, tail=curves | anything)
 def test_a_decision_is_final(name: str, curve: list[Signals], tail: list[Signals]) -> None:
-    told = follow(MAKES[name](), curve + tail)
-    first = next((index for index, (fired, _, _) in enumerate(told) if fired), len(told))
-    assert [epoch for _, epoch, _ in told[:first]] == list(range(1, first + 1))
-    assert all(after == told[first] for after in told[first:])
+    decisions = follow(MAKES[name](), curve + tail)
+    first = next((index for index, (fired, _, _) in enumerate(decisions) if fired), len(decisions))
+    assert [epoch for _, epoch, _ in decisions[:first]] == list(range(1, first + 1))
+    assert all(after == decisions[first] for after in decisions[first:])
 
 
 def with_gaps(curve: Sequence[Signals], gaps: set[int], gap: Signals) -> list[Signals]:
     holed: list[Signals] = []
-    for index, seen in enumerate(curve):
-        holed += [gap, seen] if index in gaps else [seen]
+    for index, signals in enumerate(curve):
+        holed += [gap, signals] if index in gaps else [signals]
     return holed
 
 
@@ -182,9 +184,9 @@ def test_every_detector_fires_in_a_textbook_run(name: str) -> None:
 )
 def test_what_it_needs_is_asked_for_at_once(name: str, field: str) -> None:
     detector = MAKES[name]()
-    with pytest.raises(MisuseError, match=rf"{type(detector).__name__} has to be told {field} as well, NaN where"):
+    with pytest.raises(MisuseError, match=rf"{type(detector).__name__} needs {field} as well, NaN where"):
         detector.update(**asdict(replace(textbook(0)[0], **{field: None})))
-    with pytest.raises(MisuseError, match="has to be told"):
+    with pytest.raises(MisuseError, match="as well, NaN where"):
         detector.update(loss=NAN, gradient_norm=NAN)
     assert detector.epoch == 0
 

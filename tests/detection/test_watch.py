@@ -34,14 +34,14 @@ class Loop:
 
     def train(self, watch: cl.Watch | None, adam: torch.optim.Optimizer, epochs: int) -> None:
         for _ in range(epochs):
-            seen = []
+            losses = []
             for loss in self.losses():
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                seen.append(loss.detach())
+                losses.append(loss.detach())
             if watch is not None:
-                watch.update(loss=float(torch.stack(seen).mean()), cost=self.cost)
+                watch.update(loss=float(torch.stack(losses).mean()), cost=self.cost)
 
     def adam(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.model.parameters(), lr=self.rate)
@@ -90,7 +90,7 @@ def tiny(dtype: torch.dtype = torch.float64) -> Loop:
 
 def _known(watch: cl.Watch, name: str) -> list[int]:
     """Return the epochs, from 1, at which something is known."""
-    return [epoch for epoch, told in enumerate(watch.history, start=1) if math.isfinite(getattr(told, name))]
+    return [epoch for epoch, signals in enumerate(watch.history, start=1) if math.isfinite(getattr(signals, name))]
 
 
 # The share of the cost.
@@ -138,8 +138,10 @@ def test_a_share_of_nothing_measures_nothing_and_costs_nothing() -> None:
     loop.train(watch, adam, 50)
     assert watch.spent == watch.seconds == 0.0
     assert loop.objective.cost == cl.Cost()
-    assert {(told.gradient_curvature, told.smallest, told.largest) for told in watch.history} == {(None, None, None)}
-    assert all(told.gradient_norm > 0 and told.projected_rate is not None for told in watch.history)
+    assert {(signals.gradient_curvature, signals.smallest, signals.largest) for signals in watch.history} == {
+        (None, None, None)
+    }
+    assert all(signals.gradient_norm > 0 and signals.projected_rate is not None for signals in watch.history)
 
 
 def test_epochs_that_cost_nothing_pay_for_nothing() -> None:
@@ -163,25 +165,25 @@ def test_what_it_measures_is_what_a_dense_hessian_has() -> None:
     ((x, y), _), *none = loop.objective.sample(12).parts()
     assert not none
     assert len(x) == 12
-    function, seen = loss_of(loop.model, nn.MSELoss(), x, y, names), 0
+    function, checked = loss_of(loop.model, nn.MSELoss(), x, y, names), 0
     whole = loss_of(loop.model, nn.MSELoss(), *next(loop.objective.parts())[0], names)
     for _ in range(80):
         _, before, _ = derivatives(whole, as_vector(loop.model, names))
         loop.train(watch, adam, 1)
-        told = watch.history[-1]
-        assert told.gradient_norm == pytest.approx(float(before.norm()), rel=1e-12)  # Of the step, on all examples.
+        signals = watch.history[-1]
+        assert signals.gradient_norm == pytest.approx(float(before.norm()), rel=1e-12)  # Of the step, on all examples.
         _, gradient, hessian = derivatives(function, as_vector(loop.model, names))
-        if math.isfinite(told.gradient_curvature):
+        if math.isfinite(signals.gradient_curvature):
             expected = float(gradient @ hessian @ gradient / (gradient @ gradient))
-            assert told.gradient_curvature == pytest.approx(expected, rel=1e-10)
-        if math.isfinite(told.smallest):
-            (smallest, largest), seen = torch.linalg.eigvalsh(hessian)[[0, -1]].tolist(), seen + 1
+            assert signals.gradient_curvature == pytest.approx(expected, rel=1e-10)
+        if math.isfinite(signals.smallest):
+            (smallest, largest), checked = torch.linalg.eigvalsh(hessian)[[0, -1]].tolist(), checked + 1
             # Ritz values lie within; with 16 steps for 13 parameters the run ends by its tolerance, 1 % of the range.
             # Sums of 12 terms and 13 steps are off by some 100 ε of the largest.
             rounding, margin = 1e-12 * largest, 0.01 * (largest - smallest)
-            assert -rounding <= told.smallest - smallest <= margin
-            assert -rounding <= largest - told.largest <= margin
-    assert seen >= 2
+            assert -rounding <= signals.smallest - smallest <= margin
+            assert -rounding <= largest - signals.largest <= margin
+    assert checked >= 2
 
 
 def test_halves_of_a_batch_take_the_noise_out() -> None:
@@ -202,10 +204,10 @@ def test_halves_of_a_batch_take_the_noise_out() -> None:
         products.append(float(gradients[0].double() @ gradients[1].double()))
         adam.step()
     watch.update(loss=1.0)
-    (told,) = watch.history
+    (signals,) = watch.history
     # Gradients in float32, of a mean of 40 terms; the difference of squares that are up to ten times it.
-    assert told.gradient_norm**2 == pytest.approx(max(0.0, sum(products) / 2), rel=1e-4)
-    assert told.gradient_noise > 0
+    assert signals.gradient_norm**2 == pytest.approx(max(0.0, sum(products) / 2), rel=1e-4)
+    assert signals.gradient_noise > 0
 
 
 # Who decides.
@@ -218,11 +220,11 @@ class CurvatureAlong(cl.Detector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Signals] = []
+        self.signals: list[Signals] = []
 
-    def _decide(self, seen: Signals) -> tuple[bool, str]:
-        self.seen.append(seen)
-        known = (getattr(seen, name) for name in sorted(self.needs))
+    def _decide(self, signals: Signals) -> tuple[bool, str]:
+        self.signals.append(signals)
+        known = (getattr(signals, name) for name in sorted(self.needs))
         return all(map(math.isfinite, known)), "the curvature is known"
 
 
@@ -240,7 +242,7 @@ def test_a_detector_gets_what_it_needs_and_fires() -> None:
     assert answers == [epoch >= first for epoch in range(1, 31)]
     assert watch.fired
     assert watch.reason == "the curvature is known"
-    assert detector.seen == watch.history[:first]
+    assert detector.signals == watch.history[:first]
 
 
 def test_the_papers_algorithm_through_a_watch() -> None:
@@ -249,8 +251,8 @@ def test_the_papers_algorithm_through_a_watch() -> None:
     watch, alone = cl.Watch(loop.objective, adam, detector=cl.Algorithm1(), share=0.0), cl.Algorithm1()
     for _ in range(200):
         loop.train(watch, adam, 1)
-        told = watch.history[-1]
-        assert alone.update(loss=told.loss, gradient_norm=told.gradient_norm) == watch.fired
+        signals = watch.history[-1]
+        assert alone.update(loss=signals.loss, gradient_norm=signals.gradient_norm) == watch.fired
         if watch.fired:
             break
     assert watch.fired
@@ -369,7 +371,7 @@ MISUSES: dict[str, tuple[Callable[[Loop], object], str]] = {
     "examples": (_arguments(examples=0), "at least 1 example"),
     "curvature for nothing": (
         _arguments(share=0, detector=CurvatureAlong()),
-        "CurvatureAlong has to be told gradient_curvature and largest and smallest, which share=0 does not",
+        "CurvatureAlong needs gradient_curvature and largest and smallest, which share=0 does not",
     ),
 }
 

@@ -57,10 +57,10 @@ def test_dot_and_norm_of_float32_are_accumulated_in_float64(numbers: list[float]
     terms = [Fraction(a) * Fraction(b) for a, b in zip(u.tolist(), v.tolist(), strict=True)]
     # The products of float32 numbers are exact in float64; their sum rounds fewer than n times.
     bound = len(terms) * 2.0**-53 * float(sum(map(abs, terms)))
-    found = dot(u, v)
-    assert found.dtype == torch.float64
-    assert found.ndim == 0
-    assert abs(Fraction(float(found)) - sum(terms)) <= bound
+    product = dot(u, v)
+    assert product.dtype == torch.float64
+    assert product.ndim == 0
+    assert abs(Fraction(float(product)) - sum(terms)) <= bound
     assert float(norm(u)) == pytest.approx(math.sqrt(sum(Fraction(a) ** 2 for a in u.tolist())), rel=1e-14)
 
 

@@ -18,7 +18,7 @@ def _as_before() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = convolution
 
 
-def seen() -> tuple[str, bool]:
+def settings() -> tuple[str, bool]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
@@ -31,21 +31,21 @@ def test_full_precision_within_and_the_users_after(matmul: str, convolution: boo
     def nested_and_failing() -> None:
         with full_float32():
             with full_float32():
-                assert seen() == ("highest", False)
-            assert seen() == ("highest", False)
+                assert settings() == ("highest", False)
+            assert settings() == ("highest", False)
             raise ZeroDivisionError
 
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             nested_and_failing()
-        assert seen() == (matmul, convolution)
+        assert settings() == (matmul, convolution)
 
 
 def test_an_objective_evaluates_in_full_precision() -> None:
     states = []
 
     def criterion(output: Tensor, target: Tensor) -> Tensor:
-        states.append(seen())
+        states.append(settings())
         return (output - target).square().mean()
 
     torch.set_float32_matmul_precision("high")
@@ -78,6 +78,6 @@ def test_convolutions_on_an_accelerator_are_exact_to_float32() -> None:
     model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32 * 36, 3))
     batches = [(torch.randn(64, 16, 8, 8), torch.arange(64) % 3)]
     exact = cl.Objective(model, batches, nn.CrossEntropyLoss(), dtype=torch.float64).gradient()
-    found = cl.Objective(model.to(device), batches, nn.CrossEntropyLoss()).gradient().cpu().double()
+    gradient = cl.Objective(model.to(device), batches, nn.CrossEntropyLoss()).gradient().cpu().double()
     # TensorFloat-32 rounds at 5e-4; float32's sums of some hundred products at some ten times 6e-8.
-    assert float((found - exact).norm() / exact.norm()) < 2e-5
+    assert float((gradient - exact).norm() / exact.norm()) < 2e-5

@@ -54,9 +54,9 @@ def test_costs_scale(a: Cost, factor: float) -> None:
 
 
 def test_sums_in_place_leave_the_summands() -> None:
-    total = one = Cost(gradients=1)
-    total += one
-    assert one == Cost(gradients=1)
+    total = single = Cost(gradients=1)
+    total += single
+    assert single == Cost(gradients=1)
     assert total == Cost(gradients=2)
     with pytest.raises(FrozenInstanceError):
-        one.gradients = 5
+        single.gradients = 5

@@ -133,16 +133,16 @@ def test_batches_may_be_weighted_by_anything() -> None:
 
 
 def test_a_batch_whose_parts_are_not_of_one_length_is_never_cut() -> None:
-    seen = []
+    sizes = []
 
     def loss(module: nn.Module, batch: dict[str, Any]) -> Tensor:
-        seen.append([len(batch["inside"]), len(batch["edge"])])
+        sizes.append([len(batch["inside"]), len(batch["edge"])])
         return module(batch["inside"]).square().mean() + module(batch["edge"]).square().mean()
 
     batch = {"inside": _data(5)[0], "edge": _data(3)[0], "note": "whatever"}
     cl.Objective.from_batch_loss(_classifier(), [batch], loss, micro_batch=1).value()
     cl.Objective.from_batch_loss(_classifier(), [{"inside": batch["inside"], "edge": batch["inside"]}], loss).value()
-    assert seen == [[5, 3], [5, 5]]
+    assert sizes == [[5, 3], [5, 5]]
 
 
 # Every kind of model.
@@ -545,9 +545,9 @@ def test_the_surroundings_do_not_matter(context: Callable[[], Any]) -> None:
     v = torch.randn(objective.size)
     expected = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
     with context():
-        found = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
-    assert found[0] == expected[0]
-    assert all(map(torch.equal, found[1:], expected[1:]))
+        results = objective.value(), objective.gradient(), objective.hvp(v), objective.ggn() @ v
+    assert results[0] == expected[0]
+    assert all(map(torch.equal, results[1:], expected[1:]))
 
 
 def test_dropout_is_off_and_running_statistics_are_used_and_kept() -> None:

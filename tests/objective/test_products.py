@@ -127,11 +127,11 @@ def test_the_residual_part_holds_the_slope_fixed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.w.square() * x
 
-    one = torch.ones(1, 1).double()
-    objective = cl.Objective(Square(), [(one, one)], lambda output, y: (output - y).square().mean() / 2)
-    assert float(objective.ggn() @ one) == pytest.approx(1.0, rel=1e-15)
-    assert float(objective.residual() @ one) == pytest.approx(-1.5, rel=1e-15)
-    assert float(objective.hessian() @ one) == pytest.approx(-0.5, rel=1e-15)
+    unit = torch.ones(1, 1).double()
+    objective = cl.Objective(Square(), [(unit, unit)], lambda output, y: (output - y).square().mean() / 2)
+    assert float(objective.ggn() @ unit) == pytest.approx(1.0, rel=1e-15)
+    assert float(objective.residual() @ unit) == pytest.approx(-1.5, rel=1e-15)
+    assert float(objective.hessian() @ unit) == pytest.approx(-0.5, rel=1e-15)
 
 
 def test_the_gauss_newton_matrix_of_a_model_that_ends_in_a_shape_of_its_own() -> None:

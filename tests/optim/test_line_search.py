@@ -6,6 +6,8 @@ import dataclasses
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convexlab.errors import MisuseError
 from convexlab.optim import line_search_names
@@ -21,9 +23,9 @@ from convexlab.optim.line_search import (
 from tests.optim.lines import BARRIER, DOWNHILL, MORE_THUENTE, NOWHERE, UPHILL, Function, power
 
 SEARCHES = [build_line_search(name) for name in line_search_names()]
-STEPS = (1e-8, 1e-3, 0.1, 10.0, 1e3, 1e8)
 every_search = pytest.mark.parametrize("search", SEARCHES, ids=line_search_names())
-every_step = pytest.mark.parametrize("step", STEPS)
+steps = st.sampled_from([1e-8, 1e-3, 0.1, 10.0, 1e3, 1e8]) | st.floats(-8.0, 8.0).map(lambda exponent: 10.0**exponent)
+powers_of_two = st.integers(-40, 40).map(lambda exponent: 2.0**exponent)
 
 
 def test_names() -> None:
@@ -85,10 +87,7 @@ def test_initial_step_must_be_positive(search: LineSearch, step: float) -> None:
 
 
 @every_search
-@every_step
-@pytest.mark.parametrize(
-    "function", [*MORE_THUENTE, BARRIER, DOWNHILL, UPHILL, NOWHERE], ids=lambda function: function.name
-)
+@given(function=st.sampled_from([*MORE_THUENTE, BARRIER, DOWNHILL, UPHILL, NOWHERE]), step=steps)
 def test_counts_are_the_calls_made(search: LineSearch, function: Function, step: float) -> None:
     calls = {True: 0, False: 0}
 
@@ -102,8 +101,7 @@ def test_counts_are_the_calls_made(search: LineSearch, function: Function, step:
 
 
 @every_search
-@every_step
-@pytest.mark.parametrize("function", [*MORE_THUENTE, BARRIER], ids=lambda function: function.name)
+@given(function=st.sampled_from([*MORE_THUENTE, BARRIER]), step=steps)
 def test_result_is_a_point_of_the_function_and_no_higher(search: LineSearch, function: Function, step: float) -> None:
     result = search(function.line(), step)
     assert result.failed is None
@@ -123,8 +121,7 @@ def test_slope_is_none_exactly_where_it_was_not_evaluated(search: LineSearch) ->
 
 
 @every_search
-@pytest.mark.parametrize("function", [UPHILL, NOWHERE], ids=lambda function: function.name)
-@every_step
+@given(function=st.sampled_from([UPHILL, NOWHERE]), step=steps)
 def test_failure_is_a_value(search: LineSearch, function: Function, step: float) -> None:
     result = search(function.line(), step)
     assert result.failed is not None
@@ -141,8 +138,7 @@ def test_without_a_minimum_the_lowest_point_is_returned(search: LineSearch) -> N
 
 
 @every_search
-@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("scale", [1.0, 1e-20])
+@given(limit=st.integers(1, 10), scale=st.floats(-20.0, 0.0).map(lambda exponent: 10.0**exponent))
 def test_at_the_limit_the_best_point_is_returned(search: LineSearch, limit: int, scale: float) -> None:
     function = power(1.0, 4.0, scale)
     seen = [(0.0, function.value(0.0))]
@@ -161,23 +157,21 @@ def test_at_the_limit_the_best_point_is_returned(search: LineSearch, limit: int,
 
 
 @every_search
-@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
-@pytest.mark.parametrize("function", MORE_THUENTE, ids=lambda function: function.name)
-def test_scaling_the_loss_changes_nothing(search: LineSearch, function: Function, scale: float) -> None:
+@given(function=st.sampled_from(MORE_THUENTE), scale=powers_of_two, step=steps)
+def test_scaling_the_loss_changes_nothing(search: LineSearch, function: Function, scale: float, step: float) -> None:
     # A power of two scales every intermediate result exactly, so that not one bit of the steps may differ.
     scaled = Function("scaled", lambda a: scale * function.value(a), lambda a: scale * function.slope(a))
-    plain, other = search(function.line(), 0.1), search(scaled.line(), 0.1)
+    plain, other = search(function.line(), step), search(scaled.line(), step)
     assert other == dataclasses.replace(
         plain, value=scale * plain.value, slope=None if plain.slope is None else scale * plain.slope
     )
 
 
 @every_search
-@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
-@pytest.mark.parametrize("function", MORE_THUENTE, ids=lambda function: function.name)
-def test_scaling_the_step_scales_the_result(search: LineSearch, function: Function, scale: float) -> None:
+@given(function=st.sampled_from(MORE_THUENTE), scale=powers_of_two, step=steps)
+def test_scaling_the_step_scales_the_result(search: LineSearch, function: Function, scale: float, step: float) -> None:
     scaled = Function("scaled", lambda a: function.value(scale * a), lambda a: scale * function.slope(scale * a))
-    plain, other = search(function.line(), 0.1), search(scaled.line(), 0.1 / scale)
+    plain, other = search(function.line(), step), search(scaled.line(), step / scale)
     assert (other.step_size, other.value) == (plain.step_size / scale, plain.value)
 
 

@@ -182,15 +182,15 @@ def test_power_of_two_on_the_loss_changes_no_bit(beta: str, search: str) -> None
 
 @every_beta
 @every_search
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_scale_of_the_loss_does_not_matter(beta: str, search: str, scale: float) -> None:
+def test_scale_of_the_loss_does_not_matter(beta: str, search: str) -> None:
     start = torch.tensor([-1.2, 1.0] * 3, dtype=torch.float64)
-    plain, scaled = (
-        _run(lambda x, s=s: s * PROBLEMS[0](x), start, 4, beta=beta, line_search=search) for s in (1.0, scale)
+    plain, small, large = (
+        _run(lambda x, s=s: s * PROBLEMS[0](x), start, 4, beta=beta, line_search=search) for s in (1.0, 1e-12, 1e12)
     )
-    for (x, *_), (other, *_) in zip(plain, scaled, strict=True):
-        # Values resolve a step to the root of their rounding, 1.5e-8, and that is what their searches amplify.
-        assert torch.linalg.vector_norm(other - x) <= 1e-6 * torch.linalg.vector_norm(x)
+    for (x, *_), *others in zip(plain, small, large, strict=True):
+        for other, *_ in others:
+            # Values resolve a step to the root of their rounding, 1.5e-8, and that is what their searches amplify.
+            assert torch.linalg.vector_norm(other - x) <= 1e-6 * torch.linalg.vector_norm(x)
 
 
 @pytest.mark.parametrize("beta", ["polak-ribiere+", "hager-zhang"])

@@ -31,30 +31,28 @@ def _recorded(function: Function) -> tuple[Line, list[float]]:
     return Line(evaluate, function.value(0.0), function.slope(0.0)), steps
 
 
-@pytest.mark.parametrize("initial_step", STEPS)
 @pytest.mark.parametrize(
     ("function", "constants"),
     list(zip(MORE_THUENTE, CONSTANTS, strict=True)),
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_strong_wolfe_makes_the_trials_of_minpack(
-    function: Function, constants: tuple[float, float], initial_step: float
-) -> None:
+def test_strong_wolfe_makes_the_trials_of_minpack(function: Function, constants: tuple[float, float]) -> None:
     decrease, curvature = constants
-    expected: list[float] = []
+    for initial_step in STEPS:
+        expected: list[float] = []
 
-    def value(step: float) -> float:
-        expected.append(step)
-        return function.value(step)
+        def value(step: float, expected: list[float] = expected) -> float:
+            expected.append(step)
+            return function.value(step)
 
-    reference = DCSRCH(value, function.slope, decrease, curvature, 1e-14, 0.0, 1e100)
-    step, *_, task = reference(initial_step, function.value(0.0), function.slope(0.0))
-    assert task.startswith(b"CONV")
-    line, steps = _recorded(function)
-    result = StrongWolfe(decrease=decrease, curvature=curvature)(line, initial_step)
-    # Both evaluate the same formulas in a different order; the interpolations amplify that to some 1e-12.
-    assert steps == pytest.approx(expected, rel=1e-9)
-    assert result.step_size == pytest.approx(step, rel=1e-9)
+        reference = DCSRCH(value, function.slope, decrease, curvature, 1e-14, 0.0, 1e100)
+        step, *_, task = reference(initial_step, function.value(0.0), function.slope(0.0))
+        assert task.startswith(b"CONV")
+        line, steps = _recorded(function)
+        result = StrongWolfe(decrease=decrease, curvature=curvature)(line, initial_step)
+        # Both evaluate the same formulas in a different order; the interpolations amplify that to some 1e-12.
+        assert steps == pytest.approx(expected, rel=1e-9), f"from {initial_step:g}"
+        assert result.step_size == pytest.approx(step, rel=1e-9), f"from {initial_step:g}"
 
 
 def test_strong_wolfe_needs_the_published_evaluations() -> None:
@@ -82,9 +80,11 @@ def _is_hager_zhang(search: HagerZhang, function: Function, result: SearchResult
     return end_slope >= search.sigma * slope and (wolfe or flat)
 
 
-@pytest.mark.parametrize("initial_step", [1e-8, *STEPS, 1e8])
 @pytest.mark.parametrize("function", [*MORE_THUENTE, CUBIC, BARRIER], ids=lambda function: function.name)
-@pytest.mark.parametrize("strictness", [0.9, 0.3, 1e-3])
+@given(
+    initial_step=st.sampled_from([1e-8, *STEPS, 1e8]) | st.floats(-8.0, 8.0).map(lambda exponent: 10.0**exponent),
+    strictness=st.sampled_from([0.9, 0.3, 1e-3]) | st.floats(1e-3, 0.9),
+)
 def test_conditions_hold_at_the_result(function: Function, initial_step: float, strictness: float) -> None:
     strong = StrongWolfe(decrease=1e-4, curvature=strictness)
     assert _is_strong_wolfe(strong, function, strong(function.line(), initial_step))
@@ -168,7 +168,7 @@ def test_hager_zhang_finds_minima_that_float32_values_hide(floor: float) -> None
     assert StrongWolfe()(function.line(resolution=2.0**-23), 0.01).failed is not None
 
 
-@pytest.mark.parametrize("seed", range(20))
+@given(seed=st.integers(0, 2**32 - 1))
 def test_hager_zhang_is_not_misled_by_noise(seed: int) -> None:
     # Noise of a unit in the last place may pass for the decrease of T1, but the slope's bound holds in any case, and
     # the true loss falls (α < 2).

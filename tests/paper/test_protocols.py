@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from paper.adam_run import AdamRun
-from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS, Plan, train_protocols
+from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS, ProtocolPlan, train_protocols
 
 from convexlab.errors import MisuseError
 from convexlab.problems import Problem, friedman
 
-PLAN = Plan(epochs=8, switch=3, rate=3e-3, seed=0, detector="budget-fraction")
+PLAN = ProtocolPlan(epochs=8, switch=3, rate=3e-3, seed=0, detector="budget-fraction")
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,13 @@ def test_ours_stays_within_the_budget(protocols: dict[str, Any]) -> None:
 def test_a_switch_that_both_make_leads_to_the_same_end(task: Problem, protocols: dict[str, Any]) -> None:
     # The detector fires at 0.3 of the budget: 0.3 × 8 rounds to 2.
     assert protocols[OURS]["switch"] == 2
-    again = train_protocols(task, Plan(8, 2, 3e-3, 0, detector="budget-fraction"), paper=False)
+    again = train_protocols(task, ProtocolPlan(8, 2, 3e-3, 0, detector="budget-fraction"), paper=False)
     assert again[FIXED]["curve"] == protocols[OURS]["curve"]
     assert PAPERS not in again
 
 
 def test_a_detector_that_never_fires_leaves_it_to_adam(task: Problem) -> None:
-    protocols = train_protocols(task, Plan(3, 1, 3e-3, 0, detector="loss-plateau"), paper=False)
+    protocols = train_protocols(task, ProtocolPlan(3, 1, 3e-3, 0, detector="loss-plateau"), paper=False)
     assert protocols[OURS]["switch"] is None
     assert protocols[OURS]["reason"]
     assert protocols[OURS]["curve"] == protocols[ADAM]["curve"]
@@ -96,4 +96,4 @@ def test_what_is_judged_is_the_best_point(task: Problem, protocols: dict[str, An
 @pytest.mark.parametrize("switch", [0, 8, 9])
 def test_a_switch_outside_the_run_is_refused(switch: int) -> None:
     with pytest.raises(MisuseError, match="within the 8 epochs"):
-        Plan(8, switch, 1e-3, 0)
+        ProtocolPlan(8, switch, 1e-3, 0)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 from paper.adam_run import AdamRun
-from paper.protocols import ADAM, FIXED, PAPERS, Plan
+from paper.protocols import ADAM, FIXED, PAPERS, ProtocolPlan
 from paper.sequences import CG_ALONE, Recording, train_sequences
 from paper.switching import followed
 
@@ -18,7 +18,7 @@ from convexlab.progress import Progress
 from convexlab.runs import Row
 from convexlab.training.phases import phase_two
 
-PLAN = Plan(epochs=6, switch=2, rate=3e-3, seed=0)
+PLAN = ProtocolPlan(epochs=6, switch=2, rate=3e-3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +80,5 @@ def test_curvature_is_measured_where_it_was_asked_for(sequences: dict[str, list[
 
 def test_progress_is_told(task: Problem) -> None:
     told: list[Progress] = []
-    train_sequences(task, Plan(2, 1, 3e-3, 0), Recording(every=5), progress=told.append)
+    train_sequences(task, ProtocolPlan(2, 1, 3e-3, 0), Recording(every=5), progress=told.append)
     assert {step.task for step in told} == {ADAM, PAPERS, FIXED, CG_ALONE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -12,13 +13,13 @@ from paper.adam_run import AdamRun
 from paper.pages.detectors import validation_study
 from paper.rules import RULES, Rule, replay
 from paper.scores import score
-from paper.validated_run import Plan, decided, validate_run
+from paper.validated_run import ValidationPlan, decided, validate_run
 
 from convexlab.detection import Algorithm1, BudgetFraction, FixedEpoch
 from convexlab.problems import Problem, friedman, physics_informed
 from convexlab.problems.physics_informed import convection
 
-PLAN = Plan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
+PLAN = ValidationPlan(epochs=8, rate=3e-3, seed=0, switch_every=3, truth_every=4)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_rule_pays_for_the_full_gradient_and_runs_out_of_budget(made: dict[str
 
 def test_on_the_whole_batch_the_full_norm_is_free_and_exact() -> None:
     task = physics_informed(convection(), train_size=20, seed=0)
-    plan = Plan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
+    plan = ValidationPlan(epochs=3, rate=1e-3, seed=0, steps=2, switch_every=2, truth_every=3)
     run = validate_run(task, plan)
     assert run["budget"] == 6.0
     assert [row["cost"] for row in run["rows"]] == [0, 2, 4, 6]
@@ -127,5 +128,19 @@ def test_the_page_says_what_the_runs_say(made: dict[str, Any]) -> None:
     assert " of 2 runs" in study.answer[0]
     rules = study.parts[1].tables[0]
     assert {row[0].text for row in rules.rows} == set(made["decisions"])
-    assert [row[0].text for row in study.parts[3].tables[0].rows] == ["first", "second"]
+    assert [row[0].text for row in study.parts[4].tables[0].rows] == ["first", "second"]
     assert len(study.parts[2].tables[0].rows) == 4
+    switches = 2 * len(made["endings"])
+    assert f"in none of {switches} switches." in study.parts[3].paragraphs[1]
+
+
+def test_the_page_counts_why_the_second_phase_was_given_up(made: dict[str, Any]) -> None:
+    case = {"dataset": "friedman", "loss": "mse", "rate": 3e-3, "seed": 0}
+    reasons = ["the gradient norm has been above Adam's largest, 2, for 10 steps", "no descent", "no descent"]
+    endings = [
+        ending | {"resorted": reason}
+        for ending, reason in itertools.zip_longest(made["endings"], reasons[: len(made["endings"])])
+    ]
+    runs = [made | {"case": case, "task": task, "endings": endings} for task in ("first", "second")]
+    part = validation_study(runs, {"scale": "toy"}, "python x.py").parts[3]
+    assert "4 because steps failed, 2 because the gradient norm stayed above Adam’s largest" in part.paragraphs[1]

@@ -7,7 +7,16 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from convexlab.probing.pca import project
+from convexlab.probing import pca
+from convexlab.probing.pca import Projection
+from convexlab.probing.vectors import StoredVectors
+
+
+def project(points: list[torch.Tensor]) -> Projection | None:
+    with StoredVectors() as vectors:
+        for point in points:
+            vectors.append(point)
+        return pca.project(vectors)
 
 
 def walk(count: int, size: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -18,15 +27,15 @@ def walk(count: int, size: int, dtype: torch.dtype = torch.float64) -> list[torc
 
 @pytest.mark.parametrize(("count", "dtype"), [(3, torch.float64), (7, torch.float64), (20, torch.float32)])
 def test_against_scikit_learn(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convexlab.probing.pca._CHUNK", 17)  # 100 parameters in six parts
+    monkeypatch.setattr(pca, "_CHUNK", 17 * count)  # 100 parameters in six parts
     points = walk(count, 100, dtype)
     found = project(points)
     assert found is not None
     matrix = torch.stack(points).double().numpy()
-    pca = PCA(n_components=2, svd_solver="full").fit(matrix)
+    theirs = PCA(n_components=2, svd_solver="full").fit(matrix)
     # Both are exact but for rounding in float64; eigenvectors by that over the gap of these walks, above a tenth.
-    assert found.explained == pytest.approx(pca.explained_variance_ratio_, rel=1e-12)
-    overlap = found.directions.numpy() @ pca.components_.T
+    assert found.explained == pytest.approx(theirs.explained_variance_ratio_, rel=1e-12)
+    overlap = found.directions.numpy() @ theirs.components_.T
     np.testing.assert_allclose(np.abs(overlap), np.eye(2), atol=1e-12)
     np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(2), atol=1e-13)
     differences = matrix - matrix[-1]

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.probing.plane import Milestone, measure_plane
+from convexlab.probing import plane as planes
+from convexlab.probing.plane import Milestone
+from convexlab.probing.vectors import StoredVectors
 from convexlab.runs import write_json
 from convexlab.runs.plane import PathPlane, read_plane
 
@@ -23,6 +25,18 @@ EXAMPLES = 400
 # Eight examples fifty times over, so that any sample that takes the same share of each batch's parts is known.
 X = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop(Milestone):
+    weights: Tensor
+
+
+def measure_plane(objective: cl.Objective, stops: list[Stop], **options: Any) -> PathPlane | None:
+    with StoredVectors() as vectors:
+        for stop in stops:
+            vectors.append(stop.weights)
+        return planes.measure_plane(objective, stops, vectors, **options)
 
 
 def quadratic_loss(w: Tensor, rows: slice = slice(None)) -> float:
@@ -36,12 +50,12 @@ def objective() -> cl.Objective:
     return cl.Objective(model, [(x.expand(50, 6), y.expand(50, 1)) for x, y in zip(X, Y, strict=True)], nn.MSELoss())
 
 
-def path(count: int = 5) -> list[Milestone]:
+def path(count: int = 5) -> list[Stop]:
     steps = torch.randn(count, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).cumsum(dim=0)
-    return [Milestone(f"epoch-{k}", 3 * k, "start" if k == 0 else "adam", w) for k, w in enumerate(steps)]
+    return [Stop(f"epoch-{k}", 3 * k, "start" if k == 0 else "adam", w) for k, w in enumerate(steps)]
 
 
-def values_of(milestones: list[Milestone]) -> int:
+def values_of(milestones: list[Stop]) -> int:
     """How many points the grid of a path has."""
     size = len(milestones[0].weights)
     objective = cl.Objective(nn.Linear(size, 1, bias=False).double(), [(X, Y)], nn.MSELoss())
@@ -130,7 +144,7 @@ def test_nothing_of_the_model_is_changed_also_after_an_interruption() -> None:
     objective = cl.Objective(model, [(X, Y)], nn.MSELoss())
     random = torch.Generator().manual_seed(1)
     weights = [torch.randn(objective.size, dtype=torch.float64, generator=random) for _ in range(4)]
-    milestones = [Milestone(f"{k}", k, "adam", w) for k, w in enumerate(weights)]
+    milestones = [Stop(f"{k}", k, "adam", w) for k, w in enumerate(weights)]
     before = [tensor.clone() for tensor in model.state_dict().values()]
     state = torch.get_rng_state()
 

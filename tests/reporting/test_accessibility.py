@@ -23,7 +23,10 @@ MakeRun = Callable[..., Run]
 PUBLISHED = sorted((Path(__file__).parents[2] / "reports").glob("*.html"))
 # WCAG 2 to level AA and axe-core's best practices. What is inside a chart is left out: assistive technology sees an
 # image with a name, and of the contrast on an SVG's ground axe-core knows nothing: `test_browser` measures it.
-AXE = "axe.run({exclude: [['.chart > *']]}).then(result => JSON.stringify(result.violations))"
+AXE = (
+    "axe.run({exclude: [['.chart > *']]}, {resultTypes: ['violations']})"
+    ".then(result => JSON.stringify(result.violations))"
+)
 
 
 @pytest.fixture(scope="module")

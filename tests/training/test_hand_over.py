@@ -45,7 +45,7 @@ class Record:
     def __call__(self, trajectory: Trajectory) -> None:
         if trajectory.phase == "adam":
             trajectory.measure()
-        self.rows.append(trajectory.row() | {"seconds": 0.0})
+        self.rows.append(trajectory.row().as_row() | {"seconds": 0.0})
         buffer = io.BytesIO()
         torch.save(trajectory.state(), buffer)
         self.states.append(buffer.getvalue())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import convexlab as cl
 from convexlab.errors import FailureError
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem, friedman
@@ -85,7 +86,7 @@ def test_a_row_says_where_it_stands(problem: Problem) -> None:
     trajectory.adam_epoch()
     trajectory.measure()
     trajectory.account.charge("detector", 0.25, 0.5)
-    row = trajectory.row()
+    row = trajectory.row().as_row()
     seconds = trajectory.account.seconds["adam"]
     assert row == {
         "run": "two-phase",
@@ -96,7 +97,7 @@ def test_a_row_says_where_it_stands(problem: Problem) -> None:
         "train_loss": trajectory.train_loss,
         "gradient_norm": trajectory.gradient_norm,
     }
-    shared = trajectory.row("adam-constant", trajectory.account.of_adam())
+    shared = trajectory.row("adam-constant", trajectory.account.of_adam()).as_row()
     assert shared == row | {"run": "adam-constant", "gradient_equivalents": 1.0, "seconds": seconds}
 
 
@@ -163,7 +164,7 @@ def test_a_stored_state_goes_on_as_if_never_left(epochs: int, problem: Problem) 
     for _ in range(4):
         whole.adam_epoch()
     whole.measure()
-    expected, expected_weights = whole.row(), weights_of(problem)
+    expected, expected_weights = whole.row().as_row(), weights_of(problem)
 
     problem.reset()
     first = begin(problem)
@@ -183,7 +184,7 @@ def test_a_stored_state_goes_on_as_if_never_left(epochs: int, problem: Problem) 
         again.adam_epoch()
     again.measure()
     assert torch.equal(weights_of(other), expected_weights)
-    assert {**again.row(), "seconds": 0} == {**expected, "seconds": 0}
+    assert {**again.row().as_row(), "seconds": 0} == {**expected, "seconds": 0}
 
 
 def test_notes_survive_and_empty_ones_are_none(problem: Problem) -> None:
@@ -226,3 +227,26 @@ def test_the_second_phases_optimiser_comes_back_too(problem: Problem) -> None:
     assert trajectory.second is not None
     assert again.second.known == trajectory.second.known
     assert again.account == trajectory.account
+
+
+def test_on_the_whole_batch_every_step_of_adam_may_be_the_best() -> None:
+    model = torch.nn.Linear(1, 1)
+    data = [(torch.ones(4, 1), torch.zeros(4, 1))]
+    problem = Problem(model, cl.Objective(model, data, torch.nn.MSELoss()))
+    trajectory = Trajectory("two-phase", problem, lr=0.3, seed=0)
+    losses = []
+    for _ in range(30):  # Nothing is measured for the record.
+        losses.append(problem.objective.value())
+        trajectory.adam_epoch()
+    best = min(range(30), key=losses.__getitem__)
+    assert 0 < best < 29
+    assert (trajectory.best.epoch, trajectory.best.loss) == (best, pytest.approx(losses[best], rel=1e-6))
+    problem.model.load_state_dict(trajectory.best.weights)
+    assert problem.objective.value() == losses[best]
+
+
+def test_a_step_of_a_model_that_trains_otherwise_tells_nothing() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    problem = Problem(model, cl.Objective(model, [(torch.ones(4, 1), torch.zeros(4, 1))], torch.nn.MSELoss()))
+    assert problem.whole_batch
+    assert not problem.steps_tell_the_loss

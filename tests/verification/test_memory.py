@@ -70,9 +70,9 @@ def _perceptron() -> cl.Objective:
 
 
 RUNS: dict[str, tuple[Callable[[], cl.Objective], int]] = {
-    "vit-nomlp, 1,024 images": (lambda: _images("vit-nomlp", 1024), 60),
-    "vgg5-max-relu, 512 images": (lambda: _images("vgg5-max-relu", 512), 12),
-    "perceptron, 1e6 parameters": (_perceptron, 100),
+    "vit-nomlp, 1,024 images": (lambda: _images("vit-nomlp", 1024), 12),
+    "vgg5-max-relu, 512 images": (lambda: _images("vgg5-max-relu", 512), 4),
+    "perceptron, 1e6 parameters": (_perceptron, 30),
 }
 
 

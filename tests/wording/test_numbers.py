@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlab import reporting
+from convexlab import reporting, wording
 from convexlab.wording.numbers import (
     accuracy,
     change,
@@ -149,7 +149,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_no_other_module_formats_a_number() -> None:
     """A format within an f-string, or a minus put in by hand; those of SVG's coordinates are no words."""
-    pages = [*Path(reporting.__file__).parent.rglob("*.py"), *(ROOT / "analyses" / "paper" / "pages").glob("*.py")]
+    rooms = [Path(reporting.__file__).parent, Path(wording.__file__).parent, ROOT / "analyses" / "paper" / "pages"]
+    pages = [path for room in rooms for path in room.rglob("*.py")]
     formats = []
     for path in pages:
         if path.name not in {"numbers.py", "svg.py"}:

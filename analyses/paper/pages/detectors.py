@@ -59,6 +59,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
             claims_part(runs, judged),
             _rules_part(runs, scores, medians),
             _default_part(runs, scores, [*choices, *choose(runs, scores, by="median")]),
+            _second_phase_part(runs),
             _runs_part(runs, scores, choices),
         ],
         settings=settings,
@@ -313,6 +314,34 @@ def _jumps(runs: Sequence[Row]) -> str:
     for run in runs:
         kinds.setdefault(kind_of(run), []).append(jump(run))
     return ", ".join(f"{number(median(jumps))} ({kind})" for kind, jumps in kinds.items())
+
+
+def _second_phase_part(runs: Sequence[Row]) -> Part:
+    endings = [ending for run in runs for ending in run["endings"]]
+    reasons = Counter(_reason(ending["resorted"]) for ending in endings if ending["resorted"])
+    counts = ", ".join(f"{times} because {reason}" for reason, times in reasons.most_common())
+    given_up = (
+        f"It was given up for Adam in {reasons.total()} of {len(endings)} switches: {counts}."
+        if reasons
+        else f"It was given up for Adam in none of {len(endings)} switches."
+    )
+    return Part(
+        "The second phase",
+        [
+            "Every switch is followed by the loop that the trainer itself runs: one budget, and one set of reasons to "
+            "give the second phase up. A step is begun as long as the budget pays for it; a loss counts where a step "
+            "ends.",
+            f"{given_up} Before the loops were one, this study gave it up after failed steps alone, and counted the "
+            "loss of every evaluation.",
+        ],
+    )
+
+
+def _reason(sentence: str) -> str:
+    """Return which of the trainer's rules a stored reason is of."""
+    if "gradient norm has been above" in sentence:
+        return "the gradient norm stayed above Adam’s largest"
+    return "it stalled" if "steps have lowered the loss" in sentence else "steps failed"
 
 
 def _runs_part(runs: Sequence[Row], scores: Mapping[str, list[Score]], choices: Sequence[Choice]) -> Part:

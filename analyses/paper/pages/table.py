@@ -13,7 +13,7 @@ from convexlab.runs import Row
 from convexlab.wording.numbers import MISSING, accuracy, count, decimals, number
 from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.protocols import ADAM, COSINE, FIXED, OURS, PAPERS
-from paper.table import PUBLISHED, Published
+from paper.table import PUBLISHED, PublishedRow
 
 __all__ = ["PROTOCOL", "Group", "grouped", "protocol_table", "table_study", "verdict", "verdict_counts"]
 
@@ -35,7 +35,7 @@ class Group:
         return f"{_DATASETS.get(self.dataset, self.dataset)} {self.model}"
 
     @property
-    def published(self) -> Published | None:
+    def published(self) -> PublishedRow | None:
         """What the paper has."""
         return PUBLISHED.get((self.dataset, self.model))
 

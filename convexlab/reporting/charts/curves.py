@@ -77,9 +77,15 @@ def plot_phases(axes: Axes, facts: RunFacts, x: Column, y: Column) -> None:
 
 
 def _only(curve: Curve, rows: npt.NDArray[np.int64]) -> Curve:
-    columns = (column[rows] for column in (curve.epoch, curve.cost, curve.seconds, curve.loss, curve.norm))
-    measures = {name: column[rows] for name, column in curve.measures.items()}
-    return Curve(tuple(curve.phases[row] for row in rows), *columns, measures)
+    return Curve(
+        phases=tuple(curve.phases[row] for row in rows),
+        epoch=curve.epoch[rows],
+        cost=curve.cost[rows],
+        seconds=curve.seconds[rows],
+        loss=curve.loss[rows],
+        norm=curve.norm[rows],
+        measures={name: column[rows] for name, column in curve.measures.items()},
+    )
 
 
 def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:

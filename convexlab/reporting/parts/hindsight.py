@@ -37,15 +37,15 @@ def _table(facts: RunFacts) -> Table | None:
     if oracle is None:
         return None
     ours = None if facts.two_phase is None else facts.two_phase.train_loss
-    rows = [
-        (
+    rows: list[list[Cell | str]] = [
+        [
             Cell(f"epoch {count(tried.epoch)}"),
             Cell(number(tried.train_loss), strong=tried is oracle.best),
             number(tried.train_loss / ours if ours else None),
             *(measure_value(name, tried.outcome.measures.get(name)) for name in facts.measures),
             count(tried.outcome.cost),
             count(tried.resort),
-        )
+        ]
         for tried in oracle.switches
     ]
     return make_table(

@@ -35,7 +35,7 @@ def results_table(facts: RunFacts) -> Table | None:
     losses = [outcome.train_loss for outcome in outcomes.values() if outcome.train_loss is not None]
     lowest = min(losses, default=None)
     rows = [
-        (
+        _row(
             Cell(facts.model),
             algorithm_name(run, facts),
             Cell(number(outcome.train_loss), strong=len(losses) > 1 and outcome.train_loss == lowest),
@@ -120,7 +120,7 @@ def measures_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table | 
         pairs = ((name, outcome) for name in names for outcome in (ours, theirs))
         values = [measure_value(name, outcome.measures.get(name) if outcome else None) for name, outcome in pairs]
         rows.append(_row(Cell(facts.label, link=f"#{anchor}"), *values))
-    columns = [
+    columns: list[Column | str] = [
         Column("Run", False),
         *(measure_heading(name, of) for name in names for of in ("two-phase", "better Adam")),
     ]
