@@ -18,6 +18,7 @@ from convexlab.runs.oracle import neighbour_factor
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import hindsight
+from convexlab.training.second_phase import Step
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
 
@@ -206,7 +207,7 @@ def test_a_second_phase_that_is_given_up_says_so(
 ) -> None:
     monkeypatch.setattr("convexlab.training.second_phase._STALL_SHARE", 2.0)  # whatever it gains is too little,
     monkeypatch.setattr("convexlab.training.second_phase._STALL_STEPS", 2)  # after two steps
-    made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny)
+    made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny | {"epochs": 11})
     assert summary_of(made)["safe_resort"]["epoch"] == 4 + 3
     # From epoch 8 on the budget ends before the third step does.
     resorts = [row["safe_resort"] for row in made.oracle]
@@ -218,14 +219,14 @@ def test_a_second_phase_that_is_given_up_says_so(
 def test_a_switch_that_diverges_counts_at_its_best_epoch(
     tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = Trajectory.measure
+    take = Trajectory.take
 
-    def explode(self: Trajectory) -> None:
-        measure(self)
+    def explode(self: Trajectory, phase: str, step: Step) -> None:
+        take(self, phase, step)
         if self.name == "oracle-00008" and self.epoch == 10:
             raise cl.FailureError("the training loss became nan")
 
-    monkeypatch.setattr(Trajectory, "measure", explode)
+    monkeypatch.setattr(Trajectory, "take", explode)
     made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny)
     assert [row["switch_epoch"] for row in made.oracle] == [4, 8]
     assert at(made, 8)["epoch"] <= 10
