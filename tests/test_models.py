@@ -149,8 +149,8 @@ def test_a_page_before_any_probe(folder: Path, tmp_path: Path) -> None:
     assert summary is not None
     assert f"{summary['model']['name']} on " in page
     assert "Two-phase training reached a training loss of" in page
-    results = page[page.index("Results on ") :].partition("</table>")[0]
-    assert ("Relative error" in results, "Val. acc." in results) == (not needs_data(folder), needs_data(folder))
+    results = page[page.index("Results of ") :].partition("</table>")[0]
+    assert ("Relative error" in results, "Validation accuracy" in results) == (not needs_data(folder), needs_data(folder))
 
 
 @with_data
