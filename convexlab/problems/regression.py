@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import make_friedman1
 from torch import nn
 
 from convexlab.architectures import Perceptron
@@ -36,6 +35,8 @@ def friedman(
         seed: of the examples and the weights.
         device: where to train; None is the CPU.
     """
+    from sklearn.datasets import make_friedman1
+
     size = _EXAMPLES if train_size is None else train_size
     inputs, values = make_friedman1(size + _VALIDATION, n_features=_INPUTS, noise=_NOISE, random_state=seed)
     values = (values - values[:size].mean()) / values[:size].std()

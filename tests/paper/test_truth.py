@@ -55,7 +55,9 @@ def task() -> Problem:
 
 
 def test_curvature_is_that_of_the_weights_asked_for(task: Problem) -> None:
-    start, moved = task.initial, task.initial * 0.5
+    task.reset()
+    start = task.objective.flat_parameters()
+    moved = start * 0.5
     first, second = (curvature_at(task, weights, ProbeOptions(density_probes=1)) for weights in (start, moved))
     for weights, row in ((start, first), (moved, second)):
         task.objective.write(weights)
@@ -68,8 +70,10 @@ def test_curvature_is_that_of_the_weights_asked_for(task: Problem) -> None:
 
 
 def test_segments_of_a_network_that_is_linear_in_its_last_layer_are_convex_there(task: Problem) -> None:
-    end = task.initial.clone()
+    task.reset()
+    start = task.objective.flat_parameters()
+    end = start.clone()
     end[-65:] += torch.linspace(-1.0, 1.0, 65)  # 64 weights and a bias
-    found = segment_between(task, task.initial, end)
+    found = segment_between(task, start, end)
     assert found["convex"]
     assert found["least"] > 0

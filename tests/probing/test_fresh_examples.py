@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.probing.fresh_examples import sampling_error
-from convexlab.problems import Problem
+from convexlab.problems import ImageProblem
 from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs.rows import ProbedCheckpoint, Sampling
 from convexlab.wording.numbers import number
@@ -33,7 +33,7 @@ def _examples(curvatures: Tensor) -> tuple[Tensor, Tensor]:
     return curvatures.float().view(-1, 1, 1, 1), torch.zeros(len(curvatures), dtype=torch.int64)
 
 
-def _problem(sample: Tensor, test: Tensor, **more: Any) -> Problem:
+def _problem(sample: Tensor, test: Tensor, **more: Any) -> ImageProblem:
     (x, y), (x_test, y_test) = _examples(sample), _examples(test)
     data = cl.Dataset("bowls", x, y, x_test, y_test, 1, torch.zeros(1), torch.ones(1), **more)
 
@@ -41,14 +41,22 @@ def _problem(sample: Tensor, test: Tensor, **more: Any) -> Problem:
         return output.mean()
 
     model = Bowls()
-    return Problem(model, data, loss, x.double(), y, cl.Objective(model, [(x, y)], loss))
+    return ImageProblem(
+        model,
+        cl.Objective(model, [(x, y)], loss),
+        dataset=data,
+        loss=loss,
+        x=x.double(),
+        y=y,
+        held_out=data.batches("test"),
+    )
 
 
-def _measured(problem: Problem) -> Sampling:
+def _measured(problem: ImageProblem) -> Sampling:
     return sampling_error(problem, cl.convexity_verdict(problem.objective))
 
 
-def _told(problem: Problem) -> str:
+def _told(problem: ImageProblem) -> str:
     """The sentence of the row that is stored."""
     verdict = cl.convexity_verdict(problem.objective)
     row = ProbedCheckpoint(
@@ -69,7 +77,7 @@ def _spread(mean: float, count: int = 60) -> Tensor:
 MINUS_ONE = torch.full((60,), -1.0)
 
 
-def _of_subset(fresh: Tensor, others: int) -> Problem:
+def _of_subset(fresh: Tensor, others: int) -> ImageProblem:
     return _problem(MINUS_ONE, MINUS_ONE, fresh=_examples(fresh), population=60 + others)
 
 
@@ -164,7 +172,7 @@ def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_ch
         ),
     ],
 )
-def test_what_is_told(problem: Problem, told: str) -> None:
+def test_what_is_told(problem: ImageProblem, told: str) -> None:
     summary = _told(problem).replace("\N{NO-BREAK SPACE}", " ")
     assert summary == told if told.endswith(".") else summary.startswith(told)
     assert told.endswith(".") or "there" not in summary

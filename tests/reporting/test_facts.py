@@ -96,7 +96,7 @@ def test_later_peak_is_free_of_scale(norms: list[float], power: int) -> None:
 
 def test_signs_inside_the_rounding_floor_do_not_count(make_probe: MakeRun) -> None:
     tiny = {"gradient_curvature": -1e-8, "smallest": -1e-8, "rounding_floor": 1e-7}
-    seen = {signal.name: signal.seen for signal in signals(read_facts(make_probe(**tiny), "probe"))}
+    seen = {signal.name: signal.observed for signal in signals(read_facts(make_probe(**tiny), "probe"))}
     assert seen["Smallest eigenvalue"] == "Negative at none of 3 checkpoints."
     assert "Negative at none of 3" in seen["Curvature along the gradient, gᵀHg / gᵀg"]
     assert "−1.0" not in "".join(seen.values())
@@ -104,7 +104,7 @@ def test_signs_inside_the_rounding_floor_do_not_count(make_probe: MakeRun) -> No
 
 def test_signals_are_stated_with_their_epochs(make_run: MakeRun) -> None:
     facts = read_facts(make_run(), "run")
-    seen = {signal.name: signal.seen for signal in signals(facts)}
+    seen = {signal.name: signal.observed for signal in signals(facts)}
     assert seen["Peak of the gradient norm"].startswith("Largest at epoch 0 (2.")
     # The fixture's norm rises to its later peak around epoch 36 of 100.
     assert "Highest rise after a fall" in seen["Peak of the gradient norm"]
