@@ -1,6 +1,6 @@
 """What the choices within a second phase cost or gain that the trainer does not offer.
 
-Run: ``tox -e bench -- benchmarks/second_phase_choices.py``, some ten minutes of one core. On each problem Adam at a
+Run: ``tox -e bench -- benchmarks/second_phase_choices.py``, some six minutes of one core. On each problem Adam at a
 rate of 1e-3 spends half of the budget. Every choice goes on from Adam's weights and moments and spends the other half,
 in gradient equivalents: a value with its gradient 1, a value alone 1/3, a product with the Hessian 2, with the
 Gauss-Newton matrix 4/3, and those that a preconditioner is made of count. The result is the lowest training loss within
@@ -52,9 +52,9 @@ from convexlab.optim.preconditioners import DiagonalPreconditioner, Precondition
 from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
 
 PROBLEMS = {
-    "regression": Setting(REGRESSION, 0, 600, 500, 50),
-    "ViT": Setting("vit-nomlp-wkewq-wvwo/digits/mse", 0, 160, 100, 16),
-    "PINN": Setting("pinn/convection", 0, 800, 200, 0),
+    "regression": Setting(REGRESSION, 0, 400, 500, 50),
+    "ViT": Setting("vit-nomlp-wkewq-wvwo/digits/mse", 0, 160, 64, 16),
+    "PINN": Setting("pinn/convection", 0, 600, 100, 0),
 }
 """Friedman's function, digits, and convection, small enough for every choice on three seeds."""
 
