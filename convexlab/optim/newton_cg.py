@@ -43,9 +43,9 @@ class NewtonCG(FlatOptimizer):
     mean square of x): one evaluation of the closure, which counts in `report` and towards ``max_evaluations`` like any
     other. On smooth networks it errs by some √ε. An exact product costs twice as much.
 
-    At equal cost it lost to L-BFGS on every network that we measured, by factors of 2 to 11: an ill-conditioned system
-    takes its inner iteration hundreds of products, of which L-BFGS makes as many steps. It is for saddles, and to
-    compare with.
+    At equal cost it ended at 13 to 30 times the loss of the trainer's default on a regression network, L-BFGS at 2 to 5
+    times (``benchmarks/second_phase_choices.py``): an ill-conditioned system takes its inner iteration hundreds of
+    products, of which L-BFGS makes as many steps. It is for saddles, and to compare with.
 
     Where the search along p fails, it tries -Pg within the same step. Closures, parameters, limits and reuse: see
     `FlatOptimizer`.
