@@ -37,6 +37,13 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"tox tests the installed wheel, but convexlab was imported from {SOURCE}")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Here, since the process that prints loads no conftest of a folder whose tests run in others.
+    from tests.verification.table import print_table
+
+    print_table(terminalreporter)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {}
     if not torch.accelerator.is_available():
