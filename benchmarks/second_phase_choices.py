@@ -1,6 +1,6 @@
 """What the choices within a second phase cost or gain that the trainer does not offer.
 
-Run: ``tox -e bench -- benchmarks/second_phase_choices.py``, some six minutes of one core. On each problem Adam at a
+Run: ``tox -e bench -- benchmarks/second_phase_choices.py``, five minutes of one core. On each problem Adam at a
 rate of 1e-3 spends half of the budget. Every choice goes on from Adam's weights and moments and spends the other half,
 in gradient equivalents: a value with its gradient 1, a value alone 1/3, a product with the Hessian 2, with the
 Gauss-Newton matrix 4/3, and those that a preconditioner is made of count. The result is the lowest training loss within

@@ -106,6 +106,11 @@ def hessian_diagonal_preconditioner(
     where h is not, as in AdaHessian (Yao et al. 2021, arXiv 2006.00719), which averages over parameters and time
     instead of samples.
 
+    It is for a first phase that leaves no second moments. Self-scaled L-BFGS ends with it, its products charged, at
+    0.91, 1.32 and 0.06 times the loss that it has without a preconditioner, and at 1.8, 1.8 and 1.2 times that with
+    Adam's moments, on a regression, a vision transformer and a physics-informed network
+    (``benchmarks/second_phase_choices.py``).
+
     Args:
         operator: the Hessian, such as ``objective.hessian()``, or the Gauss-Newton matrix.
         samples: products.
@@ -174,6 +179,11 @@ def low_rank_preconditioner(
 
     With a base the pairs have to be those of `split_operator`, not of H: the product of two preconditioners that do not
     know of each other is worse than either.
+
+    It is for systems with a few outliers, solved often. In a second phase it does not earn back its products: with the
+    5 outermost pairs self-scaled L-BFGS ends at 1.6, 3.2 and 1.8 times the loss that it has with Adam's moments alone,
+    and without these at 1.4, 2.8 and 9.5 times that with no preconditioner, on the problems of
+    `hessian_diagonal_preconditioner`.
 
     Args:
         values: θ, (k,).
