@@ -12,7 +12,7 @@ from phase_two_problems import Task, clock
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.linalg.vectors import flatten, norm
+from convexlab.linalg.vectors import flatten, gradient_of, norm
 from convexlab.training.adam import adam_epoch, backward
 
 __all__ = ["ADAM", "AdamTrajectory", "Curve", "Watch", "cosine", "gradients"]
@@ -29,7 +29,7 @@ _ASKED = 500  # Times that the detector is told of a run on the whole batch, whe
 
 def gradients(model: nn.Module) -> list[Tensor]:
     """Return what the last backward pass has left, parameter after parameter."""
-    return [torch.zeros_like(one) if one.grad is None else one.grad for one in model.parameters()]
+    return [gradient_of(parameter) for parameter in model.parameters()]
 
 
 class Curve:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexlab.linalg.vectors import accumulation_dtype, dot, flatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_of
 
 __all__ = ["GradientStatistics", "StepStatistics"]
 
@@ -104,10 +104,7 @@ class GradientStatistics:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _read(self) -> Tensor:
-        gradient = flatten(
-            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
-            for parameter in self._parameters()
-        )
+        gradient = flatten(map(gradient_of, self._parameters()))
         return gradient.to(accumulation_dtype(gradient.device))  # Here, because every product would do so again.
 
     @torch.no_grad()

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from convexlab.errors import MisuseError, unknown_name
 
-__all__ = ["accumulation_dtype", "dot", "flatten", "norm", "select_parameters", "unflatten", "unit_columns"]
+__all__ = [
+    "accumulation_dtype",
+    "dot",
+    "flatten",
+    "gradient_of",
+    "norm",
+    "select_parameters",
+    "unflatten",
+    "unit_columns",
+]
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -105,3 +114,10 @@ def _matches(named: dict[str, nn.Parameter], request: str | nn.Parameter) -> lis
     if not names:
         raise MisuseError("a parameter in `params` does not belong to the model. Pass parameters of this model.")
     return names
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return what the last backward pass has left; zeros where there is nothing."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad

@@ -13,7 +13,7 @@ import torch
 from convexlab._version import __version__
 from convexlab.errors import MisuseError, unknown_name
 
-__all__ = ["describe_environment", "describe_source", "resolve_device", "resolve_dtype"]
+__all__ = ["describe_environment", "describe_source", "dtype_name", "resolve_device", "resolve_dtype"]
 
 # Files that decide what is computed and how it is shown, anywhere in the checkout.
 _CODE = (":(top)*.py", ":(top)*.j2", ":(top)pyproject.toml")
@@ -48,6 +48,11 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise unknown_name("dtype", name, _DTYPES)
     return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name that `resolve_dtype` takes."""
+    return str(dtype).removeprefix("torch.")
 
 
 def describe_source(folder: Path) -> str | None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import accumulation_dtype, dot, flatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_of
 
-__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray", "gradient_of"]
+__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray"]
 
 Closure = Callable[..., Tensor | float]
 
@@ -101,13 +101,6 @@ class Ray:
         evaluation, slope = self._call.evaluate(self._direction)
         self.last = (step, evaluation)
         return evaluation.loss, slope
-
-
-def gradient_of(parameter: Tensor) -> Tensor:
-    """Return what the last backward pass has left; zeros where there is nothing."""
-    if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
 def _takes_backward(closure: Closure) -> bool:

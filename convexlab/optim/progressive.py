@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, unflatten
-from convexlab.optim.evaluation import Evaluation, gradient_of
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_of, unflatten
+from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.lbfgs import LBFGS, PairMemory
 from convexlab.optim.preconditioners import precondition
 

@@ -81,19 +81,8 @@ class Problem:
 
     @classmethod
     def of(cls, subject: Problem | Objective) -> Problem:
-        """Return the problem of an objective alone; a problem is returned as it is.
-
-        Raises:
-            MisuseError: neither.
-        """
-        if isinstance(subject, Objective):
-            return Problem(subject.model, subject)
-        if isinstance(subject, Problem):
-            return subject
-        raise MisuseError(
-            f"expected a convexlab.Objective or a convexlab.Problem, got {type(subject).__name__}. Build one by "
-            "Objective(model, batches, criterion) or Objective.from_batch_loss(model, batches, fn)."
-        )
+        """Return the problem of an objective alone; a problem is returned as it is."""
+        return Problem(subject.model, subject) if isinstance(subject, Objective) else subject
 
     @cached_property
     def whole_batch(self) -> bool:

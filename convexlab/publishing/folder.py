@@ -14,6 +14,7 @@ from torch import Tensor
 from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import norm
+from convexlab.machine.environment import dtype_name
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.publishing.card import Card, write_card, write_index
 from convexlab.runs import Row, Run, write_json, write_json_lines
@@ -141,7 +142,7 @@ def _facts(
         "loss": card.loss,
         "recipe": f"models/{folder.name}/{card.recipe}",
         "seed": setting.seed,
-        "stored_as": str(stored_as).removeprefix("torch."),
+        "stored_as": dtype_name(stored_as),
         "epochs": {"adam": switch, second: end - switch},
         "gradient_equivalents": {name: round(spent[name], 2) for name in ("adam", second)},
         "license": "Apache-2.0",

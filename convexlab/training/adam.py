@@ -43,7 +43,8 @@ def adam_epoch(
         watch: looks on; it is given each step's gradient in two halves.
         step: takes a step on a batch and returns its loss, detached; None is a plain one.
     """
-    watch = watch if _divisible(problem.model) else None
+    if watch is not None and not _divisible(problem.model):
+        watch = None
 
     def plain(batch: Any) -> Tensor:
         adam.zero_grad()

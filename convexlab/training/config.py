@@ -97,7 +97,8 @@ class TwoPhaseConfig:
         defaults = {"model": DEFAULT_MODEL, "dataset": DEFAULT_DATASET, "loss": DEFAULT_LOSS, "dtype": DEFAULT_DTYPE}
         if self.objective is None:
             for name, default in defaults.items():
-                object.__setattr__(self, name, getattr(self, name) or default)
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
             return
         for name in ("model", "dataset", "loss"):
             if getattr(self, name) is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
-from convexlab.machine.environment import describe_environment
+from convexlab.machine.environment import describe_environment, dtype_name
 from convexlab.probing import probe
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
@@ -399,7 +399,7 @@ class _TwoPhaseTraining:
             | {
                 "train_size": self.config.train_size,
                 "seed": self.config.seed,
-                "dtype": str(problem.objective.dtype).removeprefix("torch."),
+                "dtype": dtype_name(problem.objective.dtype),
             }
             | problem.metadata()
             | {"epoch": trajectory.epoch, "phase": trajectory.phase}
@@ -427,9 +427,7 @@ class _TwoPhaseTraining:
             "baselines": baselines,
             "oracle": oracle,
             "seed": config.seed,
-            "environment": describe_environment(
-                problem.objective.device, str(problem.objective.dtype).removeprefix("torch.")
-            ),
+            "environment": describe_environment(problem.objective.device, dtype_name(problem.objective.dtype)),
         }
 
 
