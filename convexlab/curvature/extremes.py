@@ -13,6 +13,7 @@ from convexlab.curvature.bounds import check_confidence, least_overlaps, margins
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.inexact import cheapest_operator, deviation
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.soundness import require_operator
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 
@@ -96,6 +97,7 @@ def extreme_eigenvalues(
         MisuseError: a tolerance, confidence or number of steps out of range.
         FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
+    require_operator(operator)
     if not 0 < tolerance < 1:
         raise MisuseError(f"expected a tolerance between 0 and 1, got {tolerance!r}.")
     check_confidence(confidence)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convexlab.curvature.basis import Basis
 from convexlab.curvature.forecast import plan_run
+from convexlab.curvature.soundness import require_sound
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype, norm
@@ -41,11 +42,12 @@ class Lanczos:
             would not fit.
 
     Raises:
-        FailureError: that many steps do not fit into memory.
+        FailureError: that many steps do not fit into memory, or the products are wrong, see `soundness`.
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Plan the memory; no product with all of A is made yet."""
+        """Check the products and plan the memory; no product with all of A is made yet."""
+        require_sound(operator)
         self.operator = operator
         self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0

@@ -16,14 +16,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
+from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
+from convexlab.objective.batches import leaves_of
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate
+from convexlab.objective.soundness import ProductCheck, compare, compare_second_derivatives, random_unit
+from convexlab.objective.suspects import suspect_in
 
 __all__ = [
     "Footprint",
@@ -39,6 +43,9 @@ Result = TypeVar("Result")
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
 # quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
+
+CHECKED_ROWS = 32
+"""Examples at most on which products are checked."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._kept: list[Any] = []
         self._complete = False
         self._graph_bytes: int | None = None
+        self._proven = False
 
     @property
     def cost(self) -> Cost:
@@ -135,12 +143,52 @@ class ObjectiveOperator(SymmetricOperator):
         """
         return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
+    def prove(self) -> None:
+        """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
+
+        The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
+        batch where it is not cut: two products and two gradients over these, once an operator. The loss is evaluated
+        twice with its gradient, once an objective.
+        """
+        self._loss.require_one_function()
+        if not self._proven:
+            self._precisely(self._prove_in)
+            self._proven = True
+
+    def _prove_in(self, dtype: torch.dtype) -> None:
+        few = self._loss.of_few(CHECKED_ROWS)
+        loss = few.in_dtype(dtype)
+        start = time.perf_counter()
+        with loss.evaluating():
+            leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in self._leaves]
+            point = replace(self._point, leaves=leaves)
+            batch, _ = next(loss.parts())
+            check = self._compared(loss, point, batch)
+            evaluations = Cost(gradients=check.comparison.evaluations, seconds=time.perf_counter() - start)
+            few.spend(self._unit * 2 + evaluations)
+            if check.refuted:
+                where = suspect_in(loss.model, lambda: loss.first_part_again(point, batch))
+                raise FailureError(
+                    f"products are not those of the second derivative of this loss: {check}. The error is in {where}. "
+                    "Write that in operations that torch differentiates twice, or multiply by differences of "
+                    "gradients: objective.hessian(products='differences'), on the command line --products differences."
+                )
+
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        """Return the check of this operator's products for one micro-batch."""
+        raise NotImplementedError
+
     def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
         """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
-        try:
-            return make(accumulation_dtype(self.device))
-        except RuntimeError:  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
-            return make(self.dtype)
+        with torch.inference_mode(False):
+            try:
+                return make(accumulation_dtype(self.device))
+            except FailureError:
+                raise
+            except (
+                RuntimeError
+            ):  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
+                return make(self.dtype)
 
     def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -212,6 +260,11 @@ class HessianOperator(ObjectiveOperator):
 
     def _linearise(self, batch: Any) -> list[Tensor]:
         return differentiate([self._loss.batch_loss(self._point, batch)], self._leaves, create_graph=True)
+
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        return compare_second_derivatives(
+            lambda leaves: loss.first_part_again(replace(point, leaves=leaves), batch), point.leaves
+        )
 
     def second_difference(self, v: Tensor) -> float:
         """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
@@ -304,6 +357,22 @@ class GaussNewtonOperator(ObjectiveOperator):
         (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
         return differentiate([output], self._leaves, [curved], retain_graph=True)
 
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        """Compare J v with differences of the output: that product alone takes second derivatives."""
+        directions, output = random_unit(point.leaves, 0), loss.batch_output(point, batch)
+        dummy = torch.zeros_like(output, requires_grad=True)
+        transposed = differentiate([output], point.leaves, [dummy], create_graph=True)
+        (along,) = differentiate(transposed, [dummy], directions)
+
+        def output_at(step: float) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
+            return loss.batch_output(replace(point, leaves=moved), batch).detach().reshape(-1)
+
+        scale = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
+        size = float(norm(output.detach().reshape(-1)))
+        return ProductCheck(compare(along.detach().reshape(-1), output_at, scale=scale, size=size), asymmetry=0.0)
+
 
 class ResidualOperator(ObjectiveOperator):
     """What the Hessian has beyond the Gauss-Newton matrix: Σ_k (∂L/∂f_k) ∇²f_k (Schraudolph 2002).
@@ -319,6 +388,18 @@ class ResidualOperator(ObjectiveOperator):
         slope = differentiate([self._loss.criterion(at, batch)], [at])
         return differentiate([output], self._leaves, slope, create_graph=True)
 
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        with torch.no_grad():
+            output = loss.batch_output(point, batch)
+        at = output.requires_grad_()
+        (slope,) = differentiate([loss.criterion(at, batch)], [at])
+
+        def weighted(leaves: list[Tensor]) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            return (loss.batch_output(replace(point, leaves=leaves), batch) * slope).sum()
+
+        return compare_second_derivatives(weighted, point.leaves)
+
 
 def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
     """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
@@ -329,7 +410,7 @@ def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
 
 def _batch_bytes(batch: Any) -> int:
     """Return the bytes of the tensors in a batch; 1 if there are none."""
-    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
+    return sum(leaf.nbytes for leaf in leaves_of(batch) if isinstance(leaf, Tensor)) or 1
 
 
 def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
