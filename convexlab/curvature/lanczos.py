@@ -46,8 +46,7 @@ class Lanczos:
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Check the products and plan the memory; no product with all of A is made yet."""
-        require_sound(operator)
+        """Plan the memory and check the products; none with all of A is made yet."""
         self.operator = operator
         self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0
@@ -55,6 +54,7 @@ class Lanczos:
         self.invariant = False
         """Whether A maps the Krylov space into itself, up to rounding in the basis."""
         plan = plan_run(operator, self.max_steps)
+        require_sound(operator)
         self.plan = plan.summary
         """What was done to save memory; empty if nothing was."""
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)

@@ -49,9 +49,10 @@ class Verdict:
     witness: Tensor | None
     """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check that."""
     second_difference: float | None
-    """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives. None without a witness.
+    """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives.
 
-    Kinks of the loss within h of θ add to it, so that it may differ from ``curvature`` even in sign.
+    None without a witness, or where the rounding of the loss drowns it. Kinks of the loss within h of θ add to it, so
+    that it may differ from ``curvature`` even in sign.
     """
     lower_bound: float
     """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""

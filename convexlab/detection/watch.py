@@ -42,7 +42,8 @@ class Watch:
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
     for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. The ends of a
+    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs; a little less often
+    for the ends, whose products are checked each time, on 32 examples. The ends of a
     sample's spectrum tend to lie further out than those of the whole; the smallest value found is an upper bound on the
     sample's smallest eigenvalue.
 
@@ -173,7 +174,7 @@ class Watch:
 
     def _ends(self) -> tuple[float, float]:
         """Return both ends of the spectrum on the sample; NaN where they are not affordable or not finite."""
-        with self._paying("ends", _PRODUCT * (self._steps + _FRESH)) as affordable:
+        with self._paying("ends", _PRODUCT * (self._steps + _FRESH) + self._sample.cost_of_proof()) as affordable:
             if not affordable:
                 return math.nan, math.nan
             try:

@@ -36,6 +36,7 @@ from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate, saved_bytes
 from convexlab.objective.micro_batches import automatic_size, require_mean_over_rows
 from convexlab.objective.one_function import as_one_function
+from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 
 __all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
 
@@ -233,7 +234,16 @@ class BatchedLoss:
                 "data that are augmented or drawn anew, a loader that drops its last batch, a model that keeps a state "
                 "or draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
             )
-        self._one_function = True
+        self._one_function = bool(value.isfinite())  # Where it is not, there is nothing to compare.
+
+    def cost_of_proof(self) -> float:
+        """Return what `ObjectiveOperator.prove` will cost at most, in gradients over this loss's data."""
+        sizes = [(rows_of(batch), common_rows(batch)) for batch in self._data]
+        first, cut = sizes[0]
+        if self._micro_batch is not None and cut is not None:
+            first = min(first, CHECKED_ROWS if self._micro_batch == "auto" else min(CHECKED_ROWS, self._micro_batch))
+        once = 0.0 if self._one_function else 2.0
+        return once + CHECK_COST * first / sum(size for size, _ in sizes)
 
     def first_part_again(self, point: Point, batch: Any) -> Tensor:
         """Return the loss of the first micro-batch, with the random draws that it has when it is evaluated."""

@@ -222,7 +222,9 @@ class Objective(BatchedLoss):
                     places = _places(size, wanted, generator)
                     chosen.append(mapped(lambda item, places=places: item[places.to(item.device)], batch))
         part = self._copy(whole=self)
+        known = self._one_function
         part._set_data(chosen)
+        part._one_function = known  # Examples of the same data, and kept.
         part._share = sum(map(rows_of, chosen)) / max(rows, 1)
         return part
 

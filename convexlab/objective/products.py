@@ -26,7 +26,8 @@ from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.batches import leaves_of
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate
-from convexlab.objective.soundness import ProductCheck, compare, compare_second_derivatives, random_unit
+from convexlab.objective.noise import POINTS, noise_of
+from convexlab.objective.soundness import CHECKED_ROWS, ProductCheck, compare, compare_second_derivatives, random_unit
 from convexlab.objective.suspects import suspect_in
 
 __all__ = [
@@ -43,9 +44,6 @@ Result = TypeVar("Result")
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
 # quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
-
-CHECKED_ROWS = 32
-"""Examples at most on which products are checked."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,9 @@ class ObjectiveOperator(SymmetricOperator):
         """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
 
         The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
-        batch where it is not cut: two products and two gradients over these, once an operator. The loss is evaluated
-        twice with its gradient, once an objective.
+        batch where it is not cut: two products and two gradients over these, once an operator, as a fault may be
+        invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
+        objective.
         """
         self._loss.require_one_function()
         if not self._proven:
@@ -266,27 +265,33 @@ class HessianOperator(ObjectiveOperator):
             lambda leaves: loss.first_part_again(replace(point, leaves=leaves), batch), point.leaves
         )
 
-    def second_difference(self, v: Tensor) -> float:
-        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
+    def second_difference(self, v: Tensor) -> float | None:
+        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = (σ / L)^¼.
 
         It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
-        where the loss allows that; rounding is of order √ε L.
+        where the loss allows that; σ, the rounding of the loss, is measured (`noise`), at least ε L. None where three
+        standard deviations of that rounding are more than a quarter of the result. It costs seven values, 2⅓ gradients.
         """
         return self._precisely(lambda dtype: self._second_difference(dtype, v))
 
-    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
+    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float | None:
         loss = self._loss.in_dtype(dtype)
-        step = torch.finfo(dtype).eps ** 0.25
         leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
-        moves = unflatten(step * v.to(dtype), leaves)
-        below, here, above = (
-            loss.value_at(
-                replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
-            )
-            for side in (-1, 0, 1)
-        )
+        directions = unflatten(v.to(dtype), leaves)
+        length = float(norm(flatten(leaves))) or 1.0
+
+        def value(step: float) -> Tensor:
+            moved = [leaf + step * direction for leaf, direction in zip(leaves, directions, strict=True)]
+            return loss.value_at(replace(self._point, leaves=moved))
+
+        nearby = torch.stack([value(_MOVE * length * place) for place in range(POINTS)])
+        scale = float(nearby.abs().max())
+        noise = max(noise_of(nearby), torch.finfo(dtype).eps * scale)
+        step = (noise / scale) ** 0.25 if scale else torch.finfo(dtype).eps ** 0.25
+        result = float((value(step) - 2 * nearby[0] + value(-step)) / step**2)
         self._loss.spend(loss.cost)
-        return float((below - 2 * here + above) / step**2)
+        # Three independent roundings, of weights 1, -2 and 1.
+        return None if 3 * 6**0.5 * noise / step**2 > abs(result) / 4 else result
 
     def differences(self) -> GradientDifferences:
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""

@@ -20,7 +20,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convexlab.linalg.vectors import dot, flatten, norm, unflatten
 from convexlab.objective.differentiation import differentiate
 
-__all__ = ["Comparison", "ProductCheck", "compare", "compare_second_derivatives", "random_unit"]
+__all__ = [
+    "CHECKED_ROWS",
+    "CHECK_COST",
+    "Comparison",
+    "ProductCheck",
+    "compare",
+    "compare_second_derivatives",
+    "random_unit",
+]
+
+CHECKED_ROWS = 32
+"""Examples at most on which products are checked."""
+CHECK_COST = 6.0
+"""Gradient equivalents over these: two products and two gradients; more only where these do not agree."""
 
 # Moves to try, relative to the length of the parameters. In float64 the first is right for nearly every function: it
 # crosses few kinks, and rounding is far below. The others are for functions that round more coarsely inside.

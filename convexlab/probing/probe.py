@@ -277,6 +277,7 @@ def _path(
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     row, verdict = probe_point(loss, options)
     return replace(
         row,

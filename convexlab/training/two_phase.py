@@ -127,6 +127,7 @@ def _train(
         if at_hand and run.checkpoint_path(0).exists():
             load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
             problem = dataclasses.replace(problem)
+        problem.objective.require_one_function()
         training = _TwoPhaseTraining(run, config, problem, progress)
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):

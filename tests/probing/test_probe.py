@@ -116,9 +116,10 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
-    # One gradient, three values along the witness, 24 along both slices, and products at 2 each; of the last two a part
-    # over the validation examples.
-    products = (row["gradient_equivalents"] - 2 - 24 / 3) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
+    # One gradient, seven values along the witness, 24 along both slices, the check of the products on 32 examples, and
+    # products at 2 each; of the last two a part over the validation examples.
+    others = 1 + 7 / 3 + 24 / 3 + 6 * 32 / TRAIN_SIZE
+    products = (row["gradient_equivalents"] - others) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
     assert products == pytest.approx(int(products), abs=1e-9)
     assert products > row["steps"]
     assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
