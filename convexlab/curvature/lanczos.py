@@ -55,8 +55,8 @@ class Lanczos:
         """Whether A maps the Krylov space into itself, up to rounding in the basis."""
         plan = plan_run(operator, self.max_steps)
         require_sound(operator)
-        self.plan = plan.summary
-        """What was done to save memory; empty if nothing was."""
+        self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
+        """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
         dtype = accumulation_dtype(plan.device)
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)

@@ -35,6 +35,7 @@ from convexlab.objective.batches import batch_loss_of, common_rows, mapped, move
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate, saved_bytes
 from convexlab.objective.micro_batches import automatic_size, require_mean_over_rows
+from convexlab.objective.noise import coarsest_eps
 from convexlab.objective.one_function import as_one_function
 from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 
@@ -244,6 +245,13 @@ class BatchedLoss:
             first = min(first, CHECKED_ROWS if self._micro_batch == "auto" else min(CHECKED_ROWS, self._micro_batch))
         once = 0.0 if self._one_function else 2.0
         return once + CHECK_COST * first / sum(size for size, _ in sizes)
+
+    def coarsest_eps(self, point: Point) -> float:
+        """Return the relative rounding inside the loss, by evaluating the first micro-batch at a point."""
+        with self.evaluating():
+            batch, _ = next(self.parts())
+            leaves = [leaf.to(self.dtype) for leaf in point.leaves]
+            return coarsest_eps(lambda: self.batch_loss(replace(point, leaves=leaves), batch))
 
     def first_part_again(self, point: Point, batch: Any) -> Tensor:
         """Return the loss of the first micro-batch, with the random draws that it has when it is evaluated."""

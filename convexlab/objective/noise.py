@@ -1,13 +1,17 @@
-"""How coarsely a function rounds, measured: whatever the dtype says, a loss may compute in another one inside."""
+"""How coarsely a function rounds: whatever its dtype, it may compute in a narrower one inside."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["POINTS", "noise_of"]
+__all__ = ["POINTS", "coarsest_eps", "noise_of"]
 
 POINTS = 5
 """Values from which noise is measured."""
@@ -29,3 +33,29 @@ def noise_of(values: Tensor) -> float:
         scale = math.factorial(order) ** 2 / math.factorial(2 * order)
         estimates.append(scale * table.square().sum(dim=1).mean())
     return math.sqrt(float(torch.stack(estimates).min()))
+
+
+def coarsest_eps(run: Callable[[], object]) -> float:
+    """Return the largest ε of the floating-point numbers that ``run`` calculates in; 0 where there are none.
+
+    A function is constant where it is moved by less than that.
+    """
+    with _Dtypes() as dtypes, torch.no_grad():
+        run()
+    return max((torch.finfo(dtype).eps for dtype in dtypes.floating), default=0.0)
+
+
+class _Dtypes(TorchDispatchMode):
+    """Notes the floating-point dtypes of what operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.floating: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        self.floating |= {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        return output

@@ -13,15 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convexlab.errors import MisuseError
+from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.machine.random_state import fixed_random_state
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
 from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, mapped, pair_of, rows_of
+from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
-__all__ = ["Objective"]
+__all__ = ["PRODUCTS", "Objective", "Products"]
+
+Products = Literal["auto", "exact", "differences"]
+"""How a Hessian multiplies, see `Objective.hessian`."""
+PRODUCTS = ("auto", "exact", "differences")
 
 
 class Objective(BatchedLoss):
@@ -149,9 +154,24 @@ class Objective(BatchedLoss):
         """
         return HessianOperator(self, keep_graphs=False) @ v
 
-    def hessian(self) -> SymmetricOperator:
-        """Return the Hessian at the model's present parameters; later changes of the model do not change it."""
-        return HessianOperator(self)
+    def hessian(self, products: Products = "auto") -> SymmetricOperator:
+        """Return the Hessian at the model's present parameters; later changes of the model do not change it.
+
+        Args:
+            products: how it multiplies. ``"auto"``: exactly, though a long Krylov run may use differences of gradients
+                where these prove accurate enough. ``"exact"``: never by differences. ``"differences"``: by differences
+                alone, for losses that torch cannot differentiate twice, see `CentralDifferences`.
+
+        Raises:
+            MisuseError: another word.
+        """
+        if products not in PRODUCTS:
+            raise unknown_name("kind of products", products, PRODUCTS)
+        if products == "differences":
+            return CentralDifferences(self, self.point())
+        operator = HessianOperator(self)
+        operator.exact = products == "exact"
+        return operator
 
     def ggn(self) -> SymmetricOperator:
         """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,17 +23,16 @@ from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatte
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
-from convexlab.objective.batches import leaves_of
 from convexlab.objective.cost import Cost
+from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.differentiation import differentiate
-from convexlab.objective.noise import POINTS, noise_of
+from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
+from convexlab.objective.noise import POINTS, coarsest_eps, noise_of
 from convexlab.objective.soundness import CHECKED_ROWS, ProductCheck, compare, compare_second_derivatives, random_unit
 from convexlab.objective.suspects import suspect_in
 
 __all__ = [
-    "Footprint",
     "GaussNewtonOperator",
-    "GradientDifferences",
     "HessianOperator",
     "ObjectiveOperator",
     "ResidualOperator",
@@ -44,18 +43,6 @@ Result = TypeVar("Result")
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
 # quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of tensors that products take."""
-
-    graphs: int
-    """The gradient graphs that will be kept from one product to the next."""
-    kept: int
-    """Those of them that are kept now."""
-    product: int
-    """A product in addition: the graph that is not kept, temporaries, vectors."""
 
 
 class ObjectiveOperator(SymmetricOperator):
@@ -117,9 +104,9 @@ class ObjectiveOperator(SymmetricOperator):
     def footprint(self) -> Footprint:
         """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
         graph_bytes = self.graph_bytes()
-        sizes, share = _sizes(self._loss)
+        sizes, share = sizes_of(self._loss)
         will_be_kept = sizes[: self._room]
-        product = _product_bytes(self._loss, share, lambda first: self._at(self._point, first))
+        product = product_bytes(self._loss, share, lambda first: self._at(self._point, first))
         if len(will_be_kept) == len(sizes):
             product -= graph_bytes
         return Footprint(
@@ -256,6 +243,8 @@ class HessianOperator(ObjectiveOperator):
     """The Hessian of an objective at one point, by reverse mode over reverse mode (Pearlmutter 1994)."""
 
     _unit = Cost(hessian_products=1)
+    exact = False
+    """Whether a Krylov run may not use differences of gradients where these prove accurate enough."""
 
     def _linearise(self, batch: Any) -> list[Tensor]:
         return differentiate([self._loss.batch_loss(self._point, batch)], self._leaves, create_graph=True)
@@ -284,7 +273,8 @@ class HessianOperator(ObjectiveOperator):
             moved = [leaf + step * direction for leaf, direction in zip(leaves, directions, strict=True)]
             return loss.value_at(replace(self._point, leaves=moved))
 
-        nearby = torch.stack([value(_MOVE * length * place) for place in range(POINTS)])
+        spacing = max(_MOVE, loss.coarsest_eps(self._point)) * length
+        nearby = torch.stack([value(spacing * place) for place in range(POINTS)])
         scale = float(nearby.abs().max())
         noise = max(noise_of(nearby), torch.finfo(dtype).eps * scale)
         step = (noise / scale) ** 0.25 if scale else torch.finfo(dtype).eps ** 0.25
@@ -298,45 +288,7 @@ class HessianOperator(ObjectiveOperator):
         return GradientDifferences(self._loss, self._point)
 
     def _stand_in_bytes(self, share: float) -> int:
-        return _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
-
-
-class GradientDifferences(SymmetricOperator):
-    """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
-
-    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
-    """
-
-    def __init__(self, loss: BatchedLoss, point: Point) -> None:
-        """Evaluate the gradient at the point."""
-        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
-        self.step = torch.finfo(loss.dtype).eps ** 0.5
-        """h for a vector of unit length; the error is least near √ε, the better the smoother the loss."""
-        self._loss = loss
-        self._point = point
-        self._gradient = loss.value_and_gradient_at(point)[1]
-
-    @property
-    def cost(self) -> Cost:
-        """What the objective has spent, on this operator and otherwise."""
-        return self._loss.cost
-
-    def footprint(self) -> Footprint:
-        """Return what products take, measured on a product with the first micro-batch alone."""
-        _, share = _sizes(self._loss)
-        product = _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
-        return Footprint(graphs=0, kept=0, product=product)
-
-    def _multiply(self, v: Tensor) -> Tensor:
-        return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
-
-    def _difference(self, v: Tensor) -> Tensor:
-        scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
-        parts = unflatten(v * scale.to(v), self._point.leaves)
-        leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
-        gradient = self._loss.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
-        difference: Tensor = (gradient - self._gradient) / scale
-        return difference
+        return product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
 
 
 class GaussNewtonOperator(ObjectiveOperator):
@@ -376,7 +328,9 @@ class GaussNewtonOperator(ObjectiveOperator):
 
         scale = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
         size = float(norm(output.detach().reshape(-1)))
-        return ProductCheck(compare(along.detach().reshape(-1), output_at, scale=scale, size=size), asymmetry=0.0)
+        eps = coarsest_eps(lambda: loss.batch_output(point, batch))
+        comparison = compare(along.detach().reshape(-1), output_at, scale=scale, size=size, eps=eps)
+        return ProductCheck(comparison, asymmetry=0.0)
 
 
 class ResidualOperator(ObjectiveOperator):
@@ -404,28 +358,3 @@ class ResidualOperator(ObjectiveOperator):
             return (loss.batch_output(replace(point, leaves=leaves), batch) * slope).sum()
 
         return compare_second_derivatives(weighted, point.leaves)
-
-
-def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
-    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
-    with loss.evaluating():
-        parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
-    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
-
-
-def _batch_bytes(batch: Any) -> int:
-    """Return the bytes of the tensors in a batch; 1 if there are none."""
-    return sum(leaf.nbytes for leaf in leaves_of(batch) if isinstance(leaf, Tensor)) or 1
-
-
-def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
-    """Return the bytes that a product of the operator from ``make`` takes, for the first micro-batch alone.
-
-    It is charged as a ``share`` of a product with all micro-batches.
-    """
-    first = loss.of_first_part()
-    with LiveTensors() as live:
-        make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
-    loss.spend(replace(first.cost * share, seconds=first.cost.seconds))
-    peak: int = live.peak
-    return peak

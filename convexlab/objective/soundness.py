@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.linalg.vectors import dot, flatten, norm, unflatten
 from convexlab.objective.differentiation import differentiate
+from convexlab.objective.noise import coarsest_eps
 
 __all__ = [
     "CHECKED_ROWS",
@@ -27,6 +28,8 @@ __all__ = [
     "ProductCheck",
     "compare",
     "compare_second_derivatives",
+    "differences_of",
+    "nearest_pair",
     "random_unit",
 ]
 
@@ -37,7 +40,7 @@ CHECK_COST = 6.0
 
 # Moves to try, relative to the length of the parameters. In float64 the first is right for nearly every function: it
 # crosses few kinks, and rounding is far below. The others are for functions that round more coarsely inside.
-_MOVES = (1e-7, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_MOVES = (1e-7, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 # Relative difference at which a product counts as confirmed, and nothing more is evaluated.
 _CONFIRMED = 1e-4
 # A product is refused where it is further from a difference than this many times what differences are from one another.
@@ -117,15 +120,16 @@ def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves:
             moved = [(leaf.detach() + step * part).requires_grad_() for leaf, part in zip(leaves, u, strict=True)]
             return flatten(differentiate([scalar(moved)], moved)).detach()
 
-        comparison = compare(along_u, gradient_at, scale=_length(leaves), size=float(norm(slope)))
+        eps = coarsest_eps(lambda: scalar(leaves))
+        comparison = compare(along_u, gradient_at, scale=_length(leaves), size=float(norm(slope)), eps=eps)
     difference = float((dot(flatten(u), along_v) - dot(flatten(v), along_u)).abs())
     length = max(float(norm(along_u)), float(norm(along_v)))
-    floor = _ROUNDING * torch.finfo(slope.dtype).eps * float(norm(slope)) / _length(leaves)
+    floor = _ROUNDING * eps * float(norm(slope)) / _length(leaves)
     asymmetry = max(0.0, difference - floor) * math.sqrt(len(slope)) / length if length > 0 else 0.0
     return ProductCheck(comparison, asymmetry)
 
 
-def compare(derivative: Tensor, at: Callable[[float], Tensor], *, scale: float, size: float) -> Comparison:
+def compare(derivative: Tensor, at: Callable[[float], Tensor], *, scale: float, size: float, eps: float) -> Comparison:
     """Compare a derivative along a direction with central differences of the function, step after step.
 
     It ends with the first step that confirms it. If none does, the difference is taken that agrees best with the one of
@@ -136,21 +140,42 @@ def compare(derivative: Tensor, at: Callable[[float], Tensor], *, scale: float, 
         at: maps a step along the direction to the function there, (m,).
         scale: of the steps, the length of where the function is taken.
         size: of the function's values, of which rounding is a share.
+        eps: relative rounding inside the function.
     """
     length, differences = float(norm(derivative)), {}
-    eps = torch.finfo(derivative.dtype).eps
-    for move in (move for move in _MOVES if move >= eps):
-        step = move * scale
-        differences[move] = (at(step) - at(-step)) / (2 * step)
-        mismatch = float(norm(differences[move] - derivative))
-        if mismatch <= _CONFIRMED * length + min(_ROUNDING * eps * size / step, _ROUNDED * length):
+    for move, difference in _differences(at, scale, eps):
+        differences[move] = difference
+        mismatch = float(norm(difference - derivative))
+        allowed = _CONFIRMED * length + min(_ROUNDING * eps * size / (move * scale), _ROUNDED * length)
+        if mismatch <= allowed:
             return Comparison(mismatch / length if length else 0.0, 0.0, 2 * len(differences))
-    moves = sorted(differences)
-    spreads = {move: float(norm(differences[move] - differences[larger])) for move, larger in itertools.pairwise(moves)}
-    best = min(spreads, key=lambda move: spreads[move])
+    best, spread = nearest_pair(differences)
     longest = max(length, float(norm(differences[best])))
     mismatch = float(norm(differences[best] - derivative))
-    return Comparison(mismatch / longest, max(spreads[best] / longest, eps), 2 * len(differences))
+    return Comparison(mismatch / longest, max(spread / longest, eps), 2 * len(differences))
+
+
+def differences_of(at: Callable[[float], Tensor], scale: float, eps: float) -> dict[float, Tensor]:
+    """Return central differences (m,) of a function along a direction, by the step relative to ``scale``.
+
+    No step is below ``eps``, the relative rounding inside the function.
+    """
+    return dict(_differences(at, scale, eps))
+
+
+def nearest_pair(differences: dict[float, Tensor]) -> tuple[float, float]:
+    """Return the step whose difference is nearest to that of the next larger one, and how near it is."""
+    steps = itertools.pairwise(sorted(differences))
+    spreads = {step: float(norm(differences[step] - differences[larger])) for step, larger in steps}
+    best = min(spreads, key=lambda step: spreads[step])
+    return best, spreads[best]
+
+
+def _differences(at: Callable[[float], Tensor], scale: float, eps: float) -> Iterator[tuple[float, Tensor]]:
+    for move in _MOVES:
+        if move >= eps:
+            step = move * scale
+            yield move, (at(step) - at(-step)) / (2 * step)
 
 
 def _length(leaves: list[Tensor]) -> float:

@@ -16,10 +16,10 @@ from convexlab.curvature.effort import Meter
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
-from convexlab.errors import FailureError, MisuseError
+from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
-from convexlab.objective import Objective
+from convexlab.objective import PRODUCTS, Objective, Products
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.probing.loss import ProbedLoss
 from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
@@ -46,6 +46,8 @@ class ProbeOptions:
     """Krylov runs that the density, its negative mass and the trace are averaged over."""
     density_steps: int = 32
     """Products of each of these but the first."""
+    products: Products = "auto"
+    """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
     seed: int = 0
     """Of the Krylov runs' starts."""
     slice_points: int = 13
@@ -60,6 +62,8 @@ class ProbeOptions:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
+        if self.products not in PRODUCTS:
+            raise unknown_name("kind of products", self.products, PRODUCTS)
         if self.slice_points:
             check_points(self.slice_points)
 
@@ -76,7 +80,8 @@ def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoi
     objective = loss.objective
     with Meter(objective) as meter:
         point, verdict = _measured(objective, options, meter)
-        sampling = Sampling() if loss.problem is None else sampling_error(loss.problem, verdict)
+        exact = options.products != "differences"
+        sampling = sampling_error(loss.problem, verdict) if loss.problem is not None and exact else Sampling()
         slices = _slices(objective, verdict, point, options)
         row = ProbedCheckpoint(
             **vars(_charged(point, meter, verdict)),
@@ -130,7 +135,7 @@ def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tupl
 def _curvature(
     objective: Objective, value: float, gradient: Tensor, options: ProbeOptions, meter: Meter
 ) -> tuple[PointMeasurement, Verdict]:
-    operator = objective.hessian()
+    operator = objective.hessian(options.products)
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))

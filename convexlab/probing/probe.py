@@ -19,7 +19,7 @@ from convexlab.checkpoints import (
 )
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
-from convexlab.objective import Objective
+from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
@@ -68,6 +68,7 @@ def probe(
     max_steps: int | None = None,
     density_probes: int = 2,
     density_steps: int = 32,
+    products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
@@ -101,6 +102,8 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
         density_steps: products of each of these but the first.
+        products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
+            differentiate twice.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -116,6 +119,7 @@ def probe(
         max_steps=max_steps,
         density_probes=density_probes,
         density_steps=density_steps,
+        products=products,
         slice_points=slice_points,
     )
     if plane_points and plane_points < 3:

@@ -13,7 +13,8 @@ import convexlab as cl
 from convexlab.curvature import Lanczos
 from convexlab.curvature.inexact import SAMPLES, cheapest_operator, deviation
 from convexlab.curvature.lanczos import random_unit_vector
-from convexlab.objective.products import GradientDifferences, HessianOperator
+from convexlab.objective.differences import GradientDifferences
+from convexlab.objective.products import HessianOperator
 from tests.dense import Dense, as_vector, derivatives, loss_of
 
 PRECISIONS = (torch.float32, torch.float64)

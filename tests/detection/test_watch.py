@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convexlab as cl
-from convexlab.objective.batches import rows_of
 from convexlab.architectures import Perceptron, VisionTransformer
 from convexlab.detection import Signals
+from convexlab.objective.batches import rows_of
 from convexlab.problems.physics_informed import convection
 from tests.dense import as_vector, derivatives, loss_of
 
