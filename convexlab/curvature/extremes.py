@@ -111,28 +111,39 @@ def extreme_eigenvalues(
     limit = limit if max_steps is None else min(limit, max_steps)
     with Meter(operator) as meter:
         start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
-        process, error = Lanczos(operator, start, limit), 0.0
+        process = Lanczos(operator, start, limit)
         del start  # The run has a copy.
         if isinstance(operator, CentralDifferences):
             _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
             error = error_of_differences(process, confidence)
-        elif limit >= _LONG_RUN:
-            process.operator = cheapest_operator(process, tolerance)
-        if process.operator is not operator:
-            _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
-            process.operator = operator
-            error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
-            if error > _LARGEST_DEVIATION * tolerance * _spread(process):
-                process.restart()
-                error = 0.0
-        # With exact products from here on no deviation is added.
+        else:
+            error = _run_cheaply(process, tolerance, confidence) if limit >= _LONG_RUN else 0.0
+            # With exact products from here on no deviation is added.
+            _extend_until(process, tolerance, start_confidence if error else confidence, error)
         at_start = start_confidence if error else confidence
-        if not isinstance(operator, CentralDifferences):
-            _extend_until(process, tolerance, at_start, error)
         extremes = extremes_of(
             process, ends_of(process), tolerance=tolerance, confidence=at_start, meter=meter, deviation=error
         )
     return replace(extremes, confidence=confidence)
+
+
+def _run_cheaply(process: Lanczos, tolerance: float, confidence: float) -> float:
+    """Run on differences of gradients where these are accurate enough, and return the bound on their error.
+
+    The run's operator is exact again afterwards. Where the error turns out too large, the run is at its start again, and
+    0 is returned, as it is where no difference was used.
+    """
+    operator = process.operator
+    process.operator = cheapest_operator(process, tolerance)
+    if process.operator is operator:
+        return 0.0
+    _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence_of(confidence))
+    process.operator = operator
+    error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
+    if error <= _LARGEST_DEVIATION * tolerance * _spread(process):
+        return error
+    process.restart()
+    return 0.0
 
 
 def error_of_differences(process: Lanczos, confidence: float) -> float:

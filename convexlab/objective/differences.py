@@ -114,10 +114,11 @@ class CentralDifferences(GradientDifferences):
     def _cause(self, direction: Tensor) -> str:
         """Tell kinks from rounding: noise measured nearby explains the gap between both sides, or does not."""
         spacing = max(2.0**-22, self._eps) * float(norm(flatten(self._point.leaves)) or 1.0)
-        nearby = torch.stack([self._gradient_at(direction, place * spacing) for place in range(POINTS)])
-        above, below = self._gradient_at(direction, self.step), self._gradient_at(direction, -self.step)
+        # Beside the point itself: it may be a kink.
+        nearby = torch.stack([self._gradient_at(direction, place * spacing) for place in range(1, POINTS + 1)])
+        below, here, above = (self._gradient_at(direction, side * self.step) for side in (-1, 0, 1))
         # (g(θ + hu) - g(θ)) / h less (g(θ) - g(θ - hu)) / h: roundings of weights 1, -2 and 1.
-        gap = float(norm(above - 2 * nearby[0] + below)) / self.step
+        gap = float(norm(above - 2 * here + below)) / self.step
         return "rounding" if gap <= _FAR * 6**0.5 * noise_of(nearby) / self.step else "kinks"
 
     @property
