@@ -85,6 +85,8 @@ class Line:
         self.resolution = resolution
         self.start = Trial(0.0, value, slope)
         self.best = self.start
+        self.flattest: Trial | None = None
+        """The trial of the least slope, if that is below half of the start's: the nearest to a minimum of all."""
         self.values = 0
         self.gradients = 0
 
@@ -119,6 +121,8 @@ class Line:
         trial = Trial(step, value, math.nan if slope is None else slope)
         if trial.value < self.best.value:
             self.best = trial
+        if abs(trial.slope) < (abs(self.flattest.slope) if self.flattest else -0.5 * self.start.slope):
+            self.flattest = trial
         return trial
 
 
