@@ -29,8 +29,9 @@ _M = TypeVar("_M", bound=Memory)
 
 _PSI_0 = 0.01  # First step as a share of the weights' largest entry: ψ₀ of Hager and Zhang (2005), rule I0.
 
-# Roundings of a loss: a direction that promises no more has nothing to give, for a sum of a few roundings hides it; two
-# losses at the same weights that differ by more are of two functions, for a sum in another order differs by less.
+# Roundings of a loss, or of the weights: a direction that promises no more than the former, or moves them by no more
+# than the latter, has nothing to give; two losses at the same weights that differ by more are of two functions, for a
+# sum in another order differs by less.
 _FLOOR, _SAME = 8.0, 100.0
 _TURNED = 0.01  # Two gradients that differ by more than this share are of two functions, too.
 
@@ -381,7 +382,14 @@ class FlatOptimizer(torch.optim.Optimizer):
     ) -> tuple[SearchResult, float]:
         """Search along a direction; return the result, and the fall of the loss that the direction promised."""
         resolution = self._resolution(weights.dtype)
-        line = Line(ray.evaluate, start.loss, direction.slope, max_evaluations=limit, resolution=resolution)
+        line = Line(
+            ray.evaluate,
+            start.loss,
+            direction.slope,
+            max_evaluations=limit,
+            resolution=resolution,
+            grain=lambda: _grain(weights, direction.vector),
+        )
         if direction.initial_step is not None:
             initial = direction.initial_step
         elif direction.previous is not None:
@@ -393,7 +401,9 @@ class FlatOptimizer(torch.optim.Optimizer):
         result = self.line_search(line, initial)
         if line.resolution > resolution:  # Found out once, for the steps to come too.
             self._memory.resolution = line.resolution
-        return result, -0.5 * direction.slope * (initial if line.flattest is None else line.flattest.step)
+        proposed = initial if line.flattest is None else line.flattest.step
+        at_rounding = result.failed is not None and proposed <= _FLOOR * line.grain
+        return result, 0.0 if at_rounding else -0.5 * direction.slope * proposed
 
     def _accept(self, ray: Ray, direction: Direction, result: SearchResult) -> None:
         weights = ray.at(result.step_size)
@@ -461,6 +471,12 @@ def _hopeless(start: Evaluation) -> tuple[StepState, str] | None:
     if start.squared_norm == 0.0:
         return "converged", "the gradient is zero: no direction descends"
     return None
+
+
+def _grain(weights: Tensor, vector: Tensor) -> float:
+    """Return the step along a direction that moves the weights by their rounding."""
+    length, size = torch.stack([torch.linalg.vector_norm(each) for each in (vector, weights)]).tolist()
+    return float(torch.finfo(weights.dtype).eps * size / length) if length > 0.0 else 0.0
 
 
 def _first_step(weights: Tensor, start: Evaluation, direction: Direction, length: float | None) -> float:

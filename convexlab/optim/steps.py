@@ -17,7 +17,8 @@ StepState = Literal["moved", "converged", "stuck", "not finite", "limit reached"
 """How a step ended.
 
 * ``moved``: at other weights.
-* ``converged``: no direction promises more than the rounding of the loss, or the gradient is zero.
+* ``converged``: no direction promises more than the rounding of the loss or a move beyond that of the weights, or the
+  gradient is zero.
 * ``stuck``: no lower loss was met, though one was promised.
 * ``not finite``: the loss or its gradient is not, where the step began.
 * ``limit reached``: ``max_evaluations`` ended the search; the next step tries less.
