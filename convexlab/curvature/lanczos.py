@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convexlab.curvature.basis import Basis
 from convexlab.curvature.forecast import plan_run
-from convexlab.curvature.soundness import require_sound
+from convexlab.curvature.soundness import require_operator, require_sound
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype, norm
@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 
 def random_unit_vector(operator: MatrixVectorProduct, generator: torch.Generator) -> Tensor:
     """Return a vector (n,) distributed uniformly on the unit sphere; the same on every device for the same seed."""
+    require_operator(operator)
     vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
     return (vector / norm(vector)).to(device=operator.device, dtype=accumulation_dtype(operator.device))
 

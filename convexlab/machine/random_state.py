@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from torch import Tensor
 
 __all__ = [
@@ -50,8 +51,8 @@ def fixed_random_state(
     """
     generators = [*generators_of(device), *loader_generators(data)]
     states = [generator.get_state() for generator in generators]
-    python, legacy = random.getstate(), np.random.get_bit_generator()
-    np.random.set_bit_generator(_SPARE)  # Copying the state of NumPy's own would take longer than a small gradient.
+    python, legacy = random.getstate(), mtrand.get_bit_generator()
+    mtrand.set_bit_generator(_SPARE)  # Copying the state of NumPy's own would take longer than a small gradient.
     try:
         seed_all(generators, seed)
         if everything:
@@ -59,7 +60,7 @@ def fixed_random_state(
             _SPARE.state = np.random.MT19937(seed).state
         yield
     finally:
-        np.random.set_bit_generator(legacy)
+        mtrand.set_bit_generator(legacy)
         random.setstate(python)
         restore_all(generators, states)
 

@@ -376,12 +376,14 @@ class BatchedLoss:
 
     def _leaf(self, name: str) -> Tensor:
         """Return the parameter on this device and in this dtype, unrounded where `_rounded_off` has it."""
-        parameter = self._parameters[name]
-        if name in self._held:
-            unrounded, version = self._held[name]
-            if parameter._version == version:  # Nobody has changed it since.
-                return unrounded.detach()
-        return self._cast(parameter)
+        held = self._still_held().get(name)
+        return self._cast(self._parameters[name]) if held is None else held.detach()
+
+    def _still_held(self) -> dict[str, Tensor]:
+        """Return what `_rounded_off` had of the parameters that nobody has changed since."""
+        return {
+            name: part for name, (part, version) in self._held.items() if self._parameters[name]._version == version
+        }
 
     def _rounded_off(self, parts: list[Tensor]) -> dict[str, tuple[Tensor, int]]:
         """Return the parts in this dtype where the model's parameters, just set to them, have another.

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def mapped(change: Callable[[Any], Any], batch: Any) -> Any:
+def mapped(change: Callable[..., Any], batch: Any) -> Any:
     """Return the batch with ``change`` made to every leaf, in containers of the same kinds.
 
     Containers are those that torch knows, and dictionaries of other kinds such as Hugging Face's ``BatchEncoding``.

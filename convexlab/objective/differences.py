@@ -151,4 +151,5 @@ class CentralDifferences(GradientDifferences):
         scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
         with torch.inference_mode(False):
             above, below = self._gradient_at(v, scale.to(v)), self._gradient_at(v, -scale.to(v))
-        return (above - below) / (2 * scale)
+        difference: Tensor = (above - below) / (2 * scale)
+        return difference

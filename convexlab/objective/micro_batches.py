@@ -69,23 +69,22 @@ def require_mean_over_rows(batch: Any, value: Callable[[Any], float], weight: Ca
     middle = rows // 2
     generator = torch.default_generator
     before = generator.get_state()
-    whole = value(mapped(lambda item: item[:rows], batch))
-    if not torch.equal(generator.get_state(), before):
-        return
-    halves = [mapped(lambda item: item[:middle], batch), mapped(lambda item: item[middle:rows], batch)]
-    weights = [weight(half) for half in halves]
+    cuts = ((0, rows), (0, middle), (middle, rows))
+    pieces = [mapped(lambda item, start=start, stop=stop: item[start:stop], batch) for start, stop in cuts]
+    weights = [weight(piece) for piece in pieces]
     advice = (
         "It cannot be cut into micro-batches: keep batches whole with micro_batch=None, and bring each row of the loss "
         "together with the rows that it needs."
     )
     try:
-        values = [value(half) if share else 0.0 for half, share in zip(halves, weights, strict=True)]
+        whole, *values = (value(piece) if share else 0.0 for piece, share in zip(pieces, weights, strict=True))
     except (RuntimeError, ValueError, IndexError) as error:
         raise MisuseError(
-            f"the loss of {rows} rows of a batch can be evaluated, that of {middle} of them cannot ({error}): it is "
-            f"no mean over rows. {advice}"
+            f"the loss of {rows} rows of a batch alone cannot be evaluated ({error}). {advice}"
         ) from error
-    mean = sum(share * part for share, part in zip(weights, values, strict=True)) / (sum(weights) or 1.0)
+    if not torch.equal(generator.get_state(), before):
+        return
+    mean = sum(share * part for share, part in zip(weights[1:], values, strict=True)) / (sum(weights[1:]) or 1.0)
     scale = max(abs(whole), *map(abs, values))
     if abs(whole - mean) > _MEAN_TOLERANCE * scale:  # False where one of them is not finite.
         raise MisuseError(

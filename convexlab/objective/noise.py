@@ -49,7 +49,7 @@ class _Dtypes(TorchDispatchMode):
     """Notes the floating-point dtypes of what operations return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.floating: set[torch.dtype] = set()
 
     def __torch_dispatch__(

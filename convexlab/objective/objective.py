@@ -289,14 +289,14 @@ class Objective(BatchedLoss):
         """
         parts = self._parts_of(theta)
         saved = [parameter.detach().clone() for parameter in self._parameters.values()]
-        held = self._held
+        held = self._still_held()
         try:
             _copy(parts, self._parameters.values())
             self._held = self._rounded_off(parts)
             yield self
         finally:
             _copy(saved, self._parameters.values())
-            self._held = held
+            self._held = {name: (part, self._parameters[name]._version) for name, part in held.items()}
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""

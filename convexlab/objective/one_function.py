@@ -36,14 +36,14 @@ def as_one_function(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            for module in sparse:
-                module.sparse = False
+            for embedding in sparse:
+                embedding.sparse = False
             model.eval()
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            for module in sparse:
-                module.sparse = True
+            for embedding in sparse:
+                embedding.sparse = True
             for module, training in modes:
                 module.training = training
 
@@ -68,7 +68,8 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     Source: Salimans & Kingma 2016, "Weight normalization", equation (2).
     """
     others = [other for other in range(v.ndim) if dim == -1 or other != dim % v.ndim]
-    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+    normed: Tensor = v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+    return normed
 
 
 def _normalises_weights(module: nn.Module) -> bool:

@@ -39,7 +39,7 @@ def suspect_in(model: nn.Module, run: Callable[[], object]) -> str:
     """
     with _calls_of(model) as calls:
         run()
-    modules, wrong = dict(model.named_modules()), []
+    modules, wrong = dict(model.named_modules()), list[tuple[str, str]]()
     # Children before their parents.
     for name in sorted(calls, key=lambda name: (-name.count(".") - bool(name), name)):
         inner = any(other == name or other.startswith(f"{name}." if name else "") for other, _ in wrong)
