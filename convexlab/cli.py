@@ -192,7 +192,7 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
 )
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
-@click.option("--density-probes", type=int, default=2, show_default=True, help="Krylov runs for the spectral density.")
+@click.option("--density-probes", type=int, default=1, show_default=True, help="Krylov runs for the spectral density.")
 @click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device

@@ -59,6 +59,15 @@ class Basis:
                 rest.addmv_(rows.T, coefficients, alpha=-1)
         return rest, coefficients[-1]
 
+    def without_part_in_first(self, vector: Tensor, count: int) -> Tensor:
+        """Return a vector (n,) less its part in the span of the first ``count`` vectors."""
+        rest, start = vector.clone(), 0
+        for rows in self._rows():
+            first = rows[: max(0, min(len(rows), count - start))]
+            rest.addmv_(first.T, first @ rest, alpha=-1)
+            start += len(rows)
+        return rest
+
     def combined(self, coefficients: Tensor) -> Tensor:
         """Return CᵀV (m, n) for coefficients C (k, m) of the first k vectors, the rows of V."""
         weights = coefficients.to(device=self.device, dtype=self.dtype).T

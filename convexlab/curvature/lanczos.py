@@ -131,6 +131,13 @@ class Lanczos:
         self.products += len(vectors)
         return products
 
+    def without_part_in_space(self, vector: Tensor) -> Tensor:
+        """Return a vector (n,) of the operator's device less its part in the Krylov space."""
+        rest = vector.to(device=self._basis.device, dtype=self._basis.dtype)
+        for _ in range(2):  # As for the basis itself.
+            rest = self._basis.without_part_in_first(rest, self._steps)
+        return rest.to(device=vector.device, dtype=vector.dtype)
+
     def _step(self, step: int) -> None:
         operator, basis = self.operator, self._basis
         product = operator.matvec(basis.last.to(device=operator.device, dtype=operator.dtype))

@@ -13,8 +13,10 @@ from torch import Tensor
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
+from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
+from convexlab.curvature.trace import trace_beside
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
@@ -42,12 +44,14 @@ class ProbeOptions:
     """Of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
-    density_probes: int = 2
-    """Krylov runs that the density, its negative mass and the trace are averaged over."""
+    density_probes: int = 1
+    """Krylov runs that the density and its negative mass are averaged over."""
     density_steps: int = 32
     """Products of each of these but the first."""
+    trace_samples: int = 8
+    """Products beside the first run that estimate the part of the trace outside of its space."""
     seed: int = 0
-    """Of the Krylov runs' starts."""
+    """Of the Krylov runs' starts, and of these products' vectors."""
     slice_points: int = 13
     """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
@@ -58,6 +62,8 @@ class ProbeOptions:
             raise MisuseError(
                 f"expected at least one density probe and step, got {self.density_probes!r} and {self.density_steps!r}."
             )
+        if self.trace_samples < 2:
+            raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
         if self.slice_points:
@@ -135,11 +141,14 @@ def _curvature(
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
     verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
+    trace, trace_error, degrees = trace_beside(first, options.trace_samples, generator)
+    trace_low, trace_high = student_interval(trace, trace_error, degrees, LEVEL)
     others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
     density = density_of(itertools.chain([first], others), meter)
-    trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
-    mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))
+    threshold = -max(density.zero_width, options.floor * verdict.scale)
+    mass, mass_error = density.mass_below(threshold)
+    mass_low, mass_high = density.mass_interval(threshold, LEVEL)
     visible = density.weights > _NEGLIGIBLE_WEIGHT
     ends = verdict.extremes
     point = PointMeasurement(
@@ -155,8 +164,13 @@ def _curvature(
         largest_slope=float(dot(gradient, ends.largest_vector)),
         negative_mass=mass,
         negative_mass_standard_error=mass_error,
+        negative_mass_low=mass_low,
+        negative_mass_high=mass_high,
         trace=trace,
         trace_standard_error=trace_error,
+        trace_low=trace_low,
+        trace_high=trace_high,
+        interval_level=LEVEL,
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
         rounding_floor=verdict.rounding_floor,

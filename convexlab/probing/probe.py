@@ -66,7 +66,7 @@ def probe(
     device: str = "auto",
     confidence: float = 0.999,
     max_steps: int | None = None,
-    density_probes: int = 2,
+    density_probes: int = 1,
     density_steps: int = 32,
     slice_points: int = 13,
     plane_points: int = 13,
@@ -93,13 +93,13 @@ def probe(
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
             rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
-        seed: of the training subset and the sample; see ``model``. The Krylov runs start from a fixed seed of their
-            own.
+        seed: of the training subset and the sample; see ``model``. The random vectors have seeds of their own, another
+            at every epoch.
         dtype: see ``model``.
         device: where to compute.
         confidence: of the bounds, over the random start.
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
-        density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
+        density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these but the first.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
@@ -277,7 +277,8 @@ def _path(
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     load_weights(loss.objective.model, read_checkpoint(item.header.path))
-    row, verdict = probe_point(loss, options)
+    # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())))
     return replace(
         row,
         checkpoint=item.name,

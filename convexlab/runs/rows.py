@@ -269,11 +269,19 @@ class PointMeasurement:
     negative_mass: float | None = None
     """Share of the eigenvalues below -`floor`·`largest`, from 0 to 1, estimated."""
     negative_mass_standard_error: float | None = None
-    """None with a single probe."""
+    """Over the random starts; what quadrature leaves open is in the next two alone."""
+    negative_mass_low: float | None = None
+    """Lower end of an interval at `interval_level`; None in older files. Likewise the next."""
+    negative_mass_high: float | None = None
     trace: float | None = None
     """Estimated."""
     trace_standard_error: float | None = None
-    """None with a single probe."""
+    """Over the random vectors; None where there are fewer than two."""
+    trace_low: float | None = None
+    """As of the negative mass; likewise the next."""
+    trace_high: float | None = None
+    interval_level: float | None = None
+    """From 0 to 1, of every interval of the row."""
     second_difference: float | None = None
     """Curvature along v from values of the loss alone; None unless the verdict is `non-convex`."""
     verdict: str = ""
@@ -322,16 +330,26 @@ class Sampling:
     smallest_fresh: float | None = None
     """Curvature on the fresh examples, along the eigenvector of `smallest`."""
     smallest_fresh_standard_error: float | None = None
+    smallest_fresh_low: float | None = None
+    """Lower end of an interval at `interval_level`; None in older files. Likewise the next."""
+    smallest_fresh_high: float | None = None
     smallest_full: float | None = None
     """Curvature on all training examples, along the same; estimated, and None where no fresh one is of them."""
     smallest_full_standard_error: float | None = None
     """0 where all are known."""
+    smallest_full_low: float | None = None
+    """As of `smallest_fresh`; likewise the next."""
+    smallest_full_high: float | None = None
     largest_standard_error: float | None = None
-    """As the five of `smallest`, along the eigenvector of `largest`; likewise the next four."""
+    """As the nine of `smallest`, along the eigenvector of `largest`; likewise the next eight."""
     largest_fresh: float | None = None
     largest_fresh_standard_error: float | None = None
+    largest_fresh_low: float | None = None
+    largest_fresh_high: float | None = None
     largest_full: float | None = None
     largest_full_standard_error: float | None = None
+    largest_full_low: float | None = None
+    largest_full_high: float | None = None
 
 
 @dataclass(frozen=True)

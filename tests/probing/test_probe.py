@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from sklearn.decomposition import PCA
 
 import convexlab as cl
 from convexlab.probing import ProbeOptions, probe_objective
+from convexlab.probing.point import probe_point
 from convexlab.problems import build_problem
 from convexlab.progress import Progress
 from convexlab.reporting.words.run import judgement
@@ -110,10 +112,14 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     )
     assert abs(row["largest"] - eigenvalues[-1]) <= row["largest_residual"] + 1e-10 * scale
     assert row["smallest_lower_bound"] is None or row["smallest_lower_bound"] <= eigenvalues[0]
-    # Sixteen probes: a standard error is exceeded five times over with a chance of 2e-4 (Student's t, 15 degrees).
-    assert abs(row["trace"] - np.trace(hessian)) <= 5 * row["trace_standard_error"]
+    # An interval of 95 % may miss; one twice as wide by Student's t of 7 degrees, in 2 of 1,000 cases.
+    assert row["interval_level"] == 0.95
+    middle, reach = (row["trace_low"] + row["trace_high"]) / 2, row["trace_high"] - row["trace_low"]
+    assert middle == pytest.approx(row["trace"], rel=1e-12)
+    assert abs(row["trace"] - np.trace(hessian)) <= reach + 1e-10 * scale
     share = np.mean(eigenvalues < -row["floor"] * scale)
-    assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
+    assert row["negative_mass_low"] <= row["negative_mass"] <= row["negative_mass_high"]
+    assert abs(row["negative_mass"] - share) <= 2 * (row["negative_mass_high"] - row["negative_mass_low"])
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
     # One gradient, three values along the witness, 24 along both slices, and products at 2 each; of the last two a part
@@ -222,6 +228,20 @@ def test_slices_are_the_loss_along_the_eigenvectors_and_are_charged(run: Run, ti
 
 
 # The plane of the path
+
+
+def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seeds = []
+
+    def watched(loss: Any, options: ProbeOptions) -> Any:
+        seeds.append(options.seed)
+        return probe_point(loss, options)
+
+    monkeypatch.setattr(importlib.import_module("convexlab.probing.probe"), "probe_point", watched)
+    for out in ("first", "again"):
+        cl.probe(run, plane_points=0, out=tmp_path / out, max_steps=2, slice_points=0)
+    assert len(set(seeds)) == len(run.checkpoints) > 1
+    assert seeds[: len(run.checkpoints)] == seeds[len(run.checkpoints) :]
 
 
 QUICK: Options = {"density_probes": 1, "max_steps": 4, "slice_points": 3}
@@ -574,7 +594,7 @@ def pickled(path: Path) -> Path:
         ({"max_steps": 0}, "expected max_steps of at least 1, got 0"),
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
-        ({"density_steps": 0}, "expected at least one density probe and step, got 2 and 0"),
+        ({"density_steps": 0}, "expected at least one density probe and step, got 1 and 0"),
         ({"slice_points": 4}, "expected an odd number of points from 3, so that one is the middle, got 4"),
         ({"plane_points": 1}, "expected plane_points of at least 3, or 0 for no plane, got 1"),
         ({"device": "abacus"}, "device 'abacus'"),

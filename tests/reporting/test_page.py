@@ -172,15 +172,16 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
 
 
 def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
-    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
-    fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
+    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_low": -0.15, "smallest_fresh_high": -0.0968}
+    fresh |= {"largest_fresh": 7.654, "largest_fresh_low": 7.0, "largest_fresh_high": 8.3}
     page = page_of(make_probe(count=2, density=None, fresh_examples=99, **fresh))
-    assert page.text.count("7.65 ± 0.32") == 2
+    assert page.text.count("7.65 (7.00 to 8.30)") == 2
+    assert "In brackets: an estimate's 95 % interval." in page.text
     assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
     # Beside each verdict, and on top for the last one.
     assert page.text.count("On 99 validation examples the direction of smallest curvature") == 3
     # And in two rows of the table.
-    assert page.text.count("−0.123 ± 0.025") == 3 + 2
+    assert page.text.count("−0.123 (−0.150 to −0.0968") == 3 + 2
     older = page_of(make_probe("older", density=None, fresh_examples=None, **dict.fromkeys(fresh)))
     assert "fresh<" not in older.source
 

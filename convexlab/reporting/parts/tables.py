@@ -10,7 +10,7 @@ from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_ta
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
-from convexlab.wording.numbers import MISSING, count, lower_bound, number, plus_minus, signed
+from convexlab.wording.numbers import MISSING, count, lower_bound, number, percent, plus_minus, signed, with_interval
 
 __all__ = [
     "comparison_table",
@@ -140,11 +140,11 @@ def curvature_table(facts: RunFacts) -> Table | None:
             plus_minus(c.smallest, c.smallest_residual, c.rounding_floor),
             lower_bound(c.smallest_lower_bound, c.rounding_floor),
             plus_minus(c.largest, c.largest_residual, c.rounding_floor),
-            plus_minus(c.smallest_fresh, c.smallest_fresh_standard_error, c.rounding_floor),
-            plus_minus(c.largest_fresh, c.largest_fresh_standard_error, c.rounding_floor),
+            with_interval(c.smallest_fresh, c.smallest_fresh_low, c.smallest_fresh_high, c.rounding_floor),
+            with_interval(c.largest_fresh, c.largest_fresh_low, c.largest_fresh_high, c.rounding_floor),
             signed(c.gradient_curvature, c.rounding_floor),
-            plus_minus(c.negative_mass, c.negative_mass_standard_error),
-            plus_minus(c.trace, c.trace_standard_error, c.rounding_floor),
+            with_interval(c.negative_mass, c.negative_mass_low, c.negative_mass_high),
+            with_interval(c.trace, c.trace_low, c.trace_high, c.rounding_floor),
             number(c.train_loss),
             number(c.gradient_norm),
             count(c.examples),
@@ -154,8 +154,10 @@ def curvature_table(facts: RunFacts) -> Table | None:
         )
         for c in facts.probe
     ]
+    levels = {c.interval_level for c in facts.probe} - {None}
+    intervals = f"In brackets: an estimate's {percent(levels.pop())} interval. " if len(levels) == 1 else ""
     return make_table(
-        "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
+        f"Curvature at each checkpoint. After ±: the residual of an eigenvalue. {intervals}"
         "Fresh: the same direction on examples that it was not found on. "
         "A value inside the rounding floor is printed as 0, without a sign.",
         [
