@@ -194,6 +194,9 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
 @click.option("--density-probes", type=int, default=1, show_default=True, help="Krylov runs for the spectral density.")
 @click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
+@click.option(
+    "--top", type=int, default=0, show_default=True, help="Measure so many of the largest eigenvalues, on the same run."
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
 @click.option(

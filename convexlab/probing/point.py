@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from convexlab.curvature.effort import Meter
 from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
+from convexlab.curvature.top import pairs_of
 from convexlab.curvature.trace import trace_beside
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError
@@ -52,6 +54,8 @@ class ProbeOptions:
     """Products beside the first run that estimate the part of the trace outside of its space."""
     seed: int = 0
     """Of the Krylov runs' starts, and of these products' vectors."""
+    top: int = 0
+    """Largest eigenpairs to measure too, on the first run; 0 is none."""
     slice_points: int = 13
     """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
@@ -62,6 +66,8 @@ class ProbeOptions:
             raise MisuseError(
                 f"expected at least one density probe and step, got {self.density_probes!r} and {self.density_steps!r}."
             )
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
+            raise MisuseError(f"expected top to be a whole number of eigenpairs from 0, got {self.top!r}.")
         if self.trace_samples < 2:
             raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
         if self.max_steps is not None and self.max_steps < 1:
@@ -141,6 +147,7 @@ def _curvature(
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
     verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
+    top = _top(first, gradient, options.top) if options.top else {}
     trace, trace_error, degrees = trace_beside(first, options.trace_samples, generator)
     trace_low, trace_high = student_interval(trace, trace_error, degrees, LEVEL)
     others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
@@ -171,6 +178,7 @@ def _curvature(
         trace_low=trace_low,
         trace_high=trace_high,
         interval_level=LEVEL,
+        **top,
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
         rounding_floor=verdict.rounding_floor,
@@ -181,6 +189,17 @@ def _curvature(
         weights=density.weights[visible].numpy(),
     )
     return point, verdict
+
+
+def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:
+    """Return the fields of a row on the largest eigenpairs; the run is extended for them as far as it may be."""
+    values, vectors, residuals = pairs_of(process, min(count, process.operator.shape[0]), tolerance=_TOLERANCE)
+    inside, whole = float(norm(vectors.T @ gradient.to(vectors))), float(norm(gradient))
+    return {
+        "top_values": values.numpy(),
+        "top_residuals": residuals.numpy(),
+        "top_gradient_share": (inside / whole) ** 2 if whole else None,
+    }
 
 
 def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:

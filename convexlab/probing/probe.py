@@ -68,6 +68,7 @@ def probe(
     max_steps: int | None = None,
     density_probes: int = 1,
     density_steps: int = 32,
+    top: int = 0,
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
@@ -101,6 +102,8 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these but the first.
+        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
+            the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -116,6 +119,7 @@ def probe(
         max_steps=max_steps,
         density_probes=density_probes,
         density_steps=density_steps,
+        top=top,
         slice_points=slice_points,
     )
     if plane_points and plane_points < 3:

@@ -230,6 +230,28 @@ def test_slices_are_the_loss_along_the_eigenvectors_and_are_charged(run: Run, ti
 # The plane of the path
 
 
+def test_the_largest_eigenvalues_and_the_gradients_share_in_their_space(run: Run, tiny: Options) -> None:
+    path = run.checkpoint_path(3)
+    (plain,) = cl.probe(path, slice_points=0, out=run.path / "plain").rows
+    (row,) = cl.probe(path, top=6, slice_points=0, out=run.path / "top").rows
+    _, gradient, hessian = dense(tiny["dataset"], load_file(path))
+    values, vectors = np.linalg.eigh(hessian)
+    scale = np.abs(values).max()
+    top, residuals = (np.array(row["top"][name]) for name in ("values", "residuals"))
+    assert len(top) == len(residuals) == 6
+    # A residual is at most a hundredth of its value; an eigenvalue errs by its square over a gap that is not known.
+    assert (residuals <= 1e-2 * np.abs(top) + 1e-10 * scale).all()
+    assert (np.abs(top - values[::-1][:6]) <= residuals + 1e-10 * scale).all()
+    share = np.sum((vectors[:, ::-1][:, :6].T @ gradient) ** 2) / (gradient @ gradient)
+    assert row["top_gradient_share"] == pytest.approx(share, abs=2e-2)
+    assert row["verdict"] == plain["verdict"]
+    assert plain["top"] is None
+    assert plain["top_gradient_share"] is None
+    point = ProbedCheckpoint.from_row(row)
+    assert point.top_values.tolist() == row["top"]["values"]
+    assert point.as_row()["top"] == row["top"]
+
+
 def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seeds = []
 
@@ -595,6 +617,7 @@ def pickled(path: Path) -> Path:
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
         ({"density_steps": 0}, "expected at least one density probe and step, got 1 and 0"),
+        ({"top": -1}, "expected top to be a whole number of eigenpairs from 0, got -1"),
         ({"slice_points": 4}, "expected an odd number of points from 3, so that one is the middle, got 4"),
         ({"plane_points": 1}, "expected plane_points of at least 3, or 0 for no plane, got 1"),
         ({"device": "abacus"}, "device 'abacus'"),

@@ -186,6 +186,16 @@ def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None
     assert "fresh<" not in older.source
 
 
+def test_the_largest_eigenvalues_have_a_table(make_probe: MakeRun) -> None:
+    top = {"values": [7.0, 6.0, *[0.5] * 10], "residuals": [0.01, 0.02, *[1e-3] * 10]}
+    text = page_of(make_probe(count=2, density=None, top=top, top_gradient_share=0.875)).text
+    assert "The 12 largest eigenvalues at each checkpoint" in text
+    assert "The first 10 are shown; probe.jsonl has all." in text
+    assert text.count("7.00 ± 0.010") == 2
+    assert text.count("0.875") == 2
+    assert "largest eigenvalues at each" not in page_of(make_probe("without", count=2, density=None)).text
+
+
 def test_the_cost_breakdown_is_shown(make_bare: MakeRun) -> None:
     text = page_of(make_bare(switch=30)).text.replace(" ", "")
     # 30 epochs of Adam, a third of each for the detector, the rest of 120 for phase two.

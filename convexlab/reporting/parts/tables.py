@@ -10,7 +10,17 @@ from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_ta
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
-from convexlab.wording.numbers import MISSING, count, lower_bound, number, percent, plus_minus, signed, with_interval
+from convexlab.wording.numbers import (
+    MISSING,
+    count,
+    decimals,
+    lower_bound,
+    number,
+    percent,
+    plus_minus,
+    signed,
+    with_interval,
+)
 
 __all__ = [
     "comparison_table",
@@ -20,7 +30,11 @@ __all__ = [
     "measures_table",
     "results_table",
     "settings_tables",
+    "top_table",
 ]
+
+# Of the largest eigenvalues; the data have all.
+_MOST_SHOWN = 10
 
 
 def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
@@ -179,6 +193,34 @@ def curvature_table(facts: RunFacts) -> Table | None:
             "Gradient equivalents",
             "Seconds",
         ],
+        rows,
+    )
+
+
+def top_table(facts: RunFacts) -> Table | None:
+    """Return the largest eigenvalues at every checkpoint where they were measured."""
+    probed = [c for c in facts.probe if c.top_values.size]
+    if not probed:
+        return None
+    count = max(c.top_values.size for c in probed)
+    shown_count = min(count, _MOST_SHOWN)
+    rows = [
+        (
+            Cell(place(c)),
+            decimals(c.top_gradient_share, 3),
+            *(
+                plus_minus(value, residual, c.rounding_floor)
+                for value, residual in zip(c.top_values[:shown_count], c.top_residuals, strict=False)
+            ),
+            *[MISSING] * (shown_count - c.top_values.size),
+        )
+        for c in probed
+    ]
+    first = "" if count == shown_count else f" The first {shown_count} are shown; probe.jsonl has all."
+    return make_table(
+        f"The {count} largest eigenvalues at each checkpoint, with residuals, and the gradient's share in the space of "
+        f"their eigenvectors, ‖Vᵀg‖² / ‖g‖².{first}",
+        [Column("Checkpoint", False), "Gradient's share", *map(str, range(1, shown_count + 1))],
         rows,
     )
 
