@@ -9,23 +9,24 @@ to train at that border.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexlab.curvature.effort import Effort
+from convexlab.curvature.effort import Effort, Meter
+from convexlab.curvature.soundness import require_sound
 from convexlab.curvature.top import top_eigenpairs
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten
-from convexlab.objective import Objective
+from convexlab.objective import Objective, Products
 from convexlab.optim.preconditioners import DiagonalPreconditioner, split_operator
 
-__all__ = ["AdamMetric", "AdamSharpness", "adam_metric", "adam_sharpness"]
+__all__ = ["AdamMetric", "AdamSharpness", "adam_metric", "adam_sharpness", "metric_of", "sharpness_in"]
 
-# Products at most: the largest eigenvalue of a spectrum in this metric rarely takes more than twenty.
+# It rarely takes more than twenty.
 _MOST_PRODUCTS = 100
 
 
@@ -131,7 +132,13 @@ def metric_of(
 
 
 def adam_sharpness(
-    objective: Objective, adam: torch.optim.Optimizer | AdamMetric, *, tolerance: float = 1e-2, seed: int = 0
+    objective: Objective,
+    adam: torch.optim.Optimizer | AdamMetric,
+    *,
+    tolerance: float = 1e-2,
+    max_steps: int = _MOST_PRODUCTS,
+    products: Products = "auto",
+    seed: int = 0,
 ) -> AdamSharpness:
     """Return the largest curvature in Adam's metric beside the border of its stability.
 
@@ -139,16 +146,28 @@ def adam_sharpness(
         objective: at the weights that the optimiser has reached.
         adam: see `adam_metric`, or what that returned.
         tolerance: wanted residual, relative to the value.
+        max_steps: products at most; it rarely takes more than twenty.
+        products: how the Hessian multiplies, see `Objective.hessian`.
         seed: of the random start.
 
     Raises:
         MisuseError: as `adam_metric` does, or a tolerance out of range.
-        FailureError: a product is not finite, or the run does not fit into memory.
+        FailureError: a product is not finite or wrong, or the run does not fit into memory.
     """
     metric = adam if isinstance(adam, AdamMetric) else adam_metric(objective, adam)
-    pair = top_eigenpairs(
-        in_metric(objective.hessian(), metric), 1, tolerance=tolerance, max_steps=_MOST_PRODUCTS, seed=seed
-    )
+    with Meter(objective) as meter:
+        sharpness = sharpness_in(
+            objective.hessian(products), metric, tolerance=tolerance, max_steps=max_steps, seed=seed
+        )
+        return replace(sharpness, effort=meter.effort(sharpness.effort.products, sharpness.effort.plan))
+
+
+def sharpness_in(
+    hessian: SymmetricOperator, metric: AdamMetric, *, tolerance: float, max_steps: int = _MOST_PRODUCTS, seed: int = 0
+) -> AdamSharpness:
+    """Return what `adam_sharpness` does, with an operator that is there."""
+    require_sound(hessian)
+    pair = top_eigenpairs(in_metric(hessian, metric), 1, tolerance=tolerance, max_steps=max_steps, seed=seed)
     return AdamSharpness(
         value=float(pair.values[0]),
         residual=float(pair.residuals[0]),

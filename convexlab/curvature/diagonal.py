@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.intervals import student_reach
+from convexlab.curvature.soundness import require_operator, require_sound
 from convexlab.errors import MisuseError
 from convexlab.linalg.diagonal import sampled_diagonal
 from convexlab.linalg.operators import MatrixVectorProduct
@@ -55,10 +56,13 @@ def diagonal(operator: MatrixVectorProduct, *, samples: int = 32, seed: int = 0)
 
     Raises:
         MisuseError: fewer than one sample.
+        FailureError: the products are wrong, see `soundness`.
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise MisuseError(f"expected samples to be a whole number from 1, got {samples!r}.")
+    require_operator(operator)
     with Meter(operator) as meter:
+        require_sound(operator)
         values, squares = sampled_diagonal(operator, samples, seed)
         errors = (squares / (samples - 1) / samples).sqrt() if samples > 1 else torch.full_like(values, math.nan)
         return DiagonalEstimate(values, errors, samples, meter.effort(samples))

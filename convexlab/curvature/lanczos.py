@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convexlab.curvature.basis import Basis
 from convexlab.curvature.forecast import plan_run
+from convexlab.curvature.soundness import require_sound
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype, norm
@@ -44,11 +45,11 @@ class Lanczos:
             would not fit.
 
     Raises:
-        FailureError: that many steps do not fit into memory.
+        FailureError: that many steps do not fit into memory, or the products are wrong, see `soundness`.
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Plan the memory; no product with all of A is made yet."""
+        """Plan the memory and check the products; none with all of A is made yet."""
         self.operator = operator
         self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0
@@ -58,8 +59,9 @@ class Lanczos:
         self.approximate = False
         """Whether T leaves out residuals, see `deflate`."""
         plan = plan_run(operator, self.max_steps)
-        self.plan = plan.summary
-        """What was done to save memory; empty if nothing was."""
+        require_sound(operator)
+        self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
+        """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
         dtype = accumulation_dtype(plan.device)
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.intervals import Interval, standard_error, student_interval
 from convexlab.curvature.lanczos import Lanczos
+from convexlab.curvature.soundness import require_sound
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype
@@ -69,6 +70,7 @@ def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: in
 
     Raises:
         MisuseError: an unknown method, or too few samples for it.
+        FailureError: the products are wrong, see `soundness`.
     """
     if method not in _METHODS:
         raise unknown_name("trace method", method, _METHODS)
@@ -76,6 +78,7 @@ def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: in
     if samples < least:
         raise MisuseError(f"expected at least {least} samples for {method!r}, got {samples!r}.")
     with Meter(operator) as meter:
+        require_sound(operator)
         value, error, degrees, products = estimate(operator, samples, torch.Generator().manual_seed(seed))
         return TraceEstimate(value, error, degrees, meter.effort(products))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexlab.curvature.adam_metric import AdamMetric, sharpness_in
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
@@ -20,10 +21,10 @@ from convexlab.curvature.slices import check_points, extreme_slices
 from convexlab.curvature.top import pairs_of
 from convexlab.curvature.trace import trace_beside
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
-from convexlab.errors import FailureError, MisuseError
-from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.errors import FailureError, MisuseError, unknown_name
+from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
 from convexlab.linalg.vectors import dot, norm
-from convexlab.objective import Objective
+from convexlab.objective import PRODUCTS, Objective, Products
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.probing.loss import ProbedLoss
 from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
@@ -52,6 +53,8 @@ class ProbeOptions:
     """Products of each of these but the first."""
     trace_samples: int = 8
     """Products beside the first run that estimate the part of the trace outside of its space."""
+    products: Products = "auto"
+    """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
     seed: int = 0
     """Of the Krylov runs' starts, and of these products' vectors."""
     top: int = 0
@@ -72,14 +75,19 @@ class ProbeOptions:
             raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
+        if self.products not in PRODUCTS:
+            raise unknown_name("kind of products", self.products, PRODUCTS)
         if self.slice_points:
             check_points(self.slice_points)
 
 
-def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
+def probe_point(
+    loss: ProbedLoss, options: ProbeOptions, metric: AdamMetric | None = None
+) -> tuple[ProbedCheckpoint, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
-    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
+    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density. With the
+    metric of an Adam there is one more, for the largest curvature in that.
 
     Returns:
         A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
@@ -87,8 +95,9 @@ def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoi
     """
     objective = loss.objective
     with Meter(objective) as meter:
-        point, verdict = _measured(objective, options, meter)
-        sampling = Sampling() if loss.problem is None else sampling_error(loss.problem, verdict)
+        point, verdict = _measured(objective, options, meter, metric)
+        exact = options.products != "differences"
+        sampling = sampling_error(loss.problem, verdict) if loss.problem is not None and exact else Sampling()
         slices = _slices(objective, verdict, point, options)
         row = ProbedCheckpoint(
             **vars(_charged(point, meter, verdict)),
@@ -127,22 +136,29 @@ def _charged(point: PointMeasurement, meter: Meter, verdict: Verdict | None) -> 
     )
 
 
-def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[PointMeasurement, Verdict | None]:
+def _measured(
+    objective: Objective, options: ProbeOptions, meter: Meter, metric: AdamMetric | None = None
+) -> tuple[PointMeasurement, Verdict | None]:
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
     nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
     if not (math.isfinite(value) and math.isfinite(gradient_norm)):
         return nothing, None
     try:
-        return _curvature(objective, value, gradient, options, meter)
+        return _curvature(objective, value, gradient, options, meter, metric)
     except FailureError as error:
         return replace(nothing, failure=str(error)), None
 
 
 def _curvature(
-    objective: Objective, value: float, gradient: Tensor, options: ProbeOptions, meter: Meter
+    objective: Objective,
+    value: float,
+    gradient: Tensor,
+    options: ProbeOptions,
+    meter: Meter,
+    metric: AdamMetric | None,
 ) -> tuple[PointMeasurement, Verdict]:
-    operator = objective.hessian()
+    operator = objective.hessian(options.products)
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
@@ -179,6 +195,7 @@ def _curvature(
         trace_high=trace_high,
         interval_level=LEVEL,
         **top,
+        **_in_metric(operator, metric, options.seed),
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
         rounding_floor=verdict.rounding_floor,
@@ -199,6 +216,18 @@ def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:
         "top_values": values.numpy(),
         "top_residuals": residuals.numpy(),
         "top_gradient_share": (inside / whole) ** 2 if whole else None,
+    }
+
+
+def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, float]:
+    """Return the fields of a row on curvature in Adam's metric."""
+    if metric is None:
+        return {}
+    sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    return {
+        "adam_sharpness": sharpness.value,
+        "adam_sharpness_residual": sharpness.residual,
+        "adam_threshold": sharpness.threshold,
     }
 
 

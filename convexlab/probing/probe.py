@@ -15,11 +15,13 @@ from convexlab.checkpoints import (
     load_weights,
     read_checkpoint,
     read_header,
+    read_moments,
     write_checkpoint,
 )
+from convexlab.curvature.adam_metric import AdamMetric, metric_of
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
-from convexlab.objective import Objective
+from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
@@ -69,6 +71,7 @@ def probe(
     density_probes: int = 1,
     density_steps: int = 32,
     top: int = 0,
+    products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
@@ -104,6 +107,8 @@ def probe(
         density_steps: products of each of these but the first.
         top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
+        products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
+            differentiate twice.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -120,6 +125,7 @@ def probe(
         density_probes=density_probes,
         density_steps=density_steps,
         top=top,
+        products=products,
         slice_points=slice_points,
     )
     if plane_points and plane_points < 3:
@@ -281,8 +287,10 @@ def _path(
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())))
+    metric = _metric(item.header.path, loss.objective)
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
     return replace(
         row,
         checkpoint=item.name,
@@ -290,6 +298,20 @@ def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) 
         phase=item.header.metadata.get("phase", ""),
         witness=_save_witness(target, item.name, loss.objective, verdict),
     )
+
+
+def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
+    """Return the metric of the Adam that led to a checkpoint; None where its moments are not stored, or fit nothing."""
+    state = read_moments(checkpoint, objective.model)
+    if state is None:
+        return None
+    parameters = dict(objective.model.named_parameters())
+    places = {name: place for place, name in enumerate(parameters)}
+    names = objective.parameter_names
+    try:
+        return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
+    except MisuseError:  # The state of another optimiser, or of groups without one border.
+        return None
 
 
 def _write_plane(

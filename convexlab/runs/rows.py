@@ -288,6 +288,11 @@ class PointMeasurement:
     """(k,) ‖Hv - value v‖ of each."""
     top_gradient_share: float | None = None
     """‖Vᵀg‖² / ‖g‖², from 0 to 1, V their eigenvectors."""
+    adam_sharpness: float | None = None
+    """Largest eigenvalue of P^(-1/2) H P^(-1/2), P of the Adam that led here; None where its moments are not stored."""
+    adam_sharpness_residual: float | None = None
+    adam_threshold: float | None = None
+    """2 (1 + β₁) / ((1 - β₁) η), above which that Adam is unstable on a quadratic loss."""
     second_difference: float | None = None
     """Curvature along v from values of the loss alone; None unless the verdict is `non-convex`."""
     verdict: str = ""

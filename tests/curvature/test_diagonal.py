@@ -60,7 +60,9 @@ def test_a_hessian_costs_its_products() -> None:
     objective = cl.Objective(model, [(torch.randn(20, 3).double(), torch.randn(20, 2).double())], nn.MSELoss())
     dense = objective.hvp(torch.eye(objective.size, dtype=torch.float64))
     estimate = cl.diagonal(objective.hessian(), samples=64)
-    assert estimate.effort.gradient_equivalents == 2 * 64
+    # Beside its products the check that they are right, of ten gradients at most over data as small as these.
+    assert estimate.effort.gradient_equivalents is not None
+    assert 2 * 64 <= estimate.effort.gradient_equivalents <= 2 * 64 + 10
     # Of 26 entries, each with Student's t of 63 degrees: five errors in 5 of a million.
     assert bool(((estimate.values - dense.diagonal()).abs() <= 5 * estimate.standard_errors + 1e-12).all())
 

@@ -222,6 +222,7 @@ def test_all_products_of_an_objective_are_made_at_once(method: str) -> None:
     objective = cl.Objective(Counting(4, 10).double(), [batch], nn.MSELoss(), micro_batch=2, memory_budget=0)
     operator = objective.hessian()
     dense = Dense(operator @ torch.eye(50))
+    operator.prove()
     rows.clear()
     estimate = cl.trace(operator, method=method, samples=12)
     expected = cl.trace(dense, method=method, samples=12)

@@ -122,9 +122,10 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     assert abs(row["negative_mass"] - share) <= 2 * (row["negative_mass_high"] - row["negative_mass_low"])
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
-    # One gradient, three values along the witness, 24 along both slices, and products at 2 each; of the last two a part
-    # over the validation examples.
-    products = (row["gradient_equivalents"] - 2 - 24 / 3) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
+    # One gradient, seven values along the witness, 24 along both slices, the check of the products on 32 examples, and
+    # products at 2 each; of the last two a part over the validation examples.
+    others = 1 + 7 / 3 + 24 / 3 + 6 * 32 / TRAIN_SIZE
+    products = (row["gradient_equivalents"] - others) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
     assert products == pytest.approx(int(products), abs=1e-9)
     assert products > row["steps"]
     assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
@@ -252,12 +253,29 @@ def test_the_largest_eigenvalues_and_the_gradients_share_in_their_space(run: Run
     assert point.as_row()["top"] == row["top"]
 
 
+def test_curvature_in_adams_metric_where_its_moments_are_stored(run: Run, tiny: Options) -> None:
+    path = run.checkpoint_path(3)
+    (row,) = cl.probe(path, slice_points=0, max_steps=4, out=run.path / "metric").rows
+    _, _, hessian = dense(tiny["dataset"], load_file(path))
+    moments = load_file(path.parent / "adam" / path.name)
+    with safe_open(path.parent / "adam" / path.name, framework="pt") as file:
+        stored = {name: float(value) for name, value in file.metadata().items()}
+    v = np.concatenate([moments[name].numpy().ravel() for name in NAMES]) / (1 - stored["beta2"] ** stored["step"])
+    p = (1 - stored["beta1"] ** stored["step"]) * (np.sqrt(v) + stored["eps"])
+    largest = np.linalg.eigvalsh(hessian / np.sqrt(np.outer(p, p)))[-1]
+    assert row["adam_sharpness_residual"] <= 1e-2 * row["adam_sharpness"]
+    assert abs(row["adam_sharpness"] - largest) <= row["adam_sharpness_residual"] + 1e-9 * largest
+    assert row["adam_threshold"] == pytest.approx(2 * 1.9 / (0.1 * stored["lr"]))
+    (start,) = cl.probe(run.checkpoint_path(0), slice_points=0, max_steps=4, out=run.path / "start").rows
+    assert (start["adam_sharpness"], start["adam_threshold"]) == (None, None)
+
+
 def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seeds = []
 
-    def watched(loss: Any, options: ProbeOptions) -> Any:
+    def watched(loss: Any, options: ProbeOptions, metric: Any) -> Any:
         seeds.append(options.seed)
-        return probe_point(loss, options)
+        return probe_point(loss, options, metric)
 
     monkeypatch.setattr(importlib.import_module("convexlab.probing.probe"), "probe_point", watched)
     for out in ("first", "again"):

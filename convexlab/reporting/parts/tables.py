@@ -10,6 +10,7 @@ from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_ta
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
+from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import (
     MISSING,
     count,
@@ -33,6 +34,10 @@ __all__ = [
     "top_table",
 ]
 
+_ABOUT_ADAM = (
+    "In Adam's metric: the largest eigenvalue of P^(−1/2) H P^(−1/2), of the threshold above which Adam is unstable on "
+    "a quadratic loss. "
+)
 # Of the largest eigenvalues; the data have all.
 _MOST_SHOWN = 10
 
@@ -154,6 +159,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
             plus_minus(c.smallest, c.smallest_residual, c.rounding_floor),
             lower_bound(c.smallest_lower_bound, c.rounding_floor),
             plus_minus(c.largest, c.largest_residual, c.rounding_floor),
+            _beside_threshold(c),
             with_interval(c.smallest_fresh, c.smallest_fresh_low, c.smallest_fresh_high, c.rounding_floor),
             with_interval(c.largest_fresh, c.largest_fresh_low, c.largest_fresh_high, c.rounding_floor),
             signed(c.gradient_curvature, c.rounding_floor),
@@ -173,6 +179,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
     return make_table(
         f"Curvature at each checkpoint. After ±: the residual of an eigenvalue. {intervals}"
         "Fresh: the same direction on examples that it was not found on. "
+        f"{_ABOUT_ADAM if any(c.adam_threshold for c in facts.probe) else ''}"
         "A value inside the rounding floor is printed as 0, without a sign.",
         [
             Column("Checkpoint", False),
@@ -181,6 +188,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
             "Smallest",
             "Lower bound",
             "Largest",
+            "In Adam's metric",
             "Smallest, fresh",
             "Largest, fresh",
             "gᵀHg / gᵀg",
@@ -195,6 +203,13 @@ def curvature_table(facts: RunFacts) -> Table | None:
         ],
         rows,
     )
+
+
+def _beside_threshold(c: ProbedCheckpoint) -> str:
+    """Return the largest curvature in Adam's metric beside the border of its stability."""
+    if c.adam_sharpness is None or c.adam_threshold is None:
+        return MISSING
+    return f"{plus_minus(c.adam_sharpness, c.adam_sharpness_residual)} of {number(c.adam_threshold)}"
 
 
 def top_table(facts: RunFacts) -> Table | None:
