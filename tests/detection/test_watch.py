@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -396,3 +396,33 @@ def test_an_epoch_that_costs_no_number(cost: float) -> None:
     with pytest.raises(cl.MisuseError, match="cost of an epoch"):
         watch.update(loss=1.0, cost=cost)
     assert not watch.history
+
+
+# In Adam's metric
+
+
+def test_the_curvature_in_adams_metric_is_measured_within_its_share() -> None:
+    loop = perceptron()
+    adam = loop.adam()
+    watch = cl.Watch(loop.objective, adam, share=0.9, examples=20, adam_metric=True)
+    loop.train(watch, adam, 60)
+    places = [place for place, sharpness in enumerate(watch.adam_history) if sharpness is not None]
+    assert len(watch.adam_history) == 60
+    assert 3 < len(places) < 60
+    while watch.adam_history[-1] is None:  # Until the model is where it was measured last.
+        loop.train(watch, adam, 1)
+    last = watch.adam_history[-1]
+    again = cl.adam_sharpness(loop.objective.sample(20), adam, max_steps=16)
+    assert last.value == pytest.approx(again.value, rel=1e-3)
+    assert last.threshold == pytest.approx(2 * 1.9 / (0.1 * loop.rate))
+    assert watch.spent <= 0.9 * watch.trained
+    assert set(vars(watch.history[-1])) == {field.name for field in fields(Signals)}
+
+
+def test_the_metric_is_adams_and_costs_something() -> None:
+    loop = perceptron()
+    with pytest.raises(cl.MisuseError, match="positive share for adam_metric, got share=0"):
+        cl.Watch(loop.objective, loop.adam(), share=0, adam_metric=True)
+    sgd = torch.optim.SGD(loop.model.parameters(), lr=0.1)
+    with pytest.raises(cl.MisuseError, match="the state of an Adam or AdamW"):
+        loop.train(cl.Watch(loop.objective, sgd, share=0.9, examples=5, adam_metric=True), sgd, 50)
