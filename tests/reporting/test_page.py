@@ -219,6 +219,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(make_bare: MakeRun) -> None:
     assert "not finished" not in page_of(make_bare("done")).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_probe_alone_has_a_page(make_probe: MakeRun) -> None:
     page = page_of(make_probe(count=3))
     assert "Verdicts over 3 checkpoints: 2 × non-convex, 1 × no negative curvature found." in page.text
@@ -226,6 +227,7 @@ def test_a_probe_alone_has_a_page(make_probe: MakeRun) -> None:
     assert len(page.all("svg")) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_are_compared_first(make_bare: MakeRun, make_probe: MakeRun) -> None:
     page = page_of(make_bare("a"), make_bare("b", seed=1, final=9e-4), make_probe("c", density=None))
     text = page.text
@@ -360,6 +362,7 @@ def test_any_value_of_a_summary_may_be_null(make_run: MakeRun) -> None:
     assert "nan" not in text.split()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_sign_is_printed_inside_the_rounding_floor(make_probe: MakeRun) -> None:
     inside = {"smallest": -2.345e-8, "gradient_curvature": -3.456e-8, "smallest_lower_bound": -4.567e-8}
     page = page_of(make_probe(rounding_floor=1e-7, verdict="unresolved", **inside))
@@ -401,6 +404,7 @@ def test_data_take_the_room_that_the_page_leaves(make_bare: MakeRun, monkeypatch
     assert limit - 60_000 < len(small.source.encode()) <= limit
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_runs_show_their_main_charts(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MANY", 1)
     runs = [make_run(name, epochs=40, switch=16) for name in "ab"]
