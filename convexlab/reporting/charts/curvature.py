@@ -162,5 +162,5 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
 
 
 def _bars(probe: Sequence[ProbedCheckpoint]) -> str:
-    levels = {checkpoint.interval_level for checkpoint in probe} - {None}
+    levels = {checkpoint.interval_level for checkpoint in probe if checkpoint.interval_level is not None}
     return f"; bars: {percent(levels.pop())} intervals" if len(levels) == 1 else ""
