@@ -172,17 +172,28 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
 
 
 def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
-    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
-    fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
+    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_low": -0.15, "smallest_fresh_high": -0.0968}
+    fresh |= {"largest_fresh": 7.654, "largest_fresh_low": 7.0, "largest_fresh_high": 8.3}
     page = page_of(make_probe(count=2, density=None, fresh_examples=99, **fresh))
-    assert page.text.count("7.65 ± 0.32") == 2
+    assert page.text.count("7.65 (7.00 to 8.30)") == 2
+    assert "In brackets: an estimate's 95 % interval." in page.text
     assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
     # Beside each verdict, and on top for the last one.
     assert page.text.count("On 99 validation examples the direction of smallest curvature") == 3
     # And in two rows of the table.
-    assert page.text.count("−0.123 ± 0.025") == 3 + 2
+    assert page.text.count("−0.123 (−0.150 to −0.0968") == 3 + 2
     older = page_of(make_probe("older", density=None, fresh_examples=None, **dict.fromkeys(fresh)))
     assert "fresh<" not in older.source
+
+
+def test_the_largest_eigenvalues_have_a_table(make_probe: MakeRun) -> None:
+    top = {"values": [7.0, 6.0, *[0.5] * 10], "residuals": [0.01, 0.02, *[1e-3] * 10]}
+    text = page_of(make_probe(count=2, density=None, top=top, top_gradient_share=0.875)).text
+    assert "The 12 largest eigenvalues at each checkpoint" in text
+    assert "The first 10 are shown; probe.jsonl has all." in text
+    assert text.count("7.00 ± 0.010") == 2
+    assert text.count("0.875") == 2
+    assert "largest eigenvalues at each" not in page_of(make_probe("without", count=2, density=None)).text
 
 
 def test_the_cost_breakdown_is_shown(make_bare: MakeRun) -> None:
