@@ -101,10 +101,13 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
     for name, value in options.items():
         if name not in config.as_dict():
             raise unknown_name("option", name, config.as_dict())
-        if getattr(config, name) != value:
+        begun = getattr(config, name)
+        if begun != value:
+            settings = f"{name}={begun!r}, not {value!r}"
+            if config.objective is not None and name in ("model", "dataset", "loss"):
+                settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={getattr(config, name)!r}, not {value!r}. Leave the option "
-                "out to resume it, or begin another run."
+                f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
             )
     return run, config
 
