@@ -169,13 +169,13 @@ def _rounding(facts: Row) -> str:
     changes = [
         max(abs(row[name] / row[f"{name}_in_training"] - 1) for row in rows) for name in ("loss", "gradient_norm")
     ]
-    told = (
+    difference = (
         f"Beside them stand those of the weights before they were rounded: over all checkpoints the loss differs by at "
         f"most {changes[0]:.1g} of it, the gradient norm by {changes[1]:.1g}."
         if max(changes) > 0
         else "They are the very weights of training."
     )
-    return f"Loss and gradient norm are those of the stored weights over all training examples. {told}"
+    return f"Loss and gradient norm are those of the stored weights over all training examples. {difference}"
 
 
 def _table(rows: Sequence[Row]) -> str:

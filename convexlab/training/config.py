@@ -48,7 +48,7 @@ class TwoPhaseConfig:
     """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
     brings along."""
     lr: float = 2e-3
-    """Adam's learning rate. The paper does not state its own; a high one helps before a switch, for phase two removes
+    """Adam's learning rate. The paper does not state its own; a high one helps before a switch: phase two removes
     the noise that it leaves."""
     train_size: int | None = None
     """Training examples used; None is all, or what an objective's factory chose."""
