@@ -31,7 +31,7 @@ class TrainingPath:
     files: list[Path]
 
     def key(self, points: int, budget: float) -> str:
-        """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
+        """Return a digest of all that the plane depends on: a stored plane with the same digest is kept."""
         # An objective at hand has no name to store.
         setting = replace(self.setting, objective=self.setting.names.get("objective"))
         options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
@@ -46,7 +46,7 @@ class TrainingPath:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
         Checkpoints whose weights are not finite are left out. The model is left at the last of the others. What does
-        not stay in memory is in ``folder`` meanwhile.
+        not fit into memory lies in ``folder`` meanwhile.
 
         Raises:
             MisuseError: a checkpoint that does not fit the model.

@@ -35,7 +35,7 @@ from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Probe", "probe"]
 
-# Of what the rows of a probe cost, what the plane of the training path may cost on top.
+# The plane of the training path costs at most this share of what the rows of a probe cost.
 _PLANE_SHARE = 0.05
 
 
@@ -104,7 +104,7 @@ def probe(
         confidence: of the bounds, over the random start.
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
-        density_steps: products of each of these but the first.
+        density_steps: products of each of these runs after the first.
         top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
@@ -114,7 +114,7 @@ def probe(
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
         resume: keep the rows that ``out`` has already.
-        progress: called with where the work stands.
+        progress: called with how far the work is.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
@@ -288,7 +288,7 @@ def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) 
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     load_weights(loss.objective.model, read_checkpoint(item.header.path))
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
-    # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
     metric = _metric(item.header.path, loss.objective)
     row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
     return replace(

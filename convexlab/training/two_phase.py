@@ -49,7 +49,7 @@ def train_two_phase(
     Args:
         out: the run directory; None makes a new one under ``runs/``.
         resume: go on with the run in ``out``, under the settings stored there.
-        progress: told where the work stands.
+        progress: called with how far the work is.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -101,10 +101,13 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
     for name, value in options.items():
         if name not in config.as_dict():
             raise unknown_name("option", name, config.as_dict())
-        if getattr(config, name) != value:
+        begun = getattr(config, name)
+        if begun != value:
+            settings = f"{name}={begun!r}, not {value!r}"
+            if config.objective is not None and name in ("model", "dataset", "loss"):
+                settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={getattr(config, name)!r}, not {value!r}. Leave the option "
-                "out to resume it, or begin another run."
+                f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
             )
     return run, config
 
@@ -175,7 +178,7 @@ class _TwoPhaseTraining:
         self.hand_over = HandOver(config.phase_two, phase_two(config.phase_two), problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
-        """Epochs between two records, and between two that a detector is told."""
+        """Epochs between two records, and between two updates of a detector."""
         self.at_start = problem.measures()
         """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
         work."""
@@ -270,7 +273,7 @@ class _TwoPhaseTraining:
     def _adam_until_switch(self, trajectory: Trajectory) -> None:
         detector = self._detector(trajectory)
         budget, share = self.config.epochs, detector.cost
-        # What was fixed beforehand needs no looking on.
+        # A switch that was fixed beforehand needs no watch.
         watch = None if isinstance(detector, FixedEpoch) else self._watch(trajectory, detector)
         losses: list[float] = []
         while not detector.fired and trajectory.cost + 1 + share <= budget:
@@ -314,7 +317,7 @@ class _TwoPhaseTraining:
         return watch
 
     def _detector(self, trajectory: Trajectory) -> Detector:
-        """Return the detector, told again what it was told until here."""
+        """Return the detector, with all that it was given until here."""
         if self.config.switch_epoch is not None:
             detector: Detector = FixedEpoch(self.config.switch_epoch)
         else:
@@ -355,7 +358,7 @@ class _TwoPhaseTraining:
     ) -> None:
         """Write down an epoch that was measured.
 
-        ``budget`` is what progress says is the total, ``signals`` what the detector was told. At a landmark the
+        ``budget`` is what progress says is the total, ``signals`` what the detector was given. At a landmark the
         validation is made in any case.
         """
         measures: dict[str, float] = {}
@@ -378,7 +381,7 @@ class _TwoPhaseTraining:
             self.oracle.keep(trajectory)
         if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
-        # Between two that it is told, a watch has begun an epoch that its state does not hold.
+        # Between two updates, a watch has begun an epoch that its state does not hold.
         if self.journal.due and trajectory.epoch % self.every == 0:
             self.journal.save(trajectory.name, trajectory.state())
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
