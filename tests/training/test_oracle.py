@@ -205,8 +205,8 @@ def test_it_ends_where_phase_two_has_a_step_left() -> None:
 def test_a_second_phase_that_is_given_up_says_so(
     tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convexlab.training.second_phase._STALL_SHARE", 2.0)  # whatever it gains is too little,
-    monkeypatch.setattr("convexlab.training.second_phase._STALL_STEPS", 2)  # after two steps
+    monkeypatch.setattr("convexlab.training.second_phase._failure", lambda optimizer: "made to fail")
+    monkeypatch.setattr("convexlab.training.second_phase._FAILED_STEPS", 3)
     made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny | {"epochs": 11})
     assert summary_of(made)["safe_resort"]["epoch"] == 4 + 3
     # From epoch 8 on the budget ends before the third step does.
