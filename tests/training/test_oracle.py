@@ -18,6 +18,7 @@ from convexlab.runs.oracle import neighbour_factor
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import hindsight
+from convexlab.training.phases import SMALL
 from convexlab.training.second_phase import Step
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
@@ -78,7 +79,7 @@ def test_rows_are_complete_and_costs_add_up(run: Run) -> None:
     assert all(row.keys() >= ROW for row in run.oracle)
     for row in run.oracle:
         spent = row["cost_breakdown"]
-        assert spent.keys() == {"adam", cl.TwoPhaseConfig.phase_two}
+        assert spent.keys() == {"adam", SMALL}
         assert spent["adam"] == row["switch_epoch"]
         assert 12 - 2 < row["gradient_equivalents"] <= 12 + ROUNDING
         assert row["gradient_equivalents"] == pytest.approx(math.fsum(spent.values()), abs=ROUNDING)
