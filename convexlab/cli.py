@@ -20,6 +20,7 @@ from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
 from convexlab.errors import ConvexLabError, MisuseError
+from convexlab.objective import PRODUCTS
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
 from convexlab.progress import Progress, silent
@@ -192,8 +193,18 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
 )
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
-@click.option("--density-probes", type=int, default=2, show_default=True, help="Krylov runs for the spectral density.")
+@click.option("--density-probes", type=int, default=1, show_default=True, help="Krylov runs for the spectral density.")
 @click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
+@click.option(
+    "--top", type=int, default=0, show_default=True, help="Measure so many of the largest eigenvalues, on the same run."
+)
+@click.option(
+    "--products",
+    type=click.Choice(PRODUCTS),
+    default="auto",
+    show_default=True,
+    help="How the Hessian multiplies: differences (of gradients) for losses that torch cannot differentiate twice.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
 @click.option(

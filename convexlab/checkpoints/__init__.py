@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convexlab.checkpoints.files import Checkpoint, CheckpointHeader, read_checkpoint, read_header, write_checkpoint
+from convexlab.checkpoints.moments import read_moments, write_moments
 from convexlab.checkpoints.weights import check_fit, load_weights
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "read_header",
+    "read_moments",
     "write_checkpoint",
+    "write_moments",
 ]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.diagonal import sampled_diagonal
 from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten
+from convexlab.linalg.vectors import flatten
 
 __all__ = [
     "DiagonalPreconditioner",
@@ -150,14 +151,7 @@ def hessian_diagonal_preconditioner(
     _check_ridge(ridge)
     if not isinstance(samples, int) or samples < 1:
         raise MisuseError(f"expected samples to be a whole number from 1, got {samples!r}.")
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(operator.shape[0], dtype=accumulation_dtype(operator.device), device=operator.device)
-    for _ in range(samples):
-        signs = (
-            torch.randint(0, 2, (operator.shape[0],), generator=generator).to(operator.device, operator.dtype) * 2 - 1
-        )
-        total += signs * operator.matvec(signs)
-    size = total.abs() / samples
+    size = sampled_diagonal(operator, samples, seed)[0].abs()
     mean = size.mean()
     if not 0.0 < mean.item() < float("inf"):
         raise MisuseError(f"expected a matrix with a diagonal, but the mean of its size is {mean.item():.3g}.")
@@ -249,6 +243,11 @@ class _SplitOperator(SymmetricOperator):
         super().__init__(operator.shape[0], dtype=operator.dtype, device=operator.device)
         self._operator = operator
         self._root = base.diagonal.to(operator.device, operator.dtype).sqrt()
+
+    @property
+    def cost(self) -> object:
+        """What the operator within has spent, if it counts that."""
+        return getattr(self._operator, "cost", None)
 
     def _multiply(self, v: Tensor) -> Tensor:
         columns = [self._root * self._operator.matvec(self._root * column) for column in v.unbind(dim=1)]
