@@ -14,7 +14,7 @@ from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting
 from convexlab.problems.objectives import Factory
 from convexlab.problems.setting import refuse_beside_objective
-from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two, phase_two_names
+from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
 __all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FROM_PYTHON", "TwoPhaseConfig"]
 
@@ -43,7 +43,7 @@ class TwoPhaseConfig:
     detector: str = DEFAULT_DETECTOR
     switch_epoch: int | None = None
     """Adam epochs before the switch; None leaves the decision to the detector."""
-    phase_two: str = DEFAULT_PHASE_TWO
+    phase_two: str = AUTO
     batch_size: int | None = None
     """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
     brings along."""

@@ -22,7 +22,7 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.phases import phase_two
+from convexlab.training.phases import choose_phase_two
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
@@ -175,7 +175,8 @@ class _TwoPhaseTraining:
         self.problem = problem
         self.progress = progress
         self.journal = Journal(run)
-        self.hand_over = HandOver(config.phase_two, phase_two(config.phase_two), problem, float(config.epochs))
+        self.choice = choose_phase_two(config.phase_two, list(problem.model.parameters()))
+        self.hand_over = HandOver(self.choice.name, self.choice.phase, problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
         """Epochs between two records, and between two updates of a detector."""
@@ -429,7 +430,8 @@ class _TwoPhaseTraining:
             "batch_size": problem.batch_size,
             "switch": trajectory.switch,
             "safe_resort": trajectory.safe_resort,
-            "phase_two": config.phase_two,
+            "phase_two": self.choice.name,
+            "phase_two_reason": self.choice.reason,
             "two_phase": two_phase,
             "baselines": baselines,
             "oracle": oracle,

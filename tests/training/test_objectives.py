@@ -392,17 +392,14 @@ def test_every_switch_of_the_oracle_is_a_run(tmp_path: Path) -> None:
     assert {name: same[name] for name in two_phase} == two_phase | {"seconds": 0.0}
 
 
-def test_a_second_phase_that_gains_too_little_goes_back_to_adam(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rules, "_STALL_SHARE", 2.0)
-    monkeypatch.setattr(rules, "_STALL_STEPS", 2)
+def test_a_second_phase_that_fails_goes_back_to_adam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_failure", lambda optimizer: "made to fail")
     run = cl.train_two_phase(out=tmp_path / "run", **INFORMED)
     resort = summary_of(run)["safe_resort"]
-    assert resort["epoch"] == 15 + 3
+    assert resort == {"epoch": 15 + 2, "reason": "made to fail"}
     phases = [row["phase"] for row in rows_of(run, "two-phase")]
-    assert set(phases[16:19]) == {cl.TwoPhaseConfig.phase_two}
-    assert set(phases[19:]) == {"adam"}
+    assert set(phases[16:18]) == {summary_of(run)["phase_two"]} == {"lbfgs-adam-scaled"}
+    assert set(phases[18:]) == {"adam"}
     assert 39 < summary_of(run)["two_phase"]["gradient_equivalents"] <= 40 + 1e-12
 
 
@@ -482,8 +479,7 @@ def test_after_a_safe_resort_the_last_of_many_steps_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convexlab.training.two_phase._RECORDS", 7)
-    monkeypatch.setattr(rules, "_STALL_SHARE", 2.0)
-    monkeypatch.setattr(rules, "_STALL_STEPS", 2)
+    monkeypatch.setattr(rules, "_failure", lambda optimizer: "made to fail")
     subject = valley()
     run = cl.train_two_phase(out=tmp_path / "run", objective=subject, **QUICK | {"epochs": 60, "no_baseline": True})
     assert summary_of(run)["safe_resort"] is not None

@@ -139,6 +139,8 @@ def switch_sentence(facts: RunFacts) -> str:
         f"It switched from Adam to {facts.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
+    if facts.phase_two_reason:
+        sentence = f"{sentence} That second phase was chosen for its size: {facts.phase_two_reason}."
     if facts.safe_resort is None:
         return sentence
     return f"{sentence} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
