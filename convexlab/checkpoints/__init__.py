@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from convexlab.checkpoints.files import Checkpoint, CheckpointHeader, read_checkpoint, read_header, write_checkpoint
+from convexlab.checkpoints.files import (
+    Checkpoint,
+    CheckpointHeader,
+    add_tensors,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
 from convexlab.checkpoints.weights import check_fit, load_weights
 
 __all__ = [
     "Checkpoint",
     "CheckpointHeader",
+    "add_tensors",
     "check_fit",
     "load_weights",
     "read_checkpoint",
