@@ -171,6 +171,7 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_pickle_is_not_executed(save: Callable[[Any, Path], None], run: Run, mark: Path, tmp_path: Path) -> None:
     run.summary_path.unlink()

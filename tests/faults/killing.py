@@ -26,42 +26,56 @@ def run_in_child(action: Action, stop: int | None = None) -> int | None:
     Returns:
         How many steps there were, or None where it was killed.
     """
+
+    def kill(step: str, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    status, steps = status_in_child(action, stop, kill)
+    assert status in (0, -signal.SIGKILL), "the child failed; its traceback is above"
+    return steps if status == 0 else None
+
+
+def status_in_child(action: Action, stop: int | None, fault: Callable[[str, Path], object]) -> tuple[int, int]:
+    """Call ``action`` in a child process, where ``fault`` happens before the step number ``stop`` that changes files.
+
+    Returns:
+        Its exit status, minus the signal that killed it, and how many steps there were until its end.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
-        _be_child(action, stop, write)
+        _be_child(action, stop, fault, write)
     os.close(write)
     with os.fdopen(read) as pipe:
         steps = pipe.read()
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return None
-    assert os.WEXITSTATUS(status) == 0, "the child failed; its traceback is above"
-    return int(steps)
+    return os.waitstatus_to_exitcode(status), int(steps or 0)
 
 
-def _be_child(action: Action, stop: int | None, pipe: int) -> None:
+def _be_child(action: Action, stop: int | None, fault: Callable[[str, Path], object], pipe: int) -> None:
     steps = 0
 
     def count(step: str, path: Path) -> None:
         nonlocal steps
-        if steps == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
         steps += 1
+        if steps == (stop or 0) + 1 and stop is not None:
+            fault(step, path)
 
     status = 1
     try:
         atomic.between = count
         os.fsync = lambda handle: None  # No power fails here, and half the time is the disk's.
         action()
-        os.write(pipe, str(steps).encode())
         status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
     except BaseException:  # noqa: BLE001 - whatever it is, this process is not to go on as the test runner
         traceback.print_exc()
-        sys.stderr.flush()
     finally:
+        os.write(pipe, str(steps).encode())
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 

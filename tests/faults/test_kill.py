@@ -59,7 +59,7 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def points(request: pytest.FixtureRequest) -> int:
     """Kill points a scene: a few where all tests are run, enough for a promise in the environment of their own."""
-    return 30 if request.config.getoption("-m") == "faults" else 2
+    return 18 if request.config.getoption("-m") == "faults" else 2
 
 
 @pytest.mark.faults
