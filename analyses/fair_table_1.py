@@ -36,7 +36,7 @@ DATASETS = tuple(FULL_SIZES)
 def toy() -> Iterator[TableCase]:
     """Yield two networks on digits, which need no files."""
     for rate, model in product(RATES[:2], MODELS[-2:]):
-        yield TableCase("digits", model, 60, 4, 1, 20, 0, rate)
+        yield TableCase("digits", model, 30, 4, 1, 10, 0, rate)
 
 
 def desk() -> Iterator[TableCase]:

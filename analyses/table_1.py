@@ -47,7 +47,7 @@ class TableScale:
 def toy() -> Iterator[TableCase]:
     """Yield the five networks on digits, which need no files."""
     for model in MODELS:
-        yield case("digits", model, 60, 4, 20, 0, "cpu")
+        yield case("digits", model, 30, 4, 10, 0, "cpu")
 
 
 def desk() -> Iterator[TableCase]:

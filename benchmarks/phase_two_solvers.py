@@ -29,7 +29,7 @@ from torch import Tensor
 import convexlab as cl
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
 from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
-from convexlab.training.second_phase import Resort, second_phase
+from convexlab.training.second_phase import Resort, second_phase_steps
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
 
@@ -168,11 +168,11 @@ def _ours(phase: PhaseTwo, task: Task, meter: Meter, adam: torch.optim.Adam, out
     optimizer = phase.build(task.model.parameters(), adam, examples)
     if phase.sampled:
         meter.measure()
-    steps = second_phase(
+    steps = second_phase_steps(
         optimizer,
         phase,
         task.objective,
-        Resort(math.inf, None),
+        Resort(None),
         budget=meter.left,
         closure=meter.sampled if phase.sampled else meter.closure,
         examples=examples,

@@ -26,6 +26,7 @@ from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
 from convexlab.importing import is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
+from convexlab.objective import PRODUCTS
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Progress, silent
@@ -247,8 +248,18 @@ def two_phase(
     "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
 )
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
-@click.option("--density-probes", type=int, default=2, show_default=True, help="Krylov runs for the spectral density.")
+@click.option("--density-probes", type=int, default=1, show_default=True, help="Krylov runs for the spectral density.")
 @click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
+@click.option(
+    "--top", type=int, default=0, show_default=True, help="Measure so many of the largest eigenvalues, on the same run."
+)
+@click.option(
+    "--products",
+    type=click.Choice(PRODUCTS),
+    default="auto",
+    show_default=True,
+    help="How the Hessian multiplies: differences (of gradients) for losses that torch cannot differentiate twice.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
 @click.option(

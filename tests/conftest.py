@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any, BinaryIO
 
 # Before NumPy and torch are imported; what the tests start inherits it. One thread: the tests' matrices are small, and
 # sums come out the same on every machine.
@@ -17,6 +18,7 @@ if os.environ.get("CONVEXLAB_DATA"):
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 import convexlab
 
@@ -53,7 +55,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     print_table(terminalreporter)
 
 
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the time of a tiny run is the disk's; no power fails here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts stay empty, where a test looks at what else is on a page: drawing them takes most of its time."""
+
+    def save(_: Figure, file: BinaryIO, **__: Any) -> None:
+        file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The files that take longest come first: at the end no process waits for another.
+    items.sort(key=lambda item: item.get_closest_marker("analyses") is None)
     missing = {}
     if not torch.accelerator.is_available():
         missing["gpu"] = "no accelerator on this machine"

@@ -29,6 +29,8 @@ from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import write_problem
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # But for the run of the module's fixture, which is drawn.
+
 # click before 8.2 mixes the streams unless told not to, and later ones do not know the word.
 SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
@@ -148,7 +150,7 @@ def test_train_with_an_oracle(options: list[str], tmp_path: Path) -> None:
     assert call("train", "two-phase", "--resume", "--oracle-every", 2, "--out", tmp_path / "r").exit_code == 0
 
 
-INFORMED = ("--objective", "pinn-burgers", "--train-size", 20, "--epochs", 12, "--switch-epoch", 5)
+INFORMED = ("--objective", "pinn-convection", "--train-size", 20, "--epochs", 12, "--switch-epoch", 5)
 
 
 def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     assert result.stderr == ""
     assert "Two-phase training reached" in result.stdout
     assert result.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
-    assert Run(out).config["objective"] == "pinn-burgers"
+    assert Run(out).config["objective"] == "pinn-convection"
     again = call("report", out, "--out", tmp_path / "page.html")
     assert (again.exit_code, again.stdout) == (0, f"report: {tmp_path / 'page.html'}\n")
     assert "Relative error" in (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -168,7 +170,7 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     assert call("train", "two-phase", "--resume", "--out", out).exit_code == 0
     for option, message in (
         (("--epochs", 13), "was begun with epochs=12, not 13"),
-        (("--objective", "friedman"), "was begun with objective='pinn-burgers', not 'friedman'"),
+        (("--objective", "friedman"), "was begun with objective='pinn-convection', not 'friedman'"),
         (("--model", "vit-mlp"), "was begun with model=None, not 'vit-mlp'"),
     ):
         refused = call("train", "two-phase", "--resume", "--out", out, *option)

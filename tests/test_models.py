@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from sklearn.datasets import load_digits
 
 from convexlab.architectures import build_model
 from convexlab.checkpoints import load_weights, read_checkpoint
@@ -159,7 +162,7 @@ def test_probe_takes_the_folder_as_it_is(folder: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns(*LEFT_BY_A_PROBE)))
     for path in run.checkpoints[1:-1]:
         path.unlink()
-    quick = ["--max-steps", "3", "--density-probes", "1"]
+    quick = ["--max-steps", "3", "--density-probes", "1", "--density-steps", "3"]
     result = CliRunner().invoke(main, ["probe", str(run.path), *quick])
     assert result.exit_code == 0, result.output
     rows = run.probe
@@ -182,14 +185,23 @@ def test_a_probe_leaves_a_clone_clean(folder: Path) -> None:
     assert done.stdout.split() == paths, done.stderr
 
 
+def write_few_images(folder: Path) -> None:
+    """Write files of MNIST's format with 100 training and 20 test images, those of scikit-learn, three times as big."""
+    digits = load_digits()
+    images = np.pad(np.kron(digits.images, np.full((3, 3), 15)), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    folder.mkdir(parents=True)
+    for split, rows in (("train", slice(0, 100)), ("t10k", slice(100, 120))):
+        x, y = images[rows], digits.target[rows].astype(np.uint8)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *x.shape) + x.tobytes())
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, len(y)) + y.tobytes())
+
+
 @pytest.mark.analyses
-@pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(path, marks=() if path.parent.name.startswith("pinn") else pytest.mark.data) for path in RECIPES],
-    ids=lambda path: path.parent.name,
-)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
 def test_recipe_runs_at_toy_size(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # Nothing of models/ is touched.
+    write_few_images(tmp_path / "MNIST" / "raw")
+    monkeypatch.setenv("CONVEXLAB_DATA", str(tmp_path))
     done = CliRunner().invoke(load_object(f"{recipe}:main"), ["--scale", "toy"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     folder = tmp_path / done.stdout.strip()

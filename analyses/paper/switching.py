@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convexlab.training.phases import PhaseTwo
-from convexlab.training.second_phase import Resort, Step, second_phase
+from convexlab.training.second_phase import Resort, Step, second_phase_steps
 from paper.adam_run import AdamRun, State
 
 __all__ = ["Ending", "followed", "switch_at"]
@@ -45,8 +45,9 @@ def followed(run: AdamRun, phase: PhaseTwo, *, budget: float, steps: int | None 
         Every step of the second phase, then every epoch of Adam; ``given_up`` stands in the last step of the former.
     """
     optimizer = phase.build(run.problem.model.parameters(), run.adam, run.problem.examples or 1)
-    resort, spent, given_up, done = Resort(run.best_loss, run.largest_norm), 0.0, None, 0
-    for done, step in enumerate(second_phase(optimizer, phase, run.problem.objective, resort, budget=budget), start=1):
+    resort, spent, given_up, done = Resort.of(run.problem, run.largest_norm), 0.0, None, 0
+    steps_taken = second_phase_steps(optimizer, phase, run.problem.objective, resort, budget=budget)
+    for done, step in enumerate(steps_taken, start=1):
         spent, given_up = spent + step.cost, step.given_up
         yield step
         if done == steps:

@@ -10,6 +10,7 @@ from convexlab.checkpoints.files import (
     read_header,
     write_checkpoint,
 )
+from convexlab.checkpoints.moments import read_moments, write_moments
 from convexlab.checkpoints.weights import check_fit, load_weights
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "read_header",
+    "read_moments",
     "write_checkpoint",
+    "write_moments",
 ]

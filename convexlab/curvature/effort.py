@@ -30,7 +30,7 @@ class Effort:
     On an accelerator, what torch allocated; on the CPU, the resident set, with some of what was freed.
     """
     plan: str = ""
-    """What was done to save memory, such as "Krylov basis in float32"; empty if nothing was."""
+    """What was done to save memory, such as "Krylov basis in float32", and how products were made if not exactly."""
 
 
 class _Measured(Protocol):

@@ -13,17 +13,21 @@ from convexlab.curvature.bounds import check_confidence, least_overlaps, margins
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.inexact import cheapest_operator, deviation
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.curvature.soundness import require_operator
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.objective.differences import CentralDifferences
 
 __all__ = [
     "Ends",
     "ExtremeEigenvalues",
     "ends_of",
+    "error_of_differences",
     "extreme_eigenvalues",
     "extremes_of",
     "margins_of",
     "stages",
+    "start_confidence_of",
 ]
 
 # Share of the tolerance that a run on cheap products leaves to their error.
@@ -83,7 +87,7 @@ def extreme_eigenvalues(
     The run ends when both bounds are within ``tolerance`` (`bounds.margins`), or after as many steps as are enough for
     any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it uses differences of gradients
     where these prove accurate enough, see `inexact`. Values, residuals and the error of the differences then come from
-    exact products.
+    exact products. Where there are none, they come from differences with another step.
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
@@ -96,34 +100,65 @@ def extreme_eigenvalues(
         MisuseError: a tolerance, confidence or number of steps out of range.
         FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
+    require_operator(operator)
     if not 0 < tolerance < 1:
         raise MisuseError(f"expected a tolerance between 0 and 1, got {tolerance!r}.")
     check_confidence(confidence)
     if max_steps is not None and max_steps < 1:
         raise MisuseError(f"expected max_steps of at least 1, got {max_steps!r}.")
-    start_confidence = 1 - (1 - _DEVIATION_FAILURE) * (1 - confidence)
+    start_confidence = start_confidence_of(confidence)
     limit = steps_for(operator.shape[0], (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
     limit = limit if max_steps is None else min(limit, max_steps)
     with Meter(operator) as meter:
         start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
-        process, error = Lanczos(operator, start, limit), 0.0
+        process = Lanczos(operator, start, limit)
         del start  # The run has a copy.
-        if limit >= _LONG_RUN:
-            process.operator = cheapest_operator(process, tolerance)
-        if process.operator is not operator:
+        if isinstance(operator, CentralDifferences):
             _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
-            process.operator = operator
-            error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
-            if error > _LARGEST_DEVIATION * tolerance * _spread(process):
-                process.restart()
-                error = 0.0
-        # With exact products from here on no deviation is added.
+            error = error_of_differences(process, confidence)
+        else:
+            error = _run_cheaply(process, tolerance, confidence) if limit >= _LONG_RUN else 0.0
+            # With exact products from here on no deviation is added.
+            _extend_until(process, tolerance, start_confidence if error else confidence, error)
         at_start = start_confidence if error else confidence
-        _extend_until(process, tolerance, at_start, error)
         extremes = extremes_of(
             process, ends_of(process), tolerance=tolerance, confidence=at_start, meter=meter, deviation=error
         )
     return replace(extremes, confidence=confidence)
+
+
+def _run_cheaply(process: Lanczos, tolerance: float, confidence: float) -> float:
+    """Run on differences of gradients where these are accurate enough, and return the bound on their error.
+
+    The run's operator is exact again afterwards. Where the error turns out too large, the run is at its start again and
+    the result 0, as it is where no difference was used.
+    """
+    operator = process.operator
+    process.operator = cheapest_operator(process, tolerance)
+    if process.operator is operator:
+        return 0.0
+    _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence_of(confidence))
+    process.operator = operator
+    error = deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
+    if error <= _LARGEST_DEVIATION * tolerance * _spread(process):
+        return error
+    process.restart()
+    return 0.0
+
+
+def error_of_differences(process: Lanczos, confidence: float) -> float:
+    """Return a bound on the error of a run on `CentralDifferences`, by differences with twice the step.
+
+    The run goes on with these, so that the values and residuals of its ends are from them.
+    """
+    assert isinstance(process.operator, CentralDifferences)
+    process.operator = process.operator.coarser()
+    return deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
+
+
+def start_confidence_of(confidence: float) -> float:
+    """Return the confidence over the start that leaves room for what the bound on the products' error may fail."""
+    return 1 - (1 - _DEVIATION_FAILURE) * (1 - confidence)
 
 
 def _spread(process: Lanczos) -> float:

@@ -15,7 +15,9 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.memory import available_memory
-from convexlab.objective.products import Footprint, GradientDifferences, ObjectiveOperator
+from convexlab.objective.differences import GradientDifferences
+from convexlab.objective.footprint import Footprint
+from convexlab.objective.products import ObjectiveOperator
 
 __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 

@@ -15,7 +15,8 @@ import torch
 
 from convexlab.curvature.lanczos import Lanczos
 from convexlab.linalg.operators import MatrixVectorProduct
-from convexlab.objective.products import GradientDifferences, HessianOperator
+from convexlab.objective.differences import GradientDifferences
+from convexlab.objective.products import HessianOperator
 
 __all__ = ["SAMPLES", "cheapest_operator", "deviation"]
 
@@ -42,7 +43,7 @@ def cheapest_operator(process: Lanczos, tolerance: float) -> MatrixVectorProduct
         tolerance: relative to the range of the spectrum.
     """
     operator = process.operator
-    if not isinstance(operator, HessianOperator) or _too_coarse(operator, tolerance):
+    if not isinstance(operator, HessianOperator) or operator.exact or _too_coarse(operator, tolerance):
         return operator
     process.extend(_EXACT_STEPS)
     if process.exhausted:

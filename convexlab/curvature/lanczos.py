@@ -4,6 +4,9 @@ A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "
 10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
 10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
 the device: the host waits for it once in an `extend`, not at every step.
+
+A run may be compressed to some of its Ritz vectors, and go on from there (thick restart, Wu & Simon 2000, doi
+10.1137/S0895479898334605). Of those and of the vector after them T is an arrow then, and tridiagonal beyond.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh, eigh_tridiagonal
 from torch import Tensor
 
 from convexlab.curvature.basis import Basis
 from convexlab.curvature.forecast import plan_run
+from convexlab.curvature.soundness import require_operator, require_sound
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype, norm
@@ -27,6 +31,7 @@ Array = NDArray[np.float64]
 
 def random_unit_vector(operator: MatrixVectorProduct, generator: torch.Generator) -> Tensor:
     """Return a vector (n,) distributed uniformly on the unit sphere; the same on every device for the same seed."""
+    require_operator(operator)
     vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
     return (vector / norm(vector)).to(device=operator.device, dtype=accumulation_dtype(operator.device))
 
@@ -41,30 +46,35 @@ class Lanczos:
             would not fit.
 
     Raises:
-        FailureError: that many steps do not fit into memory.
+        FailureError: that many steps do not fit into memory, or the products are wrong, see `soundness`.
     """
 
     def __init__(self, operator: MatrixVectorProduct, start: Tensor, max_steps: int) -> None:
-        """Plan the memory; no product with all of A is made yet."""
+        """Plan the memory and check the products; none with all of A is made yet."""
         self.operator = operator
         self.max_steps = min(max_steps, operator.shape[0])
         self.products = 0
         """Products made with A for this run, including those that check its results."""
         self.invariant = False
         """Whether A maps the Krylov space into itself, up to rounding in the basis."""
+        self.approximate = False
+        """Whether T leaves out residuals, see `deflate`."""
         plan = plan_run(operator, self.max_steps)
-        self.plan = plan.summary
-        """What was done to save memory; empty if nothing was."""
+        require_sound(operator)
+        self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
+        """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
         dtype = accumulation_dtype(plan.device)
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)
         self._steps = 0
+        self._arrow: Array = np.empty(0)
 
     def restart(self) -> None:
         """Begin again from the same start; `products` counts on."""
         first = self._basis.first.clone()
         del self._basis  # Before another one is there.
         self._basis, self._steps, self.invariant = Basis(first, self.max_steps + 1), 0, False
+        self._arrow = np.empty(0)
 
     @property
     def steps(self) -> int:
@@ -80,11 +90,39 @@ class Lanczos:
         """Take ``steps`` more steps, fewer if the basis is full or the space turns out invariant."""
         if self.invariant:
             return
-        stop = min(self._steps + steps, self.max_steps)
-        for step in range(self._steps, stop):
+        start, stop = self._steps, min(self._steps + steps, self.max_steps)
+        for step in range(start, stop):
             self._step(step)
         self._steps = stop
-        self._truncate_at_breakdown()
+        self._truncate_at_breakdown(start)
+
+    def compress(self, wanted: Array) -> None:
+        """Go on with the Ritz vectors of some places in `ritz` alone, and with the vector that leads out of the space.
+
+        Afterwards `coefficients` and what is read off them say nothing any more.
+        """
+        values, vectors = self.ritz()
+        _, off_diagonal = self.coefficients()
+        self._arrow = off_diagonal[-1] * vectors[-1, wanted]
+        self._basis.compress(torch.as_tensor(vectors[:, wanted]))
+        self._steps = len(wanted)
+        self._diagonal[: self._steps] = torch.as_tensor(values[wanted]).to(self._diagonal)
+        self._off_diagonal[: self._steps] = 0
+
+    def deflate(self, wanted: Array, vector: Tensor) -> None:
+        """Go on from another vector (n,), keeping the Ritz vectors of some places in `ritz` as if they were exact."""
+        self.compress(wanted)
+        self._arrow = np.zeros(self._steps)
+        self.approximate = True
+        self.join(vector)
+
+    def join(self, vector: Tensor) -> None:
+        """Go on from an invariant space with another vector (n,), less its part in the space."""
+        self._basis.keep(self._steps)  # Behind the space there is amplified rounding error.
+        rest = self.without_part_in_space(vector)
+        self._basis.append((rest / norm(rest)).to(device=self._basis.device, dtype=self._basis.dtype))
+        self._off_diagonal[self._steps - 1] = 0
+        self.invariant = False
 
     def coefficients(self) -> tuple[Array, Array]:
         """Return the diagonal (k,) and the off-diagonal (k,) of T; the last β leads out of the space."""
@@ -100,8 +138,21 @@ class Lanczos:
     def ritz(self) -> tuple[Array, Array]:
         """Return the Ritz values (k,), ascending, and the eigenvectors of T (k, k) by column."""
         diagonal, off_diagonal = self.coefficients()
-        values, vectors = eigh_tridiagonal(diagonal, off_diagonal[:-1])
+        kept = len(self._arrow)
+        if not kept:
+            values, vectors = eigh_tridiagonal(diagonal, off_diagonal[:-1])
+            return values, vectors
+        projected = np.diag(diagonal) + np.diag(off_diagonal[:-1], 1)
+        projected[:kept, kept : kept + 1] = self._arrow[:, None]
+        values, vectors = eigh(projected, lower=False)
         return values, vectors
+
+    def residuals(self, coefficients: Array) -> Array:
+        """Return ‖A y - θ y‖ (m,) of Ritz vectors y for their coefficients (k, m), by the recurrence."""
+        if self._steps == len(self._arrow):  # Compressed, and not extended yet.
+            return np.abs(self._arrow @ coefficients)
+        _, off_diagonal = self.coefficients()
+        return np.abs(off_diagonal[-1] * coefficients[-1])
 
     def ritz_vectors(self, coefficients: Array) -> Tensor:
         """Return unit vectors (n, m) for columns of coefficients (k, m) in the basis."""
@@ -131,6 +182,13 @@ class Lanczos:
         self.products += len(vectors)
         return products
 
+    def without_part_in_space(self, vector: Tensor) -> Tensor:
+        """Return a vector (n,) of the operator's device less its part in the Krylov space."""
+        rest = vector.to(device=self._basis.device, dtype=self._basis.dtype)
+        for _ in range(2):  # As for the basis itself.
+            rest = self._basis.without_part_in_first(rest, self._steps)
+        return rest.to(device=vector.device, dtype=vector.dtype)
+
     def _step(self, step: int) -> None:
         operator, basis = self.operator, self._basis
         product = operator.matvec(basis.last.to(device=operator.device, dtype=operator.dtype))
@@ -143,8 +201,8 @@ class Lanczos:
         basis.append(vector / length.clamp_min(torch.finfo(basis.dtype).tiny))
         self.products += 1
 
-    def _truncate_at_breakdown(self) -> None:
-        """Cut T where the space became invariant: beyond that there is only amplified rounding error.
+    def _truncate_at_breakdown(self, start: int) -> None:
+        """Cut T where the space became invariant after ``start``: beyond there is only amplified rounding error.
 
         There the rest of A v is rounding error of this process, of length about √n ε ‖T‖, ε that of the basis. The
         larger errors of an operator in a lower precision do not end the process: it goes on as if from a random vector,
@@ -158,9 +216,9 @@ class Lanczos:
             )
         scale = float(np.max(np.abs(diagonal) + off_diagonal, initial=0.0))
         noise = self.operator.shape[0] ** 0.5 * self.precision * scale
-        broken = np.flatnonzero(~(off_diagonal > noise))
+        broken = np.flatnonzero(~(off_diagonal[start:] > noise))
         if broken.size:
-            self._steps = int(broken[0]) + 1
+            self._steps = start + int(broken[0]) + 1
             self.invariant = True
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.curvature.effort import Effort, Meter
+from convexlab.curvature.intervals import student_reach
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import dot, flatten, unflatten, unit_columns
 from convexlab.objective import Objective
@@ -44,6 +45,27 @@ class SampledCurvature:
         """B."""
         return len(self.weights)
 
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of the standard error, (Σ w)² / Σ w² - 1: B - 1 for batches of one size.
+
+        That is Satterthwaite's (1946, doi 10.2307/3002019) for residuals whose variance falls as 1 / w; 0 for a batch.
+        """
+        return float(self.weights.sum() ** 2 / self.weights.square().sum()) - 1 if self.batches > 1 else 0.0
+
+    def interval(self, level: float = 0.95) -> Tensor:
+        """Return an interval for the population's curvature along each vector, (2,) or (2, k), by Student's t.
+
+        Args:
+            level: probability over the sample with which it holds, for vectors that were not chosen on it. NaN with
+                fewer than two batches.
+
+        Raises:
+            MisuseError: a level that is no probability.
+        """
+        reach = student_reach(self.degrees, level) * self.standard_error
+        return torch.stack([self.value - reach, self.value + reach])
+
 
 def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int | None = None) -> SampledCurvature:
     """Return the curvature of the loss along given directions with its sampling error.
@@ -58,7 +80,7 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     the same model over those.
 
     **Which batches.** The micro-batches of ``objective``. The error is right where they are random parts of the data:
-    shuffle data that are sorted. A good estimate of it takes a dozen or more.
+    shuffle data that are sorted. With few of them it is known badly, which `SampledCurvature.interval` allows for.
 
     Args:
         objective: over the sample; its data may be other than those that ``vectors`` were found on.

@@ -57,7 +57,9 @@ def curvature_split(objective: Objective, vectors: Tensor) -> CurvatureSplit:
     kinds = (HessianOperator, GaussNewtonOperator, ResidualOperator)
     with Meter(objective) as meter:
         # Each makes one product: graphs that were kept would not be used again.
-        parts = [_quotients(kind(objective, keep_graphs=False), columns) for kind in kinds]
+        operators = [kind(objective, keep_graphs=False) for kind in kinds]
+        operators[0].prove()
+        parts = [_quotients(operator, columns) for operator in operators]
         effort = meter.effort(len(kinds) * columns.shape[1])
     hessian, gauss_newton, residual = (part.reshape(vectors.shape[1:]) for part in parts)
     return CurvatureSplit(hessian, gauss_newton, residual, effort)

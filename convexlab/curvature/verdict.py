@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,14 +14,17 @@ from convexlab.curvature.extremes import (
     Ends,
     ExtremeEigenvalues,
     ends_of,
+    error_of_differences,
     extremes_of,
     margins_of,
     stages,
+    start_confidence_of,
 )
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
-from convexlab.objective import Objective
+from convexlab.objective import Objective, Products
+from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.products import HessianOperator, ObjectiveOperator
 from convexlab.wording.verdict import verdict_sentence
 
@@ -49,9 +52,10 @@ class Verdict:
     witness: Tensor | None
     """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check that."""
     second_difference: float | None
-    """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives. None without a witness.
+    """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives.
 
-    Kinks of the loss within h of θ add to it, so that it may differ from ``curvature`` even in sign.
+    None without a witness, or where the rounding of the loss drowns it. Kinks of the loss within h of θ add to it, so
+    that it may differ from ``curvature`` even in sign.
     """
     lower_bound: float
     """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""
@@ -93,6 +97,7 @@ def convexity_verdict(
     floor: float = 1e-3,
     confidence: float = 0.999,
     max_steps: int | None = None,
+    products: Products = "auto",
     seed: int = 0,
 ) -> Verdict:
     """Say what can be said about the convexity of the loss at the model's present parameters.
@@ -103,13 +108,14 @@ def convexity_verdict(
         confidence: of the lower bound, over the random start.
         max_steps: products at most; None is what ``floor`` and ``confidence`` need. Fewer are made when negative
             curvature shows earlier.
+        products: how the Hessian multiplies, see `Objective.hessian`.
         seed: of the random start.
 
     Raises:
         MisuseError: a floor or confidence out of range.
         FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
-    operator = objective.hessian()
+    operator = objective.hessian(products)
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
     steps = steps if max_steps is None else min(steps, max_steps)
     with Meter(operator) as meter:
@@ -166,9 +172,15 @@ def _outlook(process: Lanczos, floor: float, confidence: float, tolerance: float
 
 
 def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) -> Verdict:
+    error, at_start, operator = 0.0, confidence, process.operator
+    if isinstance(operator, CentralDifferences):
+        error, at_start = error_of_differences(process, confidence), start_confidence_of(confidence)
     ends = ends_of(process)
-    extremes = extremes_of(process, ends, tolerance=floor, confidence=confidence, meter=meter)
+    extremes = extremes_of(process, ends, tolerance=floor, confidence=at_start, meter=meter, deviation=error)
+    extremes = replace(extremes, confidence=confidence)
     curvature, rounding = _curvature_and_rounding(process, ends)
+    rounding = max(rounding, _disagreement(process, ends, operator))
+    process.operator = operator  # The run may go on.
     scale = max(abs(extremes.smallest), abs(extremes.largest))
     bound = min(extremes.smallest_lower_bound, curvature)
     if process.exhausted or _kind(curvature, bound, rounding, floor * scale) != "unresolved":
@@ -189,6 +201,15 @@ def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) 
         extremes=extremes,
         effort=meter.effort(process.products, process.plan),
     )
+
+
+def _disagreement(process: Lanczos, ends: Ends, operator: MatrixVectorProduct) -> float:
+    """Return by how much vᵀHv at the small end differs between differences with two steps; 0 for exact products."""
+    if not isinstance(operator, CentralDifferences):
+        return 0.0
+    process.products += 1
+    product = operator.matvec(ends.vectors[0].to(operator.dtype)).to(ends.vectors)
+    return _SAFETY * abs(float(ends.vectors[0] @ product) - ends.values[0])
 
 
 def _second_difference(operator: MatrixVectorProduct, witness: Tensor | None) -> float | None:

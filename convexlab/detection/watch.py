@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from convexlab.curvature.adam_metric import AdamSharpness, adam_sharpness
 from convexlab.curvature.extremes import extreme_eigenvalues
 from convexlab.detection.base import Detector, Signals
 from convexlab.detection.gradients import GradientStatistics
@@ -42,7 +43,8 @@ class Watch:
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
     for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. The ends of a
+    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs; a little less often
+    for the ends, whose products are checked each time, on 32 examples. The ends of a
     sample's spectrum tend to lie further out than those of the whole; the smallest value found is an upper bound on the
     sample's smallest eigenvalue.
 
@@ -55,10 +57,12 @@ class Watch:
             (benchmarks/README.md).
         examples: in the sample. With fewer, curvature is measured more often.
         steps: of the Krylov run, 2 to 19.
+        adam_metric: measure the largest curvature in Adam's own metric too, which stands beside the border of its
+            stability in `adam_history`. Each of the three then has a third of the share.
 
     Raises:
-        MisuseError: a share, or a number of examples or steps, out of range; a detector that needs curvature with a
-            share of 0.
+        MisuseError: a share, or a number of examples or steps, out of range; a detector that needs curvature, or
+            ``adam_metric``, with a share of 0.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Watch:
         share: float = 0.05,
         examples: int = 256,
         steps: int = 16,
+        adam_metric: bool = False,
     ) -> None:
         if not 0 <= share < 1:
             raise MisuseError(f"expected share from 0 to below 1, got {share!r}.")
@@ -81,7 +86,11 @@ class Watch:
                 f"{type(detector).__name__} needs {' and '.join(missing)}, which share=0 does not measure. "
                 "Pass a positive share."
             )
+        if adam_metric and not share:
+            raise MisuseError("expected a positive share for adam_metric, got share=0, which measures no curvature.")
         self.detector = detector
+        self.adam_history: list[AdamSharpness | None] = []
+        """The largest curvature in Adam's metric, epoch by epoch; None where it was not measured."""
         self.history: list[Signals] = []
         """The measurements, epoch by epoch: NaN where something was not measured, None for curvature with share=0."""
         self.trained = 0.0
@@ -89,7 +98,8 @@ class Watch:
         self._share, self._steps = share, steps
         self._sample = objective.sample(examples) if share else objective
         self._statistics = GradientStatistics(optimizer)
-        self._saved = {"along": 0.0, "ends": 0.0}
+        self._optimizer = optimizer
+        self._saved = {"along": 0.0, "ends": 0.0} | ({"adam": 0.0} if adam_metric else {})
         self._before = 0.0
 
     @property
@@ -133,7 +143,7 @@ class Watch:
         steps = self._statistics.epoch()
         known = math.isfinite(steps.gradient_norm)
         for account in self._saved:
-            self._saved[account] += 0.5 * self._share * cost
+            self._saved[account] += self._share * cost / len(self._saved)
         signals = Signals(
             loss=loss,
             gradient_norm=steps.gradient_norm if known else steps.batch_gradient_norm,
@@ -143,6 +153,8 @@ class Watch:
         if self._share:
             along, (smallest, largest) = self._along(), self._ends()
             signals = replace(signals, gradient_curvature=along, smallest=smallest, largest=largest)
+        if "adam" in self._saved:
+            self.adam_history.append(self._in_adam_metric())
         self.history.append(signals)
         return self.detector is not None and self.detector.update(**vars(signals))
 
@@ -173,7 +185,7 @@ class Watch:
 
     def _ends(self) -> tuple[float, float]:
         """Return both ends of the spectrum on the sample; NaN where they are not affordable or not finite."""
-        with self._paying("ends", _PRODUCT * (self._steps + _FRESH)) as affordable:
+        with self._paying("ends", _PRODUCT * (self._steps + _FRESH) + self._sample.cost_of_proof()) as affordable:
             if not affordable:
                 return math.nan, math.nan
             try:
@@ -181,6 +193,20 @@ class Watch:
             except FailureError:
                 return math.nan, math.nan
             return extremes.smallest, extremes.largest
+
+    def _in_adam_metric(self) -> AdamSharpness | None:
+        """Return the largest curvature in Adam's metric on the sample; None where it is not affordable or not finite.
+
+        Raises:
+            MisuseError: the optimiser is no Adam, or trains other parameters.
+        """
+        with self._paying("adam", _PRODUCT * (self._steps + _FRESH) + self._sample.cost_of_proof()) as affordable:
+            if not affordable:
+                return None
+            try:
+                return adam_sharpness(self._sample, self._optimizer, max_steps=self._steps)
+            except FailureError:
+                return None
 
     @contextmanager
     def _paying(self, account: str, price: float) -> Iterator[bool]:

@@ -76,8 +76,8 @@ def select_parameters(
 
     Args:
         model: the module.
-        params: names, glob patterns (``"encoder.*.query"``) or parameters; None selects all that require a gradient.
-            A tied parameter may be called by any of its names.
+        params: names of parameters or of modules, glob patterns (``"encoder.*.query"``) or parameters; None selects
+            all that require a gradient. A tied parameter may be called by any of its names.
 
     Raises:
         MisuseError: a name or pattern that matches nothing, a parameter of another model, one that is not of real
@@ -96,6 +96,12 @@ def select_parameters(
         )
     selected = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
     for name, parameter in selected.items():
+        if parameter.is_complex():
+            raise MisuseError(
+                f"expected parameters of real floating point, got {name!r} of {parameter.dtype}. Keep its real and "
+                "imaginary parts as one real parameter, with torch.view_as_complex in forward; or leave it out of "
+                "`params`."
+            )
         if not parameter.is_floating_point():
             raise MisuseError(
                 f"expected parameters of real floating point, got {name!r} of {parameter.dtype}. "
@@ -106,7 +112,7 @@ def select_parameters(
 
 def _matches(named: dict[str, nn.Parameter], request: str | nn.Parameter) -> list[str]:
     if isinstance(request, str):
-        names = fnmatch.filter(named, request)
+        names = fnmatch.filter(named, request) or [name for name in named if name.startswith(f"{request}.")]
         if not names:
             raise unknown_name("parameter", request, named)
         return names

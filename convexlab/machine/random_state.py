@@ -1,17 +1,31 @@
-"""Torch's random generators: a fixed seed for a while, and then their former state."""
+"""Random generators: torch's from a fixed seed for a while, and all of them in their former state afterwards."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.random import mtrand
 from torch import Tensor
 
-__all__ = ["drawn_from", "fixed_random_state", "generators_of", "restore_all", "seed_all"]
+__all__ = [
+    "drawn_from",
+    "fixed_random_state",
+    "generators_of",
+    "loader_generators",
+    "other_python_draws",
+    "restore_all",
+    "seed_all",
+]
 
 Built = TypeVar("Built")
+
+_SPARE = np.random.MT19937(0)
+"""What NumPy's global functions draw from while a loss is evaluated."""
 
 
 def drawn_from(seed: int, build: Callable[[], Built]) -> Built:
@@ -26,15 +40,47 @@ def drawn_from(seed: int, build: Callable[[], Built]) -> Built:
 
 
 @contextlib.contextmanager
-def fixed_random_state(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Draw from ``seed`` within the block; then restore the generators of the CPU and of ``device``."""
-    generators = generators_of(device)
+def fixed_random_state(
+    device: torch.device, seed: int = 0, *, data: object = None, everything: bool = False
+) -> Iterator[None]:
+    """Let torch draw from ``seed`` within the block; afterwards every generator is as it was.
+
+    Torch's are those of the CPU and of ``device``, and those that ``data``, a loader, has of its own. Python's and
+    NumPy's are seeded only where ``everything`` is: an evaluated loss that draws from them is no function of the
+    parameters, and should show it.
+    """
+    generators = [*generators_of(device), *loader_generators(data)]
     states = [generator.get_state() for generator in generators]
+    python, legacy = random.getstate(), mtrand.get_bit_generator()
+    mtrand.set_bit_generator(_SPARE)  # Copying the state of NumPy's own would take longer than a small gradient.
     try:
         seed_all(generators, seed)
+        if everything:
+            random.seed(seed)
+            _SPARE.state = np.random.MT19937(seed).state
         yield
     finally:
+        mtrand.set_bit_generator(legacy)
+        random.setstate(python)
         restore_all(generators, states)
+
+
+@contextlib.contextmanager
+def other_python_draws() -> Iterator[None]:
+    """Let Python's generator draw other numbers within the block than outside; it is as it was afterwards."""
+    state = random.getstate()
+    random.seed(repr(state))
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def loader_generators(data: object) -> list[torch.Generator]:
+    """Return the generators that a data loader, its sampler or its batch sampler draws from by itself."""
+    places: list[Any] = [data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
+    generators = {id(place.generator): place.generator for place in places if hasattr(place, "generator")}
+    return [generator for generator in generators.values() if isinstance(generator, torch.Generator)]
 
 
 def generators_of(device: torch.device) -> list[torch.Generator]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss, Point
-from convexlab.objective.objective import Objective
+from convexlab.objective.objective import PRODUCTS, Objective, Products
 
-__all__ = ["BatchLoss", "BatchedLoss", "Objective", "Point"]
+__all__ = ["PRODUCTS", "BatchLoss", "BatchedLoss", "Objective", "Point", "Products"]

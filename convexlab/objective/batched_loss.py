@@ -20,16 +20,24 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
-from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters
+from convexlab.errors import FailureError, MisuseError
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, select_parameters
 from convexlab.machine.precision import full_float32
-from convexlab.machine.random_state import fixed_random_state, generators_of, restore_all, seed_all
-from convexlab.objective.batches import batch_loss_of, moved, rows_of, split
+from convexlab.machine.random_state import (
+    fixed_random_state,
+    generators_of,
+    other_python_draws,
+    restore_all,
+    seed_all,
+)
+from convexlab.objective.batches import batch_loss_of, common_rows, mapped, moved, pair_of, rows_of, split
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate, saved_bytes
-from convexlab.objective.micro_batches import automatic_size
+from convexlab.objective.micro_batches import automatic_size, require_mean_over_rows
+from convexlab.objective.noise import coarsest_eps
+from convexlab.objective.one_function import as_one_function
+from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 
 __all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
 
@@ -38,6 +46,11 @@ Parts = Iterator[tuple[Any, float]]
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
+
+
+# By how many ε loss and gradient may differ between two calls, relative to their scales.
+_SAME_VALUE = 100
+_SAME_GRADIENT = 10_000
 
 
 @dataclass(frozen=True)
@@ -117,15 +130,24 @@ class BatchedLoss:
         self._parameters = select_parameters(model, params)
         first = next(iter(self._parameters.values()))
         self.device = torch.device(device) if device is not None else first.device
-        self.dtype = dtype if dtype is not None else first.dtype
+        self.dtype = dtype if dtype is not None else _common_dtype(self._parameters)
         self._bound = _Bound(model, fn)
-        self._outputs = _Bound(model, lambda module, batch: module(batch[0]))
+        self._outputs = _Bound(model, lambda module, batch: module(pair_of(batch)[0]))
         self._micro_batch = micro_batch
         self.memory_budget = memory_budget
         self.cost = Cost()
+        self._held: dict[str, tuple[Tensor, int]] = {}
+        self._cut_before = False
+        self._one_function = False
+        self._total_weight: float | None = None
         self._most_parts: int | None = None
         self._whole: BatchedLoss | None = None
         self._share = 1.0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose parameters it is a function of."""
+        return self._model
 
     @property
     def size(self) -> int:
@@ -135,11 +157,12 @@ class BatchedLoss:
     def point(self, *, requires_grad: bool = True) -> Point:
         """Return the model's present tensors, on this device and in this dtype; storage may be shared with them."""
         named = self._model.named_parameters()
-        return Point(
-            leaves=[self._cast(parameter).requires_grad_(requires_grad) for parameter in self._parameters.values()],
-            rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
-            buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
-        )
+        with torch.inference_mode(False):
+            return Point(
+                leaves=[self._leaf(name).requires_grad_(requires_grad) for name in self._parameters],
+                rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
+                buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
+            )
 
     def value_at(self, point: Point) -> Tensor:
         """Return the loss at a point, as summed, in float64."""
@@ -173,6 +196,68 @@ class BatchedLoss:
         other._most_parts = 1
         return other
 
+    def of_few(self, rows: int) -> Self:
+        """Return the same loss over at most so many rows of the first batch, or the whole of it where it is not cut.
+
+        It has a cost of its own; what is spent on it is charged to this loss by its share of the data.
+        """
+        other = self._copy(whole=self)
+        other._most_parts = 1
+        if self._micro_batch is not None:
+            other._micro_batch = rows if self._micro_batch == "auto" else min(rows, self._micro_batch)
+        with self.evaluating():
+            _, weight = next(other.parts())
+            other._share = min(1.0, weight / (self._total_weight or sum(weight for _, weight in self.parts())))
+        return other
+
+    def require_one_function(self) -> None:
+        """Raise a FailureError unless loss and gradient come out the same twice; costs 2 gradients, once.
+
+        The second time Python's and NumPy's generators are elsewhere, as they would be in another call. Values may
+        differ by `_SAME_VALUE` ε and gradients by `_SAME_GRADIENT` ε, relative to their scales: some kernels of
+        accelerators add in any order.
+        """
+        if self._one_function:
+            return
+        point = self.point()
+        value, gradient = self.value_and_gradient_at(point)
+        with other_python_draws():
+            again, gradient_again = self.value_and_gradient_at(point)
+        eps, scale = torch.finfo(self.dtype).eps, float(torch.maximum(value.abs(), again.abs()))
+        difference = float((again - value).abs())
+        change, length = float(norm(gradient_again - gradient)), float(norm(gradient))
+        parameters = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
+        allowed = _SAME_GRADIENT * eps * (length + scale / parameters)
+        if difference > _SAME_VALUE * eps * scale or change > allowed:
+            raise FailureError(
+                f"the loss is not one function of the parameters: at the same point it was {float(value):.8g} and "
+                f"then {float(again):.8g}, and its gradients differ by {change:.2g} of {length:.2g}. Usual causes: "
+                "data that are augmented or drawn anew, a loader that drops its last batch, a model that keeps a state "
+                "or draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
+            )
+        self._one_function = bool(value.isfinite())  # Where it is not, there is nothing to compare.
+
+    def cost_of_proof(self) -> float:
+        """Return what `ObjectiveOperator.prove` will cost at most, in gradients over this loss's data."""
+        sizes = [(rows_of(batch), common_rows(batch)) for batch in self._data]
+        first, cut = sizes[0]
+        if self._micro_batch is not None and cut is not None:
+            first = min(first, CHECKED_ROWS if self._micro_batch == "auto" else min(CHECKED_ROWS, self._micro_batch))
+        once = 0.0 if self._one_function else 2.0
+        return once + CHECK_COST * first / sum(size for size, _ in sizes)
+
+    def coarsest_eps(self, point: Point) -> float:
+        """Return the relative rounding inside the loss, by evaluating the first micro-batch at a point."""
+        with self.evaluating():
+            batch, _ = next(self.parts())
+            leaves = [leaf.to(self.dtype) for leaf in point.leaves]
+            return coarsest_eps(lambda: self.batch_loss(replace(point, leaves=leaves), batch))
+
+    def first_part_again(self, point: Point, batch: Any) -> Tensor:
+        """Return the loss of the first micro-batch, with the random draws that it has when it is evaluated."""
+        seed_all(generators_of(self.device), 1)
+        return self.batch_loss(point, batch)
+
     def training_loss(self, batch: Any) -> Tensor:
         """Return the scalar mean loss of one batch, with its graph, as a step of training differentiates it.
 
@@ -181,7 +266,7 @@ class BatchedLoss:
         `cost`.
         """
         live = next(iter(self._parameters.values()))
-        return _scalar(self._bound(tree_map(partial(moved, device=live.device, dtype=live.dtype), batch)))
+        return _scalar(self._bound(mapped(partial(moved, device=live.device, dtype=live.dtype), batch)))
 
     def batch_loss(self, point: Point, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch."""
@@ -208,7 +293,7 @@ class BatchedLoss:
     def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch, given the model's output."""
         assert self._criterion is not None
-        return batch_loss_of(self._criterion, output, batch[1])
+        return batch_loss_of(self._criterion, output, pair_of(batch)[1])
 
     def parts(self) -> Parts:
         """Yield (micro-batch, weight), on this device and in this dtype.
@@ -229,22 +314,19 @@ class BatchedLoss:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients enabled, no autocast, full float32, a fixed random seed; all restored afterwards."""
-        modes = [(module, module.training) for module in self._model.modules()]
-        precise = torch.autocast(self.device.type, enabled=False)
+        """`as_one_function`, with gradients, without autocast, in full float32, from a fixed random seed.
+
+        All is restored afterwards.
+        """
         with (
-            fixed_random_state(self.device),
+            fixed_random_state(self.device, data=self._data),
             torch.inference_mode(False),
             torch.enable_grad(),
-            precise,
+            torch.autocast(self.device.type, enabled=False),
             full_float32(),
+            as_one_function(self._model),
         ):
-            try:
-                self._model.eval()
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
+            yield
 
     # Details.
 
@@ -261,20 +343,24 @@ class BatchedLoss:
         other._whole = whole
         return other
 
+    def _set_data(self, data: Iterable[Any]) -> None:
+        self._data, self._one_function, self._total_weight = data, False, None
+
     def _all_parts(self) -> Parts:
         total = 0.0
         generators = generators_of(self.device)
         pieces = itertools.chain.from_iterable(map(self._micro_batches, self._data))
         for number, part in enumerate(pieces, start=1):
-            weight = float(self._weight(part)) if self._weight is not None else float(rows_of(part))
+            weight = self._weight_of(part)
             if weight == 0:
                 continue  # Its mean may be 0 / 0.
             total += weight
             states = [generator.get_state() for generator in generators]
             seed_all(generators, number)
-            yield tree_map(self._move, part), weight
+            yield mapped(self._move, part), weight
             # Not in a `finally`: after an exception a generator ends late, when `evaluating` has restored them already.
             restore_all(generators, states)
+        self._total_weight = total
         if not total > 0:
             raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
 
@@ -288,6 +374,29 @@ class BatchedLoss:
         state |= dict(zip(self._parameters, point.leaves, strict=True))
         return {f"model.{name}": tensor for name, tensor in state.items()}
 
+    def _leaf(self, name: str) -> Tensor:
+        """Return the parameter on this device and in this dtype, unrounded where `_rounded_off` has it."""
+        held = self._still_held().get(name)
+        return self._cast(self._parameters[name]) if held is None else held.detach()
+
+    def _still_held(self) -> dict[str, Tensor]:
+        """Return what `_rounded_off` had of the parameters that nobody has changed since."""
+        return {
+            name: part for name, (part, version) in self._held.items() if self._parameters[name]._version == version
+        }
+
+    def _rounded_off(self, parts: list[Tensor]) -> dict[str, tuple[Tensor, int]]:
+        """Return the parts in this dtype where the model's parameters, just set to them, have another.
+
+        Beside each stands the version of the parameter, which changes when anybody writes to it.
+        """
+        pairs = zip(self._parameters.items(), parts, strict=True)
+        return {
+            name: (part.detach().to(device=self.device, dtype=self.dtype, copy=True), parameter._version)
+            for (name, parameter), part in pairs
+            if parameter.dtype != self.dtype and not parameter.is_inference()
+        }
+
     def _cast(self, tensor: Tensor) -> Tensor:
         moved: Tensor = self._move(tensor.detach())
         return moved
@@ -298,15 +407,43 @@ class BatchedLoss:
     def _micro_batches(self, batch: Any) -> Iterator[Any]:
         if self._micro_batch == "auto":
             self._micro_batch = automatic_size(batch, self.device, self.memory_budget, self._graph_bytes)
+        rows = common_rows(batch)
+        if not self._cut_before and self._micro_batch is not None and rows is not None and rows > self._micro_batch:
+            point = self.point(requires_grad=False)
+            require_mean_over_rows(batch, partial(self._value_of, point), self._weight_of)
+            self._cut_before = True
         return split(batch, self._micro_batch)
+
+    def _value_of(self, point: Point, batch: Any) -> float:
+        with torch.no_grad():
+            return float(self.batch_loss(point, mapped(self._move, batch)))
+
+    def _weight_of(self, batch: Any) -> float:
+        return float(self._weight(batch)) if self._weight is not None else float(rows_of(batch))
 
     def _graph_bytes(self, batch: Any) -> int:
         """Return what the graph of the loss of a batch takes for one backward pass."""
-        point, examples = self.point(), tree_map(self._move, batch)
+        point, examples = self.point(), mapped(self._move, batch)
         with fixed_random_state(self.device):
             return saved_bytes(
                 lambda: self.batch_loss(point, examples), examples, (*point.leaves, *point.rest.values())
             )
+
+
+def _common_dtype(parameters: dict[str, nn.Parameter]) -> torch.dtype:
+    """Return the dtype that all parameters have.
+
+    Raises:
+        MisuseError: they have several.
+    """
+    examples = {parameter.dtype: name for name, parameter in parameters.items()}
+    if len(examples) > 1:
+        found = ", ".join(f"{dtype} ({name})" for dtype, name in examples.items())
+        raise MisuseError(
+            f"expected parameters of one dtype, got {found}. Pass dtype=torch.float32 (or float64) to evaluate all of "
+            "them in it, or params= to select those of one dtype."
+        )
+    return next(iter(examples))
 
 
 def _scalar(loss: Any) -> Tensor:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from convexlab.errors import FailureError
+from convexlab.objective.batches import leaves_of
 
 __all__ = ["differentiate", "saved_bytes"]
+
+# How torch says that an operation cannot be differentiated twice, with the name of the operation.
+_NO_SECOND_DERIVATIVE = (
+    re.compile(r"derivative for '?(?:aten::)?_?(\w+)'? is not implemented"),
+    re.compile(r"double backwards on (\w+) not supported"),
+    re.compile(r"differentiate twice (a function) that was marked"),
+    re.compile(r"(torch\.compile) with aot_autograd does not currently support double backward"),
+)
 
 
 def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
@@ -18,7 +29,7 @@ def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor
     Storage counts once, and that of ``shared`` tensors not at all. The batch may be a slice of the whole data set: only
     the slice counts. The graph is thrown away: one built under these hooks would call them again at every product.
     """
-    rows = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    rows = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
     known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
     sizes: dict[int, int] = {}
 
@@ -49,8 +60,8 @@ def differentiate(
     pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
     if not pairs:
         return [torch.zeros_like(leaf) for leaf in inputs]
-    return list(
-        torch.autograd.grad(
+    try:
+        derivatives = torch.autograd.grad(
             [output for output, _ in pairs],
             inputs,
             [part for _, part in pairs],
@@ -59,4 +70,18 @@ def differentiate(
             allow_unused=True,
             materialize_grads=True,
         )
-    )
+    except RuntimeError as error:
+        if operation := _without_second_derivative(str(error)):
+            raise FailureError(
+                f"{operation} has no second derivative in torch, so that there are no exact products of the Hessian. "
+                "Multiply by differences of gradients: objective.hessian(products='differences'), on the command line "
+                "--products differences; or write the operation in others that have one."
+            ) from error
+        raise
+    return [derivative.to_dense() if derivative.is_sparse else derivative for derivative in derivatives]
+
+
+def _without_second_derivative(text: str) -> str | None:
+    """Return the name of the operation that torch cannot differentiate twice, if that is what its error says."""
+    matches = (sign.search(text) for sign in _NO_SECOND_DERIVATIVE)
+    return next((match.group(1).removesuffix("_backward") for match in matches if match), None)

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from convexlab.errors import MisuseError
+from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.machine.random_state import fixed_random_state
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
-from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, rows_of
+from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, mapped, pair_of, rows_of
+from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
-__all__ = ["Objective"]
+__all__ = ["PRODUCTS", "Objective", "Products"]
+
+Products = Literal["auto", "exact", "differences"]
+"""How a Hessian multiplies, see `Objective.hessian`."""
+PRODUCTS = ("auto", "exact", "differences")
 
 
 class Objective(BatchedLoss):
@@ -56,6 +61,11 @@ class Objective(BatchedLoss):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not callable(criterion):
+            raise MisuseError(
+                f"expected a criterion that can be called with (output, target), got {type(criterion).__name__}. Data "
+                "are one argument, a list of (input, target) pairs: Objective(model, [(x, y)], criterion)."
+            )
         reduction = getattr(criterion, "reduction", "mean")
         if reduction not in {"mean", "batchmean"}:
             raise MisuseError(
@@ -65,7 +75,7 @@ class Objective(BatchedLoss):
         super().__init__(
             model,
             data,
-            lambda module, batch: batch_loss_of(criterion, module(batch[0]), batch[1]),
+            partial(_loss_of_pair, criterion),
             criterion=criterion,
             weight=criterion_weight(criterion),
             params=params,
@@ -120,11 +130,6 @@ class Objective(BatchedLoss):
         return self
 
     @property
-    def model(self) -> nn.Module:
-        """The model whose parameters it is a function of."""
-        return self._model
-
-    @property
     def parameter_names(self) -> tuple[str, ...]:
         """The selected parameters, in the order of the flat vector."""
         return tuple(self._parameters)
@@ -149,9 +154,24 @@ class Objective(BatchedLoss):
         """
         return HessianOperator(self, keep_graphs=False) @ v
 
-    def hessian(self) -> SymmetricOperator:
-        """Return the Hessian at the model's present parameters; later changes of the model do not change it."""
-        return HessianOperator(self)
+    def hessian(self, products: Products = "auto") -> SymmetricOperator:
+        """Return the Hessian at the model's present parameters; later changes of the model do not change it.
+
+        Args:
+            products: how it multiplies. ``"auto"``: exactly, though a long Krylov run may use differences of gradients
+                where these prove accurate enough. ``"exact"``: never by differences. ``"differences"``: by differences
+                alone, for losses that torch cannot differentiate twice, see `CentralDifferences`.
+
+        Raises:
+            MisuseError: another word.
+        """
+        if products not in PRODUCTS:
+            raise unknown_name("kind of products", products, PRODUCTS)
+        if products == "differences":
+            return CentralDifferences(self, self.point())
+        operator = HessianOperator(self)
+        operator.exact = products == "exact"
+        return operator
 
     def ggn(self) -> SymmetricOperator:
         """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
@@ -207,11 +227,11 @@ class Objective(BatchedLoss):
         if examples < 1:
             raise MisuseError(f"expected a sample of at least 1 example, got {examples!r}.")
         # The fixed state is that of evaluations: a loader that shuffles gives the same batches twice.
-        with fixed_random_state(self.device):
+        with fixed_random_state(self.device, data=self._data):
             rows = sum(map(rows_of, self._data))
         share, rows_before, chosen = min(1.0, examples / max(rows, 1)), 0, []
         generator = torch.Generator().manual_seed(0)
-        with fixed_random_state(self.device):
+        with fixed_random_state(self.device, data=self._data):
             for batch in self._data:
                 size = rows_of(batch)
                 wanted = round((rows_before + size) * share) - round(rows_before * share)
@@ -220,9 +240,11 @@ class Objective(BatchedLoss):
                     chosen.append(batch)
                 elif wanted:
                     places = _places(size, wanted, generator)
-                    chosen.append(tree_map(lambda item, places=places: item[places.to(item.device)], batch))
+                    chosen.append(mapped(lambda item, places=places: item[places.to(item.device)], batch))
         part = self._copy(whole=self)
-        part._data = chosen
+        known = self._one_function
+        part._set_data(chosen)
+        part._one_function = known  # Examples of the same data, and kept.
         part._share = sum(map(rows_of, chosen)) / max(rows, 1)
         return part
 
@@ -234,7 +256,8 @@ class Objective(BatchedLoss):
     def over(self, data: Iterable[Any]) -> Objective:
         """Return the same loss over other batches, with a cost of its own."""
         other = self._copy()
-        other._data, other._share = data, 1.0
+        other._set_data(data)
+        other._share = 1.0
         return other
 
     @property
@@ -244,9 +267,7 @@ class Objective(BatchedLoss):
 
     def flat_parameters(self) -> Tensor:
         """Return a copy of the selected parameters as a vector (n,)."""
-        return flatten(parameter.detach() for parameter in self._parameters.values()).to(
-            device=self.device, dtype=self.dtype, copy=True
-        )
+        return flatten(self.point(requires_grad=False).leaves).to(self.dtype, copy=True)
 
     def write(self, theta: Tensor) -> None:
         """Set the model's selected parameters to ``theta`` (n,), in their own dtype and on their own device.
@@ -260,16 +281,22 @@ class Objective(BatchedLoss):
     def at(self, theta: Tensor) -> Iterator[Objective]:
         """Give the model the parameters ``theta`` (n,) within the block, and its own again after it.
 
+        An objective that is evaluated in a wider dtype than the model's takes ``theta`` unrounded, until the model's
+        parameters are changed within the block.
+
         Raises:
             MisuseError: ``theta`` has another shape.
         """
         parts = self._parts_of(theta)
         saved = [parameter.detach().clone() for parameter in self._parameters.values()]
+        held = self._still_held()
         try:
             _copy(parts, self._parameters.values())
+            self._held = self._rounded_off(parts)
             yield self
         finally:
             _copy(saved, self._parameters.values())
+            self._held = {name: (part, self._parameters[name]._version) for name, part in held.items()}
 
     def closure(self, *, backward: bool = True) -> Tensor:
         """Evaluate as a torch closure: set the parameters' ``grad`` if ``backward`` and return the loss (float64)."""
@@ -303,6 +330,11 @@ class Objective(BatchedLoss):
                 "Select it when the objective is made."
             )
         return names
+
+
+def _loss_of_pair(criterion: Callable[[Any, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    input, target = pair_of(batch)
+    return batch_loss_of(criterion, model(input), target)
 
 
 def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:

@@ -10,25 +10,29 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
+from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
+from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.differentiation import differentiate
+from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
+from convexlab.objective.noise import POINTS, coarsest_eps, noise_of
+from convexlab.objective.soundness import CHECKED_ROWS, ProductCheck, compare, compare_second_derivatives, random_unit
+from convexlab.objective.suspects import suspect_in
 
 __all__ = [
-    "Footprint",
     "GaussNewtonOperator",
-    "GradientDifferences",
     "HessianOperator",
     "ObjectiveOperator",
     "ResidualOperator",
@@ -39,18 +43,6 @@ Result = TypeVar("Result")
 # How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
 # quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
 _MOVE = 2.0**-22
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of tensors that products take."""
-
-    graphs: int
-    """The gradient graphs that will be kept from one product to the next."""
-    kept: int
-    """Those of them that are kept now."""
-    product: int
-    """A product in addition: the graph that is not kept, temporaries, vectors."""
 
 
 class ObjectiveOperator(SymmetricOperator):
@@ -75,6 +67,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._kept: list[Any] = []
         self._complete = False
         self._graph_bytes: int | None = None
+        self._proven = False
 
     @property
     def cost(self) -> Cost:
@@ -111,9 +104,9 @@ class ObjectiveOperator(SymmetricOperator):
     def footprint(self) -> Footprint:
         """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
         graph_bytes = self.graph_bytes()
-        sizes, share = _sizes(self._loss)
+        sizes, share = sizes_of(self._loss)
         will_be_kept = sizes[: self._room]
-        product = _product_bytes(self._loss, share, lambda first: self._at(self._point, first))
+        product = product_bytes(self._loss, share, lambda first: self._at(self._point, first))
         if len(will_be_kept) == len(sizes):
             product -= graph_bytes
         return Footprint(
@@ -135,12 +128,53 @@ class ObjectiveOperator(SymmetricOperator):
         """
         return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
+    def prove(self) -> None:
+        """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
+
+        The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
+        batch where it is not cut: two products and two gradients over these, once an operator, as a fault may be
+        invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
+        objective.
+        """
+        self._loss.require_one_function()
+        if not self._proven:
+            self._precisely(self._prove_in)
+            self._proven = True
+
+    def _prove_in(self, dtype: torch.dtype) -> None:
+        few = self._loss.of_few(CHECKED_ROWS)
+        loss = few.in_dtype(dtype)
+        start = time.perf_counter()
+        with loss.evaluating():
+            leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in self._leaves]
+            point = replace(self._point, leaves=leaves)
+            batch, _ = next(loss.parts())
+            check = self._compared(loss, point, batch)
+            evaluations = Cost(gradients=check.comparison.evaluations, seconds=time.perf_counter() - start)
+            few.spend(self._unit * 2 + evaluations)
+            if check.refuted:
+                where = suspect_in(loss.model, lambda: loss.first_part_again(point, batch))
+                raise FailureError(
+                    f"products are not those of the second derivative of this loss: {check}. The error is in {where}. "
+                    "Write that in operations that torch differentiates twice, or multiply by differences of "
+                    "gradients: objective.hessian(products='differences'), on the command line --products differences."
+                )
+
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        """Return the check of this operator's products for one micro-batch."""
+        raise NotImplementedError
+
     def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
         """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
-        try:
-            return make(accumulation_dtype(self.device))
-        except RuntimeError:  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
-            return make(self.dtype)
+        with torch.inference_mode(False):
+            try:
+                return make(accumulation_dtype(self.device))
+            except FailureError:
+                raise
+            except (
+                RuntimeError
+            ):  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
+                return make(self.dtype)
 
     def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -209,76 +243,52 @@ class HessianOperator(ObjectiveOperator):
     """The Hessian of an objective at one point, by reverse mode over reverse mode (Pearlmutter 1994)."""
 
     _unit = Cost(hessian_products=1)
+    exact = False
+    """Whether a Krylov run may not use differences of gradients where these prove accurate enough."""
 
     def _linearise(self, batch: Any) -> list[Tensor]:
         return differentiate([self._loss.batch_loss(self._point, batch)], self._leaves, create_graph=True)
 
-    def second_difference(self, v: Tensor) -> float:
-        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = ε^¼.
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        return compare_second_derivatives(
+            lambda leaves: loss.first_part_again(replace(point, leaves=leaves), batch), point.leaves
+        )
+
+    def second_difference(self, v: Tensor) -> float | None:
+        """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = (σ / L)^¼.
 
         It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
-        where the loss allows that; rounding is of order √ε L.
+        where the loss allows that; σ, the rounding of the loss, is measured (`noise`), at least ε L. None where three
+        standard deviations of that rounding are more than a quarter of the result. It costs seven values, 2⅓ gradients.
         """
         return self._precisely(lambda dtype: self._second_difference(dtype, v))
 
-    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float:
+    def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float | None:
         loss = self._loss.in_dtype(dtype)
-        step = torch.finfo(dtype).eps ** 0.25
         leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
-        moves = unflatten(step * v.to(dtype), leaves)
-        below, here, above = (
-            loss.value_at(
-                replace(self._point, leaves=[leaf + side * move for leaf, move in zip(leaves, moves, strict=True)])
-            )
-            for side in (-1, 0, 1)
-        )
+        directions = unflatten(v.to(dtype), leaves)
+        length = float(norm(flatten(leaves))) or 1.0
+
+        def value(step: float) -> Tensor:
+            moved = [leaf + step * direction for leaf, direction in zip(leaves, directions, strict=True)]
+            return loss.value_at(replace(self._point, leaves=moved))
+
+        spacing = max(_MOVE, loss.coarsest_eps(self._point)) * length
+        nearby = torch.stack([value(spacing * place) for place in range(POINTS)])
+        scale = float(nearby.abs().max())
+        noise = max(noise_of(nearby), torch.finfo(dtype).eps * scale)
+        step = (noise / scale) ** 0.25 if scale else torch.finfo(dtype).eps ** 0.25
+        result = float((value(step) - 2 * nearby[0] + value(-step)) / step**2)
         self._loss.spend(loss.cost)
-        return float((below - 2 * here + above) / step**2)
+        # Three independent roundings, of weights 1, -2 and 1.
+        return None if 3 * 6**0.5 * noise / step**2 > abs(result) / 4 else result
 
     def differences(self) -> GradientDifferences:
         """Return products by differences of gradients at the same point: cheaper, and less accurate."""
         return GradientDifferences(self._loss, self._point)
 
     def _stand_in_bytes(self, share: float) -> int:
-        return _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
-
-
-class GradientDifferences(SymmetricOperator):
-    """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
-
-    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
-    """
-
-    def __init__(self, loss: BatchedLoss, point: Point) -> None:
-        """Evaluate the gradient at the point."""
-        super().__init__(loss.size, dtype=loss.dtype, device=loss.device)
-        self.step = torch.finfo(loss.dtype).eps ** 0.5
-        """h for a vector of unit length; the error is least near √ε, the better the smoother the loss."""
-        self._loss = loss
-        self._point = point
-        self._gradient = loss.value_and_gradient_at(point)[1]
-
-    @property
-    def cost(self) -> Cost:
-        """What the objective has spent, on this operator and otherwise."""
-        return self._loss.cost
-
-    def footprint(self) -> Footprint:
-        """Return what products take, measured on a product with the first micro-batch alone."""
-        _, share = _sizes(self._loss)
-        product = _product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
-        return Footprint(graphs=0, kept=0, product=product)
-
-    def _multiply(self, v: Tensor) -> Tensor:
-        return torch.stack([self._difference(column) for column in v.unbind(dim=1)], dim=1).to(self.dtype)
-
-    def _difference(self, v: Tensor) -> Tensor:
-        scale = self.step / norm(v).clamp_min(torch.finfo(self.dtype).tiny)
-        parts = unflatten(v * scale.to(v), self._point.leaves)
-        leaves = [(leaf.detach() + part).requires_grad_() for leaf, part in zip(self._point.leaves, parts, strict=True)]
-        gradient = self._loss.value_and_gradient_at(replace(self._point, leaves=leaves))[1]
-        difference: Tensor = (gradient - self._gradient) / scale
-        return difference
+        return product_bytes(self._loss, share, lambda first: GradientDifferences(first, self._point))
 
 
 class GaussNewtonOperator(ObjectiveOperator):
@@ -304,6 +314,24 @@ class GaussNewtonOperator(ObjectiveOperator):
         (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
         return differentiate([output], self._leaves, [curved], retain_graph=True)
 
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        """Compare J v with differences of the output: that product alone takes second derivatives."""
+        directions, output = random_unit(point.leaves, 0), loss.batch_output(point, batch)
+        dummy = torch.zeros_like(output, requires_grad=True)
+        transposed = differentiate([output], point.leaves, [dummy], create_graph=True)
+        (along,) = differentiate(transposed, [dummy], directions)
+
+        def output_at(step: float) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
+            return loss.batch_output(replace(point, leaves=moved), batch).detach().reshape(-1)
+
+        scale = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
+        size = float(norm(output.detach().reshape(-1)))
+        eps = coarsest_eps(lambda: loss.batch_output(point, batch))
+        comparison = compare(along.detach().reshape(-1), output_at, scale=scale, size=size, eps=eps)
+        return ProductCheck(comparison, asymmetry=0.0)
+
 
 class ResidualOperator(ObjectiveOperator):
     """What the Hessian has beyond the Gauss-Newton matrix: Σ_k (∂L/∂f_k) ∇²f_k (Schraudolph 2002).
@@ -319,27 +347,14 @@ class ResidualOperator(ObjectiveOperator):
         slope = differentiate([self._loss.criterion(at, batch)], [at])
         return differentiate([output], self._leaves, slope, create_graph=True)
 
+    def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
+        with torch.no_grad():
+            output = loss.batch_output(point, batch)
+        at = output.requires_grad_()
+        (slope,) = differentiate([loss.criterion(at, batch)], [at])
 
-def _sizes(loss: BatchedLoss) -> tuple[list[int], float]:
-    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
-    with loss.evaluating():
-        parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
-    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
+        def weighted(leaves: list[Tensor]) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            return (loss.batch_output(replace(point, leaves=leaves), batch) * slope).sum()
 
-
-def _batch_bytes(batch: Any) -> int:
-    """Return the bytes of the tensors in a batch; 1 if there are none."""
-    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)) or 1
-
-
-def _product_bytes(loss: BatchedLoss, share: float, make: Callable[[BatchedLoss], SymmetricOperator]) -> int:
-    """Return the bytes that a product of the operator from ``make`` takes, for the first micro-batch alone.
-
-    It is charged as a ``share`` of a product with all micro-batches.
-    """
-    first = loss.of_first_part()
-    with LiveTensors() as live:
-        make(first).matvec(torch.ones(first.size, dtype=first.dtype, device=first.device))
-    loss.spend(replace(first.cost * share, seconds=first.cost.seconds))
-    peak: int = live.peak
-    return peak
+        return compare_second_derivatives(weighted, point.leaves)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from convexlab.optim.betas import beta_names
-from convexlab.optim.flat import StepReport
 from convexlab.optim.gauss_newton import GaussNewtonCG
 from convexlab.optim.lbfgs import LBFGS
 from convexlab.optim.line_search import line_search_names
@@ -19,6 +18,7 @@ from convexlab.optim.preconditioners import (
 )
 from convexlab.optim.progressive import ProgressiveLBFGS, SampleClosure
 from convexlab.optim.self_scaled_broyden import SelfScaledBroyden, self_scaled_update_names
+from convexlab.optim.steps import StepReport, StepState
 
 __all__ = [
     "LBFGS",
@@ -31,6 +31,7 @@ __all__ = [
     "SampleClosure",
     "SelfScaledBroyden",
     "StepReport",
+    "StepState",
     "adam_preconditioner",
     "beta_names",
     "hessian_diagonal_preconditioner",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,13 @@ from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_
 __all__ = ["Closure", "CountedClosure", "Evaluation", "Ray"]
 
 Closure = Callable[..., Tensor | float]
+
+_NEEDED = "step needs a closure that zeroes the gradients, calls backward and returns the loss"
+_BACKWARD = "Zero the gradients, compute the loss, call loss.backward(), return the loss."
+_FOREIGN = (
+    "they are of another model, or were replaced since. Build the optimiser from the parameters of the model in the "
+    "closure."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +44,19 @@ class Evaluation:
 
 
 class CountedClosure:
-    """A closure, whether it can be asked for the value alone, and how often it was called."""
+    """A closure, whether it can be asked for the value alone, and how often it was called.
 
-    def __init__(self, closure: Closure, parameters: list[Tensor]) -> None:
-        if not callable(closure):
+    Gradients are zeroed before every call: those of a closure that forgets it would add up.
+    """
+
+    def __init__(self, closure: Closure | None, parameters: list[Tensor]) -> None:
+        if closure is None:
             raise MisuseError(
-                f"step needs a closure that zeroes the gradients, calls backward and returns the loss, got {closure!r}."
+                f"{_NEEDED}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out, for a "
+                "line search compares losses with gradients, and neither may be scaled or in half precision."
             )
+        if not callable(closure):
+            raise MisuseError(f"{_NEEDED}, got {closure!r}.")
         self._closure = closure
         self._parameters = parameters
         self._takes_backward = _takes_backward(closure)
@@ -64,16 +77,53 @@ class CountedClosure:
             return _numbers(self._closure(backward=False))[0]
 
     def evaluate(self, direction: Tensor | None = None) -> tuple[Evaluation, float]:
-        """Return loss and gradient, and the gradient's product with the direction (NaN without one)."""
+        """Return loss and gradient, and the gradient's product with the direction (NaN without one).
+
+        Raises:
+            MisuseError: the closure has not called backward, or its loss does not depend on the parameters.
+        """
         self.gradients += 1
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         with torch.enable_grad():
-            loss = self._closure()
+            loss = self._called()
         gradient = flatten(gradient_of(parameter) for parameter in self._parameters)
         products = [dot(gradient, gradient)]
         if direction is not None:
             products.append(dot(gradient, direction))
         value, squared_norm, *slope = _numbers(loss, *products)
+        if squared_norm == 0.0:
+            self._check_backward(loss)
         return Evaluation(value, gradient, squared_norm), slope[0] if slope else math.nan
+
+    def _called(self) -> Tensor | float:
+        try:
+            return self._closure()
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            if any(parameter.requires_grad for parameter in self._parameters):
+                what = "its loss does not depend on any parameter that requires a gradient: a constant, or detached"
+            else:
+                what = "every parameter is frozen: none requires a gradient"
+            raise MisuseError(f"the closure's backward has nothing to differentiate: {what}.") from error
+
+    def _check_backward(self, loss: Tensor | float) -> None:
+        """Refuse a gradient of zero that no backward pass has left."""
+        if not any(parameter.requires_grad for parameter in self._parameters):
+            raise MisuseError("every parameter is frozen: expected at least one that requires a gradient.")
+        if isinstance(loss, Tensor) and loss.grad_fn is not None:
+            ours = {id(parameter) for parameter in self._parameters}
+            if not any(id(leaf) in ours for leaf in _leaves(loss)):
+                raise MisuseError(f"the closure's loss does not depend on the optimiser's parameters: {_FOREIGN}")
+            if _can_still_be_differentiated(loss, self._parameters):
+                raise MisuseError(f"the closure has left no gradient: it did not call backward. {_BACKWARD}")
+        elif all(parameter.grad is None for parameter in self._parameters):
+            raise MisuseError(
+                f"the closure has left no gradient. Either it did not call backward. {_BACKWARD} "
+                f"Or the parameters are others: {_FOREIGN}"
+            )
 
 
 class Ray:
@@ -86,6 +136,7 @@ class Ray:
         self._call = call
         self._weights = weights
         self._direction = direction
+        self._farthest = torch.finfo(weights.dtype).max
         self.last: tuple[float, Evaluation | None] = (0.0, None)
 
     def at(self, step: float) -> Tensor:
@@ -93,7 +144,12 @@ class Ray:
         return torch.add(self._weights, self._direction, alpha=step)
 
     def evaluate(self, step: float, needs_slope: bool) -> tuple[float, float | None]:
-        """Move the weights to x + αd; return the loss and its slope along d, None if the value alone was to be had."""
+        """Move the weights to x + αd; return the loss and its slope along d, None if the value alone was to be had.
+
+        A step that the weights' dtype cannot express counts as a loss of infinity.
+        """
+        if step > self._farthest:
+            return math.inf, math.nan
         self._write(self.at(step))
         if not needs_slope and (value := self._call.value()) is not None:
             self.last = (step, None)
@@ -109,6 +165,29 @@ def _takes_backward(closure: Closure) -> bool:
     except (TypeError, ValueError):  # Some callables written in C have no signature.
         return False
     return parameter is not None and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that a loss was computed from and that gradients are left in."""
+    nodes, visited = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        nodes.extend(follower for follower, _ in node.next_functions)
+
+
+def _can_still_be_differentiated(loss: Tensor, parameters: list[Tensor]) -> bool:
+    """Whether a loss has a gradient that is not zero, and a graph that no backward pass has freed."""
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        parts = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    except RuntimeError:
+        return False
+    return any(part is not None and bool(part.count_nonzero()) for part in parts)
 
 
 def _numbers(loss: Tensor | float, *products: Tensor) -> list[float]:

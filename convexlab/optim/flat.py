@@ -4,66 +4,40 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import accumulation_dtype, flatten, unflatten
+from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, norm, unflatten
+from convexlab.optim.checks import check_group, check_groups, check_parameters, check_surroundings
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
 from convexlab.optim.line_search.interface import RETREAT
 from convexlab.optim.memory import Memory
+from convexlab.optim.preconditioners import DiagonalPreconditioner, Preconditioner, check_preconditioner
+from convexlab.optim.steps import Attempt, Direction, Start, StepReport, StepState, report_of
 
-__all__ = ["Direction", "FlatOptimizer", "StepReport"]
+__all__ = ["FlatOptimizer"]
 
 _M = TypeVar("_M", bound=Memory)
 
 _PSI_0 = 0.01  # First step as a share of the weights' largest entry: ψ₀ of Hager and Zhang (2005), rule I0.
 
+# Roundings of a loss, or of the weights: a direction that promises no more than the former, or moves them by no more
+# than the latter, has nothing to give; two losses at the same weights that differ by more are of two functions, for a
+# sum in another order differs by less.
+_FLOOR, _SAME = 8.0, 100.0
+_TURNED = 0.01  # Two gradients that differ by more than this share are of two functions, too.
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one step did and what it cost."""
-
-    loss: float
-    """Loss where the step began."""
-    gradient_norm: float
-    """‖g‖ where the step began."""
-    step_size: float
-    """α of x + αd; 0 if the step failed."""
-    slope: float
-    """gᵀd where the step began, along the direction last tried; 0 if none was."""
-    values: int
-    """Evaluations of the loss alone."""
-    gradients: int
-    """Evaluations of the loss with its gradient, including one at the start of the step if it was needed."""
-    restarted: str | None
-    """None, or why the memory of earlier directions was dropped."""
-    failed: str | None
-    """None, or why the weights stand where they stood."""
-
-
-@dataclass(frozen=True, slots=True)
-class Direction:
-    """A direction to search along, and where to begin."""
-
-    vector: Tensor
-    """d, (n,)."""
-    slope: float
-    """gᵀd, negative."""
-    previous: tuple[float, float] | None = None
-    """Step and slope of the accepted step before, from which the line search derives its first trial."""
-    initial_step: float | None = None
-    """First trial, if it is known. With neither, the size of the weights sets it."""
-    restarted: str | None = None
-    """None, or why the memory was dropped."""
-    memory: Memory | None = None
-    """The optimiser's memory if this direction is taken; None leaves it as it is."""
+# How often the closure was another function (`Memory.renewals`) from where on no step expects to find the last one's
+# again: three times within some ten steps, and never if points are drawn anew every ten.
+_RENEWALS, _FORGOTTEN = 2.0, 0.9
 
 
 class FlatOptimizer(torch.optim.Optimizer):
@@ -77,15 +51,23 @@ class FlatOptimizer(torch.optim.Optimizer):
       since a loss may need them (physics-informed networks); asked for the value alone, it is free to disable them.
     * Within a step the closure must be one function: no dropout, no change of batch. Where it is one function over all
       steps (``reuse=True``), a gradient evaluated at the accepted step opens the next step, so that nothing is paid for
-      twice. The weights must still be those, bit for bit: they are compared with a copy, so that no way of changing
-      them goes unseen and the gradient survives `state_dict`. Weights that were changed drop the memory as well.
-    * A failed search, or an exception from the closure, leaves the weights bit for bit as they were.
+      twice. If a search from such a gradient fails, the start is evaluated once more. A closure that has changed
+      (points drawn anew) is told by that: the step goes on from there, with what was learnt of directions. One that
+      changes at three steps in a row is evaluated at every start from then on, as with ``reuse=False``.
+    * Weights that somebody has changed between steps (clamped, averaged) cost an evaluation. They are compared with a
+      copy, bit for bit, so that no way of changing them goes unnoticed and the gradient survives `state_dict`.
+    * The model may change its dtype or device between steps.
+    * A failed search, or an exception from the closure, leaves the weights bit for bit as they were. Where a step has
+      found that nothing descends, the next ones cost one evaluation each, as long as weights and closure are the same.
     * One host synchronisation an evaluation, and two a step.
+    * ``lr`` in the group is a factor on the first trial of every search, 1 by default, for schedulers. It is no step
+      size.
 
     Args:
-        params: parameters, or one group of them: dense, real, floating, of one dtype on one device. One without a
-            gradient counts as having gradient zero.
+        params: parameters, or groups of them with equal settings: dense, real, floating, of one dtype on one device.
+            One without a gradient counts as having gradient zero.
         line_search: a name from `line_search_names`, or a `LineSearch` with settings of its own.
+        preconditioner: P ≈ H⁻¹ as in `NonlinearCG`. One that knows its parameters is put in their order.
         max_evaluations: limit on the closure calls of a step's searches (one more opens a step that has no gradient to
             reuse); None for no limit. ``param_groups[0]["max_evaluations"]`` may be changed between steps.
         reuse: whether the closure is the same function at every step.
@@ -102,33 +84,41 @@ class FlatOptimizer(torch.optim.Optimizer):
         params: Any,
         *,
         line_search: str | LineSearch,
+        preconditioner: Preconditioner | None = None,
         max_evaluations: int | None = None,
         reuse: bool = True,
     ) -> None:
+        name, params = type(self).__name__, list(params)
+        if not params:
+            raise MisuseError(f"{name} got no parameters. A generator of them is empty once it has been used.")
+        check_preconditioner(preconditioner)
         self.line_search = build_line_search(line_search)
         self.reuse = reuse
+        super().__init__(params, {"lr": 1.0, "max_evaluations": max_evaluations})
+        check_parameters(self._parameters, name)
+        check_groups(self.param_groups)
+        if isinstance(preconditioner, DiagonalPreconditioner):
+            preconditioner = preconditioner.of(self._parameters)
+        self.preconditioner = preconditioner
         self.report = None
-        super().__init__(params, {"max_evaluations": max_evaluations})
-        self._limit()
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own keeps only state and groups; a copy needs the settings too.
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add the one group of parameters.
+        """Add a group of parameters, while the optimiser is built.
 
         Raises:
-            MisuseError: there is one already, or its parameters do not make one flat vector.
+            MisuseError: it is built already, the group is empty, or it has settings that no flat optimiser knows.
         """
         name = type(self).__name__
-        if self.param_groups:
-            raise MisuseError(
-                f"{name} searches along one direction for all parameters: expected one parameter group, got a second. "
-                "Pass all parameters in one group."
-            )
+        if hasattr(self, "report"):
+            raise MisuseError(f"{name} knows its parameters from the start. Build another one with all of them.")
+        check_group(param_group, name)
         super().add_param_group(param_group)
-        _check_parameters(self._parameters, name)
+        if not self.param_groups[-1]["params"]:
+            raise MisuseError(f"{name} got an empty parameter group. Leave it out.")
 
     @property
     def known(self) -> tuple[float, float] | None:
@@ -142,38 +132,43 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes: plain dictionaries of tensors, not copied, numbers, and text."""
-        return {**super().state_dict(), "state": {0: self._memory.as_state()}}
+        return {**super().state_dict(), "state": {0: {**self._memory.as_state(), "method": self._method()}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a stored state, which later steps leave as it is.
 
         Raises:
-            MisuseError: another kind of optimiser stored it.
+            MisuseError: another kind of optimiser stored it, one with other settings, or one of other parameters.
         """
-        memory = self._restored(next(iter(state_dict["state"].values()), {}))
-        super().load_state_dict({**state_dict, "state": {}})
+        if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get("state"), Mapping):
+            raise MisuseError(f"expected what state_dict() returns, got {type(state_dict).__name__} without a state.")
+        memory = self._restored(dict(next(iter(state_dict["state"].values()), {})))
+        try:
+            super().load_state_dict({**state_dict, "state": {}})
+        except ValueError as error:
+            raise MisuseError(f"the state is of other parameter groups: {error}.") from error
         self._remember(memory)
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Search along one direction and move there; `report` says how it went.
 
         Returns:
             The loss where the step began, 0-dimensional.
 
         Raises:
-            MisuseError: no closure, a closure that does not return one real number, or ``max_evaluations`` below 1.
+            MisuseError: no closure, one that does not return one real number or leaves no gradient, inference mode or
+                autocast around the step, or settings of the groups out of range.
         """
         call = CountedClosure(closure, self._parameters)
         limit = self._limit()
-        weights = flatten(self._parameters)
+        weights = self._take_up_weights()
         try:
-            start = self._start(call, weights)
-            self.report = self._descend(call, weights, start, limit)
+            self.report = self._descend(call, weights, self._start(call, weights), limit)
         except BaseException:
             self._write(weights)
             raise
-        return torch.tensor(start.loss, dtype=accumulation_dtype(weights.device), device=weights.device)
+        return torch.tensor(self.report.loss, dtype=accumulation_dtype(weights.device), device=weights.device)
 
     @abstractmethod
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
@@ -188,9 +183,16 @@ class FlatOptimizer(torch.optim.Optimizer):
         """
         return self._directions(start)
 
+    def _learn(self, end: Evaluation | None) -> None:
+        """Take in where the last step ended, before the next begins elsewhere or with another loss; None: not known."""
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings with which alone a state can be gone on with."""
+        return {"preconditioner": None if self.preconditioner is None else type(self.preconditioner).__name__}
+
     @property
     def _parameters(self) -> list[Tensor]:
-        return self.param_groups[0]["params"]  # type: ignore[no-any-return]
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @property
     def _memory(self) -> Memory:
@@ -199,81 +201,209 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def _remembered(self, kind: type[_M]) -> _M:
         """Return the memory, an empty one if there is none. As in torch's L-BFGS, it lies under the first parameter."""
-        state = self.state[self._parameters[0]]
+        state = self.state[self.param_groups[0]["params"][0]]
         if "memory" not in state:
             state["memory"] = kind()
         return state["memory"]  # type: ignore[no-any-return]
 
     def _remember(self, memory: Memory) -> None:
-        self.state[self._parameters[0]]["memory"] = memory
+        self.state[self.param_groups[0]["params"][0]]["memory"] = memory
 
-    def _restored(self, stored: Mapping[str, Any]) -> Memory:
-        kind = type(self._memory)
-        if unknown := sorted(set(stored) - {each.name for each in fields(kind)}):
+    def _method(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, **self._settings()}
+
+    def _restored(self, stored: dict[str, Any]) -> Memory:
+        kind, ours, theirs = type(self._memory), self._method(), stored.pop("method", None)
+        if theirs is None:  # As older versions stored it.
+            theirs = {**ours, "history": stored.get("history") or ours.get("history")}
+        unknown = sorted(set(stored) - {each.name for each in fields(kind)})
+        if theirs.get("kind") != ours["kind"] or unknown:
+            origin = f"one with {', '.join(map(repr, unknown))}" if unknown else f"one of {theirs.get('kind')}"
             raise MisuseError(
-                f"expected a state that {type(self).__name__} stored, got one with {', '.join(map(repr, unknown))}. "
-                "Load it into an optimiser of the kind that stored it."
+                f"expected a state that {ours['kind']} stored, got {origin}. Load it into an optimiser of the kind "
+                "that stored it, or go on without it."
             )
-        return kind.from_state(stored, self._parameters[0])
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise MisuseError(
+                    f"the state was stored with {name}={theirs.get(name)!r}, but this {ours['kind']} has {value!r}. "
+                    "Build it with the same, or go on without the state: it then starts afresh."
+                )
+        memory = kind.from_state(stored, self._parameters[0])
+        size = sum(parameter.numel() for parameter in self._parameters)
+        if memory.weights is not None and memory.weights.numel() != size:
+            raise MisuseError(
+                f"the state is of {memory.weights.numel():,} numbers, but the parameters have {size:,}. Load it into "
+                "an optimiser of the model that it was stored with."
+            )
+        return memory
 
     def _limit(self) -> int | None:
-        limit = self.param_groups[0]["max_evaluations"]
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise MisuseError(f"max_evaluations must be None or an integer of at least 1, got {limit!r}.")
-        return limit
+        check_groups(self.param_groups)
+        return self.param_groups[0]["max_evaluations"]  # type: ignore[no-any-return]
+
+    def _take_up_weights(self) -> Tensor:
+        """Return the weights (n,), and bring the memory into their dtype and onto their device."""
+        parameters, name = self._parameters, type(self).__name__
+        check_surroundings(parameters[0].device, name)
+        check_parameters(parameters, name)
+        weights, memory = flatten(parameters), self._memory.like(parameters[0])
+        if memory.weights is not None and memory.weights.shape != weights.shape:
+            memory = type(memory)(restarted="the parameters have another size than before")
+        self._remember(memory)
+        return weights
 
     def _write(self, flat: Tensor) -> None:
         parameters = self._parameters
         torch._foreach_copy_(parameters, unflatten(flat, parameters))
 
-    def _start(self, call: CountedClosure, weights: Tensor) -> Evaluation:
+    def _start(self, call: CountedClosure, weights: Tensor) -> Start:
         memory = self._memory
-        if memory.weights is not None and not torch.equal(memory.weights, weights):
-            self.restart()
-            self._memory.restarted = "the weights were changed between steps"
-        elif self.reuse and memory.kept is not None:
-            return memory.kept
-        return call.evaluate()[0]
+        kept, moved = memory.kept, memory.weights is not None and not torch.equal(memory.weights, weights)
+        reuse = self.reuse and memory.renewals < _RENEWALS
+        if kept is not None and reuse and memory.halted is None:
+            if not moved:
+                return Start(kept, fresh=False)
+            if self._invisible(weights, kept):
+                self._learn(kept)
+                return Start(kept, fresh=False, weights_changed=True)
+        evaluation = call.evaluate()[0]
+        renewed = kept is not None and not moved and self._differs(kept, evaluation)
+        if moved or renewed:
+            self._learn(kept)
+            memory.halted = None
+        return Start(evaluation, True, moved, kept if renewed and reuse else None)
 
-    def _descend(self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None) -> StepReport:
-        slope, restarted, failures = 0.0, None, []
-        spent = call.evaluations
-        if reason := _hopeless(start):
-            return self._give_up(call, weights, start, slope, restarted, reason)
-        for direction in self._propose(call, weights, start, limit):
-            left = None if limit is None else limit - (call.evaluations - spent)
-            if left == 0:
+    def _invisible(self, weights: Tensor, kept: Evaluation) -> bool:
+        """Whether weights were moved so little since the last step that the kept gradient still holds.
+
+        The loss changes by less than its rounding to first order, and the move is a rounding beside the step before.
+        """
+        memory = self._memory
+        if memory.weights is None or memory.direction is None:
+            return False
+        move = weights - memory.weights
+        products = dot(kept.gradient, move), norm(move), norm(memory.direction)
+        change, length, last = torch.stack(products).tolist()
+        resolution = self._resolution(weights.dtype)
+        short = bool(length <= math.sqrt(resolution) * memory.step_size * last)
+        return short and bool(abs(change) <= resolution * abs(kept.loss))
+
+    def _differs(self, before: Evaluation, now: Evaluation) -> bool:
+        """Whether two evaluations at the same weights are of two functions."""
+        if not now.finite:
+            return False
+        allowed = _SAME * self._resolution(before.gradient.dtype) * max(abs(before.loss), abs(now.loss))
+        if not abs(before.loss - now.loss) <= allowed:
+            return True
+        # Where nothing is left to gain, a gradient may be all rounding, which sums in another order change.
+        if self._memory.halted_as == "converged":
+            return False
+        change = norm(before.gradient - now.gradient).item()
+        return change > _TURNED * math.sqrt(max(before.squared_norm, now.squared_norm))
+
+    def _resolution(self, dtype: torch.dtype) -> float:
+        """Return the relative rounding of a loss."""
+        return self._memory.resolution or torch.finfo(dtype).eps
+
+    def _descend(self, call: CountedClosure, weights: Tensor, start: Start, limit: int | None) -> StepReport:
+        """Search from the start, or from where the closure turns out to be now."""
+        memory, before = self._memory, call.evaluations
+
+        def room() -> int | None:
+            return None if limit is None else limit - (call.evaluations - before)
+
+        if reason := _hopeless(start.evaluation):
+            return self._give_up(call, weights, start, Attempt(failures=[reason[1]]), reason[0])
+        if memory.halted is not None:
+            return report_of(start, call, Attempt(failures=[memory.halted]), _as_state(memory.halted_as))
+        attempt = self._attempt(call, weights, start, room)
+        if attempt.again is not None and not start.fresh:
+            self._learn(start.evaluation)
+            start = Start(attempt.again, True, closure_before=start.evaluation)
+            attempt = self._attempt(call, weights, start, room)
+        if attempt.step_size == 0.0:
+            return self._give_up(call, weights, start, attempt, self._state_after(attempt, start, room()))
+        self._memory.renewals = self._count_renewals(memory.renewals, start)
+        return report_of(start, call, attempt, "moved")
+
+    def _count_renewals(self, before: float, start: Start) -> float:
+        """Return `Memory.renewals` after a step, and warn where it has become too much."""
+        if before >= _RENEWALS:
+            return before  # From there on functions are not compared any more.
+        now = _FORGOTTEN * before + (start.closure_before is not None)
+        if now >= _RENEWALS:
+            warnings.warn(_RENEWED, stacklevel=5)
+        return now
+
+    def _attempt(self, call: CountedClosure, weights: Tensor, start: Start, room: Callable[[], int | None]) -> Attempt:
+        """Search along one direction after the other, and move at the first success.
+
+        A search that fails from what an earlier step has evaluated, or all of them from what this step has, evaluates
+        the start once more.
+        """
+        attempt = Attempt()
+        for direction in self._propose(call, weights, start.evaluation, room()):
+            if room() == 0:
                 break
-            slope, restarted = direction.slope, direction.restarted
+            attempt.slope, attempt.restarted = direction.slope, direction.restarted
             ray = Ray(self._write, call, weights, direction.vector)
-            result = self._search(ray, weights, start, direction, left)
+            result, promised = self._search(ray, weights, start.evaluation, direction, room())
             if result.failed is None:
+                attempt.step_size = result.step_size
                 self._accept(ray, direction, result)
-                return _report(start, call, slope, result.step_size, restarted=restarted)
-            failures.append(result.failed)
-        report = self._give_up(call, weights, start, slope, restarted, "; then ".join(failures))
-        if limit is not None and call.evaluations - spent >= limit:
-            # The limit, not the loss, ended the search. Starting afresh with the same trials would end it again.
-            self._memory.first_step = RETREAT * ray.last[0]
-        return report
+                return attempt
+            attempt.failures.append(result.failed)
+            attempt.promised, attempt.last = max(attempt.promised, promised), ray.last[0]
+            if (
+                not start.fresh
+                and len(attempt.failures) == 1
+                and self._finds_another(attempt, call, weights, start, room)
+            ):
+                return attempt
+        if start.fresh and attempt.failures and attempt.promised > self._floor(start.evaluation):
+            self._finds_another(attempt, call, weights, start, room)
+        return attempt
+
+    def _finds_another(
+        self, attempt: Attempt, call: CountedClosure, weights: Tensor, start: Start, room: Callable[[], int | None]
+    ) -> bool:
+        """Evaluate the start once more, and return whether that is another function's."""
+        if room() == 0:
+            return False
+        self._write(weights)
+        again = call.evaluate()[0]
+        if self._differs(start.evaluation, again):
+            attempt.again = again
+        return attempt.again is not None
 
     def _search(
         self, ray: Ray, weights: Tensor, start: Evaluation, direction: Direction, limit: int | None
-    ) -> SearchResult:
-        resolution = self._memory.resolution
-        if resolution is None:
-            resolution = torch.finfo(weights.dtype).eps
-        line = Line(ray.evaluate, start.loss, direction.slope, max_evaluations=limit, resolution=resolution)
+    ) -> tuple[SearchResult, float]:
+        """Search along a direction; return the result, and the fall of the loss that the direction promised."""
+        resolution = self._resolution(weights.dtype)
+        line = Line(
+            ray.evaluate,
+            start.loss,
+            direction.slope,
+            max_evaluations=limit,
+            resolution=resolution,
+            grain=lambda: _grain(weights, direction.vector),
+        )
         if direction.initial_step is not None:
             initial = direction.initial_step
         elif direction.previous is not None:
             initial = self.line_search.next_step(line, *direction.previous)
         else:
-            initial = self._memory.first_step or _first_step(weights, start, direction)
+            length = getattr(self.preconditioner, "step_length", None)
+            initial = self._memory.first_step or _first_step(weights, start, direction, length)
+        initial *= float(self.param_groups[0]["lr"])
         result = self.line_search(line, initial)
         if line.resolution > resolution:  # Found out once, for the steps to come too.
             self._memory.resolution = line.resolution
-        return result
+        proposed = initial if line.flattest is None else line.flattest.step
+        at_rounding = result.failed is not None and proposed <= _FLOOR * line.grain
+        return result, 0.0 if at_rounding else -0.5 * direction.slope * proposed
 
     def _accept(self, ray: Ray, direction: Direction, result: SearchResult) -> None:
         weights = ray.at(result.step_size)
@@ -285,67 +415,84 @@ class FlatOptimizer(torch.optim.Optimizer):
         resolution = self._memory.resolution
         self._remember(replace(memory, step_size=result.step_size, slope=direction.slope, resolution=resolution))
 
+    def _state_after(self, attempt: Attempt, start: Start, room: int | None) -> StepState:
+        """Return how a step without success ended."""
+        if attempt.again is not None:
+            before, now = start.evaluation.loss, attempt.again.loss
+            attempt.failures.append(
+                f"the closure is not one function: at the same weights it gave {before:.6g}, {now:.6g}"
+            )
+            warnings.warn(f"{attempt.failures[-1]}. {_NOT_ONE}", stacklevel=5)
+            return "stuck"
+        if room == 0:
+            return "limit reached"
+        return "converged" if attempt.promised <= self._floor(start.evaluation) else "stuck"
+
+    def _floor(self, start: Evaluation) -> float:
+        """Return the fall of the loss that its rounding hides."""
+        return _FLOOR * self._resolution(start.gradient.dtype) * abs(start.loss)
+
     def _give_up(
-        self,
-        call: CountedClosure,
-        weights: Tensor,
-        start: Evaluation,
-        slope: float,
-        restarted: str | None,
-        reason: str,
+        self, call: CountedClosure, weights: Tensor, start: Start, attempt: Attempt, state: StepState
     ) -> StepReport:
         self._write(weights)
-        resolution = self._memory.resolution  # It is the loss's, not of what was learnt about directions.
+        memory, report = self._memory, report_of(start, call, attempt, state)
+        afresh = memory.step_size == 0.0
         self.restart()
-        memory = replace(self._memory, resolution=resolution)
-        self._remember(memory.ending(weights, start if start.finite else None))
-        return _report(start, call, slope, restarted=restarted, failed=reason)
+        # The rounding is the loss's, not of what was learnt about directions.
+        kept = replace(self._memory, resolution=memory.resolution, renewals=memory.renewals)
+        kept = kept.ending(weights, start.evaluation if start.evaluation.finite else None)
+        if state == "limit reached":
+            # The limit, not the loss, ended the search. Starting afresh with the same trials would end it again.
+            kept.first_step = RETREAT * attempt.last
+        elif state == "converged" or (state == "stuck" and afresh and attempt.again is None):
+            kept.halted, kept.halted_as = report.failed, state
+        self._remember(kept)
+        return report
 
 
-def _check_parameters(parameters: list[Tensor], name: str) -> None:
-    for parameter in parameters:
-        if parameter.layout != torch.strided or not parameter.is_floating_point():
-            raise MisuseError(
-                f"{name} takes dense, real, floating-point parameters, got {parameter.dtype}, {parameter.layout}."
-            )
-    for what in ("dtype", "device"):
-        kinds = sorted({str(getattr(parameter, what)) for parameter in parameters})
-        if len(kinds) > 1:
-            raise MisuseError(f"{name} takes parameters of one {what}, got {', '.join(kinds)}. Convert them first.")
+_RENEWED = (
+    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False, "
+    "which is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
+)
+_NOT_ONE = (
+    "Within a step it must be: no dropout, one batch. Draw new data between steps only (reuse=False then), or use "
+    "ProgressiveLBFGS for mini-batches."
+)
 
 
-def _hopeless(start: Evaluation) -> str | None:
+def _as_state(state: str | None) -> StepState:
+    return "converged" if state == "converged" else "stuck"
+
+
+def _hopeless(start: Evaluation) -> tuple[StepState, str] | None:
     if not start.finite:
-        return f"the loss or its gradient is not finite where the step begins (loss {start.loss})"
+        return "not finite", f"the loss or its gradient is not finite where the step begins (loss {start.loss})"
     if start.squared_norm == 0.0:
-        return "the gradient is zero: no direction descends"
+        return "converged", "the gradient is zero: no direction descends"
     return None
 
 
-def _first_step(weights: Tensor, start: Evaluation, direction: Direction) -> float:
-    """Return ψ₀‖x‖∞/‖d‖∞, or ψ₀|f|/|gᵀd| if x = 0 (rule I0 of Hager and Zhang 2005, there for d = -g).
+def _grain(weights: Tensor, vector: Tensor) -> float:
+    """Return the step along a direction that moves the weights by their rounding."""
+    length, size = torch.stack([torch.linalg.vector_norm(each) for each in (vector, weights)]).tolist()
+    return float(torch.finfo(weights.dtype).eps * size / length) if length > 0.0 else 0.0
 
-    With neither, the first trial moves by a unit length; I0 has the step 1 there, which the loss's scale changes.
+
+def _first_step(weights: Tensor, start: Evaluation, direction: Direction, length: float | None) -> float:
+    """Return the step of the given length, else ψ₀‖x‖∞/‖d‖∞, or ψ₀|f|/|gᵀd| if x = 0.
+
+    The latter two are rule I0 of Hager and Zhang (2005), there for d = -g. With none of them the first trial moves by a
+    unit length; I0 has the step 1 there, which the loss's scale changes.
     """
+    if length is not None:
+        return float(min(length / torch.linalg.vector_norm(direction.vector).item(), sys.float_info.max))
     largest = torch.stack([torch.linalg.vector_norm(vector, math.inf) for vector in (weights, direction.vector)])
-    size, length = largest.tolist()
+    size, extent = largest.tolist()
     if size > 0.0:
-        step = _PSI_0 * size / length
+        step = _PSI_0 * size / extent
     elif start.loss != 0.0:
         step = _PSI_0 * abs(start.loss) / -direction.slope
     else:
-        step = 1.0 / length
+        step = 1.0 / extent
     return float(min(step, sys.float_info.max))
-
-
-def _report(
-    start: Evaluation,
-    call: CountedClosure,
-    slope: float,
-    step_size: float = 0.0,
-    *,
-    restarted: str | None = None,
-    failed: str | None = None,
-) -> StepReport:
-    norm = math.sqrt(start.squared_norm) if start.squared_norm >= 0.0 else math.nan
-    return StepReport(start.loss, norm, step_size, slope, call.values, call.gradients, restarted, failed)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 from convexlab.optim.evaluation import CountedClosure, Evaluation
-from convexlab.optim.flat import Direction
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.linear_cg import Truncated
 from convexlab.optim.memory import Memory
 from convexlab.optim.newton_cg import Curvature, NewtonCG
 from convexlab.optim.preconditioners import Preconditioner
+from convexlab.optim.steps import Direction
 
 __all__ = ["DampingMemory", "GaussNewtonCG"]
 

@@ -7,7 +7,7 @@ S and Y hold the latest pairs s and y as rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import dot
 from convexlab.optim.evaluation import Evaluation
-from convexlab.optim.flat import Direction, FlatOptimizer
+from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.memory import Memory
-from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
+from convexlab.optim.preconditioners import Preconditioner, precondition
+from convexlab.optim.steps import Direction
 
 __all__ = ["LBFGS", "PairMemory"]
 
@@ -43,8 +44,6 @@ class PairMemory(Memory):
 
     gradient: Tensor | None = None
     """g where the last step began, (n,); None before the first."""
-    direction: Tensor | None = None
-    """d of the last step, (n,); None once its pair was stored, or if it gives none."""
     pairs: int = 0
     """Pairs since the last start, those that have dropped out included."""
     history: int = 0
@@ -129,11 +128,15 @@ class LBFGS(FlatOptimizer):
             raise MisuseError(f"history must be an integer of at least 1, got {history!r}. It is the pairs kept.")
         if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 1):
             raise MisuseError(f"memory_budget must be None or a whole number of bytes, got {memory_budget!r}.")
-        check_preconditioner(preconditioner)
         self.history = history
-        self.preconditioner = preconditioner
         self.self_scaled = self_scaled
-        super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
+        super().__init__(
+            params,
+            line_search=line_search,
+            preconditioner=preconditioner,
+            max_evaluations=max_evaluations,
+            reuse=reuse,
+        )
         if memory_budget is not None:
             pair = 2 * sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
             self.history = max(1, min(history, memory_budget // pair))
@@ -142,14 +145,18 @@ class LBFGS(FlatOptimizer):
     def _memory(self) -> PairMemory:
         return self._remembered(PairMemory)
 
-    def _restored(self, stored: Mapping[str, Any]) -> Memory:
-        history = stored.get("history", 0)
-        if history not in (0, self.history):
-            raise MisuseError(
-                f"the state was stored with history={history}, but this optimiser has {self.history}. Build it with "
-                "the same, or go on without the state: it then starts afresh."
-            )
-        return super()._restored(stored)
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "history": self.history, "self_scaled": self.self_scaled}
+
+    def _learn(self, end: Evaluation | None) -> None:
+        memory = self._memory
+        if memory.direction is not None and end is not None:
+            _, pair = self._newest(end.gradient, precondition(self.preconditioner, end.gradient))
+            if pair is not None:
+                self._store(pair, memory.pairs)
+                memory.pairs += 1
+                memory.carried = memory.gamma
+        memory.direction = None
 
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
         gradient, memory = start.gradient, self._memory
@@ -231,6 +238,8 @@ class LBFGS(FlatOptimizer):
         """Return -Bg, as ‖g‖ times that of the unit gradient."""
         memory, rows = self._memory, min(pairs, self.history)
         s, y, gamma = memory.s[:rows], memory.y[:rows], memory.gamma
+        if gamma * norm > torch.finfo(gradient.dtype).max:  # Of a loss without curvature: too far for the dtype.
+            return gradient * -math.inf
         grams = memory.s_y[:rows, :rows], memory.y_p_y[:rows, :rows]
         unit = gradient / norm
         fetched = torch.cat([*grams, torch.stack([s @ unit, y @ (z / norm)], dim=1)], dim=1).cpu().double()

@@ -39,12 +39,20 @@ class Memory:
     """α of the last step taken; 0 before the first."""
     slope: float = 0.0
     """gᵀd where that step began: loss per unit of α, negative."""
+    direction: Tensor | None = None
+    """d of the last step, (n,); None where the next one has nothing to learn from it."""
     first_step: float | None = None
     """α to try first, where the limit of evaluations cut the last search short."""
     resolution: float | None = None
     """Relative rounding error of a loss, where a search found it above that of the dtype."""
     restarted: str | None = None
     """Why the memory was dropped, for the report of the step that begins afresh."""
+    halted: str | None = None
+    """Why no direction descends from these weights, once a step that knew nothing more to try has found that out."""
+    halted_as: str | None = None
+    """The state that such a step reported."""
+    renewals: float = 0.0
+    """How often the closure was found to be another function than before: 1 each time, a tenth less with every step."""
 
     @property
     def kept(self) -> Evaluation | None:
@@ -54,7 +62,9 @@ class Memory:
 
     def ending(self, weights: Tensor, evaluation: Evaluation | None) -> Self:
         """Return the memory after a step that ended at these weights, and what is known there."""
-        ended = replace(self, weights=weights, kept_gradient=None, first_step=None, restarted=None)
+        ended = replace(
+            self, weights=weights, kept_gradient=None, first_step=None, restarted=None, halted=None, halted_as=None
+        )
         return ended if evaluation is None else ended.keeping(evaluation)
 
     def keeping(self, evaluation: Evaluation) -> Self:
@@ -64,12 +74,26 @@ class Memory:
             kept_loss=evaluation.loss,
             kept_gradient=evaluation.gradient,
             kept_squared_norm=evaluation.squared_norm,
+            halted=None,
+            halted_as=None,
         )
 
     def as_state(self) -> dict[str, Any]:
         """Return the fields that are set: tensors, not copied, numbers, lists of numbers, and text."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    def like(self, parameter: Tensor) -> Self:
+        """Return the memory in the dtype and on the device of a parameter.
+
+        In another dtype the loss is another function, so what was evaluated or found of its rounding is left out.
+        """
+        if self.weights is None or (self.weights.dtype, self.weights.device) == (parameter.dtype, parameter.device):
+            return self
+        moved = self.from_state(self.as_state(), parameter)
+        if self.weights.dtype == parameter.dtype:
+            return moved
+        return replace(moved, kept_gradient=None, resolution=None, halted=None, halted_as=None)
 
     @classmethod
     def from_state(cls, stored: Mapping[str, Any], like: Tensor) -> Self:

@@ -17,11 +17,12 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import dot, norm
 from convexlab.optim.evaluation import CountedClosure, Evaluation
-from convexlab.optim.flat import Direction, FlatOptimizer
+from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.linear_cg import Truncated, truncated_cg
 from convexlab.optim.memory import Memory
-from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
+from convexlab.optim.preconditioners import Preconditioner, precondition
+from convexlab.optim.steps import Direction
 
 __all__ = ["Curvature", "NewtonCG"]
 
@@ -79,7 +80,6 @@ class NewtonCG(FlatOptimizer):
         max_evaluations: int | None = None,
         reuse: bool = True,
     ) -> None:
-        check_preconditioner(preconditioner)
         if operator is not None and not callable(operator):
             raise MisuseError(
                 f"operator must be None or a function that returns one, got {type(operator).__name__}. Pass "
@@ -90,10 +90,15 @@ class NewtonCG(FlatOptimizer):
         if not isinstance(max_products, int) or max_products < 1:
             raise MisuseError(f"max_products must be an integer of at least 1, got {max_products!r}.")
         self.operator = operator
-        self.preconditioner = preconditioner
         self.tolerance = tolerance
         self.max_products = max_products
-        super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
+        super().__init__(
+            params,
+            line_search=line_search,
+            preconditioner=preconditioner,
+            max_evaluations=max_evaluations,
+            reuse=reuse,
+        )
 
     def _propose(
         self, call: CountedClosure, weights: Tensor, start: Evaluation, limit: int | None

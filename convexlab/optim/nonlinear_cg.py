@@ -14,10 +14,11 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import dot
 from convexlab.optim.betas import DIVIDE_BY_CURVATURE, Products, beta_formula
 from convexlab.optim.evaluation import Evaluation
-from convexlab.optim.flat import Direction, FlatOptimizer
+from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.memory import Memory
-from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
+from convexlab.optim.preconditioners import Preconditioner, precondition
+from convexlab.optim.steps import Direction
 
 __all__ = ["ConjugateMemory", "NonlinearCG"]
 
@@ -30,8 +31,6 @@ class ConjugateMemory(Memory):
 
     gradient: Tensor | None = None
     """g, (n,); None before the first step."""
-    direction: Tensor | None = None
-    """d, (n,); None to begin with steepest descent."""
     g_z: float = 0.0
     """gᵀPg."""
     d_d: float = 0.0
@@ -81,12 +80,16 @@ class NonlinearCG(FlatOptimizer):
     ) -> None:
         if powell is not None and not powell > 0.0:
             raise MisuseError(f"powell must be None or positive, got {powell!r}. Smaller restarts more often.")
-        check_preconditioner(preconditioner)
         beta_formula(beta)  # Refuses an unknown name now, not at the second step.
         self.beta = beta
         self.powell = powell
-        self.preconditioner = preconditioner
-        super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
+        super().__init__(
+            params,
+            line_search=line_search,
+            preconditioner=preconditioner,
+            max_evaluations=max_evaluations,
+            reuse=reuse,
+        )
 
     @property
     def _memory(self) -> ConjugateMemory:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.diagonal import sampled_diagonal
 from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten
+from convexlab.linalg.vectors import flatten
 
 __all__ = [
     "DiagonalPreconditioner",
@@ -29,15 +31,20 @@ Preconditioner = Callable[[Tensor], Tensor]
 """Maps a flat gradient (n,), which it leaves as it is, to Pg (n,); linear, symmetric, positive definite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiagonalPreconditioner:
     """P = diag(p)."""
 
     diagonal: Tensor
     """p, (n,), positive."""
+    parameters: tuple[Tensor, ...] = ()
+    """Those that the entries are of, in their order; empty where that is not known."""
+    step_length: float | None = None
+    """‖s‖ of the last step of the optimiser that it was made from, which is the length of a first trial; None if there
+    is none."""
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """Return p ∘ g.
+        """Return p ∘ g, on the gradient's device.
 
         Raises:
             MisuseError: a gradient of another size.
@@ -45,9 +52,29 @@ class DiagonalPreconditioner:
         if gradient.shape != self.diagonal.shape:
             raise MisuseError(
                 f"the preconditioner is for {self.diagonal.numel()} parameters, got a gradient of shape "
-                f"{tuple(gradient.shape)}. Give the optimiser the parameters that it was made from, in their order."
+                f"{tuple(gradient.shape)}. Give the optimiser the parameters that it was made from."
             )
-        return self.diagonal * gradient
+        return self.diagonal.to(gradient.device) * gradient
+
+    def of(self, parameters: Sequence[Tensor]) -> DiagonalPreconditioner:
+        """Return it for these parameters in this order, each found by identity.
+
+        Raises:
+            MisuseError: one of them is none of `parameters`.
+        """
+        if not self.parameters or list(map(id, parameters)) == list(map(id, self.parameters)):
+            return self
+        parts = self.diagonal.split([parameter.numel() for parameter in self.parameters])
+        by_identity = {id(parameter): part for parameter, part in zip(self.parameters, parts, strict=True)}
+        foreign = [tuple(parameter.shape) for parameter in parameters if id(parameter) not in by_identity]
+        if foreign:
+            raise MisuseError(
+                f"the preconditioner knows {len(self.parameters)} parameters, but not {len(foreign)} of those given, "
+                f"of shapes {', '.join(map(str, foreign[:3]))}. Make it from the optimiser that has trained them."
+            )
+        return replace(
+            self, diagonal=torch.cat([by_identity[id(one)] for one in parameters]), parameters=tuple(parameters)
+        )
 
 
 def adam_preconditioner(
@@ -68,9 +95,9 @@ def adam_preconditioner(
     with cross-entropy. So classifiers want more than 1/2. But on a physics-informed network (convection, 1,500
     gradients) it was 0.5, 0.5, 1, 558 and 467: there more than 1/2 did not leave a plateau. 1/2 is what fails nowhere.
 
-    The entries are in the optimizer's order, group after group: give the next optimiser the parameters in that order. A
+    The entries follow the parameters by identity: the next optimiser may take them in another order, or some of them. A
     parameter that never had a gradient, and so has no moments, counts as average. P is a copy: later steps of Adam do
-    not change it.
+    not change it. With P goes the length of Adam's last step, which becomes that of the next optimiser's first trial.
 
     Args:
         adam: a ``torch.optim.Adam`` or ``AdamW`` (``amsgrad`` too: the maxima are used) after at least one step.
@@ -93,7 +120,8 @@ def adam_preconditioner(
             "moments. Train with it before it is handed over, or load its state_dict."
         )
     filled = [torch.full_like(parameter, float(mean)) if root is None else root for root, parameter in roots]
-    return DiagonalPreconditioner(1.0 / (flatten(filled) + ridge * mean))
+    parameters = tuple(parameter for group in adam.param_groups for parameter in group["params"])
+    return DiagonalPreconditioner(1.0 / (flatten(filled) + ridge * mean), parameters, _step_length(adam))
 
 
 def hessian_diagonal_preconditioner(
@@ -123,14 +151,7 @@ def hessian_diagonal_preconditioner(
     _check_ridge(ridge)
     if not isinstance(samples, int) or samples < 1:
         raise MisuseError(f"expected samples to be a whole number from 1, got {samples!r}.")
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(operator.shape[0], dtype=accumulation_dtype(operator.device), device=operator.device)
-    for _ in range(samples):
-        signs = (
-            torch.randint(0, 2, (operator.shape[0],), generator=generator).to(operator.device, operator.dtype) * 2 - 1
-        )
-        total += signs * operator.matvec(signs)
-    size = total.abs() / samples
+    size = sampled_diagonal(operator, samples, seed)[0].abs()
     mean = size.mean()
     if not 0.0 < mean.item() < float("inf"):
         raise MisuseError(f"expected a matrix with a diagonal, but the mean of its size is {mean.item():.3g}.")
@@ -223,6 +244,11 @@ class _SplitOperator(SymmetricOperator):
         self._operator = operator
         self._root = base.diagonal.to(operator.device, operator.dtype).sqrt()
 
+    @property
+    def cost(self) -> object:
+        """What the operator within has spent, if it counts that."""
+        return getattr(self._operator, "cost", None)
+
     def _multiply(self, v: Tensor) -> Tensor:
         columns = [self._root * self._operator.matvec(self._root * column) for column in v.unbind(dim=1)]
         return torch.stack(columns, dim=1)
@@ -273,3 +299,21 @@ def _roots(adam: torch.optim.Optimizer, exponent: float) -> Iterator[tuple[Tenso
             else:
                 bias = 1.0 - float(group["betas"][1]) ** float(state["step"])
                 yield (moment / bias) ** exponent, parameter.detach()
+
+
+@torch.no_grad()
+def _step_length(adam: torch.optim.Optimizer) -> float | None:
+    """Return ‖α m̂ / (√v̂ + ε)‖, the length of Adam's last step but for weight decay; None where it did not move."""
+    squares = [torch.zeros((), dtype=torch.float64)]
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            state: dict[str, Any] = adam.state.get(parameter, {})
+            if "exp_avg" not in state:
+                continue
+            step, (beta_1, beta_2) = float(state["step"]), map(float, group["betas"])
+            moment = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+            root = (moment / (1.0 - beta_2**step)).sqrt_().add_(float(group["eps"]))
+            scale = float(group["lr"]) / (1.0 - beta_1**step)
+            squares.append((scale * torch.linalg.vector_norm(state["exp_avg"] / root)).cpu().double().square())
+    length = math.sqrt(float(torch.stack(squares).sum()))
+    return length if 0.0 < length < math.inf else None

@@ -159,34 +159,23 @@ class ProgressiveLBFGS(LBFGS):
         if before > size or kept is None:
             self.restart()
             return
-        self._learn(kept.gradient)
+        self._learn(kept)
         loss, gradient = sample.mean(self._rows(before, size))
         old, new = before / size, 1.0 - before / size
         gradient = kept.gradient * old + gradient * new
         merged = Evaluation(kept.loss * old + float(loss) * new, gradient, dot(gradient, gradient).item())
         self._remember(replace(memory.keeping(merged), kept_examples=size))
 
-    def _learn(self, gradient: Tensor) -> None:
-        """Store the last step's pair, from gradients on the same sample, before the gradient becomes another's."""
-        memory = self._memory
-        if memory.direction is None:
-            return
-        _, pair = self._newest(gradient, precondition(self.preconditioner, gradient))
-        if pair is not None:
-            self._store(pair, memory.pairs)
-            memory.pairs += 1
-        memory.direction = None
-
     def _wanted_size(self, sample: _Sample, size: int) -> int:
         """Return the size that the test asks for, at least the present one."""
         memory, gradients = self._memory, sample.gradients
-        gradient, weights = memory.kept_gradient, memory.weights
-        if size == self.examples or gradients is None or len(gradients) < 2 or gradient is None or weights is None:
+        kept, weights = memory.kept, memory.weights
+        if size == self.examples or gradients is None or len(gradients) < 2 or kept is None or weights is None:
             return size
         if not torch.equal(sample.weights, weights):
             return size  # The last point tried is not the one taken.
-        self._learn(gradient)
-        direction = self._minus_b(gradient)
+        self._learn(kept)
+        direction = self._minus_b(kept.gradient)
         twice = self._minus_b(direction)
         products = torch.stack([dot(gradients[i], twice) for i in range(len(gradients))])
         variance, length = torch.stack([products.var() * size / len(gradients), dot(direction, direction)]).tolist()

@@ -17,10 +17,11 @@ from torch import Tensor
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.optim.evaluation import Evaluation
-from convexlab.optim.flat import Direction, FlatOptimizer
+from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
 from convexlab.optim.memory import ACCUMULATED, Memory
-from convexlab.optim.preconditioners import Preconditioner, check_preconditioner, precondition
+from convexlab.optim.preconditioners import Preconditioner, precondition
+from convexlab.optim.steps import Direction
 
 __all__ = ["MAX_PARAMETERS", "MatrixMemory", "SelfScaledBroyden", "self_scaled_update_names"]
 
@@ -37,8 +38,6 @@ class MatrixMemory(Memory):
 
     gradient: Tensor | None = None
     """g where the last step began, (n,); None before the first."""
-    direction: Tensor | None = None
-    """d of the last step, (n,); None once H was updated by it, or if it was a step that H does not learn from."""
     matrix: Tensor | None = field(default=None, metadata=ACCUMULATED)
     """H, (n, n), changed in place; None until a pair is known."""
     newton: bool = False
@@ -100,25 +99,30 @@ class SelfScaledBroyden(FlatOptimizer):
     ) -> None:
         if update not in _UPDATES:
             raise unknown_name("update", update, _UPDATES)
-        check_preconditioner(preconditioner)
         self.update = update
-        self.preconditioner = preconditioner
         self.max_parameters = max_parameters
-        super().__init__(params, line_search=line_search, max_evaluations=max_evaluations, reuse=reuse)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add the one group of parameters.
-
-        Raises:
-            MisuseError: there is one already, its parameters do not make one flat vector, or they are too many.
-        """
-        super().add_param_group(param_group)
+        super().__init__(
+            params,
+            line_search=line_search,
+            preconditioner=preconditioner,
+            max_evaluations=max_evaluations,
+            reuse=reuse,
+        )
         size = sum(parameter.numel() for parameter in self._parameters)
-        if size > self.max_parameters:
+        if size > max_parameters:
             raise MisuseError(
                 f"SelfScaledBroyden keeps a dense matrix, which for {size} parameters takes {8 * size**2:,} bytes: "
-                f"expected at most {self.max_parameters} parameters. Use LBFGS, or raise max_parameters."
+                f"expected at most {max_parameters} parameters. Use LBFGS, or raise max_parameters."
             )
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "update": self.update}
+
+    def _learn(self, end: Evaluation | None) -> None:
+        if end is None:
+            self._memory.direction = None
+        else:
+            self._absorb(end.gradient)
 
     @property
     def _memory(self) -> MatrixMemory:

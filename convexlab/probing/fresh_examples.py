@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from convexlab.curvature.intervals import LEVEL, student_reach
 from convexlab.curvature.sampling import SampledCurvature, sampled_curvature
 from convexlab.curvature.verdict import Verdict
 from convexlab.objective.cost import Cost
@@ -32,21 +33,32 @@ def sampling_error(problem: ImageProblem, verdict: Verdict | None) -> Sampling:
     vectors = torch.stack([extremes.smallest_vector, extremes.largest_vector], dim=1)
     sample, fresh = _measure(problem, vectors)
     known = fresh.value.new_tensor([extremes.smallest, extremes.largest])
-    columns = (sample.standard_error, fresh.value, fresh.standard_error, *_of_all(problem, known, sample, fresh))
-    smallest, largest = torch.stack(columns, dim=1).tolist()
+    full, full_error = _of_all(problem, known, sample, fresh)
+    reach = student_reach(fresh.degrees, LEVEL)
+    # An error of 0 is one that is known, by however many batches.
+    full_reach = torch.where(full_error == 0, 0.0, reach * full_error)
+    fresh_reach = reach * fresh.standard_error
+    columns = {
+        "standard_error": sample.standard_error,
+        "fresh": fresh.value,
+        "fresh_standard_error": fresh.standard_error,
+        "fresh_low": fresh.value - fresh_reach,
+        "fresh_high": fresh.value + fresh_reach,
+        "full": full,
+        "full_standard_error": full_error,
+        "full_low": full - full_reach,
+        "full_high": full + full_reach,
+    }
+    ends = zip(*(column.tolist() for column in columns.values()), strict=True)
+    named = {
+        f"{end}_{name}": value
+        for end, values in zip(("smallest", "largest"), ends, strict=True)
+        for name, value in zip(columns, values, strict=True)
+    }
     return Sampling(
         population=problem.population,
         fresh_examples=fresh.examples,
-        smallest_standard_error=smallest[0],
-        smallest_fresh=smallest[1],
-        smallest_fresh_standard_error=smallest[2],
-        smallest_full=smallest[3],
-        smallest_full_standard_error=smallest[4],
-        largest_standard_error=largest[0],
-        largest_fresh=largest[1],
-        largest_fresh_standard_error=largest[2],
-        largest_full=largest[3],
-        largest_full_standard_error=largest[4],
+        **named,
     )
 
 

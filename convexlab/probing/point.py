@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convexlab.curvature.adam_metric import AdamMetric, sharpness_in
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
+from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
+from convexlab.curvature.top import pairs_of
+from convexlab.curvature.trace import trace_beside
 from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
-from convexlab.errors import FailureError, MisuseError
-from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.errors import FailureError, MisuseError, unknown_name
+from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
 from convexlab.linalg.vectors import dot, norm
-from convexlab.objective import Objective
+from convexlab.objective import PRODUCTS, Objective, Products
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.probing.loss import ProbedLoss
 from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
@@ -44,12 +49,18 @@ class ProbeOptions:
     """Of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
-    density_probes: int = 2
-    """Krylov runs that the density, its negative mass and the trace are averaged over."""
+    density_probes: int = 1
+    """Krylov runs that the density and its negative mass are averaged over."""
     density_steps: int = 32
     """Products of each of these but the first."""
+    trace_samples: int = 8
+    """Products beside the first run that estimate the part of the trace outside of its space."""
+    products: Products = "auto"
+    """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
     seed: int = 0
-    """Of the Krylov runs' starts."""
+    """Of the Krylov runs' starts, and of these products' vectors."""
+    top: int = 0
+    """Largest eigenpairs to measure too, on the first run; 0 is none."""
     slice_points: int = 13
     """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
@@ -60,6 +71,10 @@ class ProbeOptions:
             raise MisuseError(
                 f"expected at least one density probe and step, got {self.density_probes!r} and {self.density_steps!r}."
             )
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
+            raise MisuseError(f"expected top to be a whole number of eigenpairs from 0, got {self.top!r}.")
+        if self.trace_samples < 2:
+            raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
         products = self.density_probes * self.density_steps
@@ -69,14 +84,19 @@ class ProbeOptions:
                 f"{self.max_steps}, would take {products + (self.max_steps or 0):,} products with the Hessian, each of "
                 f"them twice an epoch, at every checkpoint: expected at most {_MOST_PRODUCTS:,}. Ask for fewer."
             )
+        if self.products not in PRODUCTS:
+            raise unknown_name("kind of products", self.products, PRODUCTS)
         if self.slice_points:
             check_points(self.slice_points)
 
 
-def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoint, Verdict | None]:
+def probe_point(
+    loss: ProbedLoss, options: ProbeOptions, metric: AdamMetric | None = None
+) -> tuple[ProbedCheckpoint, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
-    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density.
+    The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density. With the
+    metric of an Adam there is one more, for the largest curvature in that.
 
     Returns:
         A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
@@ -84,8 +104,9 @@ def probe_point(loss: ProbedLoss, options: ProbeOptions) -> tuple[ProbedCheckpoi
     """
     objective = loss.objective
     with Meter(objective) as meter:
-        point, verdict = _measured(objective, options, meter)
-        sampling = Sampling() if loss.problem is None else sampling_error(loss.problem, verdict)
+        point, verdict = _measured(objective, options, meter, metric)
+        exact = options.products != "differences"
+        sampling = sampling_error(loss.problem, verdict) if loss.problem is not None and exact else Sampling()
         slices = _slices(objective, verdict, point, options)
         row = ProbedCheckpoint(
             **vars(_charged(point, meter, verdict)),
@@ -124,31 +145,42 @@ def _charged(point: PointMeasurement, meter: Meter, verdict: Verdict | None) -> 
     )
 
 
-def _measured(objective: Objective, options: ProbeOptions, meter: Meter) -> tuple[PointMeasurement, Verdict | None]:
+def _measured(
+    objective: Objective, options: ProbeOptions, meter: Meter, metric: AdamMetric | None = None
+) -> tuple[PointMeasurement, Verdict | None]:
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
     nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
     if not (math.isfinite(value) and math.isfinite(gradient_norm)):
         return nothing, None
     try:
-        return _curvature(objective, value, gradient, options, meter)
+        return _curvature(objective, value, gradient, options, meter, metric)
     except FailureError as error:
         return replace(nothing, failure=str(error)), None
 
 
 def _curvature(
-    objective: Objective, value: float, gradient: Tensor, options: ProbeOptions, meter: Meter
+    objective: Objective,
+    value: float,
+    gradient: Tensor,
+    options: ProbeOptions,
+    meter: Meter,
+    metric: AdamMetric | None,
 ) -> tuple[PointMeasurement, Verdict]:
-    operator = objective.hessian()
+    operator = objective.hessian(options.products)
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
     verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
+    top = _top(first, gradient, options.top) if options.top else {}
+    trace, trace_error, degrees = trace_beside(first, options.trace_samples, generator)
+    trace_low, trace_high = student_interval(trace, trace_error, degrees, LEVEL)
     others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
     density = density_of(itertools.chain([first], others), meter)
-    trace, trace_error = density.moment(1)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
-    mass, mass_error = density.mass_below(-max(density.zero_width, options.floor * verdict.scale))
+    threshold = -max(density.zero_width, options.floor * verdict.scale)
+    mass, mass_error = density.mass_below(threshold)
+    mass_low, mass_high = density.mass_interval(threshold, LEVEL)
     visible = density.weights > _NEGLIGIBLE_WEIGHT
     ends = verdict.extremes
     point = PointMeasurement(
@@ -164,8 +196,15 @@ def _curvature(
         largest_slope=float(dot(gradient, ends.largest_vector)),
         negative_mass=mass,
         negative_mass_standard_error=mass_error,
+        negative_mass_low=mass_low,
+        negative_mass_high=mass_high,
         trace=trace,
         trace_standard_error=trace_error,
+        trace_low=trace_low,
+        trace_high=trace_high,
+        interval_level=LEVEL,
+        **top,
+        **_in_metric(operator, metric, options.seed),
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
         rounding_floor=verdict.rounding_floor,
@@ -176,6 +215,29 @@ def _curvature(
         weights=density.weights[visible].numpy(),
     )
     return point, verdict
+
+
+def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:
+    """Return the fields of a row on the largest eigenpairs; the run is extended for them as far as it may be."""
+    values, vectors, residuals = pairs_of(process, min(count, process.operator.shape[0]), tolerance=_TOLERANCE)
+    inside, whole = float(norm(vectors.T @ gradient.to(vectors))), float(norm(gradient))
+    return {
+        "top_values": values.numpy(),
+        "top_residuals": residuals.numpy(),
+        "top_gradient_share": (inside / whole) ** 2 if whole else None,
+    }
+
+
+def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, float]:
+    """Return the fields of a row on curvature in Adam's metric."""
+    if metric is None:
+        return {}
+    sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    return {
+        "adam_sharpness": sharpness.value,
+        "adam_sharpness_residual": sharpness.residual,
+        "adam_threshold": sharpness.threshold,
+    }
 
 
 def _along(gradient: Tensor, operator: MatrixVectorProduct) -> float | None:

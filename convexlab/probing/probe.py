@@ -18,14 +18,16 @@ from convexlab.checkpoints import (
     load_weights,
     read_checkpoint,
     read_header,
+    read_moments,
     write_checkpoint,
 )
+from convexlab.curvature.adam_metric import AdamMetric, metric_of
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import make_folder
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import held_alone
-from convexlab.objective import Objective
+from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, check_free, epoch_of, files_of, names_of, places_of, target_of
@@ -75,8 +77,10 @@ def probe(
     device: str = "auto",
     confidence: float = 0.999,
     max_steps: int | None = None,
-    density_probes: int = 2,
+    density_probes: int = 1,
     density_steps: int = 32,
+    top: int = 0,
+    products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
@@ -104,14 +108,18 @@ def probe(
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
             rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
-        seed: of the training subset and the sample; see ``model``. The Krylov runs start from a fixed seed of their
-            own.
+        seed: of the training subset and the sample; see ``model``. The random vectors have seeds of their own, another
+            at every epoch.
         dtype: see ``model``.
         device: where to compute.
         confidence: of the bounds, over the random start.
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
-        density_probes: Krylov runs that the density, its negative mass and the trace are averaged over.
+        density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these but the first.
+        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
+            the same Krylov run, which is made longer for them where ``max_steps`` allows that.
+        products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
+            differentiate twice.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -131,6 +139,8 @@ def probe(
         max_steps=max_steps,
         density_probes=density_probes,
         density_steps=density_steps,
+        top=top,
+        products=products,
         slice_points=slice_points,
     )
     if plane_points and plane_points < 3:
@@ -343,7 +353,10 @@ def _path(
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     weights = _load(loss.objective, item.header.path)
-    row, verdict = probe_point(loss, options)
+    loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
+    # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    metric = _metric(item.header.path, loss.objective)
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
     return replace(
         row,
         checkpoint=item.name,
@@ -359,6 +372,20 @@ def _load(objective: Objective, file: Path) -> str:
     checkpoint = read_checkpoint(file)
     load_weights(objective.model, checkpoint)
     return _digest_of_weights(checkpoint)
+
+
+def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
+    """Return the metric of the Adam that led to a checkpoint; None where its moments are not stored, or fit nothing."""
+    state = read_moments(checkpoint, objective.model)
+    if state is None:
+        return None
+    parameters = dict(objective.model.named_parameters())
+    places = {name: place for place, name in enumerate(parameters)}
+    names = objective.parameter_names
+    try:
+        return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
+    except MisuseError:  # The state of another optimiser, or of groups without one border.
+        return None
 
 
 def _write_plane(

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from convexlab.objective.batches import mapped
 
 __all__ = ["LoaderBatches", "MiniBatches", "RandomRows"]
 
@@ -41,7 +42,7 @@ class RandomRows:
 
     def of(self, rows: Tensor) -> Any:
         """Return the batch of some rows (m,)."""
-        return tree_map(lambda tensor: tensor[rows.to(tensor.device)], self._tensors)
+        return mapped(lambda tensor: tensor[rows.to(tensor.device)], self._tensors)
 
 
 class LoaderBatches:

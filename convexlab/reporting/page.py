@@ -31,6 +31,7 @@ from convexlab.reporting.parts.tables import (
     measures_table,
     results_table,
     settings_tables,
+    top_table,
 )
 from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
@@ -139,6 +140,7 @@ class Section:
     results: Table | None
     verdicts: list[CheckpointVerdict]
     curvature: Table | None
+    top: Table | None
     cost: Table | None
 
 
@@ -170,6 +172,7 @@ def _section(facts: RunFacts, anchor: str, *, compact: bool) -> Section:
             CheckpointVerdict(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in facts.probe
         ],
         curvature=curvature_table(facts),
+        top=top_table(facts),
         cost=cost_table(facts),
     )
 

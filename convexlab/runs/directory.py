@@ -148,10 +148,9 @@ class Run:
 
     def clean(self) -> None:
         """Remove what writers left that were killed here; only for who holds the directory."""
-        folders = [self.path, *self.path.glob("seed-*")]
-        for folder in folders:
-            for part in (folder, folder / "checkpoints", folder / "witnesses", folder / "state"):
-                clean(part)
+        for folder in (self.path, *self.path.glob("seed-*")):
+            for part in ("", "checkpoints", "checkpoints/adam", "witnesses", "state"):
+                clean(folder / part)
 
     def is_empty(self) -> bool:
         """Whether nothing was stored yet."""

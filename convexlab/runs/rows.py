@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
 # Names in the files that differ from the attributes'.
-_SIGNALS, _DENSITY = "told", "density"
+_SIGNALS, _DENSITY, _TOP = "told", "density", "top"
 
 
 class Records(NamedTuple):
@@ -276,11 +276,30 @@ class PointMeasurement:
     negative_mass: float | None = None
     """Share of the eigenvalues below -`floor`·`largest`, from 0 to 1, estimated."""
     negative_mass_standard_error: float | None = None
-    """None with a single probe."""
+    """Over the random starts; what quadrature leaves open is in the next two alone."""
+    negative_mass_low: float | None = None
+    """Lower end of an interval at `interval_level`; None in older files. Likewise the next."""
+    negative_mass_high: float | None = None
     trace: float | None = None
     """Estimated."""
     trace_standard_error: float | None = None
-    """None with a single probe."""
+    """Over the random vectors; None where there are fewer than two."""
+    trace_low: float | None = None
+    """As of the negative mass; likewise the next."""
+    trace_high: float | None = None
+    interval_level: float | None = None
+    """From 0 to 1, of every interval of the row."""
+    top_values: Floats = field(default_factory=_no_numbers)
+    """(k,) the largest eigenvalues, the first of them first; empty where they were not asked for."""
+    top_residuals: Floats = field(default_factory=_no_numbers)
+    """(k,) ‖Hv - value v‖ of each."""
+    top_gradient_share: float | None = None
+    """‖Vᵀg‖² / ‖g‖², from 0 to 1, V their eigenvectors."""
+    adam_sharpness: float | None = None
+    """Largest eigenvalue of P^(-1/2) H P^(-1/2), P of the Adam that led here; None where its moments are not stored."""
+    adam_sharpness_residual: float | None = None
+    adam_threshold: float | None = None
+    """2 (1 + β₁) / ((1 - β₁) η), above which that Adam is unstable on a quadratic loss."""
     second_difference: float | None = None
     """Curvature along v from values of the loss alone; None unless the verdict is `non-convex`."""
     verdict: str = ""
@@ -306,11 +325,13 @@ class PointMeasurement:
     """Bytes by which the memory in use rose at most; None where the system does not say."""
 
     def as_row(self) -> dict[str, Any]:
-        """Return the fields as a file holds them: both parts of the density in one object, or null."""
+        """Return the fields as a file holds them: both parts of density and top in one object each, or null."""
         row = dict(vars(self))
         nodes, weights = row.pop("nodes"), row.pop("weights")
         density = {"nodes": nodes.tolist(), "weights": weights.tolist()} if nodes.size else None
-        return row | {_DENSITY: density, "rounding_floor": self.rounding_floor or None}
+        values, residuals = row.pop("top_values"), row.pop("top_residuals")
+        top = {"values": values.tolist(), "residuals": residuals.tolist()} if values.size else None
+        return row | {_DENSITY: density, _TOP: top, "rounding_floor": self.rounding_floor or None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,16 +350,26 @@ class Sampling:
     smallest_fresh: float | None = None
     """Curvature on the fresh examples, along the eigenvector of `smallest`."""
     smallest_fresh_standard_error: float | None = None
+    smallest_fresh_low: float | None = None
+    """Lower end of an interval at `interval_level`; None in older files. Likewise the next."""
+    smallest_fresh_high: float | None = None
     smallest_full: float | None = None
     """Curvature on all training examples, along the same; estimated, and None where no fresh one is of them."""
     smallest_full_standard_error: float | None = None
     """0 where all are known."""
+    smallest_full_low: float | None = None
+    """As of `smallest_fresh`; likewise the next."""
+    smallest_full_high: float | None = None
     largest_standard_error: float | None = None
-    """As the five of `smallest`, along the eigenvector of `largest`; likewise the next four."""
+    """As the nine of `smallest`, along the eigenvector of `largest`; likewise the next eight."""
     largest_fresh: float | None = None
     largest_fresh_standard_error: float | None = None
+    largest_fresh_low: float | None = None
+    largest_fresh_high: float | None = None
     largest_full: float | None = None
     largest_full_standard_error: float | None = None
+    largest_full_low: float | None = None
+    largest_full_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -389,7 +420,8 @@ class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
         plain = _plain_values(cls, row)
         plain["rounding_floor"] = abs(number_of(row, "rounding_floor") or 0.0)
         nodes, weights = _density(mapping_of(row, _DENSITY))
-        point = cls(**plain, nodes=nodes, weights=weights)
+        values, residuals = _pairs(mapping_of(row, _TOP), "values", "residuals")
+        point = cls(**plain, nodes=nodes, weights=weights, top_values=values, top_residuals=residuals)
         return replace(point, slices=_slices(point, mapping_of(row, "slices")))
 
     def as_row(self) -> dict[str, Any]:
@@ -483,11 +515,16 @@ def without_density(row: Row) -> dict[str, Any]:
 
 
 def _density(row: Row) -> tuple[Floats, Floats]:
-    nodes, weights = (_numbers(row, key) for key in ("nodes", "weights"))
-    count = min(nodes.size, weights.size)
-    nodes, weights = nodes[:count], weights[:count]
-    usable = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)
-    return nodes[usable], weights[usable]
+    nodes, weights = _pairs(row, "nodes", "weights")
+    return nodes[weights > 0], weights[weights > 0]
+
+
+def _pairs(row: Row, *names: str) -> tuple[Floats, Floats]:
+    """Return two columns of finite numbers as far as both have them."""
+    first, second = (_numbers(row, name) for name in names)
+    count = min(first.size, second.size)
+    usable = np.isfinite(first[:count]) & np.isfinite(second[:count])
+    return first[:count][usable], second[:count][usable]
 
 
 def _slices(point: PointMeasurement, stored: Row) -> dict[str, LossSlice]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.machine.random_state import fixed_random_state
-from convexlab.objective.batches import common_rows
+from convexlab.objective.batches import common_rows, mapped
 from convexlab.problems import Problem
 
 __all__ = ["adam_epoch", "backward"]
@@ -37,7 +36,7 @@ def adam_epoch(
         problem: what is trained.
         adam: of the model's parameters.
         order: of the mini-batches; it is moved.
-        seed: what a layer draws, such as dropout, depends on it and on ``epoch`` alone.
+        seed: what a layer or the data draw, such as dropout, depends on it and on ``epoch`` alone.
         epoch: epochs done.
         learning_rate: maps the epochs done, a fraction within an epoch, to the rate; None keeps it.
         watch: looks on; it is given each step's gradient in two halves.
@@ -54,7 +53,7 @@ def adam_epoch(
 
     step, losses = step or plain, []
     problem.model.train()
-    with fixed_random_state(problem.objective.device, (seed + epoch * 2**31) % 2**63):
+    with fixed_random_state(problem.objective.device, (seed + epoch * 2**31) % 2**63, everything=True):
         for done, batch in problem.batches.epoch(order):
             if learning_rate is not None:
                 _set_rate(adam, learning_rate(epoch + done))
@@ -75,7 +74,7 @@ def backward(loss: Callable[[Any], Tensor], batch: Any, watch: GradientStatistic
         return whole.detach()
     middle, parts = -(-rows // 2), []  # The first half has the odd example, as in `Tensor.tensor_split`.
     for begin, end in ((0, middle), (middle, rows)):
-        half = tree_map(lambda item, begin=begin, end=end: item[begin:end], batch)
+        half = mapped(lambda item, begin=begin, end=end: item[begin:end], batch)
         part = loss(half) * ((end - begin) / rows)
         part.backward()
         parts.append(part.detach())

@@ -9,7 +9,7 @@ import torch
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo
-from convexlab.training.second_phase import Resort, second_phase
+from convexlab.training.second_phase import Resort, second_phase_steps
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["HandOver"]
@@ -42,7 +42,7 @@ class HandOver:
         return self.phase.build(self.problem.model.parameters(), adam, self.problem.examples or 1)
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
-        """Go on from where a trajectory stands until its budget is spent.
+        """Go on from where a trajectory stands until its budget is spent, or nothing is left to gain.
 
         Args:
             trajectory: at the switch, or restored to anywhere behind it.
@@ -55,8 +55,8 @@ class HandOver:
         if trajectory.second is None:
             trajectory.second = self.build(trajectory.adam)
         if trajectory.safe_resort is None:
-            resort = Resort(trajectory.best.loss, largest_norm, trajectory.resort)
-            steps = second_phase(
+            resort = Resort.of(self.problem, largest_norm, trajectory.resort)
+            steps = second_phase_steps(
                 trajectory.second,
                 self.phase,
                 self.problem.objective,

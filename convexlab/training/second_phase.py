@@ -17,14 +17,15 @@ from torch import Tensor
 from convexlab.linalg.vectors import norm
 from convexlab.objective import Objective
 from convexlab.optim import ProgressiveLBFGS
+from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo
 
-__all__ = ["Resort", "Step", "second_phase"]
+__all__ = ["Resort", "Step", "second_phase_steps"]
 
-# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps that together
-# lower the loss by less than this share; steps in a row with a gradient norm above all that Adam had.
+# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps in a row with a
+# gradient norm above all that Adam had. A plateau is no reason: on physics-informed networks the loss falls on behind
+# it, by orders of magnitude (docs/training.md).
 _FAILED_STEPS = 2
-_STALL_STEPS, _STALL_SHARE = 50, 1e-3
 _RISE_STEPS = 10
 
 # Gradient equivalents. Thirds do not add up to whole numbers exactly.
@@ -46,37 +47,42 @@ class Step:
     failed: str | None
     """None, or why the weights stand where they stood."""
     given_up: str | None
-    """None, or why the second phase ends here though the budget is not spent."""
+    """None, or why Adam takes over again though the budget is not spent."""
 
 
 class Resort:
     """What speaks against going on with a second phase, step after step.
 
     Args:
-        best_loss: the lowest training loss before the second phase.
-        largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none.
+        largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none, or if a risen norm
+            says nothing.
         state: of `state_dict`, to go on from.
     """
 
-    def __init__(self, best_loss: float, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> None:
         """See the class."""
         state = state or {}
         self._largest_norm = largest_norm
         self._failures = int(state.get("failures", 0))
         self._risen = int(state.get("risen", 0))
-        self._best_losses = [float(loss) for loss in state.get("best_losses", [])]
-        self._best_loss = min([best_loss, *self._best_losses])
+
+    @classmethod
+    def of(cls, problem: Problem, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> Resort:
+        """Return the rules for a problem.
+
+        On the whole batch a step of Adam costs what one of the second phase does, so there is nothing to go back to: a
+        risen norm counts only where Adam sees mini-batches.
+        """
+        return cls(None if problem.whole_batch else largest_norm, state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers from which it goes on."""
-        return {"failures": self._failures, "risen": self._risen, "best_losses": list(self._best_losses)}
+        return {"failures": self._failures, "risen": self._risen}
 
-    def against(self, loss: float, gradient_norm: float, failed: str | None) -> str | None:
+    def against(self, gradient_norm: float, failed: str | None) -> str | None:
         """Take in where a step has ended, and return why to go back to Adam, or None."""
         # A search that the budget cut short has not failed for good.
         self._failures = self._failures + 1 if failed else 0
-        self._best_loss = min(self._best_loss, loss) if math.isfinite(loss) else self._best_loss
-        self._best_losses = [*self._best_losses, self._best_loss][-_STALL_STEPS - 1 :]
         above = self._largest_norm is not None and gradient_norm > self._largest_norm
         self._risen = self._risen + 1 if above else 0
         if self._failures >= _FAILED_STEPS:
@@ -86,9 +92,6 @@ class Resort:
                 f"the gradient norm has been above Adam's largest, {self._largest_norm:.3g}, for {_RISE_STEPS} steps: "
                 "the peak before the switch was not the only one"
             )
-        before, now = self._best_losses[0], self._best_losses[-1]
-        if len(self._best_losses) > _STALL_STEPS and before - now < _STALL_SHARE * before:
-            return f"{_STALL_STEPS} steps have lowered the loss by less than {_STALL_SHARE:.1%}"
         return None
 
 
@@ -116,7 +119,7 @@ class _Purse:
         self.cost = 0.0
 
 
-def second_phase(
+def second_phase_steps(
     optimizer: Any,
     phase: PhaseTwo,
     objective: Objective,
@@ -132,7 +135,7 @@ def second_phase(
     A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
     that. No step is begun without what one evaluation of its search costs, and the gradient that opens it where the
     step before has not left one. None takes more than is left: searches are told how many evaluations they may make,
-    and an optimiser that does not listen is interrupted.
+    and an optimiser that does not listen is interrupted. Where it has converged, to the rounding of the loss, it ends.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
@@ -147,7 +150,7 @@ def second_phase(
             where the optimiser does not know them. None asks the objective.
 
     Yields:
-        Every step; the last one says why, if it ends before the budget does.
+        Every step; the last one says why, if Adam is to take over again.
     """
     evaluate: Callable[..., Tensor] = closure or objective.closure
     purse = _Purse(budget)
@@ -180,9 +183,10 @@ def second_phase(
         if purse.cost == 0.0 and failed is None:
             return  # Nothing that is left pays for a step.
         loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
-        given_up = resort.against(loss, gradient_norm, failed)
+        converged = _converged(optimizer)
+        given_up = None if converged else resort.against(gradient_norm, failed)
         yield Step(purse.cost, seconds, loss, gradient_norm, failed, given_up)
-        if given_up is not None:
+        if converged or given_up is not None:
             return
         purse.next_step()
 
@@ -217,6 +221,11 @@ def _known(optimizer: Any) -> tuple[float, float] | None:
 def _failure(optimizer: Any) -> str | None:
     report = getattr(optimizer, "report", None)  # Which only ours write.
     return None if report is None else report.failed
+
+
+def _converged(optimizer: Any) -> bool:
+    report = getattr(optimizer, "report", None)
+    return report is not None and report.state == "converged"
 
 
 def _measured(objective: Objective) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint
+from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint, write_moments
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.importing import check_trusted
@@ -171,6 +171,7 @@ def _train(
         if at_hand and run.checkpoint_path(0).exists():
             load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
             problem = dataclasses.replace(problem)
+        problem.objective.require_one_function()
         training = _TwoPhaseTraining(run, config, problem, progress)
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):
@@ -462,6 +463,8 @@ class _TwoPhaseTraining:
         path = self.run.checkpoint_path(trajectory.epoch)
         make_folder(path.parent)
         write_checkpoint(path, problem.model.state_dict(), metadata)
+        if trajectory.second is None:
+            write_moments(path, problem.model, trajectory.adam)  # For the curvature in Adam's metric.
 
     def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
         config, problem = self.config, self.problem

@@ -21,6 +21,7 @@ __all__ = [
     "short",
     "signed",
     "typeset",
+    "with_interval",
 ]
 
 MISSING = "–"
@@ -147,9 +148,21 @@ def lower_bound(value: float | None, floor: float) -> str:
 
 
 def plus_minus(value: float | None, error: float | None, floor: float = 0.0) -> str:
-    """Return a value with its residual or standard error."""
+    """Return a value with its residual."""
     if value is None:
         return MISSING
     if abs(value) <= floor:
         return signed(0.0, max(floor, error or 0.0))
     return number(value) if error is None else f"{number(value)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(error, 2)}"
+
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, floor: float = 0.0, level: float | None = None
+) -> str:
+    """Return an estimate with the ends of its interval, or alone where they are not known or are the estimate."""
+    if value is None or low is None or high is None:
+        return signed(value, floor)
+    if abs(value) <= floor:
+        return signed(0.0, max(floor, -low, high))
+    confidence = "" if level is None else f" with {percent(level)} confidence"
+    return number(value) if low == value == high else f"{number(value)} ({number(low)} to {number(high)}{confidence})"

@@ -64,3 +64,20 @@ def test_a_basis_is_of_its_first_vector(dtype: torch.dtype) -> None:
     basis = Basis(torch.tensor([0.6, 0.8], dtype=dtype), 2)
     assert basis.dtype == basis.last.dtype == dtype
     assert basis.combined(torch.ones(1, 1, dtype=torch.float64)).dtype == dtype
+
+
+@pytest.mark.parametrize("n", [100, 40_000])
+def test_compressed_to_combinations_of_its_vectors(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convexlab.curvature.basis._CHUNK_BYTES", 2**12)
+    rows = _orthonormal(n, 41)
+    weights = _orthonormal(40, 20).T
+    basis = _basis(rows, 60)
+    basis.compress(weights)
+    expected = torch.cat([weights.T @ rows[:40], rows[40:]])
+    torch.testing.assert_close(basis.combined(torch.eye(21, dtype=torch.float64)), expected, rtol=0, atol=100 * EPS)
+    for row in rows[1:40]:  # It has its whole room again.
+        basis.append(row)
+    torch.testing.assert_close(basis.last, rows[39], rtol=0, atol=0)
+    vector = rows[0] + rows[40]
+    rest = basis.without_part_in_first(vector, 21)
+    torch.testing.assert_close(rest, vector - expected.T @ (expected @ vector), rtol=0, atol=100 * EPS)

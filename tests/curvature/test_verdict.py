@@ -361,10 +361,12 @@ def test_what_was_spent_is_charged_including_the_checks() -> None:
     objective = _Quadratic(torch.diag(torch.linspace(1, 2, 30).double())).objective()
     verdict = cl.convexity_verdict(objective)
     # The Krylov run, both ends and a random vector for the asymmetry, and the recomputations of the smallest.
-    assert objective.cost.hessian_products == verdict.effort.products == verdict.steps + 3 + 5
-    assert verdict.effort.gradient_equivalents == 2 * verdict.effort.products
+    assert verdict.effort.products == verdict.steps + 3 + 5
+    # Two more products and two gradients check the products, two gradients the loss.
+    assert objective.cost.hessian_products == verdict.effort.products + 2
+    assert verdict.effort.gradient_equivalents == 2 * verdict.effort.products + 6 + 2
     assert verdict.extremes.effort.products == verdict.steps + 2
-    assert objective.cost.gradients == objective.cost.values == 0
+    assert (objective.cost.gradients, objective.cost.values) == (4, 0)
 
 
 def test_verdicts_can_be_repeated_and_not_be_changed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convexlab as cl
 from convexlab.architectures import Perceptron, VisionTransformer
 from convexlab.detection import Signals
+from convexlab.objective.batches import rows_of
 from convexlab.problems.physics_informed import convection
 from tests.dense import as_vector, derivatives, loss_of
 
@@ -97,30 +98,35 @@ def _known(watch: cl.Watch, name: str) -> list[int]:
 
 
 @pytest.mark.parametrize("build", [perceptron, transformer, physics])
-@pytest.mark.parametrize(("share", "steps"), [(0.053, 8), (0.19, 16)])
+@pytest.mark.parametrize(("share", "steps", "epochs"), [(0.053, 8, 105), (0.19, 16, 47)])
 def test_it_keeps_within_its_share_and_measures_as_often_as_that_pays_for(
-    build: Callable[[], Loop], share: float, steps: int
+    build: Callable[[], Loop], share: float, steps: int, epochs: int
 ) -> None:
-    loop, epochs, examples = build(), 91, 30
+    loop, examples = build(), 30
     adam = loop.adam()
+    loop.objective.require_one_function()
+    before = loop.objective.cost
     watch = cl.Watch(loop.objective, adam, share=share, examples=examples, steps=steps)
     for epoch in range(1, epochs + 1):
         loop.train(watch, adam, 1)
         # Of rounding in sums of `epochs` terms.
         assert watch.spent <= share * epoch * loop.cost * (1 + epochs * 2**-52)
-        assert watch.spent == pytest.approx(loop.objective.cost.gradient_equivalents, rel=1e-12)
+        assert watch.spent == pytest.approx((loop.objective.cost - before).gradient_equivalents, rel=1e-12)
     assert watch.trained == epochs * loop.cost
     # The points of the physics loss differ in number and stay whole.
     part = 1.0 if build is physics else examples / 400
     income = share * loop.cost / 2
-    for names, price in ((("gradient_curvature",), 3 * part), (("smallest", "largest"), 2 * (steps + 2) * part)):
+    # The check of the products costs 6 over the first batch.
+    sizes = [rows_of(batch) for batch in loop.objective.sample(examples).data]
+    ends = 2 * (steps + 2) + 6 * (1.0 if build is physics else sizes[0] / sum(sizes))
+    for names, price in ((("gradient_curvature",), 3 * part), (("smallest", "largest"), ends * part)):
         for name in names:
             known = _known(watch, name)
             # None of these is so near a whole number that rounding could count one less. A Krylov run that is within
             # its tolerance early costs less, so that the next comes sooner.
             assert len(known) >= math.floor(epochs * income / price) >= 1
             assert known[0] == math.ceil(price / income)
-    assert watch.seconds == pytest.approx(loop.objective.cost.seconds)
+    assert watch.seconds == pytest.approx((loop.objective.cost - before).seconds)
 
 
 def test_what_other_evaluations_cost_is_not_its_own() -> None:
@@ -332,15 +338,15 @@ def test_weights_that_are_not_finite_have_no_curvature(value: float) -> None:
     loop = tiny()
     adam = loop.adam()
     watch = cl.Watch(loop.objective, adam, share=0.9, examples=3)
-    loop.train(watch, adam, 9)
+    loop.train(watch, adam, 12)
     before, measured = watch.spent, len(_known(watch, "smallest"))
     assert measured
     with torch.no_grad():
         loop.model[2].weight.fill_(value)
-    loop.train(watch, adam, 9)
+    loop.train(watch, adam, 12)
     assert len(_known(watch, "smallest")) == measured
-    assert max(_known(watch, "gradient_curvature")) <= 9
-    assert before < watch.spent <= 0.9 * 18  # It was tried, and is paid.
+    assert max(_known(watch, "gradient_curvature")) <= 12
+    assert before < watch.spent <= 0.9 * 24  # It was tried, and is paid.
 
 
 def test_at_a_gradient_of_zero_there_is_no_direction() -> None:
@@ -390,3 +396,33 @@ def test_an_epoch_that_costs_no_number(cost: float) -> None:
     with pytest.raises(cl.MisuseError, match="cost of an epoch"):
         watch.update(loss=1.0, cost=cost)
     assert not watch.history
+
+
+# In Adam's metric
+
+
+def test_the_curvature_in_adams_metric_is_measured_within_its_share() -> None:
+    loop = perceptron()
+    adam = loop.adam()
+    watch = cl.Watch(loop.objective, adam, share=0.9, examples=20, adam_metric=True)
+    loop.train(watch, adam, 60)
+    places = [place for place, sharpness in enumerate(watch.adam_history) if sharpness is not None]
+    assert len(watch.adam_history) == 60
+    assert 3 < len(places) < 60
+    while watch.adam_history[-1] is None:  # Until the model is where it was measured last.
+        loop.train(watch, adam, 1)
+    last = watch.adam_history[-1]
+    again = cl.adam_sharpness(loop.objective.sample(20), adam, max_steps=16)
+    assert last.value == pytest.approx(again.value, rel=1e-3)
+    assert last.threshold == pytest.approx(2 * 1.9 / (0.1 * loop.rate))
+    assert watch.spent <= 0.9 * watch.trained
+    assert set(vars(watch.history[-1])) == {field.name for field in fields(Signals)}
+
+
+def test_the_metric_is_adams_and_costs_something() -> None:
+    loop = perceptron()
+    with pytest.raises(cl.MisuseError, match="positive share for adam_metric, got share=0"):
+        cl.Watch(loop.objective, loop.adam(), share=0, adam_metric=True)
+    sgd = torch.optim.SGD(loop.model.parameters(), lr=0.1)
+    with pytest.raises(cl.MisuseError, match="the state of an Adam or AdamW"):
+        loop.train(cl.Watch(loop.objective, sgd, share=0.9, examples=5, adam_metric=True), sgd, 50)

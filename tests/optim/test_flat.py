@@ -7,6 +7,7 @@ import functools
 import io
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import torch
@@ -324,9 +325,9 @@ def test_gradient_is_evaluated_anew_unless_reuse_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("change", ["in place", "through data", "new storage"])
-def test_changed_weights_are_seen(change: str) -> None:
+def test_changed_weights_cost_an_evaluation_and_no_memory(change: str) -> None:
     task = Task()
-    optimiser = task.optimiser()
+    optimiser = task.optimiser(beta="fletcher-reeves", powell=None)
     for _ in range(3):
         optimiser.step(task.closure)
     weight = task.model[0].weight
@@ -340,7 +341,9 @@ def test_changed_weights_are_seen(change: str) -> None:
     loss = task.closure().item()
     optimiser.step(task.closure)
     assert optimiser.report.loss == loss
-    assert optimiser.report.restarted == "the weights were changed between steps"
+    assert optimiser.report.changed == "the weights were changed between steps"
+    assert optimiser.report.restarted is None
+    assert optimiser.report.slope != pytest.approx(-(optimiser.report.gradient_norm**2), rel=1e-3)
 
 
 def test_restart_forgets() -> None:
@@ -489,8 +492,16 @@ def test_parameters_without_a_gradient_stay() -> None:
 def test_zero_gradient_is_reported() -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimiser = NonlinearCG([weight])
-    optimiser.step(lambda: weight.square().sum().detach())
-    assert optimiser.report == StepReport(0.0, 0.0, 0.0, 0.0, 0, 1, None, "the gradient is zero: no direction descends")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    reason = "the gradient is zero: no direction descends"
+    assert optimiser.report == StepReport(0.0, 0.0, 0.0, 0.0, 0, 1, None, reason, "converged")
 
 
 def test_transposed_parameters_and_sparse_gradients() -> None:
@@ -515,15 +526,36 @@ def test_transposed_parameters_and_sparse_gradients() -> None:
     assert not weight.is_contiguous()
 
 
-def test_one_group_only() -> None:
-    task = Task()
-    first, second = task.model[0].parameters(), task.model[2].parameters()
-    with pytest.raises(MisuseError, match="one parameter group"):
-        NonlinearCG([{"params": first}, {"params": second}])
-    optimiser = NonlinearCG([{"params": task.model[0].parameters(), "max_evaluations": 7}])
-    assert optimiser.param_groups[0]["max_evaluations"] == 7
-    with pytest.raises(MisuseError, match="one parameter group"):
-        optimiser.add_param_group({"params": list(task.model[2].parameters())})
+def test_several_groups_are_one_vector() -> None:
+    whole, parted = Task(), Task()
+    first, second = parted.model[0].parameters(), parted.model[2].parameters()
+    optimisers = whole.optimiser(), NonlinearCG([{"params": first}, {"params": second}])
+    for _ in range(6):
+        for task, optimiser in zip((whole, parted), optimisers, strict=True):
+            optimiser.step(task.closure)
+    assert whole.bits() == parted.bits()
+    with pytest.raises(MisuseError, match="knows its parameters from the start"):
+        optimisers[1].add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([], "got no parameters"),
+        ([{"params": []}], "empty parameter group"),
+        ([{"params": [torch.zeros(2)]}, {"params": []}], "empty parameter group"),
+        ([{"params": [torch.zeros(2)], "weight_decay": 0.1}], "knows no 'weight_decay' .* convexlab.second_phase"),
+        (
+            [{"params": [torch.zeros(2)], "lr": 0.5}, {"params": [torch.zeros(1)]}],
+            r"one lr for all groups, got 0.5, 1.0",
+        ),
+        ([{"params": [torch.zeros(2)], "max_evaluations": 7}, {"params": [torch.zeros(1)]}], "one max_evaluations"),
+        ([{"params": [torch.zeros(2)], "lr": 0.0}], "lr must be positive, got 0.0"),
+    ],
+)
+def test_groups_that_make_no_step(groups: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(MisuseError, match=message):
+        NonlinearCG(groups)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_after_n_exact_steps_the_matrix_is_the_inverse_hessian() -> None:
     with torch.no_grad():
         memory = optimiser._memory
         # The pair of the last step is stored when the next begins; there the gradient is not zero but rounding.
-        list(optimiser._directions(optimiser._start(None, memory.weights)))
+        list(optimiser._directions(memory.kept))
         probe = torch.tensor(b)
         newton = optimiser._newton(probe, probe, 8, probe.norm().item()).numpy()
     assert np.linalg.norm(newton + np.linalg.solve(h, b)) <= 10.0 * ITERATE_TOLERANCE * np.linalg.norm(newton)
@@ -412,7 +412,7 @@ def test_a_state_with_another_history_is_refused(history: int) -> None:
     *_, (point, _, optimiser) = _run(PROBLEMS[0], ROSENBROCK, 12)
     x = nn.Parameter(point.clone())
     other = LBFGS([x], history=history)
-    with pytest.raises(MisuseError, match=f"history=100, but this optimiser has {history}"):
+    with pytest.raises(MisuseError, match=f"history=100, but this LBFGS has {history}"):
         other.load_state_dict(optimiser.state_dict())
     other.step(closure_of(PROBLEMS[0], x))
     assert PROBLEMS[0](x) < PROBLEMS[0](point)
@@ -436,16 +436,26 @@ def test_pairs_fit_their_memory_budget(budget: int | None, pairs: int) -> None:
     assert optimiser.history == len(optimiser._memory.s) == pairs  # 33 weights in float64, twice a pair.
 
 
-def test_changed_weights_drop_the_pairs() -> None:
-    x = nn.Parameter(ROSENBROCK.clone())
-    optimiser = LBFGS([x])
+@pytest.mark.parametrize("move", [1e-2, 1e-16])
+def test_changed_weights_keep_the_pairs_and_the_last_one_is_of_two_gradients_that_were_evaluated(move: float) -> None:
+    task = Regression()
+    x = nn.Parameter(task.start.clone())
+    optimiser, untouched = LBFGS([x]), LBFGS([nn.Parameter(task.start.clone())])
     for _ in range(4):
-        optimiser.step(closure_of(PROBLEMS[0], x))
+        optimiser.step(closure_of(task, x))
+        untouched.step(closure_of(task, untouched.param_groups[0]["params"][0]))
     with torch.no_grad():
-        x.add_(0.01)
-    optimiser.step(closure_of(PROBLEMS[0], x))
-    assert optimiser.report.restarted == "the weights were changed between steps"
-    assert optimiser.report.slope == pytest.approx(-(optimiser.report.gradient_norm**2), rel=1e-13)
+        x.add_(move)
+    optimiser.step(closure_of(task, x))
+    untouched.step(closure_of(task, untouched.param_groups[0]["params"][0]))
+    assert optimiser.report.changed == "the weights were changed between steps"
+    assert optimiser.report.restarted is None
+    # Where they were moved by a rounding, the kept gradient holds.
+    assert optimiser.report.gradients == untouched.report.gradients + (move > 1e-10)
+    memory = optimiser._memory
+    assert memory.pairs == untouched._memory.pairs == 4
+    assert torch.equal(memory.s[:4], untouched._memory.s[:4])
+    assert torch.equal(memory.y[:4], untouched._memory.y[:4])
 
 
 def test_host_synchronisations_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

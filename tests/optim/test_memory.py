@@ -68,8 +68,9 @@ def test_a_state_holds_plain_values_and_comes_back_whole(method: str) -> None:
     x, optimiser = begin(method)
     walk(x, optimiser, 8)
     state = stored(optimiser)
-    for value in state["state"][0].values():
-        assert isinstance(value, Tensor | int | float | str | list), value
+    values = dict(state["state"][0])
+    for value in [*values.pop("method").values(), *values.values()]:
+        assert value is None or isinstance(value, Tensor | int | float | str | list), value
     other = METHODS[method](nn.Parameter(x.detach().clone()))
     other.load_state_dict(state)
     for field in dataclasses.fields(optimiser._memory):
@@ -99,7 +100,7 @@ def test_the_state_of_another_kind_is_refused_before_anything_is_changed(other: 
     before = optimiser._memory
     stranger = other([nn.Parameter(TASK.start.clone())])
     stranger.step(closure_of(TASK, stranger.param_groups[0]["params"][0]))
-    with pytest.raises(MisuseError, match="expected a state that NonlinearCG stored, got one with '"):
+    with pytest.raises(MisuseError, match=r"a state that NonlinearCG stored, got one (with '|of SelfScaled)"):
         optimiser.load_state_dict(stranger.state_dict())
     assert optimiser._memory is before
     assert optimiser.param_groups[0]["max_evaluations"] is None
@@ -118,18 +119,21 @@ def test_a_dense_matrix_keeps_its_dtype_and_the_rest_takes_the_parameters() -> N
 def test_the_reason_of_a_restart_that_was_interrupted_is_stored() -> None:
     x, optimiser = begin("LBFGS")
     walk(x, optimiser, 3)
-    with torch.no_grad():
-        x += 0.1
+    optimiser._memory.restarted = "a test dropped it"
 
     def interrupt() -> Tensor:
         raise KeyboardInterrupt
 
+    optimiser.reuse = False  # Otherwise the first thing that is evaluated is a trial.
     with pytest.raises(KeyboardInterrupt):
         optimiser.step(interrupt)
     _, other = begin("LBFGS", x.detach())
-    other.load_state_dict(stored(optimiser))
+    state = stored(optimiser)
+    state["state"][0]["pairs"] = 0
+    state["state"][0].pop("direction")
+    other.load_state_dict(state)
     walk(other.param_groups[0]["params"][0], other, 1)
-    assert other.report.restarted == "the weights were changed between steps"
+    assert other.report.restarted == "a test dropped it"
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)

@@ -222,7 +222,7 @@ def test_a_stored_state_goes_on_to_the_same_bits() -> None:
         assert optimiser.sample_size == size
 
 
-def test_a_smaller_sample_and_changed_weights_start_afresh() -> None:
+def test_a_smaller_sample_starts_afresh_and_changed_weights_are_evaluated() -> None:
     examples = Examples()
     x, optimiser = begin(examples, sample_size=64)
     for _ in range(3):
@@ -234,7 +234,7 @@ def test_a_smaller_sample_and_changed_weights_start_afresh() -> None:
     with torch.no_grad():
         x.add_(0.1)
     optimiser.step(examples.closure(x))
-    assert optimiser.report.restarted == "the weights were changed between steps"
+    assert optimiser.report.changed == "the weights were changed between steps"
 
 
 def test_an_exception_while_the_sample_grows_loses_nothing() -> None:

@@ -25,7 +25,7 @@ class _Failing(torch.optim.SGD):
     """A second phase whose every search fails."""
 
     class report:  # noqa: N801
-        failed = "it never works"
+        failed, state = "it never works", "stuck"
 
     def step(self, closure: Any) -> Any:
         return closure()

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import t
 from torch import Tensor, nn
 
 import convexlab as cl
+from convexlab.curvature.intervals import LEVEL
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.problems import ImageProblem
 from convexlab.reporting.words.sampling import sampling_sentence
 from convexlab.runs.rows import ProbedCheckpoint, Sampling
-from convexlab.wording.numbers import number
 
 
 class Bowls(nn.Module):
@@ -61,6 +62,7 @@ def _told(problem: ImageProblem) -> str:
     verdict = cl.convexity_verdict(problem.objective)
     row = ProbedCheckpoint(
         **vars(sampling_error(problem, verdict)),
+        interval_level=LEVEL,
         verdict=verdict.kind,
         smallest=verdict.extremes.smallest,
         rounding_floor=verdict.rounding_floor,
@@ -115,6 +117,8 @@ def test_a_subset_is_held_against_others_of_the_training_split() -> None:
     # Of the 240 the 60 are known; of the other 180 a third was seen.
     expected = 180 / 240 * math.sqrt(1 - 60 / 180) * row.smallest_fresh_standard_error
     assert row.smallest_full_standard_error == pytest.approx(expected, rel=1e-12)
+    assert row.smallest_full_low is not None
+    assert row.smallest_full_low < row.smallest_full - 2 * expected
     assert row.smallest_standard_error == pytest.approx(0, abs=1e-12)
 
 
@@ -123,6 +127,7 @@ def test_nothing_is_left_to_chance_once_all_others_are_seen() -> None:
     assert row.fresh_examples == 40
     assert row.smallest_full == pytest.approx((60 * -1.0 + 40 * 1.5) / 100, abs=1e-12)
     assert row.smallest_full_standard_error == 0
+    assert row.smallest_full_low == row.smallest_full == row.smallest_full_high
     assert row.smallest_fresh_standard_error > 0
 
 
@@ -146,23 +151,23 @@ def test_fresh_examples_are_at_most_as_many_as_the_sample_has_and_the_cost_is_ch
         (
             _problem(MINUS_ONE, torch.full((1200,), -0.75)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (−1.00) has −0.750 ± 0 (standard error): negative there too.",
+            "curvature (−1.00) has −0.750: negative there too.",
         ),
         (
             _problem(MINUS_ONE, torch.full((60,), 0.5)),
             "The loss is that of all 60 training examples. On 60 validation examples the direction of smallest "
-            "curvature (−1.00) has 0.500 ± 0 (standard error): not negative there.",
+            "curvature (−1.00) has 0.500: not negative there.",
         ),
         (
             _of_subset(torch.full((60,), 1.0), others=1180),
             "The loss is that of 60 of 1,240 training examples. On 60 other training examples the direction of "
-            "smallest curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 1,240 0.903 ± 0: not negative "
+            "smallest curvature (−1.00) has 1.00, hence on all 1,240 0.903: not negative "
             "there.",
         ),
         (
             _of_subset(torch.full((30,), 1.0), others=30),
             "The loss is that of 60 of 90 training examples. On 30 other training examples the direction of smallest "
-            "curvature (−1.00) has 1.00 ± 0 (standard error), hence on all 90 −0.333 ± 0: negative there too.",
+            "curvature (−1.00) has 1.00, hence on all 90 −0.333: negative there too.",
         ),
         (
             # Not convex on the sample, so nothing is said of a sign.
@@ -179,19 +184,24 @@ def test_what_is_told(problem: ImageProblem, told: str) -> None:
 
 
 @pytest.mark.parametrize(("mean", "told"), [(-0.5, "negative there too"), (0.5, "not negative there")])
-def test_no_sign_is_told_within_two_standard_errors(mean: float, told: str) -> None:
+def test_no_sign_is_told_where_the_interval_holds_zero(mean: float, told: str) -> None:
     values = _spread(0.0)
-    error = _measured(_problem(MINUS_ONE, values)).smallest_fresh_standard_error
-    for errors, expected in ((1.9, "its sign there is open"), (2.1, told)):
-        shift = math.copysign(errors * error, mean)
+    row = _measured(_problem(MINUS_ONE, values))
+    assert row.smallest_fresh_low is not None
+    assert row.smallest_fresh_high is not None
+    # By Student's t of 31 degrees; the parts differ in size by one example at most.
+    reach = (row.smallest_fresh_high - row.smallest_fresh_low) / 2
+    assert reach == pytest.approx(t.ppf(0.975, 31) * row.smallest_fresh_standard_error, rel=1e-2)
+    for share, expected in ((0.95, "its sign there is open"), (1.05, told)):
+        shift = math.copysign(share * reach, mean)
         summary = _told(_problem(MINUS_ONE, values + shift)).replace("\N{NO-BREAK SPACE}", " ")
-        assert summary.endswith(f"± {number(error, 2)} (standard error): {expected}.")
+        assert summary.endswith(f"with 95 % confidence): {expected}.")
 
 
 def test_one_batch_has_no_error_and_tells_no_sign() -> None:
     problem = _problem(MINUS_ONE, _spread(-1.0, 3))
     assert math.isnan(_measured(problem).smallest_fresh_standard_error)
-    assert _told(problem).endswith("has −1.00 (standard error unknown): its sign there is open.")
+    assert _told(problem).endswith("has −1.00 (error unknown): its sign there is open.")
 
 
 def test_one_example_left_out_leaves_nothing_to_chance() -> None:

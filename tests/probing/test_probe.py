@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from sklearn.decomposition import PCA
 
 import convexlab as cl
 from convexlab.probing import ProbeOptions, probe_objective
+from convexlab.probing.point import probe_point
 from convexlab.problems import build_problem
 from convexlab.progress import Progress
 from convexlab.reporting.words.run import judgement
@@ -110,15 +112,20 @@ def test_every_number_against_a_dense_hessian(epoch: int, run: Run, tiny: Option
     )
     assert abs(row["largest"] - eigenvalues[-1]) <= row["largest_residual"] + 1e-10 * scale
     assert row["smallest_lower_bound"] is None or row["smallest_lower_bound"] <= eigenvalues[0]
-    # Sixteen probes: a standard error is exceeded five times over with a chance of 2e-4 (Student's t, 15 degrees).
-    assert abs(row["trace"] - np.trace(hessian)) <= 5 * row["trace_standard_error"]
+    # An interval of 95 % may miss; one twice as wide by Student's t of 7 degrees, in 2 of 1,000 cases.
+    assert row["interval_level"] == 0.95
+    middle, reach = (row["trace_low"] + row["trace_high"]) / 2, row["trace_high"] - row["trace_low"]
+    assert middle == pytest.approx(row["trace"], rel=1e-12)
+    assert abs(row["trace"] - np.trace(hessian)) <= reach + 1e-10 * scale
     share = np.mean(eigenvalues < -row["floor"] * scale)
-    assert abs(row["negative_mass"] - share) <= 5 * row["negative_mass_standard_error"]
+    assert row["negative_mass_low"] <= row["negative_mass"] <= row["negative_mass_high"]
+    assert abs(row["negative_mass"] - share) <= 2 * (row["negative_mass_high"] - row["negative_mass_low"])
     assert eigenvalues[0] < -1e-3 * scale, "the network is non-convex here, so the verdict has to say so"
     assert row["verdict"] == "non-convex"
-    # One gradient, three values along the witness, 24 along both slices, and products at 2 each; of the last two a part
-    # over the validation examples.
-    products = (row["gradient_equivalents"] - 2 - 24 / 3) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
+    # One gradient, seven values along the witness, 24 along both slices, the check of the products on 32 examples, and
+    # products at 2 each; of the last two a part over the validation examples.
+    others = 1 + 7 / 3 + 24 / 3 + 6 * 32 / TRAIN_SIZE
+    products = (row["gradient_equivalents"] - others) / 2 - 2 * VALIDATION_SIZE / TRAIN_SIZE
     assert products == pytest.approx(int(products), abs=1e-9)
     assert products > row["steps"]
     assert (row["examples"], row["train_size"]) == (TRAIN_SIZE, TRAIN_SIZE)
@@ -222,6 +229,59 @@ def test_slices_are_the_loss_along_the_eigenvectors_and_are_charged(run: Run, ti
 
 
 # The plane of the path
+
+
+def test_the_largest_eigenvalues_and_the_gradients_share_in_their_space(run: Run, tiny: Options) -> None:
+    path = run.checkpoint_path(3)
+    (plain,) = cl.probe(path, slice_points=0, out=run.path / "plain").rows
+    (row,) = cl.probe(path, top=6, slice_points=0, out=run.path / "top").rows
+    _, gradient, hessian = dense(tiny["dataset"], load_file(path))
+    values, vectors = np.linalg.eigh(hessian)
+    scale = np.abs(values).max()
+    top, residuals = (np.array(row["top"][name]) for name in ("values", "residuals"))
+    assert len(top) == len(residuals) == 6
+    # A residual is at most a hundredth of its value; an eigenvalue errs by its square over a gap that is not known.
+    assert (residuals <= 1e-2 * np.abs(top) + 1e-10 * scale).all()
+    assert (np.abs(top - values[::-1][:6]) <= residuals + 1e-10 * scale).all()
+    share = np.sum((vectors[:, ::-1][:, :6].T @ gradient) ** 2) / (gradient @ gradient)
+    assert row["top_gradient_share"] == pytest.approx(share, abs=2e-2)
+    assert row["verdict"] == plain["verdict"]
+    assert plain["top"] is None
+    assert plain["top_gradient_share"] is None
+    point = ProbedCheckpoint.from_row(row)
+    assert point.top_values.tolist() == row["top"]["values"]
+    assert point.as_row()["top"] == row["top"]
+
+
+def test_curvature_in_adams_metric_where_its_moments_are_stored(run: Run, tiny: Options) -> None:
+    path = run.checkpoint_path(3)
+    (row,) = cl.probe(path, slice_points=0, max_steps=4, out=run.path / "metric").rows
+    _, _, hessian = dense(tiny["dataset"], load_file(path))
+    moments = load_file(path.parent / "adam" / path.name)
+    with safe_open(path.parent / "adam" / path.name, framework="pt") as file:
+        stored = {name: float(value) for name, value in file.metadata().items()}
+    v = np.concatenate([moments[name].numpy().ravel() for name in NAMES]) / (1 - stored["beta2"] ** stored["step"])
+    p = (1 - stored["beta1"] ** stored["step"]) * (np.sqrt(v) + stored["eps"])
+    largest = np.linalg.eigvalsh(hessian / np.sqrt(np.outer(p, p)))[-1]
+    assert row["adam_sharpness_residual"] <= 1e-2 * row["adam_sharpness"]
+    assert abs(row["adam_sharpness"] - largest) <= row["adam_sharpness_residual"] + 1e-9 * largest
+    assert row["adam_threshold"] == pytest.approx(2 * 1.9 / (0.1 * stored["lr"]))
+    (start,) = cl.probe(run.checkpoint_path(0), slice_points=0, max_steps=4, out=run.path / "start").rows
+    assert (start["adam_sharpness"], start["adam_threshold"]) == (None, None)
+
+
+def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seeds = []
+
+    def watched(loss: Any, options: ProbeOptions, metric: Any) -> Any:
+        seeds.append(options.seed)
+        return probe_point(loss, options, metric)
+
+    monkeypatch.setattr(importlib.import_module("convexlab.probing.probe"), "probe_point", watched)
+    for out in ("first", "again"):
+        cl.probe(run, plane_points=0, out=tmp_path / out, max_steps=2, slice_points=0)
+    assert len(set(seeds)) == len(run.checkpoints) > 1
+    assert seeds[: len(run.checkpoints)] == seeds[len(run.checkpoints) :]
 
 
 QUICK: Options = {"density_probes": 1, "max_steps": 4, "slice_points": 3}
@@ -573,7 +633,8 @@ def pickled(path: Path) -> Path:
         ({"max_steps": 0}, "expected max_steps of at least 1, got 0"),
         ({"max_steps": -3}, "expected max_steps of at least 1, got -3"),
         ({"density_probes": 0}, "expected at least one density probe and step, got 0 and 32"),
-        ({"density_steps": 0}, "expected at least one density probe and step, got 2 and 0"),
+        ({"density_steps": 0}, "expected at least one density probe and step, got 1 and 0"),
+        ({"top": -1}, "expected top to be a whole number of eigenpairs from 0, got -1"),
         ({"slice_points": 4}, "expected an odd number of points from 3, so that one is the middle, got 4"),
         ({"plane_points": 1}, "expected plane_points of at least 3, or 0 for no plane, got 1"),
         ({"device": "abacus"}, "device 'abacus'"),

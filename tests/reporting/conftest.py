@@ -153,9 +153,14 @@ def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -
                 "largest": largest,
                 "largest_residual": 1e-3,
                 "negative_mass": mass,
-                "negative_mass_standard_error": 0.1 * mass,
+                "negative_mass_standard_error": 0.05 * mass,
+                "negative_mass_low": 0.9 * mass,
+                "negative_mass_high": 1.2 * mass,
                 "trace": 90.0 - 30 * share,
                 "trace_standard_error": 2.5,
+                "trace_low": 84.0 - 30 * share,
+                "trace_high": 96.0 - 30 * share,
+                "interval_level": 0.95,
                 "verdict": verdict,
                 "rounding_floor": 3e-7,
                 "confidence": 0.999,
@@ -170,8 +175,12 @@ def _probe(epochs: list[int], switch: int | None, random: np.random.Generator) -
                 "fresh_examples": 360,
                 "smallest_fresh": 0.9 * smallest,
                 "smallest_fresh_standard_error": 0.031,
+                "smallest_fresh_low": 0.9 * smallest - 0.063,
+                "smallest_fresh_high": 0.9 * smallest + 0.063,
                 "largest_fresh": 0.8 * largest,
                 "largest_fresh_standard_error": 0.21,
+                "largest_fresh_low": 0.8 * largest - 0.43,
+                "largest_fresh_high": 0.8 * largest + 0.43,
             }
         )
     return rows

@@ -153,6 +153,7 @@ def test_runs_with_different_measures_are_compared(facts: RunFacts, make_bare: M
     assert cells["Validation accuracy, better Adam"] == ["0.250", "0.964"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_measures_there_is_no_table_and_no_chart(tmp_path: Path) -> None:
     runs = [read_facts(build_objective_run(tmp_path / name, {}, every=500), name) for name in "ab"]
     assert measures_table(runs, ["a", "b"]) is None

@@ -172,17 +172,28 @@ def test_the_results_table_has_the_papers_columns_and_the_costs(full_page: Page)
 
 
 def test_fresh_examples_have_columns_and_a_sentence(make_probe: MakeRun) -> None:
-    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_standard_error": 0.0251}
-    fresh |= {"largest_fresh": 7.654, "largest_fresh_standard_error": 0.321}
+    fresh = {"smallest_fresh": -0.1234, "smallest_fresh_low": -0.15, "smallest_fresh_high": -0.0968}
+    fresh |= {"largest_fresh": 7.654, "largest_fresh_low": 7.0, "largest_fresh_high": 8.3}
     page = page_of(make_probe(count=2, density=None, fresh_examples=99, **fresh))
-    assert page.text.count("7.65 ± 0.32") == 2
+    assert page.text.count("7.65 (7.00 to 8.30)") == 2
+    assert "In brackets: an estimate's 95 % interval." in page.text
     assert page.source.count(">Smallest, fresh<") == page.source.count(">Largest, fresh<") == 1
     # Beside each verdict, and on top for the last one.
     assert page.text.count("On 99 validation examples the direction of smallest curvature") == 3
     # And in two rows of the table.
-    assert page.text.count("−0.123 ± 0.025") == 3 + 2
+    assert page.text.count("−0.123 (−0.150 to −0.0968") == 3 + 2
     older = page_of(make_probe("older", density=None, fresh_examples=None, **dict.fromkeys(fresh)))
     assert "fresh<" not in older.source
+
+
+def test_the_largest_eigenvalues_have_a_table(make_probe: MakeRun) -> None:
+    top = {"values": [7.0, 6.0, *[0.5] * 10], "residuals": [0.01, 0.02, *[1e-3] * 10]}
+    text = page_of(make_probe(count=2, density=None, top=top, top_gradient_share=0.875)).text
+    assert "The 12 largest eigenvalues at each checkpoint" in text
+    assert "The first 10 are shown; probe.jsonl has all." in text
+    assert text.count("7.00 ± 0.010") == 2
+    assert text.count("0.875") == 2
+    assert "largest eigenvalues at each" not in page_of(make_probe("without", count=2, density=None)).text
 
 
 def test_the_cost_breakdown_is_shown(make_bare: MakeRun) -> None:
@@ -208,6 +219,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(make_bare: MakeRun) -> None:
     assert "not finished" not in page_of(make_bare("done")).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_probe_alone_has_a_page(make_probe: MakeRun) -> None:
     page = page_of(make_probe(count=3))
     assert "Verdicts over 3 checkpoints: 2 × non-convex, 1 × no negative curvature found." in page.text
@@ -215,6 +227,7 @@ def test_a_probe_alone_has_a_page(make_probe: MakeRun) -> None:
     assert len(page.all("svg")) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_are_compared_first(make_bare: MakeRun, make_probe: MakeRun) -> None:
     page = page_of(make_bare("a"), make_bare("b", seed=1, final=9e-4), make_probe("c", density=None))
     text = page.text
@@ -349,6 +362,7 @@ def test_any_value_of_a_summary_may_be_null(make_run: MakeRun) -> None:
     assert "nan" not in text.split()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_sign_is_printed_inside_the_rounding_floor(make_probe: MakeRun) -> None:
     inside = {"smallest": -2.345e-8, "gradient_curvature": -3.456e-8, "smallest_lower_bound": -4.567e-8}
     page = page_of(make_probe(rounding_floor=1e-7, verdict="unresolved", **inside))
@@ -390,6 +404,7 @@ def test_data_take_the_room_that_the_page_leaves(make_bare: MakeRun, monkeypatch
     assert limit - 60_000 < len(small.source.encode()) <= limit
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_runs_show_their_main_charts(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MANY", 1)
     runs = [make_run(name, epochs=40, switch=16) for name in "ab"]

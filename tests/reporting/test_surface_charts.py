@@ -214,6 +214,7 @@ def test_levels_of_losses_that_are_not_positive_are_even(losses: list[float]) ->
 # The page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_both_and_says_what_may_be_concluded(run: Run) -> None:
     source = write_report([run]).read_text()
     text = source.replace("\N{NO-BREAK SPACE}", " ")
@@ -234,10 +235,12 @@ def test_six_long_runs_with_everything_fit_on_a_page(make_run: MakeRun) -> None:
     assert write_report([Run(copy) for copy in copies]).stat().st_size < 2e6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_part_is_left_out_without_data(make_run: MakeRun) -> None:
     assert "Loss surface" not in write_report([make_run()]).read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_runs_leave_it_out(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MANY", 1)
     runs = [make_run(name, epochs=20, switch=8) for name in "ab"]
@@ -257,6 +260,7 @@ def test_names_are_escaped(make_run: MakeRun) -> None:
     assert "&lt;script&gt;" in source
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_file_is_refused_and_the_old_page_stays(run: Run) -> None:
     before = write_report([run]).read_bytes()
     run.landscape_path.write_text(json.dumps(plane_of(run.probe) | {"x": [1, 2]}))

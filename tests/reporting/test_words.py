@@ -214,9 +214,11 @@ def test_the_last_sample_stands_after_the_last_verdict(make_run: MakeRun, make_p
     assert objective[-1].startswith("At the last checkpoint probed")
 
 
-FRESH: dict[str, Any] = {"fresh_examples": 99, "smallest_fresh": -0.25, "smallest_fresh_standard_error": 0.05}
+FRESH: dict[str, Any] = {"fresh_examples": 99, "smallest_fresh": -0.25, "interval_level": 0.95}
+KNOWN = FRESH | {"smallest_fresh_low": -0.35, "smallest_fresh_high": -0.15}
 VALIDATION = (
-    "On 99 validation examples the direction of smallest curvature (−0.133) has −0.250 ± 0.050 (standard error)"
+    "On 99 validation examples the direction of smallest curvature (−0.133) has −0.250 "
+    "(−0.350 to −0.150 with 95 % confidence)"
 )
 
 
@@ -232,20 +234,28 @@ VALIDATION = (
         ),
         ({"examples": None}, ""),
         ({"train_size": None}, ""),
-        (FRESH, f"The loss is that of all 1,437 training examples. {VALIDATION}."),
+        (KNOWN, f"The loss is that of all 1,437 training examples. {VALIDATION}."),
         (
-            FRESH | {"verdict": "non-convex"},
+            KNOWN | {"verdict": "non-convex"},
             f"The loss is that of all 1,437 training examples. {VALIDATION}: negative there too.",
         ),
         (
-            FRESH | {"verdict": "non-convex", "smallest_fresh_standard_error": 0.2},
+            KNOWN | {"verdict": "non-convex", "smallest_fresh_high": 0.15},
             "The loss is that of all 1,437 training examples. "
-            f"{VALIDATION.replace('0.050', '0.20')}: its sign there is open.",
+            f"{VALIDATION.replace('−0.150', '0.150')}: its sign there is open.",
         ),
         (
-            FRESH | {"examples": 512, "verdict": "non-convex", "smallest_full": 0.3, "smallest_full_standard_error": 0},
+            # An old row has a standard error, over nobody knows how many batches.
+            FRESH | {"verdict": "non-convex", "smallest_fresh_standard_error": 0.05},
+            "The loss is that of all 1,437 training examples. "
+            f"{VALIDATION.partition(' (−0.350')[0]} (error unknown): its sign there is open.",
+        ),
+        (
+            KNOWN
+            | {"examples": 512, "verdict": "non-convex"}
+            | dict.fromkeys(["smallest_full", "smallest_full_low", "smallest_full_high"], 0.3),
             "The loss is that of 512 of 1,437 training examples. "
-            f"{VALIDATION.replace('validation', 'other training')}, hence on all 1,437 0.300 ± 0: not negative there.",
+            f"{VALIDATION.replace('validation', 'other training')}, hence on all 1,437 0.300: not negative there.",
         ),
         (
             FRESH | {"smallest_fresh": None, "verdict": "non-convex"},

@@ -84,14 +84,17 @@ def test_without_the_price_of_a_step_nothing_happens(left: float, problem: Probl
     assert torch.equal(problem.objective.flat_parameters(), weights)
 
 
-def test_a_phase_that_gains_too_little_goes_back_to_adam(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_STALL_SHARE", 2.0)  # whatever it gains is too little,
-    monkeypatch.setattr(rules, "_STALL_STEPS", 2)  # after two steps
+def test_a_gradient_norm_above_adams_goes_back_to_adam(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_RISE_STEPS", 2)
     record, trajectory = Record(), at_switch(problem)
-    HandOver("lbfgs", phase_two("lbfgs"), problem, 14.0).follow(trajectory, None, record)
+    HandOver("lbfgs", phase_two("lbfgs"), problem, 14.0).follow(trajectory, 0.0, record)
     assert trajectory.safe_resort is not None
     given_up = trajectory.safe_resort["epoch"]
-    assert [row["phase"] for row in record.rows if row["epoch"] <= given_up] == ["lbfgs"] * 3
+    assert given_up == 4
+    assert trajectory.safe_resort["reason"].startswith(
+        "the gradient norm has been above Adam's largest, 0, for 2 steps"
+    )
+    assert [row["phase"] for row in record.rows if row["epoch"] <= given_up] == ["lbfgs"] * 2
     adam = [row for row in record.rows if row["epoch"] > given_up]
     assert adam
     assert {row["phase"] for row in adam} == {"adam"}
@@ -100,29 +103,17 @@ def test_a_phase_that_gains_too_little_goes_back_to_adam(problem: Problem, monke
     assert 14 - 1 < trajectory.cost <= 14 + ROUNDING
 
 
-def test_a_gradient_norm_above_adams_goes_back_to_adam(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_RISE_STEPS", 2)
-    trajectory = at_switch(problem)
-    HandOver("lbfgs", phase_two("lbfgs"), problem, 14.0).follow(trajectory, 0.0, Record())
-    assert trajectory.safe_resort is not None
-    assert trajectory.safe_resort["epoch"] == 4
-    assert trajectory.safe_resort["reason"].startswith(
-        "the gradient norm has been above Adam's largest, 0, for 2 steps"
-    )
-
-
 @pytest.mark.parametrize("name", ["lbfgs-adam-scaled", "cg-golden", "lbfgs-adam-progressive"])
 @pytest.mark.parametrize("resorts", [False, True])
 def test_from_anywhere_in_the_middle_it_goes_on_the_same(
     name: str, resorts: bool, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if resorts:
-        monkeypatch.setattr(rules, "_STALL_SHARE", 2.0)
-        monkeypatch.setattr(rules, "_STALL_STEPS", 2)
+    monkeypatch.setattr(rules, "_RISE_STEPS", 2)
+    largest = 0.0 if resorts else None
     budget = 24.0 if name == "cg-golden" else 12.0  # Whose steps cost four to six.
     whole = Record()
     trajectory = at_switch(problem)
-    HandOver(name, phase_two(name), problem, budget).follow(trajectory, None, whole)
+    HandOver(name, phase_two(name), problem, budget).follow(trajectory, largest, whole)
     assert (trajectory.safe_resort is not None) == resorts
     weights = problem.objective.flat_parameters().clone()
     for place, state in enumerate(whole.states):
@@ -130,7 +121,7 @@ def test_from_anywhere_in_the_middle_it_goes_on_the_same(
         hand_over, rest = HandOver(name, phase_two(name), other, budget), Record()
         again = Trajectory("two-phase", other, lr=1e-2, seed=0)
         again.restore(read(state), hand_over.build)
-        hand_over.follow(again, None, rest)
+        hand_over.follow(again, largest, rest)
         assert rest.rows == whole.rows[place + 1 :]
         assert torch.equal(other.objective.flat_parameters(), weights)
         assert again.safe_resort == trajectory.safe_resort

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from convexlab.optim import ProgressiveLBFGS
+from convexlab.objective import Objective
+from convexlab.optim import LBFGS, ProgressiveLBFGS
 from convexlab.problems import Problem, friedman
 from convexlab.training.adam import adam_epoch
 from convexlab.training.phases import PhaseTwo, phase_two
-from convexlab.training.second_phase import Resort, Step, second_phase
+from convexlab.training.second_phase import Resort, Step, second_phase_steps
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def adam(problem: Problem) -> torch.optim.Adam:
 def steps_of(problem: Problem, adam: torch.optim.Adam, name: str, budget: float) -> list[Step]:
     phase = phase_two(name)
     optimizer = phase.build(problem.model.parameters(), adam, 60)
-    return list(second_phase(optimizer, phase, problem.objective, Resort(math.inf, None), budget=budget))
+    return list(second_phase_steps(optimizer, phase, problem.objective, Resort(None), budget=budget))
 
 
 @pytest.mark.parametrize("name", ["cg-golden", "lbfgs-adam-scaled"])
@@ -82,7 +81,7 @@ def test_a_peer_that_does_not_listen_is_interrupted_at_the_budget(problem: Probl
     phase = PhaseTwo("torch's", build)
     optimizer = phase.build(problem.model.parameters(), adam, 60)
     before = problem.objective.value()
-    steps = list(second_phase(optimizer, phase, problem.objective, Resort(math.inf, None), budget=30.0))
+    steps = list(second_phase_steps(optimizer, phase, problem.objective, Resort(None), budget=30.0))
     assert sum(step.cost for step in steps) == 30.0
     assert steps[-1].loss < before
 
@@ -101,11 +100,11 @@ def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(
         return problem.loss_of_rows(rows)
 
     steps = list(
-        second_phase(
+        second_phase_steps(
             phase.build(problem.model.parameters(), adam, 60),
             phase,
             problem.objective,
-            Resort(math.inf, None),
+            Resort(None),
             budget=6.0,
             closure=closure,
             examples=60,
@@ -116,40 +115,50 @@ def test_steps_on_samples_cost_their_share_and_one_gradient_ends_a_step(
     assert all(step.loss == pytest.approx(problem.objective.value(), rel=1e-6) for step in steps[-1:])
 
 
-def losses(resort: Resort, loss: Callable[[int], float], norm: Callable[[int], float], steps: int) -> list[str | None]:
-    return [resort.against(loss(step), norm(step), None) for step in range(steps)]
+def told(resort: Resort, norms: list[float]) -> list[str | None]:
+    return [resort.against(norm, None) for norm in norms]
 
 
 def test_it_is_given_up_after_two_failed_steps_in_a_row() -> None:
-    resort = Resort(1.0, None)
+    resort = Resort(None)
     failures = ["no descent", None, "no descent", "no descent"]
-    assert [resort.against(0.5, 1.0, failed) for failed in failures] == [None, None, None, "no descent"]
+    assert [resort.against(1.0, failed) for failed in failures] == [None, None, None, "no descent"]
 
 
-def test_it_is_given_up_when_fifty_steps_lower_the_loss_by_less_than_a_thousandth() -> None:
-    stalled = losses(Resort(1.0, None), lambda step: 1.0 - 1e-5 * step, lambda step: 0.1, 60)
-    assert [reason is not None for reason in stalled].index(True) == 50
-    assert "50 steps have lowered the loss by less than 0.1%" in str(stalled[50])
-    assert not any(losses(Resort(1.0, None), lambda step: 0.9999**step, lambda step: 0.1, 200))
-    # What Adam had counts: a loss that stays above it has not been lowered.
-    assert any(losses(Resort(1e-3, None), lambda step: 0.9**step, lambda step: 0.1, 52))
+def test_a_plateau_is_no_reason_to_give_up() -> None:
+    assert not any(told(Resort(2.0), [1.0] * 500))
 
 
 def test_it_is_given_up_when_the_norm_stays_above_all_that_adam_had() -> None:
-    def norm(step: int) -> float:
-        return 1.0 if step == 5 else 3.0
-
-    risen = losses(Resort(1.0, 2.0), lambda step: 0.9**step, norm, 16)
+    norms = [1.0 if step == 5 else 3.0 for step in range(16)]
+    risen = told(Resort(2.0), norms)
     assert [reason is not None for reason in risen].index(True) == 15  # The fifth step began the count anew.
     assert "above Adam's largest, 2," in str(risen[15])
-    assert not any(losses(Resort(1.0, None), lambda step: 0.9**step, norm, 16))
+    assert not any(told(Resort(None), norms))
+
+
+def test_a_risen_norm_counts_only_where_adam_sees_mini_batches(problem: Problem) -> None:
+    whole = Problem(problem.model, problem.objective)
+    assert (problem.whole_batch, whole.whole_batch) == (False, True)
+    given_up = [any(told(Resort.of(each, 2.0), [3.0] * 16)) for each in (problem, whole)]
+    assert given_up == [True, False]
 
 
 def test_it_goes_on_counting_where_it_was_left_off() -> None:
-    whole, first = Resort(1.0, 2.0), Resort(1.0, 2.0)
-    expected = losses(whole, lambda step: 0.9**step, lambda step: 3.0, 12)
-    begun = losses(first, lambda step: 0.9**step, lambda step: 3.0, 6)
-    second = Resort(1.0, 2.0, first.state_dict())
-    rest = [second.against(0.9**step, 3.0, None) for step in range(6, 12)]
-    assert begun + rest == expected
+    whole, first = Resort(2.0), Resort(2.0)
+    expected = told(whole, [3.0] * 12)
+    begun = told(first, [3.0] * 6)
+    second = Resort(2.0, first.state_dict())
+    assert begun + told(second, [3.0] * 6) == expected
     assert second.state_dict() == whole.state_dict()
+
+
+def test_where_nothing_is_left_to_gain_it_ends_and_adam_does_not_take_over() -> None:
+    weights = torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.ParameterList([weights])
+    objective = Objective.from_batch_loss(model, [torch.zeros(1)], lambda model, batch: (model[0] - 2.0).square().sum())
+    steps = list(second_phase_steps(LBFGS([weights]), phase_two("lbfgs"), objective, Resort(None), budget=100.0))
+    assert steps[-1].failed is not None
+    assert steps[-1].given_up is None
+    assert sum(step.cost for step in steps) < 20.0
+    assert torch.equal(weights.detach(), torch.full((3,), 2.0))

@@ -63,16 +63,16 @@ def _images(model: str, examples: int) -> cl.Objective:
 
 
 def _perceptron() -> cl.Objective:
-    """1,009,810 parameters and few examples: the basis is most of it."""
+    """304,910 parameters and few examples: the basis is most of it."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(200, 1000), nn.Tanh(), nn.Linear(1000, 800), nn.Tanh(), nn.Linear(800, 10))
+    model = nn.Sequential(nn.Linear(200, 500), nn.Tanh(), nn.Linear(500, 400), nn.Tanh(), nn.Linear(400, 10))
     return cl.Objective(model, [(torch.randn(32, 200), torch.randint(0, 10, (32,)))], nn.CrossEntropyLoss())
 
 
 RUNS: dict[str, tuple[Callable[[], cl.Objective], int]] = {
-    "vit-nomlp, 1,024 images": (lambda: _images("vit-nomlp", 1024), 12),
+    "vit-nomlp, 1,024 images": (lambda: _images("vit-nomlp", 1024), 4),
     "vgg5-max-relu, 512 images": (lambda: _images("vgg5-max-relu", 512), 4),
-    "perceptron, 1e6 parameters": (_perceptron, 100),
+    "perceptron, 3e5 parameters": (_perceptron, 100),
 }
 
 

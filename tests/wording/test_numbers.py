@@ -23,6 +23,7 @@ from convexlab.wording.numbers import (
     short,
     signed,
     typeset,
+    with_interval,
 )
 
 _DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
@@ -79,6 +80,17 @@ def test_a_lower_bound_is_no_sharper_than_rounding(value: float, floor: float) -
     # In print two digits of the floor are off by at most 5 %, three of a bound beyond it by 0.5 %.
     expected, rounding = (-floor, 0.05) if abs(value) <= floor else (value, 0.005)
     assert printed == pytest.approx(expected, rel=rounding * (1 + 1e-9))
+
+
+def test_with_interval() -> None:
+    space = "\N{NO-BREAK SPACE}"
+    assert with_interval(None, 1.0, 2.0) == "–"
+    assert with_interval(3.0, None, None) == "3.00"
+    assert with_interval(3.0, 3.0, 3.0) == "3.00"
+    assert with_interval(3.0, -1.5, 4.25) == "3.00 (−1.50 to 4.25)"
+    assert with_interval(3.0, 2.0, 4.0, 0.1, 0.95) == f"3.00 (2.00 to 4.00 with 95{space}% confidence)"
+    assert with_interval(-1e-8, -2e-4, 1e-4, 1e-7) == f"0{space}±{space}2.0×10⁻⁴"
+    assert with_interval(-1e-8, None, None, 1e-7) == f"0{space}±{space}1.0×10⁻⁷"
 
 
 def test_plus_minus() -> None:

@@ -231,5 +231,6 @@ def _secant(a: Trial, b: Trial) -> float:
 
 
 def _check_progress(line: Line, a: Trial, b: Trial) -> None:
+    line.check_visible(b.step - a.step)
     if b.step - a.step <= line.resolution * b.step:
         raise SearchStopped("the slope changes sign between neighbouring steps")

@@ -16,6 +16,9 @@ __all__ = ["RETREAT", "Line", "LineSearch", "SearchResult", "SearchStopped", "Tr
 RETREAT = 0.1
 """How much of a step is kept after a trial whose loss was NaN or infinite (``nan_decay`` of CG_DESCENT)."""
 
+_SHORT = 4  # Evaluations of a search that nearly all need at most.
+_SAME_POINT = 0.1  # Roundings of the point, in its norm.
+
 
 class Trial(NamedTuple):
     """A point on the line: φ(step) = value and φ'(step) = slope; the slope is NaN where it was not asked for."""
@@ -61,6 +64,8 @@ class Line:
         max_evaluations: limit on calls of ``evaluate`` (None: none).
         resolution: relative rounding error of a value, at least the unit of the floating-point type. A search that
             finds the values less exact raises it.
+        grain: returns the step that moves the point by its rounding; asked once, and only where a search is long. None
+            is 0.
 
     Raises:
         MisuseError: φ(0) or φ'(0) is not finite, or φ'(0) is not negative.
@@ -74,6 +79,7 @@ class Line:
         *,
         max_evaluations: int | None = None,
         resolution: float = sys.float_info.epsilon,
+        grain: Callable[[], float] | None = None,
     ) -> None:
         if not (math.isfinite(value) and math.isfinite(slope) and slope < 0):
             raise MisuseError(
@@ -83,8 +89,12 @@ class Line:
         self._evaluate = evaluate
         self._max_evaluations = max_evaluations
         self.resolution = resolution
+        self._grain = grain
+        self._known_grain: float | None = None
         self.start = Trial(0.0, value, slope)
         self.best = self.start
+        self.flattest: Trial | None = None
+        """The trial of the least slope, if that is below half of the start's: the nearest to a minimum of all."""
         self.values = 0
         self.gradients = 0
 
@@ -92,6 +102,22 @@ class Line:
     def evaluations(self) -> int:
         """All evaluations so far."""
         return self.values + self.gradients
+
+    @property
+    def grain(self) -> float:
+        """The step that moves the point by its rounding."""
+        if self._known_grain is None:
+            self._known_grain = 0.0 if self._grain is None else self._grain()
+        return self._known_grain
+
+    def check_visible(self, width: float) -> None:
+        """Stop where steps that differ by so much lead to the same point: most of its coordinates do not move.
+
+        Raises:
+            SearchStopped: so it is.
+        """
+        if self.evaluations >= _SHORT and width <= _SAME_POINT * self.grain:
+            raise SearchStopped("neighbouring steps lead to the same weights")
 
     def limit(self, more: int) -> None:
         """Allow at most ``more`` further evaluations, or fewer if less was left."""
@@ -119,6 +145,8 @@ class Line:
         trial = Trial(step, value, math.nan if slope is None else slope)
         if trial.value < self.best.value:
             self.best = trial
+        if abs(trial.slope) < (abs(self.flattest.slope) if self.flattest else -0.5 * self.start.slope):
+            self.flattest = trial
         return trial
 
 

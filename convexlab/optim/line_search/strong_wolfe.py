@@ -81,6 +81,7 @@ class StrongWolfe(LineSearch):
 
 def _check_progress(line: Line, step: float, low: float, high: float) -> None:
     width, (_, value, slope) = high - low, line.start
+    line.check_visible(width)
     if not low < step < high or width <= line.resolution * high or -slope * width <= line.resolution * abs(value):
         raise SearchStopped("the loss no longer changes by more than its rounding within the bracket")
 

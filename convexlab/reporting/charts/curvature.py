@@ -16,7 +16,7 @@ from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.words.run import place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
-from convexlab.wording.numbers import lower_bound, plus_minus, signed
+from convexlab.wording.numbers import lower_bound, percent, signed, with_interval
 
 __all__ = ["eigenvalue_chart", "mass_chart"]
 
@@ -121,17 +121,26 @@ def _describe(checkpoint: ProbedCheckpoint) -> str:
 
 
 def mass_chart(facts: RunFacts, key: str) -> Chart | None:
-    """Return the negative spectral mass by epoch with its standard error; None where it was not measured."""
+    """Return the negative spectral mass by epoch with its interval; None where it was not measured."""
     probe = [checkpoint for checkpoint in facts.probe if checkpoint.negative_mass is not None]
     if not probe:
         return None
     x, by_epoch = _positions(probe)
     mass = np.array([checkpoint.negative_mass for checkpoint in probe], dtype=np.float64)
-    known = [math.nan if c.negative_mass_standard_error is None else c.negative_mass_standard_error for c in probe]
-    error = np.array(known, dtype=np.float64)
-    top = float(np.max(mass + np.nan_to_num(error)))
+    ends = [(c.negative_mass_low, c.negative_mass_high) for c in probe]
+    bars = np.array([[math.nan if end is None else end for end in pair] for pair in ends], dtype=np.float64).T
+    top = float(np.nanmax([mass, bars[1]]))
     with draw() as (figure, (axes,)):
-        axes.errorbar(x, mass, yerr=error, fmt="o-", color=PALETTE["blue"], markersize=4.5, capsize=2.5, elinewidth=1)
+        axes.errorbar(
+            x,
+            mass,
+            yerr=np.abs(bars - mass),
+            fmt="o-",
+            color=PALETTE["blue"],
+            markersize=4.5,
+            capsize=2.5,
+            elinewidth=1,
+        )
         _mark_switch(axes, facts, by_epoch)
         _epoch_axis(axes, by_epoch)
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
@@ -144,8 +153,14 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
             key=key,
             title="Negative spectral mass",
             caption="Share of all eigenvalues below −floor × largest (the verdict's floor), by stochastic Lanczos "
-            "quadrature; bars: one standard error.",
+            f"quadrature{_bars(probe)}.",
             description=" ".join(
-                f"{place(c)}: {plus_minus(c.negative_mass, c.negative_mass_standard_error)}." for c in probe
+                f"{place(c)}: {with_interval(c.negative_mass, c.negative_mass_low, c.negative_mass_high)}."
+                for c in probe
             ),
         )
+
+
+def _bars(probe: Sequence[ProbedCheckpoint]) -> str:
+    levels = {checkpoint.interval_level for checkpoint in probe} - {None}
+    return f"; bars: {percent(levels.pop())} intervals" if len(levels) == 1 else ""

@@ -10,7 +10,18 @@ from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_ta
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
-from convexlab.wording.numbers import MISSING, count, lower_bound, number, plus_minus, signed
+from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import (
+    MISSING,
+    count,
+    decimals,
+    lower_bound,
+    number,
+    percent,
+    plus_minus,
+    signed,
+    with_interval,
+)
 
 __all__ = [
     "comparison_table",
@@ -20,7 +31,15 @@ __all__ = [
     "measures_table",
     "results_table",
     "settings_tables",
+    "top_table",
 ]
+
+_ABOUT_ADAM = (
+    "In Adam's metric: the largest eigenvalue of P^(−1/2) H P^(−1/2), of the threshold above which Adam is unstable on "
+    "a quadratic loss. "
+)
+# Of the largest eigenvalues; the data have all.
+_MOST_SHOWN = 10
 
 
 def _row(*cells: Cell | str) -> tuple[Cell | str, ...]:
@@ -140,11 +159,12 @@ def curvature_table(facts: RunFacts) -> Table | None:
             plus_minus(c.smallest, c.smallest_residual, c.rounding_floor),
             lower_bound(c.smallest_lower_bound, c.rounding_floor),
             plus_minus(c.largest, c.largest_residual, c.rounding_floor),
-            plus_minus(c.smallest_fresh, c.smallest_fresh_standard_error, c.rounding_floor),
-            plus_minus(c.largest_fresh, c.largest_fresh_standard_error, c.rounding_floor),
+            _beside_threshold(c),
+            with_interval(c.smallest_fresh, c.smallest_fresh_low, c.smallest_fresh_high, c.rounding_floor),
+            with_interval(c.largest_fresh, c.largest_fresh_low, c.largest_fresh_high, c.rounding_floor),
             signed(c.gradient_curvature, c.rounding_floor),
-            plus_minus(c.negative_mass, c.negative_mass_standard_error),
-            plus_minus(c.trace, c.trace_standard_error, c.rounding_floor),
+            with_interval(c.negative_mass, c.negative_mass_low, c.negative_mass_high),
+            with_interval(c.trace, c.trace_low, c.trace_high, c.rounding_floor),
             number(c.train_loss),
             number(c.gradient_norm),
             count(c.examples),
@@ -154,9 +174,12 @@ def curvature_table(facts: RunFacts) -> Table | None:
         )
         for c in facts.probe
     ]
+    levels = {c.interval_level for c in facts.probe} - {None}
+    intervals = f"In brackets: an estimate's {percent(levels.pop())} interval. " if len(levels) == 1 else ""
     return make_table(
-        "Curvature at each checkpoint. After ±: the residual of an eigenvalue, the standard error of an estimate. "
+        f"Curvature at each checkpoint. After ±: the residual of an eigenvalue. {intervals}"
         "Fresh: the same direction on examples that it was not found on. "
+        f"{_ABOUT_ADAM if any(c.adam_threshold for c in facts.probe) else ''}"
         "A value inside the rounding floor is printed as 0, without a sign.",
         [
             Column("Checkpoint", False),
@@ -165,6 +188,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
             "Smallest",
             "Lower bound",
             "Largest",
+            "In Adam's metric",
             "Smallest, fresh",
             "Largest, fresh",
             "gᵀHg / gᵀg",
@@ -177,6 +201,41 @@ def curvature_table(facts: RunFacts) -> Table | None:
             "Gradient equivalents",
             "Seconds",
         ],
+        rows,
+    )
+
+
+def _beside_threshold(c: ProbedCheckpoint) -> str:
+    """Return the largest curvature in Adam's metric beside the border of its stability."""
+    if c.adam_sharpness is None or c.adam_threshold is None:
+        return MISSING
+    return f"{plus_minus(c.adam_sharpness, c.adam_sharpness_residual)} of {number(c.adam_threshold)}"
+
+
+def top_table(facts: RunFacts) -> Table | None:
+    """Return the largest eigenvalues at every checkpoint where they were measured."""
+    probed = [c for c in facts.probe if c.top_values.size]
+    if not probed:
+        return None
+    count = max(c.top_values.size for c in probed)
+    shown_count = min(count, _MOST_SHOWN)
+    rows = [
+        (
+            Cell(place(c)),
+            decimals(c.top_gradient_share, 3),
+            *(
+                plus_minus(value, residual, c.rounding_floor)
+                for value, residual in zip(c.top_values[:shown_count], c.top_residuals, strict=False)
+            ),
+            *[MISSING] * (shown_count - c.top_values.size),
+        )
+        for c in probed
+    ]
+    first = "" if count == shown_count else f" The first {shown_count} are shown; probe.jsonl has all."
+    return make_table(
+        f"The {count} largest eigenvalues at each checkpoint, with residuals, and the gradient's share in the space of "
+        f"their eigenvectors, ‖Vᵀg‖² / ‖g‖².{first}",
+        [Column("Checkpoint", False), "Gradient's share", *map(str, range(1, shown_count + 1))],
         rows,
     )
 

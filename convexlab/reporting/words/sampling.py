@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from convexlab.runs.rows import ProbedCheckpoint
-from convexlab.wording.numbers import count, plus_minus, signed
+from convexlab.wording.numbers import count, signed, with_interval
 
 __all__ = ["sampling_sentence"]
-
-# Standard errors within which no sign is stated: about 95 %.
-_SIGNIFICANT = 2.0
 
 
 def sampling_sentence(checkpoint: ProbedCheckpoint) -> str:
@@ -28,27 +25,27 @@ def _on_others(checkpoint: ProbedCheckpoint, examples: int, population: int) -> 
     c, floor = checkpoint, checkpoint.rounding_floor
     if c.fresh_examples is None or c.smallest is None:
         return ""
-    value, error = c.smallest_fresh, c.smallest_fresh_standard_error
+    estimate = c.smallest_fresh, c.smallest_fresh_low, c.smallest_fresh_high
     # Only where the fresh examples are of the training set do they say anything of all of it.
     subset = examples < population and c.smallest_full is not None
     sentence = (
         f"On {count(c.fresh_examples)} {'other training' if subset else 'validation'} examples the direction of "
-        f"smallest curvature ({signed(c.smallest, floor)}) has {_estimate(value, error, floor)}"
+        f"smallest curvature ({signed(c.smallest, floor)}) has {_curvature(c, *estimate)}"
     )
     if subset:
-        value, error = c.smallest_full, c.smallest_full_standard_error
-        sentence += f", hence on all {count(population)} {plus_minus(value, error, floor)}"
-    return f"{sentence}{f': {_sign(value, error, floor)}' if c.verdict == 'non-convex' else ''}."
+        estimate = c.smallest_full, c.smallest_full_low, c.smallest_full_high
+        sentence += f", hence on all {count(population)} {with_interval(*estimate, floor)}"
+    return f"{sentence}{f': {_sign(*estimate, floor)}' if c.verdict == 'non-convex' else ''}."
 
 
-def _estimate(value: float | None, error: float | None, floor: float) -> str:
+def _curvature(c: ProbedCheckpoint, value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "no finite curvature"
-    known = "standard error" if error is not None else "standard error unknown"
-    return f"{plus_minus(value, error, floor)} ({known})"
+    known = low is not None and high is not None
+    return with_interval(value, low, high, c.rounding_floor, c.interval_level) + ("" if known else " (error unknown)")
 
 
-def _sign(value: float | None, error: float | None, floor: float) -> str:
-    if value is None or error is None or abs(value) <= _SIGNIFICANT * error + floor:
+def _sign(value: float | None, low: float | None, high: float | None, floor: float) -> str:
+    if value is None or low is None or high is None or (low <= floor and high >= -floor):
         return "its sign there is open"
     return "negative there too" if value < 0 else "not negative there"

@@ -1,0 +1,84 @@
+"""What the flat optimisers refuse: parameters and groups that make no flat vector, surroundings that blur losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexlab.errors import MisuseError
+
+__all__ = ["check_group", "check_groups", "check_parameters", "check_surroundings"]
+
+_GROUP_KEYS = frozenset({"params", "param_names", "name", "lr", "initial_lr", "max_evaluations", "sample_size"})
+
+
+def check_group(group: Mapping[str, Any], name: str) -> None:
+    """Refuse settings of a parameter group that no flat optimiser knows, such as Adam's.
+
+    Raises:
+        MisuseError: there is one.
+    """
+    if unknown := sorted(set(group) - _GROUP_KEYS):
+        raise MisuseError(
+            f"{name} knows no {', '.join(map(repr, unknown))} of a parameter group. To take over from Adam use "
+            "convexlab.second_phase(adam), or pass its parameters alone."
+        )
+
+
+def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse groups that ask for different steps, or for none.
+
+    Raises:
+        MisuseError: settings that differ or are out of range.
+    """
+    for name in ("max_evaluations", "lr"):
+        values = [group[name] for group in groups]
+        if any(value != values[0] for value in values):
+            raise MisuseError(
+                f"a step moves all parameters along one direction: expected one {name} for all groups, got "
+                f"{', '.join(map(repr, values))}."
+            )
+    limit, rate = groups[0]["max_evaluations"], groups[0]["lr"]
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise MisuseError(f"max_evaluations must be None or an integer of at least 1, got {limit!r}.")
+    if not 0.0 < float(rate) < math.inf:
+        raise MisuseError(
+            f"lr must be positive, got {rate!r}: it is a factor on the first trial of a search. Let the schedule end "
+            "above zero."
+        )
+
+
+def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
+    """Refuse what makes no flat vector of real numbers.
+
+    Raises:
+        MisuseError: parameters that are not dense, real and floating, of one dtype on one device.
+    """
+    for parameter in parameters:
+        if parameter.layout != torch.strided or not parameter.is_floating_point():
+            raise MisuseError(
+                f"{name} takes dense, real, floating-point parameters, got {parameter.dtype}, {parameter.layout}."
+            )
+    for what in ("dtype", "device"):
+        kinds = sorted({str(getattr(parameter, what)) for parameter in parameters})
+        if len(kinds) > 1:
+            raise MisuseError(f"{name} takes parameters of one {what}, got {', '.join(kinds)}. Convert them first.")
+
+
+def check_surroundings(device: torch.device, name: str) -> None:
+    """Refuse to step where gradients are not recorded or losses are rounded.
+
+    Raises:
+        MisuseError: inference mode, or autocast.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MisuseError(f"{name} steps by gradients, which inference mode does not record. Step outside of it.")
+    if torch.is_autocast_enabled(device.type):
+        raise MisuseError(
+            f"autocast is on around the step of {name}: a line search compares losses, which half precision blurs. "
+            "Step outside of it."
+        )
