@@ -70,12 +70,12 @@ def command(*arguments: object) -> None:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are made of what is read, and drawing it takes most of the time: here it is only read."""
 
     def read(runs: list[Run], out: Path | None = None) -> Path:
         summary_lines(runs)
-        return Path("undrawn.html")
+        return Path("unwritten.html")
 
     monkeypatch.setattr("convexlab.reporting.write_report", read)
 
@@ -107,7 +107,7 @@ def names_of_code(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unwritten")
 @pytest.mark.parametrize("form", ["absolute", "relative", "module"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_names_code(name: str, form: str, run: Run, mark: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_checkpoint_names_code(name: str, form: str, run: Run, mark: Path, tmp
     every_door(run)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unwritten")
 @pytest.mark.parametrize("form", ["absolute", "relative", "module"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_settings_name_code(name: str, form: str, run: Run, mark: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unwritten")
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_pickle_is_not_executed(save: Callable[[Any, Path], None], run: Run, mark: Path, tmp_path: Path) -> None:
     run.summary_path.unlink()
