@@ -254,6 +254,16 @@ class _TwoPhaseTraining:
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
+        try:
+            self._both_phases(trajectory)
+        except FailureError:
+            self._keep_best(trajectory)
+            raise
+        self._checkpoint(trajectory)
+        self.journal.save("two-phase", trajectory.state())
+        return trajectory
+
+    def _both_phases(self, trajectory: Trajectory) -> None:
         if trajectory.switch is None:
             self._adam_until_switch(trajectory)
         assert trajectory.switch is not None
@@ -265,9 +275,14 @@ class _TwoPhaseTraining:
                 # No step could be paid any more, though the end did not seem near.
                 self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
-        self._checkpoint(trajectory)
-        self.journal.save("two-phase", trajectory.state())
-        return trajectory
+
+    def _keep_best(self, trajectory: Trajectory) -> None:
+        """Store the best weights of a run that ended in a loss that is no number, unless their epoch is stored."""
+        best = trajectory.best
+        if not self.run.checkpoint_path(best.epoch).exists():
+            self.problem.model.load_state_dict(best.weights)
+            phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
+            self._write_checkpoint(best.epoch, phase)
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -447,6 +462,12 @@ class _TwoPhaseTraining:
         return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
 
     def _checkpoint(self, trajectory: Trajectory) -> None:
+        path = self._write_checkpoint(trajectory.epoch, trajectory.phase)
+        if trajectory.second is None:
+            write_moments(path, self.problem.model, trajectory.adam)  # For the curvature in Adam's metric.
+
+    def _write_checkpoint(self, epoch: int, phase: str) -> Path:
+        """Write the model's weights as they are now."""
         setting, problem = self.config.setting, self.problem
         described = (
             {"format": "convexlab"}
@@ -457,14 +478,13 @@ class _TwoPhaseTraining:
                 "dtype": dtype_name(problem.objective.dtype),
             }
             | problem.metadata()
-            | {"epoch": trajectory.epoch, "phase": trajectory.phase}
+            | {"epoch": epoch, "phase": phase}
         )
         metadata = {key: str(value) for key, value in described.items() if value is not None}
-        path = self.run.checkpoint_path(trajectory.epoch)
+        path = self.run.checkpoint_path(epoch)
         make_folder(path.parent)
         write_checkpoint(path, problem.model.state_dict(), metadata)
-        if trajectory.second is None:
-            write_moments(path, problem.model, trajectory.adam)  # For the curvature in Adam's metric.
+        return path
 
     def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
         config, problem = self.config, self.problem

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-import convexlab.reporting  # noqa: F401 - which the commands import when they need it: here once, not in every child
+import convexlab as cl
+import convexlab.reporting
 from convexlab.cli import main
 from convexlab.runs import Run
 from tests.faults.killing import contents, differences, leftovers, status_in_child
@@ -206,3 +208,17 @@ def test_two_at_once_in_one_folder(tmp_path: Path, thorough: None) -> None:
         errors = [process.communicate()[1] for process in both]
         assert sorted(process.returncode for process in both) == expected, errors
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_two_hundred_checkpoints_in_one_process(thorough: None, tmp_path: Path) -> None:
+    """What one leaves in memory would be there 200 times: after the first ten it grows by less than 50 MB."""
+    options = {"objective": "friedman", "train_size": 20, "epochs": 3, "switch_epoch": 1, "probe_every": 0}
+    run = cl.train_two_phase(out=tmp_path / "run", no_baseline=True, **options)
+    first = run.checkpoints[-1]
+    for epoch in range(10, 210):
+        shutil.copy(first, run.checkpoint_path(epoch))
+    used: list[int] = []
+    process = psutil.Process()
+    cl.probe(run, max_steps=4, progress=lambda step: used.append(process.memory_info().rss))
+    assert len(used) > 200
+    assert max(used) - used[10] < 50 * 2**20

@@ -102,7 +102,7 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     if not has_switched(facts):
         return ""
     if not facts.has_second_phase:
-        return "The budget left phase two no step, so nothing is known of switching. "
+        return "Phase two made no step, so nothing is known of switching. "
     if not comparison.is_conclusive:
         return "This run does not show whether switching paid. "
     return _ANSWERS[comparison.result]
