@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from convexlab.checkpoints.files import Checkpoint, CheckpointHeader, read_checkpoint, read_header, write_checkpoint
+from convexlab.checkpoints.files import (
+    Checkpoint,
+    CheckpointHeader,
+    add_tensors,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
 from convexlab.checkpoints.moments import read_moments, write_moments
 from convexlab.checkpoints.weights import check_fit, load_weights
 
 __all__ = [
     "Checkpoint",
     "CheckpointHeader",
+    "add_tensors",
     "check_fit",
     "load_weights",
     "read_checkpoint",

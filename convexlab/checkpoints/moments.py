@@ -11,6 +11,7 @@ from torch import nn
 
 from convexlab.checkpoints.files import read_checkpoint, write_checkpoint
 from convexlab.errors import MisuseError
+from convexlab.machine.atomic import make_folder
 
 __all__ = ["read_moments", "write_moments"]
 
@@ -28,7 +29,9 @@ def write_moments(checkpoint: Path, model: nn.Module, adam: torch.optim.Adam) ->
         return
     step = float(next(iter(adam.state.values()))["step"])
     settings = dict(zip(_SETTINGS, (group["lr"], *group["betas"], group["eps"]), strict=True)) | {"step": step}
-    write_checkpoint(_beside(checkpoint), tensors, {name: repr(float(value)) for name, value in settings.items()})
+    path = _beside(checkpoint)
+    make_folder(path.parent)
+    write_checkpoint(path, tensors, {name: repr(float(value)) for name, value in settings.items()})
 
 
 def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None:
@@ -41,7 +44,8 @@ def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None
     state = _from_file(_beside(checkpoint), list(parameters)) or _from_torch(checkpoint)
     if state is None:
         return None
-    moments = {place: entry.get("exp_avg_sq") for place, entry in state["state"].items()}
+    entries = state["state"].items() if isinstance(state["state"], Mapping) else ()
+    moments = {place: entry.get("exp_avg_sq") for place, entry in entries if isinstance(entry, Mapping)}
     shapes = dict(enumerate(parameter.shape for parameter in parameters.values()))
     fits = moments and all(
         place in shapes and isinstance(moment, torch.Tensor) and moment.shape == shapes[place]

@@ -21,7 +21,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def check_fit(model: nn.Module, checkpoint: CheckpointHeader) -> None:
-    """Raise a MisuseError unless a checkpoint has the model's tensors by name and shape."""
+    """Raise a MisuseError unless a checkpoint has the model's tensors by name, shape and kind of number."""
     state = model.state_dict()
     missing = sorted(state.keys() - checkpoint.shapes.keys())
     extra = sorted(checkpoint.shapes.keys() - state.keys())
@@ -30,7 +30,12 @@ def check_fit(model: nn.Module, checkpoint: CheckpointHeader) -> None:
         for name, tensor in state.items()
         if name in checkpoint.shapes and checkpoint.shapes[name] != tuple(tensor.shape)
     ]
-    problems = shapes[:2]
+    kinds = [
+        f"{name} holds {'no ' * (name not in checkpoint.real)}floating-point numbers, expected {tensor.dtype}"
+        for name, tensor in state.items()
+        if name in checkpoint.shapes and tensor.is_floating_point() != (name in checkpoint.real)
+    ]
+    problems = (shapes or kinds)[:2]
     if extra:
         problems.insert(0, f"not in the model {_few(extra)}")
     if missing:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from convexlab.checkpoints import Checkpoint, load_weights, read_checkpoint
+from convexlab.checkpoints import add_tensors, load_weights, read_checkpoint
 from convexlab.objective import Objective
 from convexlab.probing.loss import ProbedLoss
 from convexlab.probing.plane import Milestone, measure_plane
@@ -32,12 +30,10 @@ class TrainingPath:
 
     def key(self, points: int, budget: float) -> str:
         """Return a digest of all that the plane depends on: a stored plane with the same digest is kept."""
-        # An objective at hand has no name to store.
-        setting = replace(self.setting, objective=self.setting.names.get("objective"))
-        options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
+        options = json.dumps([self.setting.as_row, self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
         for file in self.files:
-            _add(digest, read_checkpoint(file))
+            _add(digest, file)
         return digest.hexdigest()
 
     def measure(
@@ -79,11 +75,8 @@ class TrainingPath:
 # A checkpoint is gone when its function returns: a variable of a loop would hold it while the next one is read.
 
 
-def _add(digest: hashlib._Hash, checkpoint: Checkpoint) -> None:
-    # Not of the file: the order of its metadata differs from one writing to the next.
-    for _, tensor in sorted(checkpoint.tensors.items()):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def _add(digest: hashlib._Hash, file: Path) -> None:
+    add_tensors(digest, read_checkpoint(file))
 
 
 def _load(objective: Objective, file: Path) -> str:

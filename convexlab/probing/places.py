@@ -11,7 +11,7 @@ from convexlab.errors import MisuseError
 from convexlab.problems import Setting
 from convexlab.runs import Run
 
-__all__ = ["Place", "epoch_of", "files_of", "names_of", "places_of", "target_of"]
+__all__ = ["Place", "check_free", "epoch_of", "files_of", "names_of", "places_of", "target_of"]
 
 Place = str | os.PathLike[str] | Run
 """Where checkpoints are: a run, its directory, or a checkpoint file."""
@@ -48,14 +48,21 @@ def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     return [file for file in files if wanted is None or file in wanted]
 
 
-def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting, resume: bool) -> Run:
+def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
-    if out is None and len(places) == 1 and places[0].is_dir():
+    if _is_of_run(places, out):
         return Run(places[0])
-    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
-    if run.probe_path.exists() and not resume:
-        raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
-    return run
+    return Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
+
+
+def check_free(target: Run, places: Sequence[Path], out: str | Path | None) -> None:
+    """Raise a MisuseError if there are rows in a directory that is not the one run that is probed."""
+    if target.probe_path.exists() and not _is_of_run(places, out):
+        raise MisuseError(f"{str(target.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
+
+
+def _is_of_run(places: Sequence[Path], out: str | Path | None) -> bool:
+    return out is None and len(places) == 1 and places[0].is_dir()
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from convexlab.checkpoints import (
+    Checkpoint,
     CheckpointHeader,
+    add_tensors,
     check_fit,
     load_weights,
     read_checkpoint,
@@ -21,19 +24,25 @@ from convexlab.checkpoints import (
 from convexlab.curvature.adam_metric import AdamMetric, metric_of
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
+from convexlab.machine.atomic import make_folder
+from convexlab.machine.environment import describe_process, dtype_name
+from convexlab.machine.lock import held_alone
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
-from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
+from convexlab.probing.places import Place, check_free, epoch_of, files_of, names_of, places_of, target_of
 from convexlab.probing.point import ProbeOptions, probe_point
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Probe", "probe"]
+
+Keep = Literal["nothing", "these weights", "these weights and options"]
 
 # The plane of the training path costs at most this share of what the rows of a probe cost.
 _PLANE_SHARE = 0.05
@@ -77,6 +86,8 @@ def probe(
     checkpoints: Sequence[Path] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    other_options: bool = False,
+    trust: bool = False,
     progress: Listener = silent,
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
@@ -113,11 +124,15 @@ def probe(
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
-        resume: keep the rows that ``out`` has already.
+        resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
+        other_options: where that resumes, keep rows of these weights that were measured with other options, too.
+        trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
+            there, and names that the user gives.
         progress: called with how far the work is.
 
     Raises:
-        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
+        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
+            of code or files that only a checkpoint vouches for.
     """
     options = ProbeOptions(
         confidence=confidence,
@@ -142,38 +157,63 @@ def probe(
         "dtype": dtype,
     }
     headers = _read(places, checkpoints)
-    plan = _decide(headers, places, overrides, out=out, resume=resume, with_plane=bool(plane_points), device=device)
-    for done, item in enumerate(plan.missing):
-        progress(Progress("probe", done, len(plan.missing), item.name))
-        plan.rows.write(_measure(item, plan.losses[item.setting], options, plan.target))
-    progress(Progress("probe", len(plan.missing), len(plan.missing)))
-    result = Probe(plan.target, _Rows(plan.target, keep=True).of(item.name for item in plan.items))
-    if plan.path is not None:
-        _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
-    return result
+    settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
+    target = target_of(places, out, settings[headers.wanted[0].path])
+    with held_alone(target.path):
+        target.clean()
+        if not resume:
+            check_free(target, places, out)
+        keep: Keep = "nothing" if not resume else "these weights" if other_options else "these weights and options"
+        plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
+        for done, item in enumerate(plan.missing):
+            progress(Progress("probe", done, len(plan.missing), item.name))
+            plan.rows.write(_measure(item, plan.losses[item.setting], options, target))
+        if not resume:
+            plan.rows.keep({item.name for item in plan.items})
+        progress(Progress("probe", len(plan.missing), len(plan.missing)))
+        result = Probe(target, _Rows(target, must_be_sound=True).of(item.name for item in plan.items))
+        if plan.path is not None:
+            _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
+        return result
 
 
 class _Rows:
-    """The rows of ``probe.jsonl``, by epoch: those that are kept, as they were stored, and new ones."""
+    """The rows of ``probe.jsonl``, by epoch: those that are there, as they were stored, until new ones replace them."""
 
-    def __init__(self, run: Run, *, keep: bool) -> None:
-        """Read the file; without ``keep`` the rows in it will be replaced."""
+    def __init__(self, run: Run, *, must_be_sound: bool) -> None:
+        """Read the file; a damaged one is none, unless its rows are to be kept."""
         self._path = run.probe_path
         self._rows: dict[str, tuple[ProbedCheckpoint, Row]] = {}
-        for row in run.probe if keep else ():
+        try:
+            rows = run.probe
+        except MisuseError:
+            if must_be_sound:
+                raise
+            rows = []
+        for row in rows:
             checkpoint = ProbedCheckpoint.from_row(row)
             self._rows[checkpoint.checkpoint] = checkpoint, row
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
+    def of_name(self, name: str) -> ProbedCheckpoint | None:
+        """Return the row of a checkpoint, if there is one."""
+        return self._rows[name][0] if name in self._rows else None
 
     def of(self, names: Iterable[str]) -> list[Row]:
         """Return rows in the order of their names."""
         return [self._rows[name][1] for name in names]
 
+    def keep(self, names: Collection[str]) -> None:
+        """Drop all other rows."""
+        if self._rows.keys() - set(names):
+            self._rows = {name: row for name, row in self._rows.items() if name in names}
+            self._store()
+
     def write(self, row: ProbedCheckpoint) -> None:
         """Add a row, and write the file."""
         self._rows[row.checkpoint] = row, row.as_row()
+        self._store()
+
+    def _store(self) -> None:
         ordered = sorted(self._rows.values(), key=lambda item: _place_of(item[0]))
         write_json_lines(self._path, [stored for _, stored in ordered])
 
@@ -225,32 +265,58 @@ def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
 def _decide(
     headers: _Headers,
     places: Sequence[Path],
-    overrides: Mapping[str, Any],
+    settings: Mapping[Path, Setting],
+    target: Run,
+    options: ProbeOptions,
+    keep: Keep,
     *,
-    out: str | Path | None,
-    resume: bool,
     with_plane: bool,
     device: str,
 ) -> _Plan:
     """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
-    settings = [setting_of(header, overrides) for header in headers.wanted]
-    target = target_of(places, out, settings[0], resume)
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
-        _Item(names[header.path], epoch_of(header, position), header, setting)
-        for position, (header, setting) in enumerate(zip(headers.wanted, settings, strict=True))
+        _Item(names[header.path], epoch_of(header, position), header, settings[header.path])
+        for position, header in enumerate(headers.wanted)
     ]
-    rows = _Rows(target, keep=resume)
-    missing = [item for item in items if item.name not in rows]
-    path = _path(headers.every, names, overrides) if with_plane else None
-    plane = read_plane(target.landscape_path) if resume and path else None
+    # What the report will read: a damaged file is to be found now, not when everything is measured.
+    for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
+        if present.exists():
+            getattr(target, part)
+    rows = _Rows(target, must_be_sound=keep != "nothing")
+    missing = [item for item in items if not _is_kept(item, rows.of_name(item.name), options, keep)]
+    path = _path(headers.every, names, settings) if with_plane else None
+    plane = read_plane(target.landscape_path) if keep != "nothing" and path else None
     losses = _losses(missing, device)
     if path and path.setting in losses:
         for header in headers.every.values():
             check_fit(losses[path.setting].objective.model, header)
     if missing and not target.config_path.exists():
-        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
+        objective = losses[missing[0].setting].objective
+        made_by = describe_process(objective.device, dtype_name(objective.dtype))
+        target.write_config({"kind": "probe"} | items[0].setting.names, made_by)
     return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
+
+
+def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
+    """Return whether a checkpoint's row is not measured again."""
+    if keep == "nothing" or row is None:
+        return False
+    if row.key is None:  # Of an earlier version: nobody can compare it.
+        return keep == "these weights"
+    weights, _, decided = row.key.partition("-")
+    same = weights == _digest_of_weights(read_checkpoint(item.header.path))
+    return same and (keep == "these weights" or decided == _digest_of_options(item, options))
+
+
+def _digest_of_weights(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    add_tensors(digest, checkpoint)
+    return digest.hexdigest()[:16]
+
+
+def _digest_of_options(item: _Item, options: ProbeOptions) -> str:
+    return digest_of([item.setting.as_row, vars(options), {"epoch": item.epoch}])
 
 
 def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
@@ -268,11 +334,11 @@ def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
 
 
 def _path(
-    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], overrides: Mapping[str, Any]
+    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], setting: Mapping[Path, Setting]
 ) -> TrainingPath | None:
     """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
     epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
-    settings = {setting_of(header, overrides) for header in headers.values()}
+    settings = set(setting.values())
     if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
         return None
     order = sorted(zip(epochs, headers, strict=True))
@@ -286,7 +352,7 @@ def _path(
 
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
-    load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    weights = _load(loss.objective, item.header.path)
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
     metric = _metric(item.header.path, loss.objective)
@@ -297,7 +363,15 @@ def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) 
         epoch=item.epoch,
         phase=item.header.metadata.get("phase", ""),
         witness=_save_witness(target, item.name, loss.objective, verdict),
+        key=f"{weights}-{_digest_of_options(item, options)}",
     )
+
+
+def _load(objective: Objective, file: Path) -> str:
+    """Put a checkpoint's weights into the model, and return their digest; the checkpoint is not held."""
+    checkpoint = read_checkpoint(file)
+    load_weights(objective.model, checkpoint)
+    return _digest_of_weights(checkpoint)
 
 
 def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
@@ -340,6 +414,7 @@ def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict
     # Two paths may end in the same file name; the checksum tells them apart.
     stem = Path(name).stem if Path(name).name == name else f"{Path(name).stem}-{zlib.crc32(name.encode()):08x}"
     path = target.path / "witnesses" / f"{stem}.safetensors"
+    make_folder(path.parent)
     described = {
         "curvature": repr(verdict.curvature),
         "rounding_floor": repr(verdict.rounding_floor),

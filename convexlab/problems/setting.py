@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convexlab.checkpoints import Checkpoint, CheckpointHeader
 from convexlab.errors import MisuseError
+from convexlab.importing import check_trusted
 from convexlab.objective import Objective
 from convexlab.problems.images import build_problem
 from convexlab.problems.objectives import Factory, build_objective
@@ -64,6 +65,11 @@ class Setting:
         return {name: getattr(self, name) for name in _NAMES}
 
     @property
+    def as_row(self) -> Row:
+        """All that decides the loss, as far as it has a name to store."""
+        return asdict(replace(self, objective=self.names.get("objective")))
+
+    @property
     def label(self) -> str:
         """A word for the name of a probe's folder, never a path: that would lead elsewhere."""
         if self.objective is None:
@@ -93,15 +99,24 @@ def refuse_beside_objective(given: Mapping[str, Any]) -> None:
             )
 
 
-def setting_of(checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any]) -> Setting:
+def setting_of(
+    checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any], *, trust: bool = False
+) -> Setting:
     """Return what a checkpoint says of itself, overridden by what is not None.
 
+    Args:
+        checkpoint: whose metadata may come from anyone.
+        overrides: what the user asks for, by the same keys.
+        trust: take names that need code from the metadata too; else see `check_trusted`.
+
     Raises:
-        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, or the metadata are
-            damaged.
+        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, the metadata are
+            damaged, or they name code that the user has not vouched for.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)
+    stored = {name: merged[name] for name in ("objective", *_NAMES) if name in merged and name not in given}
+    check_trusted(stored, checkpoint.path, trust=trust)
     merged |= given
     if "objective" not in merged:
         _require_names(checkpoint, merged)

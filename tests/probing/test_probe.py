@@ -25,7 +25,7 @@ from convexlab.problems import build_problem
 from convexlab.progress import Progress
 from convexlab.reporting.words.run import judgement
 from convexlab.reporting.words.sampling import sampling_sentence
-from convexlab.runs import Run, write_json_lines
+from convexlab.runs import Run, read_json, write_json_lines
 from convexlab.runs.rows import ProbedCheckpoint
 from tests.tiny import CLASSES, PARAMETERS, TRAIN_SIZE, VALIDATION_SIZE, without_seconds, write_problem
 
@@ -288,8 +288,7 @@ QUICK: Options = {"density_probes": 1, "max_steps": 4, "slice_points": 3}
 
 
 def plane_in(run: Run) -> Row:
-    row: Row = json.loads(run.landscape_path.read_text())
-    return row
+    return read_json(run.landscape_path)
 
 
 def test_the_plane_goes_through_all_checkpoints_and_is_the_loss(run: Run, tiny: Options) -> None:

@@ -36,7 +36,9 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
     """Return half the width of the linear part of an eigenvalue axis: never below the rounding floor."""
     sizes = [abs(value) for c in probe for value in (c.largest, c.smallest, c.gradient_curvature) if value is not None]
     largest = max([*sizes, *(float(np.abs(c.nodes).max()) for c in probe if c.nodes.size)], default=0.0)
-    return max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), np.finfo(np.float64).tiny * 1e3)
+    width = max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), 0.0)
+    # Where all is zero, as of a constant model, any width will do but one whose inverse is no number.
+    return width if width > np.finfo(np.float64).tiny * 1e3 else 1.0
 
 
 def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:

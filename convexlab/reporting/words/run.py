@@ -71,7 +71,7 @@ def headline(facts: RunFacts) -> list[str]:
 def has_paid(facts: RunFacts) -> bool:
     """Tell whether there was a switch and the run ended better than the better Adam at no more cost."""
     comparison = compare(facts)
-    if comparison is None or not has_switched(facts):
+    if comparison is None or not facts.has_second_phase:
         return False
     return comparison.is_conclusive and comparison.result == "better"
 
@@ -101,6 +101,8 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     """The answer in a few words: for this run, of which there may be others."""
     if not has_switched(facts):
         return ""
+    if not facts.has_second_phase:
+        return "Phase two made no step, so nothing is known of switching. "
     if not comparison.is_conclusive:
         return "This run does not show whether switching paid. "
     return _ANSWERS[comparison.result]
