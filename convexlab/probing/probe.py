@@ -24,7 +24,7 @@ from convexlab.errors import MisuseError
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
-from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
+from convexlab.probing.places import Place, files_of, names_of, places_of, target_of, times_of
 from convexlab.probing.point import ProbeOptions, probe_point
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
@@ -71,6 +71,8 @@ def probe(
     density_probes: int = 1,
     density_steps: int = 32,
     top: int = 0,
+    key: str | None = None,
+    axis: str | None = None,
     products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
@@ -109,6 +111,10 @@ def probe(
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
+        key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
+            first of those that are common.
+        axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
+            where any says its epoch, and steps elsewhere. What says neither has no place.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -141,7 +147,7 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
-    headers = _read(places, checkpoints)
+    headers = _read(places, checkpoints, key, axis)
     plan = _decide(headers, places, overrides, out=out, resume=resume, with_plane=bool(plane_points), device=device)
     for done, item in enumerate(plan.missing):
         progress(Progress("probe", done, len(plan.missing), item.name))
@@ -188,6 +194,10 @@ class _Headers:
 
     every: dict[Path, CheckpointHeader]
     wanted: list[CheckpointHeader]
+    axis: str
+    """Along which they lie: "epoch" or "step"."""
+    times: dict[Path, int | None]
+    """Where along it; None for what does not say."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,9 @@ class _Item:
     """A checkpoint to be probed."""
 
     name: str
-    epoch: int
+    epoch: int | None
+    """Where it is along the axis."""
+    axis: str
     header: CheckpointHeader
     setting: Setting
 
@@ -217,9 +229,12 @@ class _Plan:
     """Of the plane that is kept."""
 
 
-def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
-    every = {file: read_header(file) for file in files_of(places, None)}
-    return _Headers(every, [every[file] for file in files_of(places, wanted)])
+def _read(places: Sequence[Path], wanted: Sequence[Path] | None, key: str | None, axis: str | None) -> _Headers:
+    every = {file: read_header(file, key) for file in files_of(places, None)}
+    axis_there, times = times_of(list(every.values()), axis)
+    return _Headers(
+        every, [every[file] for file in files_of(places, wanted)], axis_there, dict(zip(every, times, strict=True))
+    )
 
 
 def _decide(
@@ -237,17 +252,18 @@ def _decide(
     target = target_of(places, out, settings[0], resume)
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
-        _Item(names[header.path], epoch_of(header, position), header, setting)
-        for position, (header, setting) in enumerate(zip(headers.wanted, settings, strict=True))
+        _Item(names[header.path], headers.times[header.path], headers.axis, header, setting)
+        for header, setting in zip(headers.wanted, settings, strict=True)
     ]
+    items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
     rows = _Rows(target, keep=resume)
     missing = [item for item in items if item.name not in rows]
-    path = _path(headers.every, names, overrides) if with_plane else None
+    path = _path(headers, names, overrides) if with_plane else None
     plane = read_plane(target.landscape_path) if resume and path else None
     losses = _losses(missing, device)
     if path and path.setting in losses:
         for header in headers.every.values():
-            check_fit(losses[path.setting].objective.model, header)
+            check_fit(losses[path.setting].objective.model, header, by_objective=path.setting.objective is not None)
     if missing and not target.config_path.exists():
         write_json(target.config_path, {"kind": "probe"} | settings[0].names)
     return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
@@ -263,38 +279,38 @@ def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
     for item in items:
         if item.setting not in losses:
             losses[item.setting] = build_probed_loss(item.setting, device)
-        check_fit(losses[item.setting].objective.model, item.header)
+        by_objective = item.setting.objective is not None
+        check_fit(losses[item.setting].objective.model, item.header, by_objective=by_objective)
     return losses
 
 
-def _path(
-    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], overrides: Mapping[str, Any]
-) -> TrainingPath | None:
-    """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
-    epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
-    settings = {setting_of(header, overrides) for header in headers.values()}
-    if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+def _path(headers: _Headers, names: Mapping[Path, str], overrides: Mapping[str, Any]) -> TrainingPath | None:
+    """Return checkpoints as a path; None where fewer than three have a place, or they are of several trainings."""
+    known = sorted((time, file) for file, time in headers.times.items() if time is not None)
+    settings = {setting_of(headers.every[file], overrides) for _, file in known}
+    if len(known) < 3 or len(settings) > 1 or len({time for time, _ in known}) < len(known):
         return None
-    order = sorted(zip(epochs, headers, strict=True))
     return TrainingPath(
         setting=settings.pop(),
-        epochs=[epoch for epoch, _ in order],
-        names=[names[file] for _, file in order],
-        files=[file for _, file in order],
+        epochs=[time for time, _ in known],
+        names=[names[file] for _, file in known],
+        files=[file for _, file in known],
     )
 
 
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
-    load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    load_weights(loss.objective.model, read_checkpoint(item.header.path, item.header.key or None))
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    place = item.header.path.name if item.epoch is None else item.epoch
     metric = _metric(item.header.path, loss.objective)
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {place}".encode())), metric)
     return replace(
         row,
         checkpoint=item.name,
         epoch=item.epoch,
+        axis=item.axis,
         phase=item.header.metadata.get("phase", ""),
         witness=_save_witness(target, item.name, loss.objective, verdict),
     )
