@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,7 +59,12 @@ def algorithm_name(run: str, facts: RunFacts) -> str:
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
-    return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+    return checkpoint.checkpoint if checkpoint.epoch is None else f"{axis_of([checkpoint])} {count(checkpoint.epoch)}"
+
+
+def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
+    """Return what the checkpoints' places count, "epoch" or "step"; never another word that a file holds."""
+    return "step" if any(checkpoint.axis == "step" for checkpoint in probe) else "epoch"
 
 
 def headline(facts: RunFacts) -> list[str]:
