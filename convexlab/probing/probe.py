@@ -294,7 +294,6 @@ def _decide(
         _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
         for header in headers.wanted
     ]
-    items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
     # What the report will read: a damaged file is to be found now, not when everything is measured.
     for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
         if present.exists():
