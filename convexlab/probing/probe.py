@@ -399,7 +399,7 @@ def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
     names = objective.parameter_names
     try:
         return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
-    except MisuseError:  # The state of another optimiser, or of groups without one border.
+    except (MisuseError, TypeError, ValueError):  # Of another optimiser, of groups without one border, or damaged.
         return None
 
 
