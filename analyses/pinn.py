@@ -32,7 +32,7 @@ from convexlab.reporting.charts.style import PALETTE, draw, scale_linear, scale_
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
-from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
+from convexlab.training.phases import LARGE, PhaseTwo, phase_two
 from convexlab.wording.numbers import MISSING, number
 
 # Frozen settings.
@@ -45,7 +45,7 @@ BY_HAND = (0.2, 0.5, 0.8)
 EQUATIONS = {"convection, speed 30": convection, "Burgers, viscosity 0.01/π": burgers}
 TORCH = "torch L-BFGS"
 ADAM, COSINE = "Adam", "Adam, cosine rate"
-DETECTED = f"Adam to the detected switch, {DEFAULT_PHASE_TWO}"
+DETECTED = f"Adam to the detected switch, {LARGE}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def peer() -> PhaseTwo:
 
 def protocols() -> Iterator[tuple[str, str | float, PhaseTwo]]:
     """Yield name, switch (a share of the budget, or detected) and second phase."""
-    ours = phase_two(DEFAULT_PHASE_TWO)
+    ours = phase_two(LARGE)
     yield DETECTED, "detected", ours
     for share in BY_HAND:
         yield f"Adam to {share:.0%}, {TORCH}", share, peer()
-        yield f"Adam to {share:.0%}, {DEFAULT_PHASE_TWO}", share, ours
+        yield f"Adam to {share:.0%}, {LARGE}", share, ours
 
 
 def solve(equation: str, seed: int, scale: PinnScale) -> Row:
@@ -221,7 +221,7 @@ def study(rows: Sequence[Row], scale: PinnScale, command: str) -> Study:
             min(names, key=lambda name: ratio(rows, equation, name, ADAM, "loss"))
             for names in (
                 [f"Adam to {share:.0%}, {TORCH}" for share in BY_HAND],
-                [f"Adam to {share:.0%}, {DEFAULT_PHASE_TWO}" for share in BY_HAND],
+                [f"Adam to {share:.0%}, {LARGE}" for share in BY_HAND],
             )
         )
         to_adam, to_hand, to_same = (ratio(rows, equation, DETECTED, other, "loss") for other in (ADAM, best, same))

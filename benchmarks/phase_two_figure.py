@@ -13,7 +13,7 @@ from phase_two_results import Results
 from phase_two_runs import ADAM_REST, FRACTIONS, RATES, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_whole import whole_runs
 
-from convexlab.training.phases import DEFAULT_PHASE_TWO
+from convexlab.training.phases import LARGE
 
 __all__ = ["draw"]
 
@@ -38,7 +38,7 @@ def draw(results: Results, file: Path) -> None:
 
 
 def _whole(results: Results, problem: str, axes: Axes) -> None:
-    ours = [Run(DEFAULT_PHASE_TWO, rate, switch).key for rate in RATES for switch in FRACTIONS]
+    ours = [Run(LARGE, rate, switch).key for rate in RATES for switch in FRACTIONS]
     for run in whole_runs(results, lambda name: ours):
         if run.problem == problem:
             _lines(results, problem, {run.constant: run.constant, run.cosine: run.cosine, run.ours: run.ours}, axes)
@@ -50,7 +50,7 @@ def _solvers(results: Results, problem: str, axes: Axes) -> None:
     keys = {
         "Adam": Run("adam-constant", SOLVER_RATE).key,
         "Adam, cosine": Run(ADAM_REST, SOLVER_RATE, fraction).key,
-        DEFAULT_PHASE_TWO: Run(DEFAULT_PHASE_TWO, SOLVER_RATE, fraction).key,
+        LARGE: Run(LARGE, SOLVER_RATE, fraction).key,
     }
     if best := torch_best(results, problem, fraction):
         keys[best.split()[0]] = best

@@ -12,7 +12,7 @@ from phase_two_runs import ADAM_REST, SOLVER_FRACTIONS, SOLVER_RATE, Run
 from phase_two_solvers import SOLVERS
 from phase_two_whole import default_runs, switches, whole
 
-from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two_names
+from convexlab.training.phases import LARGE, phase_two_names
 
 __all__ = ["report", "torch_best"]
 
@@ -92,7 +92,7 @@ def _kinds(results: Results) -> str:
             kind,
             len(problems),
             *(
-                mean_ratio(_solver_ratio(results, one, DEFAULT_PHASE_TWO, fraction) for one in problems)
+                mean_ratio(_solver_ratio(results, one, LARGE, fraction) for one in problems)
                 for fraction in SOLVER_FRACTIONS
             ),
             mean_ratio(results.ratio(one, runs[one].ours, runs[one].constant) for one in problems),
@@ -102,7 +102,7 @@ def _kinds(results: Results) -> str:
     ]
     head = ["problems", "number", *(f"torch's better L-BFGS, from {one}" for one in SOLVER_FRACTIONS)]
     head += ["best constant Adam, whole runs", "best cosine Adam, whole runs"]
-    note = f"{DEFAULT_PHASE_TWO}: its loss over theirs, geometric means; whole runs as below, the switch held out."
+    note = f"{LARGE}: its loss over theirs, geometric means; whole runs as below, the switch held out."
     return "\n\n".join(["## By kind of problem", note, table(head, rows)]) if runs else ""
 
 

@@ -14,7 +14,7 @@ from phase_two_problems import Setting, Task, build_task, clock
 from phase_two_solvers import Meter, refusal, solve
 
 from convexlab.linalg.vectors import norm
-from convexlab.training.phases import DEFAULT_PHASE_TWO
+from convexlab.training.phases import LARGE
 
 __all__ = [
     "ADAM_REST",
@@ -81,7 +81,7 @@ def planned(
     """
     runs = [Run(name, rate) for name in adams for rate in rates] if "a" in stages else []
     if "b" in stages:
-        runs += [Run(DEFAULT_PHASE_TWO, rate, switch) for rate in rates for switch in switches]
+        runs += [Run(LARGE, rate, switch) for rate in rates for switch in switches]
     if "c" in stages:
         fractions = [switch for switch in SOLVER_FRACTIONS if switch in switches]
         runs += [Run(name, SOLVER_RATE, switch) for switch in fractions for name in (*solvers, ADAM_REST)]

@@ -12,7 +12,7 @@ from typing import Any
 from phase_two_results import Line, Results, device_of, mean_ratio, spread_of, table
 from phase_two_runs import DETECTOR, FRACTIONS, RATES, Run
 
-from convexlab.training.phases import DEFAULT_PHASE_TWO
+from convexlab.training.phases import LARGE
 
 __all__ = ["WholeRun", "default_runs", "switches", "whole", "whole_runs"]
 
@@ -60,7 +60,7 @@ _RATIOS = [
 
 
 def _ours(switch: str, rate: float | None = None) -> list[str]:
-    return [Run(DEFAULT_PHASE_TWO, one, switch).key for one in (RATES if rate is None else [rate])]
+    return [Run(LARGE, one, switch).key for one in (RATES if rate is None else [rate])]
 
 
 _BY_FRACTION: Candidates = {fraction: _ours(fraction) for fraction in FRACTIONS}
@@ -152,7 +152,7 @@ def whole(results: Results) -> str:
     summary = [_summary(results, name, group) for name, group in groups.items() if group]
     return "\n\n".join(
         [
-            f"## Whole runs: Adam, then {DEFAULT_PHASE_TWO}",
+            f"## Whole runs: Adam, then {LARGE}",
             "The fraction of the budget at which it switches is chosen on one half of the problems and reported on the "
             "other; a hash of their names deals out the halves. Ours and each kind of Adam have the best rate of "
             f"{', '.join(f'{rate:g}' for rate in RATES)} on the problem itself; in the last line ours has not. A ratio "
@@ -190,7 +190,7 @@ def _detail(results: Results, run: WholeRun) -> list[Any]:
     return [
         problem,
         1 if problem in halves(results)[0] else 2,
-        run.ours.removeprefix(f"{DEFAULT_PHASE_TWO} "),
+        run.ours.removeprefix(f"{LARGE} "),
         results.value(problem, run.ours),
         run.constant.split()[1],
         results.value(problem, run.constant),

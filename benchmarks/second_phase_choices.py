@@ -49,7 +49,7 @@ from convexlab.optim import (
     split_operator,
 )
 from convexlab.optim.preconditioners import DiagonalPreconditioner, Preconditioner
-from convexlab.training.phases import DEFAULT_PHASE_TWO, PhaseTwo, phase_two
+from convexlab.training.phases import LARGE, PhaseTwo, phase_two
 
 PROBLEMS = {
     "regression": Setting(REGRESSION, 0, 400, 500, 50),
@@ -81,7 +81,7 @@ def main(choices: str, problems: str, seeds: int, scale: float, out: Path | None
     """Print a table in Markdown."""
     torch.set_num_threads(1)
     every = _choices()
-    names = [DEFAULT_PHASE_TWO, *(name for name in matching(every, choices) if name != DEFAULT_PHASE_TWO)]
+    names = [LARGE, *(name for name in matching(every, choices) if name != LARGE)]
     results: dict[str, Losses] = {}
     for problem in matching(PROBLEMS, problems):
         setting = PROBLEMS[problem]
@@ -92,7 +92,7 @@ def main(choices: str, problems: str, seeds: int, scale: float, out: Path | None
         write_json(out, {"seeds": seeds, "scale": scale}, losses=results)
     rows = _rows(results)
     click.echo(_grid(rows))
-    click.echo(Table(f"Each choice: median loss and ratio to {DEFAULT_PHASE_TWO}, {seeds} seeds", list(rows.values())))
+    click.echo(Table(f"Each choice: median loss and ratio to {LARGE}, {seeds} seeds", list(rows.values())))
 
 
 def _losses(setting: Setting, choices: Mapping[str, Choice]) -> dict[str, float | None]:
@@ -127,7 +127,7 @@ def _rows(results: Mapping[str, Losses]) -> dict[str, dict[str, Any]]:
             known = [loss for loss in losses[name] if loss is not None]
             complete = len(known) == len(losses[name])
             row[f"{problem}: loss"] = median(known) if complete else None
-            row[f"{problem}: ratio"] = _ratio(known, losses[DEFAULT_PHASE_TWO]) if complete else None
+            row[f"{problem}: ratio"] = _ratio(known, losses[LARGE]) if complete else None
         ratios = [value for column, value in row.items() if column.endswith(": ratio")]
         rows[name] = row | {"all": None if None in ratios else geometric_mean(ratios)}
     return rows
@@ -143,13 +143,13 @@ def _grid(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         {"β": beta} | {search: rows.get(_cg_name(beta, search), {}).get("all") for search in line_search_names()}
         for beta in beta_names()
     ]
-    return Table(f"Nonlinear CG with Adam's moments: loss over that of {DEFAULT_PHASE_TWO}, all problems", lines)
+    return Table(f"Nonlinear CG with Adam's moments: loss over that of {LARGE}, all problems", lines)
 
 
 def _choices() -> dict[str, Choice]:
     """Return every choice by name: what makes the second phase for a task."""
     searches = line_search_names()
-    choices = {name: _named(name) for name in (DEFAULT_PHASE_TWO, "lbfgs-adam", "lbfgs", "cg-golden")}
+    choices = {name: _named(name) for name in (LARGE, "lbfgs-adam", "lbfgs", "cg-golden")}
     choices |= {_cg_name(beta, search): _cg(beta, search) for beta in beta_names() for search in searches}
     choices |= {f"lbfgs / {search}": _lbfgs(_moments, search) for search in searches if search != "hager-zhang"}
     makers = {

@@ -75,6 +75,7 @@ from convexlab.probing import Probe, probe
 from convexlab.problems import Problem
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
+from convexlab.training.phases import second_phase
 
 __all__ = [
     "LBFGS",
@@ -133,6 +134,7 @@ __all__ = [
     "load_dataset",
     "probe",
     "sampled_curvature",
+    "second_phase",
     "segment_curvature",
     "spectral_density",
     "top_eigenpairs",

@@ -27,6 +27,7 @@ from convexlab.importing import is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
 from convexlab.objective import PRODUCTS
+from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Progress, silent
@@ -259,6 +260,12 @@ def two_phase(
     default="auto",
     show_default=True,
     help="How the Hessian multiplies: differences (of gradients) for losses that torch cannot differentiate twice.",
+)
+@click.option("--key", help="Name that a PyTorch file holds its weights under.  [default: the first common one]")
+@click.option(
+    "--axis",
+    type=click.Choice(AXES),
+    help="Along which checkpoints lie, as files or their names say.  [default: epochs where any says one, else steps]",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device

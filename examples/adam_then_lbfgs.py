@@ -1,4 +1,4 @@
-"""Plain torch on the full batch: Adam first, then L-BFGS preconditioned by what Adam has learnt, against Adam alone.
+"""Plain torch on the full batch: Adam first, then a second phase that goes on from what Adam has learnt, or Adam on.
 
 Runs in seconds: ``python examples/adam_then_lbfgs.py``
 """
@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from convexlab.optim import LBFGS, adam_preconditioner
+import convexlab as cl
 
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
@@ -30,13 +30,14 @@ def train(name: str, optimizer: torch.optim.Optimizer, evaluations: int) -> None
     spent = 0
     while spent < evaluations:
         optimizer.step(closure)
-        spent += optimizer.report.gradients if isinstance(optimizer, LBFGS) and optimizer.report else 1
+        report = getattr(optimizer, "report", None)
+        spent += report.gradients if report else 1
     print(f"{name}, {spent} gradients: loss {closure():.2e}")
 
 
 adam = torch.optim.Adam(model.parameters(), lr=5e-3)
 train("Adam", adam, 300)
 switch = copy.deepcopy(model.state_dict())
-train("then L-BFGS", LBFGS(model.parameters(), preconditioner=adam_preconditioner(adam)), 300)
+train("then the second phase", cl.second_phase(adam), 300)
 model.load_state_dict(switch)
 train("or Adam on", adam, 300)

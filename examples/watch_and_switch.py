@@ -47,11 +47,11 @@ for name in ("gradient_curvature", "smallest", "largest"):
 print(f"epoch {epoch}, {watch.reason}: loss {objective.value():.2e}")
 
 switch, spent = copy.deepcopy(model.state_dict()), epoch + watch.spent
-optimizer = cl.LBFGS(model.parameters(), self_scaled=True, preconditioner=cl.adam_preconditioner(adam))
+optimizer = cl.second_phase(adam)
 while spent < budget:
     optimizer.step(objective.closure)
     spent += optimizer.report.gradients if optimizer.report else 1
-print(f"then L-BFGS, {spent:.0f} gradient equivalents in all: loss {objective.value():.2e}")
+print(f"then the second phase, {spent:.0f} gradient equivalents in all: loss {objective.value():.2e}")
 
 model.load_state_dict(switch)
 for _ in range(epoch, budget):

@@ -171,7 +171,10 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     for option, message in (
         (("--epochs", 13), "was begun with epochs=12, not 13"),
         (("--objective", "friedman"), "was begun with objective='pinn-convection', not 'friedman'"),
-        (("--model", "vit-mlp"), "was begun with model=None, not 'vit-mlp'"),
+        (
+            ("--model", "vit-mlp"),
+            "was begun with objective='pinn-convection', which comes with its model: got 'vit-mlp'",
+        ),
     ):
         refused = call("train", "two-phase", "--resume", "--out", out, *option)
         assert (refused.exit_code, refused.stdout) == (2, "")

@@ -12,7 +12,7 @@ from convexlab.detection import build_detector
 from convexlab.errors import MisuseError
 from convexlab.problems import Problem
 from convexlab.runs import Row
-from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
+from convexlab.training.phases import LARGE, phase_two
 from paper.adam_run import AdamRun, State
 from paper.switching import followed
 
@@ -35,7 +35,7 @@ class ProtocolPlan:
     """Of the order of the mini-batches."""
     papers: str = "cg-golden"
     """The second phase after the fixed switch; by name."""
-    ours: str = DEFAULT_PHASE_TWO
+    ours: str = LARGE
     """The second phase after the detected switch, and after the paper's."""
     detector: str = "gradient-norm-peak"
 

@@ -11,7 +11,7 @@ from convexlab.probing import ProbeOptions
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row
-from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two
+from convexlab.training.phases import LARGE, phase_two
 from paper.adam_run import AdamRun, State
 from paper.rules import RULES, Decision, Rule, replay
 from paper.switching import Ending, switch_at
@@ -35,7 +35,7 @@ class ValidationPlan:
     """Epochs between two of the switches that the oracle chooses from."""
     truth_every: int = 5
     """Epochs between two points whose curvature is measured."""
-    phase: str = DEFAULT_PHASE_TWO
+    phase: str = LARGE
     probe: ProbeOptions = field(default_factory=lambda: ProbeOptions(density_probes=1))
 
 

@@ -16,10 +16,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from convexlab.checkpoints.layouts import parts_of, state_of
+from convexlab.checkpoints.timing import NO_TIME, Time, time_in, time_of_name
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
 
-__all__ = ["Checkpoint", "CheckpointHeader", "add_tensors", "read_checkpoint", "read_header", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointHeader",
+    "add_tensors",
+    "read_checkpoint",
+    "read_header",
+    "reread",
+    "write_checkpoint",
+]
 
 # Of the metadata: a digest of the header without it and of all that follows.
 _CHECKSUM, _DIGITS = "checksum", 16
@@ -37,13 +47,17 @@ class Checkpoint:
     path: Path
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+    time: Time = NO_TIME
+    """When along training, as the file or its name says."""
+    key: str = ""
+    """The name that the weights were under; "" where they are bare."""
 
     @property
     def header(self) -> CheckpointHeader:
         """All but the tensors."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         real = frozenset(name for name, tensor in self.tensors.items() if tensor.is_floating_point())
-        return CheckpointHeader(self.path, shapes, self.metadata, real)
+        return CheckpointHeader(self.path, shapes, self.metadata, real, self.time, self.key)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,9 @@ class CheckpointHeader:
     metadata: dict[str, str]
     real: frozenset[str]
     """Names of the tensors of floating-point numbers."""
+    time: Time = NO_TIME
+    """As of the `Checkpoint`; likewise ``key``."""
+    key: str = ""
 
 
 def add_tensors(digest: hashlib._Hash, checkpoint: Checkpoint) -> None:
@@ -117,22 +134,22 @@ def _check_whole(path: Path) -> None:
         raise ValueError("its content does not fit its checksum")
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that nobody vouches for: safetensors, or a PyTorch file of tensors only.
+def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+    """Read a checkpoint that nobody vouches for: safetensors, PyTorch files of tensors only, or a folder of either.
+
+    Args:
+        path: a file, or a folder such as one of Hugging Face.
+        key: the name in a PyTorch file that the weights are under; None takes the first that is known, see `state_of`.
 
     Raises:
-        MisuseError: no such file, a damaged one, or one that holds anything but named tensors.
+        MisuseError: no such path, a damaged file, or one that holds anything but named tensors.
     """
-    _check_exists(path)
-    if path.suffix != ".safetensors":
-        return _read_torch(path)
-    with _safetensors(path) as file:
-        _check_whole(path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(path, tensors, _metadata(file))
+    parts = [_read_safetensors(part) if _is_safetensors(part) else _read_torch(part, key) for part in parts_of(path)]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    return Checkpoint(path, tensors, parts[0].metadata, parts[0].time.or_else(time_of_name(path)), parts[0].key)
 
 
-def read_header(path: Path) -> CheckpointHeader:
+def read_header(path: Path, key: str | None = None) -> CheckpointHeader:
     """Read what a checkpoint says of itself, and refuse what `read_checkpoint` refuses.
 
     Of safetensors no tensor is held. A PyTorch file has no header: it is loaded and dropped.
@@ -140,19 +157,38 @@ def read_header(path: Path) -> CheckpointHeader:
     Raises:
         MisuseError: as `read_checkpoint` does.
     """
-    _check_exists(path)
-    if path.suffix != ".safetensors":
-        return _read_torch(path).header
+    parts = [_read_header(part) if _is_safetensors(part) else _read_torch(part, key).header for part in parts_of(path)]
+    shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
+    real = frozenset().union(*(part.real for part in parts))
+    return CheckpointHeader(
+        path, shapes, parts[0].metadata, real, parts[0].time.or_else(time_of_name(path)), parts[0].key
+    )
+
+
+def reread(header: CheckpointHeader) -> Checkpoint:
+    """Return the checkpoint that a header was read of, its weights under the same name."""
+    return read_checkpoint(header.path, header.key or None)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    with _safetensors(path) as file:
+        _check_whole(path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = _metadata(file)
+        return Checkpoint(path, tensors, metadata, time_in(metadata))
+
+
+def _read_header(path: Path) -> CheckpointHeader:
     with _safetensors(path) as file:
         _check_whole(path)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         real = frozenset(name for name in shapes if file.get_slice(name).get_dtype().startswith(("F", "BF")))
-        return CheckpointHeader(path, shapes, _metadata(file), real)
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise MisuseError(f"no checkpoint {str(path)!r}: expected a .safetensors, .pt or .pth file.")
+        metadata = _metadata(file)
+        return CheckpointHeader(path, shapes, metadata, real, time_in(metadata))
 
 
 def _metadata(file: Any) -> dict[str, str]:
@@ -183,7 +219,7 @@ def _check_packing(path: Path) -> None:
         raise ValueError(f"{size} bytes packed into {path.stat().st_size}")
 
 
-def _read_torch(path: Path) -> Checkpoint:
+def _read_torch(path: Path, key: str | None) -> Checkpoint:
     try:
         _check_packing(path)
         with warnings.catch_warnings():
@@ -194,16 +230,5 @@ def _read_torch(path: Path) -> Checkpoint:
             f"cannot read checkpoint {str(path)!r}: expected a file of tensors that torch.load reads with "
             f"weights_only=True ({type(error).__name__}). Save model.state_dict() again, best as safetensors."
         ) from error
-    if isinstance(content, Mapping):
-        for wrapper in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(wrapper), Mapping):
-                content = content[wrapper]
-                break
-    named = isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
-    )
-    if not named:
-        raise MisuseError(
-            f"checkpoint {str(path)!r} does not hold a state dict: expected a mapping of names to tensors."
-        )
-    return Checkpoint(path, dict(content), {})
+    tensors, name = state_of(content, path, key)
+    return Checkpoint(path, tensors, {}, time_in(content), name)

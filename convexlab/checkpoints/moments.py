@@ -40,6 +40,8 @@ def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None
     It is read from the file that `write_moments` has put beside it, or from the checkpoint itself, where that is a file
     of torch's own that holds the optimiser's state too. None where there is none, or none that fits.
     """
+    if checkpoint.is_dir():
+        return None
     parameters = dict(model.named_parameters())
     state = _from_file(_beside(checkpoint), list(parameters)) or _from_torch(checkpoint)
     if state is None:

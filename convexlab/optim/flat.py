@@ -49,11 +49,11 @@ class FlatOptimizer(torch.optim.Optimizer):
     * The closure is torch's: zero the gradients, forward, backward, return the loss. If it takes a keyword
       ``backward``, searches by values call ``closure(backward=False)``. It runs with gradients enabled either way,
       since a loss may need them (physics-informed networks); asked for the value alone, it is free to disable them.
-    * Within a step the closure must be one function: no dropout, no change of batch. Where it is one function over all
-      steps (``reuse=True``), a gradient evaluated at the accepted step opens the next step, so that nothing is paid for
-      twice. If a search from such a gradient fails, the start is evaluated once more. A closure that has changed
-      (points drawn anew) is told by that: the step goes on from there, with what was learnt of directions. One that
-      changes at three steps in a row is evaluated at every start from then on, as with ``reuse=False``.
+    * Within a step the closure must be one function: no dropout, no change of batch; one that is not is warned of.
+      Where it is one function over all steps (``reuse=True``), a gradient evaluated at the accepted step opens the next
+      step, so that nothing is paid for twice. If a search from such a gradient fails, the start is evaluated once more.
+      A closure that has changed (points drawn anew) is told by that: the step goes on from there, with what was learnt
+      of directions. One that keeps changing is evaluated at every start from then on, as with ``reuse=False``.
     * Weights that somebody has changed between steps (clamped, averaged) cost an evaluation. They are compared with a
       copy, bit for bit, so that no way of changing them goes unnoticed and the gradient survives `state_dict`.
     * The model may change its dtype or device between steps.
@@ -318,7 +318,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         if memory.halted is not None:
             return report_of(start, call, Attempt(failures=[memory.halted]), _as_state(memory.halted_as))
         attempt = self._attempt(call, weights, start, room)
-        if attempt.again is not None and not start.fresh:
+        if attempt.again is not None and not start.fresh and self._is_one(attempt.again, call, room()):
             self._learn(start.evaluation)
             start = Start(attempt.again, True, closure_before=start.evaluation)
             attempt = self._attempt(call, weights, start, room)
@@ -376,6 +376,10 @@ class FlatOptimizer(torch.optim.Optimizer):
         if self._differs(start.evaluation, again):
             attempt.again = again
         return attempt.again is not None
+
+    def _is_one(self, now: Evaluation, call: CountedClosure, room: int | None) -> bool:
+        """Whether a closure that has changed gives the same once more: it is another function, not none at all."""
+        return room != 0 and not self._differs(now, call.evaluate()[0])
 
     def _search(
         self, ray: Ray, weights: Tensor, start: Evaluation, direction: Direction, limit: int | None

@@ -228,7 +228,7 @@ def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:
     }
 
 
-def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, float]:
+def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, Any]:
     """Return the fields of a row on curvature in Adam's metric."""
     if metric is None:
         return {}

@@ -16,9 +16,9 @@ from convexlab.checkpoints import (
     add_tensors,
     check_fit,
     load_weights,
-    read_checkpoint,
     read_header,
     read_moments,
+    reread,
     write_checkpoint,
 )
 from convexlab.curvature.adam_metric import AdamMetric, metric_of
@@ -30,7 +30,7 @@ from convexlab.machine.lock import held_alone
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
-from convexlab.probing.places import Place, check_free, epoch_of, files_of, names_of, places_of, target_of
+from convexlab.probing.places import Place, check_free, files_of, names_of, places_of, target_of, times_of
 from convexlab.probing.point import ProbeOptions, probe_point
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
@@ -44,7 +44,7 @@ __all__ = ["Probe", "probe"]
 
 Keep = Literal["nothing", "these weights", "these weights and options"]
 
-# Of what the rows of a probe cost, what the plane of the training path may cost on top.
+# The plane of the training path costs at most this share of what the rows of a probe cost.
 _PLANE_SHARE = 0.05
 
 
@@ -80,6 +80,8 @@ def probe(
     density_probes: int = 1,
     density_steps: int = 32,
     top: int = 0,
+    key: str | None = None,
+    axis: str | None = None,
     products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
@@ -115,11 +117,15 @@ def probe(
         confidence: of the bounds, over the random start.
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
-        density_steps: products of each of these but the first.
+        density_steps: products of each of these runs after the first.
         top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
+        key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
+            first of those that are common.
+        axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
+            where any says its epoch, and steps elsewhere. What says neither has no place.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
@@ -128,7 +134,7 @@ def probe(
         other_options: where that resumes, keep rows of these weights that were measured with other options, too.
         trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
             there, and names that the user gives.
-        progress: called with where the work stands.
+        progress: called with how far the work is.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
@@ -156,7 +162,7 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
-    headers = _read(places, checkpoints)
+    headers = _read(places, checkpoints, key, axis)
     settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
     target = target_of(places, out, settings[headers.wanted[0].path])
     with held_alone(target.path):
@@ -228,6 +234,10 @@ class _Headers:
 
     every: dict[Path, CheckpointHeader]
     wanted: list[CheckpointHeader]
+    axis: str
+    """Along which they lie: "epoch" or "step"."""
+    times: dict[Path, int | None]
+    """Where along it; None for what does not say."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +245,9 @@ class _Item:
     """A checkpoint to be probed."""
 
     name: str
-    epoch: int
+    epoch: int | None
+    """Where it is along the axis."""
+    axis: str
     header: CheckpointHeader
     setting: Setting
 
@@ -257,9 +269,12 @@ class _Plan:
     """Of the plane that is kept."""
 
 
-def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
-    every = {file: read_header(file) for file in files_of(places, None)}
-    return _Headers(every, [every[file] for file in files_of(places, wanted)])
+def _read(places: Sequence[Path], wanted: Sequence[Path] | None, key: str | None, axis: str | None) -> _Headers:
+    every = {file: read_header(file, key) for file in files_of(places, None)}
+    axis_there, times = times_of(list(every.values()), axis)
+    return _Headers(
+        every, [every[file] for file in files_of(places, wanted)], axis_there, dict(zip(every, times, strict=True))
+    )
 
 
 def _decide(
@@ -276,21 +291,22 @@ def _decide(
     """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
-        _Item(names[header.path], epoch_of(header, position), header, settings[header.path])
-        for position, header in enumerate(headers.wanted)
+        _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
+        for header in headers.wanted
     ]
+    items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
     # What the report will read: a damaged file is to be found now, not when everything is measured.
     for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
         if present.exists():
             getattr(target, part)
     rows = _Rows(target, must_be_sound=keep != "nothing")
     missing = [item for item in items if not _is_kept(item, rows.of_name(item.name), options, keep)]
-    path = _path(headers.every, names, settings) if with_plane else None
+    path = _path(headers, names, settings) if with_plane else None
     plane = read_plane(target.landscape_path) if keep != "nothing" and path else None
     losses = _losses(missing, device)
     if path and path.setting in losses:
         for header in headers.every.values():
-            check_fit(losses[path.setting].objective.model, header)
+            check_fit(losses[path.setting].objective.model, header, by_objective=path.setting.objective is not None)
     if missing and not target.config_path.exists():
         objective = losses[missing[0].setting].objective
         made_by = describe_process(objective.device, dtype_name(objective.dtype))
@@ -305,7 +321,7 @@ def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, k
     if row.key is None:  # Of an earlier version: nobody can compare it.
         return keep == "these weights"
     weights, _, decided = row.key.partition("-")
-    same = weights == _digest_of_weights(read_checkpoint(item.header.path))
+    same = weights == _digest_of_weights(reread(item.header))
     return same and (keep == "these weights" or decided == _digest_of_options(item, options))
 
 
@@ -329,47 +345,47 @@ def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
     for item in items:
         if item.setting not in losses:
             losses[item.setting] = build_probed_loss(item.setting, device)
-        check_fit(losses[item.setting].objective.model, item.header)
+        by_objective = item.setting.objective is not None
+        check_fit(losses[item.setting].objective.model, item.header, by_objective=by_objective)
     return losses
 
 
-def _path(
-    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], setting: Mapping[Path, Setting]
-) -> TrainingPath | None:
-    """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
-    epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
-    settings = set(setting.values())
-    if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+def _path(headers: _Headers, names: Mapping[Path, str], setting: Mapping[Path, Setting]) -> TrainingPath | None:
+    """Return checkpoints as a path; None where fewer than three have a place, or they are of several trainings."""
+    known = sorted((time, file) for file, time in headers.times.items() if time is not None)
+    settings = {setting[file] for _, file in known}
+    if len(known) < 3 or len(settings) > 1 or len({time for time, _ in known}) < len(known):
         return None
-    order = sorted(zip(epochs, headers, strict=True))
     return TrainingPath(
         setting=settings.pop(),
-        epochs=[epoch for epoch, _ in order],
-        names=[names[file] for _, file in order],
-        files=[file for _, file in order],
+        epochs=[time for time, _ in known],
+        names=[names[file] for _, file in known],
+        headers=[headers.every[file] for _, file in known],
     )
 
 
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
-    weights = _load(loss.objective, item.header.path)
+    weights = _load(loss.objective, item.header)
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
-    # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
+    place = item.header.path.name if item.epoch is None else item.epoch
     metric = _metric(item.header.path, loss.objective)
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {place}".encode())), metric)
     return replace(
         row,
         checkpoint=item.name,
         epoch=item.epoch,
+        axis=item.axis,
         phase=item.header.metadata.get("phase", ""),
         witness=_save_witness(target, item.name, loss.objective, verdict),
         key=f"{weights}-{_digest_of_options(item, options)}",
     )
 
 
-def _load(objective: Objective, file: Path) -> str:
+def _load(objective: Objective, header: CheckpointHeader) -> str:
     """Put a checkpoint's weights into the model, and return their digest; the checkpoint is not held."""
-    checkpoint = read_checkpoint(file)
+    checkpoint = reread(header)
     load_weights(objective.model, checkpoint)
     return _digest_of_weights(checkpoint)
 

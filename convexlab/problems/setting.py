@@ -16,7 +16,7 @@ from convexlab.problems.objectives import Factory, build_objective
 from convexlab.problems.problem import Problem
 from convexlab.runs import Row
 
-__all__ = ["Setting", "setting_of"]
+__all__ = ["Setting", "refuse_beside_objective", "setting_of"]
 
 _NAMES = ("model", "dataset", "loss")
 _KEYS = ("objective", *_NAMES, "train_size", "probe_size", "seed", "dtype")
@@ -85,6 +85,20 @@ class Setting:
         return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
 
 
+def refuse_beside_objective(given: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning where an objective is named.
+
+    Raises:
+        MisuseError: a model, a data set, a loss or a sample is given, that is, not None.
+    """
+    for name in _OF_NAMES:
+        if given.get(name) is not None:
+            raise MisuseError(
+                f"an objective comes with its model, data and loss: expected no {name} beside it, got {given[name]!r}. "
+                "Leave one of them out."
+            )
+
+
 def setting_of(
     checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any], *, trust: bool = False
 ) -> Setting:
@@ -123,14 +137,9 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
     Raises:
         MisuseError: what was given contradicts itself.
     """
-    named = [name for name in _OF_NAMES if name in given]
     dropped: set[str] = set()
     if "objective" in given:
-        if named:
-            raise MisuseError(
-                f"an objective comes with its model, data and loss: expected no --{named[0].replace('_', '-')} beside "
-                f"--objective {given['objective']}. Leave one of them out."
-            )
+        refuse_beside_objective(given)
         dropped |= {*_OF_NAMES, "train_size", "seed"} if given["objective"] != stored.get("objective") else set()
     elif any(name in given for name in _NAMES):
         dropped.add("objective")

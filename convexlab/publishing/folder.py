@@ -41,7 +41,7 @@ def publish(
         folder: of ``models/``, which may hold the recipe already; what an earlier call left there is replaced.
         card: what the recipe knows.
         stored_as: of floating-point weights; they are computed with in the run's own precision.
-        probe_size: training examples that `probe` samples unless it is told otherwise; None is all.
+        probe_size: training examples that `probe` samples by default; None is all.
 
     Returns:
         The folder, as a run.

@@ -244,7 +244,9 @@ class _Identity:
     checkpoint: str = ""
     """File name of the run's own checkpoint; of any other the path as it was given."""
     epoch: float | None = None
-    """After which the weights were stored; None where an old file does not say."""
+    """After which the weights were stored, or the step where ``axis`` says so; None where nothing says when."""
+    axis: str = "epoch"
+    """What ``epoch`` counts: "epoch" or "step"."""
     phase: str = ""
     """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
 

@@ -13,7 +13,8 @@ from convexlab.machine.environment import resolve_dtype
 from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting
 from convexlab.problems.objectives import Factory
-from convexlab.training.phases import DEFAULT_PHASE_TWO, phase_two, phase_two_names
+from convexlab.problems.setting import refuse_beside_objective
+from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
 __all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FROM_PYTHON", "TwoPhaseConfig"]
 
@@ -50,12 +51,12 @@ class TwoPhaseConfig:
     detector: str = DEFAULT_DETECTOR
     switch_epoch: int | None = None
     """Adam epochs before the switch; None leaves the decision to the detector."""
-    phase_two: str = DEFAULT_PHASE_TWO
+    phase_two: str = AUTO
     batch_size: int | None = None
     """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
     brings along."""
     lr: float = 2e-3
-    """Adam's learning rate. The paper does not state its own; a high one helps before a switch, for phase two removes
+    """Adam's learning rate. The paper does not state its own; a high one helps before a switch: phase two removes
     the noise that it leaves."""
     train_size: int | None = None
     """Training examples used; None is all, or what an objective's factory chose."""
@@ -112,12 +113,7 @@ class TwoPhaseConfig:
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, default)
             return
-        for name in ("model", "dataset", "loss"):
-            if getattr(self, name) is not None:
-                raise MisuseError(
-                    f"an objective comes with its model, data and loss: expected no {name} beside it, got "
-                    f"{getattr(self, name)!r}. Leave one of them out."
-                )
+        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss")})
         if not isinstance(self.objective, Problem | Objective):
             return
         for name in ("train_size", "batch_size"):

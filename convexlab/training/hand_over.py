@@ -8,7 +8,7 @@ import torch
 
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
-from convexlab.training.phases import PhaseTwo
+from convexlab.training.phases import PhaseTwo, trained_by
 from convexlab.training.second_phase import Resort, second_phase_steps
 from convexlab.training.trajectory import Trajectory
 
@@ -39,7 +39,7 @@ class HandOver:
 
     def build(self, adam: torch.optim.Adam) -> FlatOptimizer:
         """Return the optimiser that takes over from Adam."""
-        return self.phase.build(self.problem.model.parameters(), adam, self.problem.examples or 1)
+        return self.phase.build(trained_by(adam), adam, self.problem.examples or 1)
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
         """Go on from where a trajectory stands until its budget is spent, or nothing is left to gain.

@@ -60,7 +60,7 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Whether so long has passed since the last save that another one takes no more than a tenth of the time."""
+        """Whether a save now takes at most a tenth of the time since the last one."""
         return (time.monotonic() - self._saved) * _SHARE >= self._took
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Oracle:
         journal: of the run. A switch begins as Adam's state after that epoch, under a name of its own, and goes on
             under it.
         hand_over: what follows a switch.
-        progress: told where the work stands.
+        progress: called with how far the work is.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.phases import phase_two
+from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.trajectory import Trajectory
 
@@ -64,7 +64,7 @@ def train_two_phase(
         resume: go on with the run in ``out``, under the settings stored there.
         trust: import what those settings name, and read the files; else only names of ours are taken from there, and
             names that the user gives again.
-        progress: told where the work stands.
+        progress: called with how far the work is.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -143,10 +143,13 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
     for name, value in options.items():
         if name not in config.as_dict():
             raise unknown_name("option", name, config.as_dict())
-        if getattr(config, name) != value:
+        begun = getattr(config, name)
+        if begun != value:
+            settings = f"{name}={begun!r}, not {value!r}"
+            if config.objective is not None and name in ("model", "dataset", "loss"):
+                settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={getattr(config, name)!r}, not {value!r}. Leave the option "
-                "out to resume it, or begin another run."
+                f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
             )
     return config
 
@@ -224,10 +227,11 @@ class _TwoPhaseTraining:
         self.problem = problem
         self.progress = progress
         self.journal = Journal(run)
-        self.hand_over = HandOver(config.phase_two, phase_two(config.phase_two), problem, float(config.epochs))
+        self.choice = choose_phase_two(config.phase_two, list(problem.model.parameters()))
+        self.hand_over = HandOver(self.choice.name, self.choice.phase, problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
-        """Epochs between two records, and between two that a detector is told."""
+        """Epochs between two records, and between two updates of a detector."""
         self.at_start = problem.measures()
         """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
         work."""
@@ -340,7 +344,7 @@ class _TwoPhaseTraining:
     def _adam_until_switch(self, trajectory: Trajectory) -> None:
         detector = self._detector(trajectory)
         budget, share = self.config.epochs, detector.cost
-        # What was fixed beforehand needs no looking on.
+        # A switch that was fixed beforehand needs no watch.
         watch = None if isinstance(detector, FixedEpoch) else self._watch(trajectory, detector)
         losses: list[float] = []
         while not detector.fired and trajectory.cost + 1 + share <= budget:
@@ -384,7 +388,7 @@ class _TwoPhaseTraining:
         return watch
 
     def _detector(self, trajectory: Trajectory) -> Detector:
-        """Return the detector, told again what it was told until here."""
+        """Return the detector, with all that it was given until here."""
         if self.config.switch_epoch is not None:
             detector: Detector = FixedEpoch(self.config.switch_epoch)
         else:
@@ -425,7 +429,7 @@ class _TwoPhaseTraining:
     ) -> None:
         """Write down an epoch that was measured.
 
-        ``budget`` is what progress says is the total, ``signals`` what the detector was told. At a landmark the
+        ``budget`` is what progress says is the total, ``signals`` what the detector was given. At a landmark the
         validation is made in any case.
         """
         measures: dict[str, float] = {}
@@ -503,7 +507,8 @@ class _TwoPhaseTraining:
             "batch_size": problem.batch_size,
             "switch": trajectory.switch,
             "safe_resort": trajectory.safe_resort,
-            "phase_two": config.phase_two,
+            "phase_two": self.choice.name,
+            "phase_two_reason": self.choice.reason,
             "two_phase": two_phase,
             "baselines": baselines,
             "oracle": oracle,

@@ -147,6 +147,11 @@ def test_a_return_to_adam_is_stated(make_run: MakeRun) -> None:
     assert headline(facts)[1].endswith(" After epoch 61 phase two gave up, and training went back to Adam.")
 
 
+def test_the_choice_of_the_second_phase_has_its_reason(make_run: MakeRun) -> None:
+    facts = read_facts(make_run(summary={"phase_two_reason": "33 parameters, at most the 3,000"}), "run")
+    assert headline(facts)[1].endswith(" That second phase was chosen for its size: 33 parameters, at most the 3,000.")
+
+
 def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
     first = headline(read_facts(make_run(baselines=False), "run"))[0]
     assert first == (

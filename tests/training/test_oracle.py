@@ -18,6 +18,7 @@ from convexlab.runs.oracle import neighbour_factor
 from convexlab.training import TwoPhaseConfig
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import hindsight
+from convexlab.training.phases import SMALL
 from convexlab.training.second_phase import Step
 from convexlab.training.trajectory import Trajectory
 from tests.tiny import without_seconds
@@ -78,7 +79,7 @@ def test_rows_are_complete_and_costs_add_up(run: Run) -> None:
     assert all(row.keys() >= ROW for row in run.oracle)
     for row in run.oracle:
         spent = row["cost_breakdown"]
-        assert spent.keys() == {"adam", cl.TwoPhaseConfig.phase_two}
+        assert spent.keys() == {"adam", SMALL}
         assert spent["adam"] == row["switch_epoch"]
         assert 12 - 2 < row["gradient_equivalents"] <= 12 + ROUNDING
         assert row["gradient_equivalents"] == pytest.approx(math.fsum(spent.values()), abs=ROUNDING)
@@ -205,8 +206,8 @@ def test_it_ends_where_phase_two_has_a_step_left() -> None:
 def test_a_second_phase_that_is_given_up_says_so(
     tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convexlab.training.second_phase._STALL_SHARE", 2.0)  # whatever it gains is too little,
-    monkeypatch.setattr("convexlab.training.second_phase._STALL_STEPS", 2)  # after two steps
+    monkeypatch.setattr("convexlab.training.second_phase._failure", lambda optimizer: "made to fail")
+    monkeypatch.setattr("convexlab.training.second_phase._FAILED_STEPS", 3)
     made = cl.train_two_phase(out=tmp_path / "run", oracle_every=4, **tiny | {"epochs": 11})
     assert summary_of(made)["safe_resort"]["epoch"] == 4 + 3
     # From epoch 8 on the budget ends before the third step does.

@@ -191,13 +191,13 @@ def test_notes_survive_and_empty_ones_are_none(problem: Problem) -> None:
     trajectory = begin(problem)
     trajectory.switch = {"epoch": 0, "reason": "set"}
     trajectory.watch = {"trained": 2.0}
-    trajectory.resort = {"failures": 1, "risen": 0, "best_losses": [0.5]}
+    trajectory.resort = {"failures": 1, "risen": 3}
     again = Trajectory("two-phase", problem, lr=1e-2, seed=3)
     again.restore(stored(trajectory.state()), no_second)
     assert (again.switch, again.safe_resort) == (trajectory.switch, None)
     assert again.watch == trajectory.watch
     assert again.resort["failures"] == 1
-    assert again.resort["best_losses"] == [0.5]
+    assert again.resort["risen"] == 3
     assert again.second is None
 
 

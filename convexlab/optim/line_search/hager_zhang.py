@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from convexlab.errors import MisuseError
 from convexlab.optim.line_search.interface import (
     RETREAT,
+    SAME_POINT,
     Line,
     LineSearch,
     SearchStopped,
@@ -121,6 +122,7 @@ class HagerZhang(LineSearch):
         try:
             a, b = search.bracket(initial_step)
             while True:
+                search.check_visible(a, b)
                 _check_progress(line, a, b)
                 width = b.step - a.step
                 a, b = search.double_secant(a, b)
@@ -188,10 +190,17 @@ class _Search:
 
     def check_credible(self, a: Trial, b: Trial) -> None:
         """Stop where the loss is too high at b but not at a, so near by that φ'(0) predicts no visible change."""
+        self.check_visible(a, b)
         _check_progress(self.line, a, b)
         if -self.line.start.slope * (b.step - a.step) <= self.line.resolution * abs(self.line.start.value):
             self.learn(b)
             raise SearchStopped("the loss rises at once where its slope says that it falls")
+
+    def check_visible(self, a: Trial, b: Trial) -> None:
+        """Stop where the weights at a and b are the same but for their rounding."""
+        if self.line.invisible(b.step - a.step):
+            self.learn(b)
+            raise SearchStopped(SAME_POINT)
 
     def learn(self, b: Trial) -> None:
         """Begin again if the loss at b is too high by no more than its rounding may be, where the slope is as at 0."""
@@ -231,6 +240,5 @@ def _secant(a: Trial, b: Trial) -> float:
 
 
 def _check_progress(line: Line, a: Trial, b: Trial) -> None:
-    line.check_visible(b.step - a.step)
     if b.step - a.step <= line.resolution * b.step:
         raise SearchStopped("the slope changes sign between neighbouring steps")

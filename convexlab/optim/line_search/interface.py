@@ -11,13 +11,25 @@ from typing import NamedTuple
 
 from convexlab.errors import MisuseError
 
-__all__ = ["RETREAT", "Line", "LineSearch", "SearchResult", "SearchStopped", "Trial", "before_barrier", "usable"]
+__all__ = [
+    "RETREAT",
+    "SAME_POINT",
+    "Line",
+    "LineSearch",
+    "SearchResult",
+    "SearchStopped",
+    "Trial",
+    "before_barrier",
+    "usable",
+]
 
 RETREAT = 0.1
 """How much of a step is kept after a trial whose loss was NaN or infinite (``nan_decay`` of CG_DESCENT)."""
 
 _SHORT = 4  # Evaluations of a search that nearly all need at most.
 _SAME_POINT = 0.1  # Roundings of the point, in its norm.
+
+SAME_POINT = "neighbouring steps lead to the same weights"
 
 
 class Trial(NamedTuple):
@@ -110,14 +122,9 @@ class Line:
             self._known_grain = 0.0 if self._grain is None else self._grain()
         return self._known_grain
 
-    def check_visible(self, width: float) -> None:
-        """Stop where steps that differ by so much lead to the same point: most of its coordinates do not move.
-
-        Raises:
-            SearchStopped: so it is.
-        """
-        if self.evaluations >= _SHORT and width <= _SAME_POINT * self.grain:
-            raise SearchStopped("neighbouring steps lead to the same weights")
+    def invisible(self, width: float) -> bool:
+        """Whether steps that differ by so much lead to the same point: most of its coordinates do not move."""
+        return self.evaluations >= _SHORT and width <= _SAME_POINT * self.grain
 
     def limit(self, more: int) -> None:
         """Allow at most ``more`` further evaluations, or fewer if less was left."""

@@ -9,7 +9,15 @@ import math
 from dataclasses import dataclass
 
 from convexlab.errors import MisuseError
-from convexlab.optim.line_search.interface import RETREAT, Line, LineSearch, SearchStopped, Trial, before_barrier
+from convexlab.optim.line_search.interface import (
+    RETREAT,
+    SAME_POINT,
+    Line,
+    LineSearch,
+    SearchStopped,
+    Trial,
+    before_barrier,
+)
 
 __all__ = ["StrongWolfe"]
 
@@ -81,7 +89,8 @@ class StrongWolfe(LineSearch):
 
 def _check_progress(line: Line, step: float, low: float, high: float) -> None:
     width, (_, value, slope) = high - low, line.start
-    line.check_visible(width)
+    if line.invisible(width):
+        raise SearchStopped(SAME_POINT)
     if not low < step < high or width <= line.resolution * high or -slope * width <= line.resolution * abs(value):
         raise SearchStopped("the loss no longer changes by more than its rounding within the bracket")
 

@@ -46,6 +46,8 @@ class RunFacts:
     budget: float | None
     """Gradient equivalents."""
     phase_two: str
+    phase_two_reason: str
+    """Why it was chosen; empty where it was asked for by name."""
     switch: Switch | None
     """None when neither the summary nor the curve shows one."""
     safe_resort: Switch | None
@@ -147,6 +149,7 @@ def read_facts(run: Run, label: str) -> RunFacts:
         seed=text_of(result, "seed") or text_of(config, "seed"),
         budget=number_of(result, "budget") or number_of(config, "epochs"),
         phase_two=phase_two,
+        phase_two_reason=text_of(result, "phase_two_reason"),
         switch=_switch(result, curves.get(TWO_PHASE)),
         safe_resort=Switch.from_row(resort) if resort else None,
         two_phase=Outcome.from_row(two_phase) if two_phase else None,

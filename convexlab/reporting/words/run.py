@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,7 +59,12 @@ def algorithm_name(run: str, facts: RunFacts) -> str:
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
-    return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+    return checkpoint.checkpoint if checkpoint.epoch is None else f"{axis_of([checkpoint])} {count(checkpoint.epoch)}"
+
+
+def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
+    """Return what the checkpoints' places count, "epoch" or "step"; never another word that a file holds."""
+    return "step" if any(checkpoint.axis == "step" for checkpoint in probe) else "epoch"
 
 
 def headline(facts: RunFacts) -> list[str]:
@@ -141,6 +147,8 @@ def switch_sentence(facts: RunFacts) -> str:
         f"It switched from Adam to {facts.phase_two} after epoch {count(switch.epoch)}"
         f"{' at ' + ' and '.join(at) if at else ''}{spent}."
     )
+    if facts.phase_two_reason:
+        sentence = f"{sentence} That second phase was chosen for its size: {facts.phase_two_reason}."
     if facts.safe_resort is None:
         return sentence
     return f"{sentence} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
