@@ -296,7 +296,7 @@ def test_the_plane_goes_through_all_checkpoints_and_is_the_loss(run: Run, tiny: 
     assert len(rows) == 2
     plane = plane_in(run)
     assert [point["epoch"] for point in plane["checkpoints"]] == [0, 3, 5]
-    assert [point["phase"] for point in plane["checkpoints"]] == ["start", "adam", "lbfgs-adam-scaled"]
+    assert [point["phase"] for point in plane["checkpoints"]] == ["start", "adam", "ssbroyden-adam"]
     weights = [load_file(path) for path in run.checkpoints]
     matrix = np.stack([torch.cat([w[name].flatten() for name in NAMES]).numpy() for w in weights])
     pca = PCA(n_components=2, svd_solver="full").fit(matrix)
