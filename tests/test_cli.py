@@ -468,9 +468,9 @@ def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, stderr
-    assert (
-        stderr == f"\ninterrupted; what was done is kept. Go on with: convexlab train two-phase --resume --out {out}\n"
-    )
+    first = "\ninterrupted: this step is finished and stored first; once more stops at once\n"
+    remedy = f"convexlab train two-phase --resume --trust --out {out}"
+    assert stderr == f"{first}\ninterrupted; what was done is kept. Go on with: {remedy}\n"
     assert stdout == ""
     assert Run.open(out).metrics
     assert Run.open(out).summary is None

@@ -65,6 +65,7 @@ def _read(file: Path) -> dict[str, Any]:
         if missing := [key for key in KEYS if key not in archive.files]:
             held = ", ".join(archive.files) or "nothing"
             raise ValueError(f"it lacks {', '.join(missing)} and holds {held}")
+        assert archive.zip is not None  # until it is closed
         _check_sizes(archive.zip)
         return {key: archive[key] for key in KEYS}
 

@@ -91,7 +91,8 @@ def read_json_lines(path: Path, schema: Schema | None = None) -> tuple[list[Row]
     """
     if not path.is_file():
         return [], None
-    rows, before = [], ""
+    rows: list[Row] = []
+    before = ""
     text = _read_text(path)
     lines = text.split("\n")
     last = len(lines) if lines[-1].strip() else None

@@ -19,7 +19,8 @@ from convexlab.errors import FailureError
 __all__ = ["check_tensors", "naming_state", "read_state"]
 
 _SCHEMA = 1
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+_Kinds = Mapping[str, type | tuple[type, ...]]
+_FIELDS: _Kinds = {
     "epoch": int,
     "phase": str,
     "costs": dict,
@@ -32,14 +33,14 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "second": (dict, type(None)),
     "order": Tensor,
 }
-_SWITCH = {
+_SWITCH: _Kinds = {
     "epoch": (int, type(None)),
     "detector": str,
     "train_loss": (int, float),
     "gradient_norm": (int, float),
     "reason": str,
 }
-_RESORT = {"epoch": int, "reason": str}
+_RESORT: _Kinds = {"epoch": int, "reason": str}
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Pat
         raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
     path = default_directory(TwoPhaseConfig.of(options)) if out is None else Path(out)
     if path.exists() and not path.is_dir():
-        raise MisuseError(f"{str(path)!r} exists already, and is a file. Choose another --out.")
+        raise MisuseError(
+            f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
+        )
     if resume and not path.exists():
         Run.open(path)  # Which says what is missing.
     return path

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its second phase, with its states."""
     folder = tmp_path_factory.mktemp("begun") / "run"
-    options = {"objective": "friedman", "train_size": 20, "epochs": 8, "switch_epoch": 2, "probe_every": 0}
+    options: dict[str, Any] = {"objective": "friedman", "train_size": 20, "epochs": 8, "switch_epoch": 2}
+    options |= {"phase_two": "lbfgs-adam-scaled", "probe_every": 0}
 
     def stop(step: Progress) -> None:
         if step.note.startswith("lbfgs") and step.done > 6:

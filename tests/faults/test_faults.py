@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import convexlab as cl
-import convexlab.reporting
+import convexlab.reporting  # Which the commands import when they need it: here once, and not in every child.
 from convexlab.cli import main
 from convexlab.runs import Run
 from tests.faults.killing import contents, differences, leftovers, status_in_child
@@ -153,7 +153,6 @@ import os, signal, sys
 sys.argv = ["convexlab", "--version"]
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.{signal}))
 signal.setitimer(signal.ITIMER_REAL, {after})
-import convexlab.reporting  # Which the commands import when they need it.
 from convexlab.cli import main
 main()
 """
