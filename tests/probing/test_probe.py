@@ -259,7 +259,7 @@ def test_curvature_in_adams_metric_where_its_moments_are_stored(run: Run, tiny: 
     _, _, hessian = dense(tiny["dataset"], load_file(path))
     moments = load_file(path.parent / "adam" / path.name)
     with safe_open(path.parent / "adam" / path.name, framework="pt") as file:
-        stored = {name: float(value) for name, value in file.metadata().items()}
+        stored = {name: float(file.metadata()[name]) for name in ("lr", "beta1", "beta2", "eps", "step")}
     v = np.concatenate([moments[name].numpy().ravel() for name in NAMES]) / (1 - stored["beta2"] ** stored["step"])
     p = (1 - stored["beta1"] ** stored["step"]) * (np.sqrt(v) + stored["eps"])
     largest = np.linalg.eigvalsh(hessian / np.sqrt(np.outer(p, p)))[-1]
