@@ -57,9 +57,9 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def points(request: pytest.FixtureRequest) -> int:
+def points(asked: bool) -> int:
     """Kill points a scene: a few where all tests are run, enough for a promise in the environment of their own."""
-    return 18 if request.config.getoption("-m") == "faults" else 2
+    return 18 if asked else 2
 
 
 @pytest.mark.faults
@@ -68,11 +68,14 @@ def points(request: pytest.FixtureRequest) -> int:
 def test_train(
     scene: str,
     due: bool,
+    asked: bool,
     points: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
+    if not (due or asked):
+        pytest.skip("the other half: only where the faults are asked for")
     monkeypatch.setattr("convexlab.training.journal.Journal.due", due)
     options = SMALL | SCENES[scene]
     check_every(
