@@ -28,6 +28,7 @@ __all__ = [
     "read_checkpoint",
     "read_header",
     "reread",
+    "torch_content",
     "write_checkpoint",
 ]
 
@@ -220,15 +221,24 @@ def _check_packing(path: Path) -> None:
 
 
 def _read_torch(path: Path, key: str | None) -> Checkpoint:
+    content = torch_content(path)
+    tensors, name = state_of(content, path, key)
+    return Checkpoint(path, tensors, {}, time_in(content), name)
+
+
+def torch_content(path: Path) -> Any:
+    """Return what a PyTorch file holds that nobody vouches for: tensors, numbers, strings and containers of these.
+
+    Raises:
+        MisuseError: it is damaged, or holds anything else.
+    """
     try:
         _check_packing(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What torch thinks of foreign files is no use to the reader.
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MisuseError(
             f"cannot read checkpoint {str(path)!r}: expected a file of tensors that torch.load reads with "
             f"weights_only=True ({type(error).__name__}). Save model.state_dict() again, best as safetensors."
         ) from error
-    tensors, name = state_of(content, path, key)
-    return Checkpoint(path, tensors, {}, time_in(content), name)

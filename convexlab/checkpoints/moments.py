@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convexlab.checkpoints.files import read_checkpoint, write_checkpoint
+from convexlab.checkpoints.files import read_checkpoint, torch_content, write_checkpoint
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import make_folder
 
@@ -47,13 +47,15 @@ def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None
     if state is None:
         return None
     entries = state["state"].items() if isinstance(state["state"], Mapping) else ()
-    moments = {place: entry.get("exp_avg_sq") for place, entry in entries if isinstance(entry, Mapping)}
     shapes = dict(enumerate(parameter.shape for parameter in parameters.values()))
-    fits = moments and all(
-        place in shapes and isinstance(moment, torch.Tensor) and moment.shape == shapes[place]
-        for place, moment in moments.items()
-    )
-    return state if fits else None
+    fits = [_fits(entry, shapes.get(place)) for place, entry in entries]
+    return state if fits and all(fits) else None
+
+
+def _fits(entry: Any, shape: torch.Size | None) -> bool:
+    """Return whether a state is that of an Adam for a parameter of this shape."""
+    moment = entry.get("exp_avg_sq") if isinstance(entry, Mapping) and "step" in entry else None
+    return isinstance(moment, torch.Tensor) and moment.shape == shape
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -82,7 +84,7 @@ def _from_file(path: Path, names: list[str]) -> Mapping[str, Any] | None:
 def _from_torch(checkpoint: Path) -> Mapping[str, Any] | None:
     if checkpoint.suffix == ".safetensors":
         return None
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = torch_content(checkpoint)
     for wrapper in _WRAPPERS:
         found = content.get(wrapper) if isinstance(content, Mapping) else None
         found = found[0] if isinstance(found, list) and found else found

@@ -16,7 +16,7 @@ _EPOCH = re.compile(rf"(?:^|[^a-z])(?:epochs?|ep){_NUMBER}", re.IGNORECASE)
 _STEP = re.compile(rf"(?:^|[^a-z])(?:global_?step|steps?|iterations?|iters?){_NUMBER}", re.IGNORECASE)
 # A bare number stands for whatever the row is in; `checkpoint-100` of Hugging Face is a step.
 _SAVED = re.compile(rf"(?:^|[^a-z])(?:checkpoint){_NUMBER}", re.IGNORECASE)
-_LAST = re.compile(r"(?:^|[=_\-])(\d+)$")
+_LAST = re.compile(r"(?:^|(?<!\de)[=_\-])(\d+)$")
 _EPOCH_KEYS, _STEP_KEYS = ("epoch", "epochs"), ("global_step", "step", "iteration", "iter", "steps")
 
 
@@ -46,14 +46,12 @@ def time_in(content: Any) -> Time:
 
 def time_of_name(path: Path) -> Time:
     """Return what the name of a file says, or that of its folder; and what a trainer's state beside it says."""
-    time = Time()
-    for name in (path.stem if path.is_file() else path.name, path.parent.name):
+    own = path.stem if path.is_file() else path.name
+    time = Time(_number(_LAST, own))  # Of its own alone: a folder such as `run-2` is another run.
+    for name in (own, path.parent.name):
         epoch, step, saved = (_number(pattern, name) for pattern in (_EPOCH, _STEP, _SAVED))
         if epoch is not None or step is not None or saved is not None:
             time = Time(epoch, step if step is not None else saved)
-            break
-        if (number := _number(_LAST, name)) is not None:
-            time = Time(number)
             break
     folder = path if path.is_dir() else path.parent
     return time.or_else(_trainer_state(folder / "trainer_state.json"))

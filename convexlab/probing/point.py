@@ -232,7 +232,10 @@ def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int
     """Return the fields of a row on curvature in Adam's metric."""
     if metric is None:
         return {}
-    sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    try:
+        sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    except FailureError:  # Moments that are not finite, or no memory; the rest of the row holds.
+        return {}
     return {
         "adam_sharpness": sharpness.value,
         "adam_sharpness_residual": sharpness.residual,

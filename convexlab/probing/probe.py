@@ -294,7 +294,6 @@ def _decide(
         _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
         for header in headers.wanted
     ]
-    items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
     # What the report will read: a damaged file is to be found now, not when everything is measured.
     for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
         if present.exists():
@@ -400,7 +399,7 @@ def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
     names = objective.parameter_names
     try:
         return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
-    except MisuseError:  # The state of another optimiser, or of groups without one border.
+    except (MisuseError, TypeError, ValueError):  # Of another optimiser, of groups without one border, or damaged.
         return None
 
 

@@ -77,7 +77,7 @@ def test_an_objective_of_known_curvature(factory: Path, checkpoint: Path, tmp_pa
 def test_metadata_name_the_objective(factory: Path, tmp_path: Path) -> None:
     path = tmp_path / "epoch-00002.safetensors"
     write_checkpoint(path, {"x": torch.ones(6)}, {"objective": f"{factory}:saddle", "train_size": "6"})
-    (row,) = cl.probe(path, out=tmp_path / "out").rows
+    (row,) = cl.probe(path, out=tmp_path / "out", trust=True).rows
     assert row["smallest"] == pytest.approx(-2.0, abs=1e-5)
     assert row["train_size"] == 6
 

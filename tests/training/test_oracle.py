@@ -83,7 +83,7 @@ def test_rows_are_complete_and_costs_add_up(run: Run) -> None:
         assert spent["adam"] == row["switch_epoch"]
         assert 12 - 2 < row["gradient_equivalents"] <= 12 + ROUNDING
         assert row["gradient_equivalents"] == pytest.approx(math.fsum(spent.values()), abs=ROUNDING)
-    added = math.fsum(row["cost_breakdown"][cl.TwoPhaseConfig.phase_two] for row in run.oracle)
+    added = math.fsum(row["cost_breakdown"][SMALL] for row in run.oracle)
     oracle = summary_of(run)["oracle"]
     assert oracle["gradient_equivalents"] == pytest.approx(added, abs=ROUNDING)
     assert oracle["switches"] == 5

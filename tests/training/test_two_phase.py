@@ -397,7 +397,9 @@ def test_a_plateau_is_no_reason_to_resort_to_adam(
     made = train_scripted(0.0, tiny, tmp_path / "run", monkeypatch, epochs=60)
     assert made.summary is not None
     assert made.summary["safe_resort"] is None
-    assert [row["phase"] for row in rows_of(made, "two-phase")[5:]] == ["scripted"] * 56
+    later = [row["phase"] for row in rows_of(made, "two-phase")[5:]]
+    assert set(later) == {"scripted"}
+    assert len(later) > 50
 
 
 def test_a_gradient_norm_above_adams_resorts_to_adam(
