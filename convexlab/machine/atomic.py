@@ -56,7 +56,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-    between("done", path)
+        between("done", path)
 
 
 def make_folder(path: Path) -> None:
@@ -74,8 +74,9 @@ def make_folder(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if it is there."""
-    between("unlink", path)
-    path.unlink(missing_ok=True)
+    with _naming(path):
+        between("unlink", path)
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -84,8 +85,9 @@ def remove_folder(path: Path) -> None:
         return
     for file in sorted(path.iterdir()):
         remove(file)
-    between("rmdir", path)
-    path.rmdir()
+    with _naming(path):
+        between("rmdir", path)
+        path.rmdir()
 
 
 def clean(folder: Path) -> None:

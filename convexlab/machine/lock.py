@@ -78,11 +78,14 @@ def held_alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: whoever opened it meanwhile finds out that it is no more.
-        if _is_there(place):
+        there = _is_there(place)
+        if fcntl is None:  # Windows removes no file that is open.
+            os.close(handle)
+        if there:  # Removed while it is held: whoever opened it meanwhile finds out that it is no more.
             (place / LOCK).unlink()
         del _held[place]
-        os.close(handle)
+        if fcntl is not None:
+            os.close(handle)
         for path in (place, *place.parents):
             if path not in _created:
                 break
@@ -114,7 +117,9 @@ def _is_there(folder: Path) -> bool:
 def _acquire(folder: Path) -> int:
     path = folder / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC, 0o644)
+        handle = os.open(
+            path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o644
+        )
         try:
             if folder in _held or not _lock(handle):
                 raise MisuseError(

@@ -37,3 +37,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(KeyboardInterrupt):
         cl.train_two_phase(out=folder, progress=stop, **options)
     return folder
+
+
+@pytest.fixture
+def asked(request: pytest.FixtureRequest) -> bool:
+    """Whether the faults are what is tested, and not one part of all."""
+    return bool(request.config.getoption("-m") == "faults")

@@ -39,12 +39,6 @@ def train(out: Path, *more: object) -> Callable[[], object]:
 
 
 @pytest.fixture
-def asked(request: pytest.FixtureRequest) -> bool:
-    """Whether the faults are what is tested, and not one part of all."""
-    return bool(request.config.getoption("-m") == "faults")
-
-
-@pytest.fixture
 def places(asked: bool) -> int:
     return 10 if asked else 1
 
@@ -122,11 +116,7 @@ def test_names_in_any_script_and_through_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_once_or_twice(
-    number: signal.Signals,
-    times: int,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals, times: int, asked: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Once: the step is finished and stored. Twice: at once. Exit 130, and it can be gone on with."""
     leave_out((number, times) not in ((signal.SIGINT, 1), (signal.SIGTERM, 2)), asked)
