@@ -1,7 +1,7 @@
 """What the five largest eigenpairs of a Hessian cost, ours beside the peers', in one run.
 
 Run: ``tox -e bench -- benchmarks/top.py`` with CONVEXLAB_DATA set. One thread, float32, mean squared error,
-half-trained weights. Every timing is of a fresh process, and holds all that a user waits for. Timings are interleaved.
+half-trained weights. Timings are processor seconds of a fresh process from setting up to the result, interleaved.
 
 - ConvexLab: `top_eigenpairs` at its default, residuals within 1e-2 of each eigenvalue.
 - hessian-eigenthings: `lanczos` with the fewest steps, of multiples of 5, that its own test accepts at 1e-2; and with
@@ -16,7 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
@@ -49,19 +49,19 @@ def ours(point: Point, tolerance: float = TOLERANCE) -> tuple[float, list[float]
     """Return seconds, values, whether they were accepted, and products."""
     problem = load(point)
     problem.objective.gradient()
-    begin = time.perf_counter()
+    begin = time.process_time()
     pairs = cl.top_eigenpairs(problem.objective.hessian(), COUNT, tolerance=tolerance)
-    return time.perf_counter() - begin, pairs.values.tolist(), pairs.converged, pairs.effort.products
+    return time.process_time() - begin, pairs.values.tolist(), pairs.converged, pairs.effort.products
 
 
 def eigenthings(point: Point, steps: int) -> tuple[float, list[float], bool, int]:
     """Likewise with so many steps."""
     problem = load(point)
     problem.objective.gradient()
-    begin = time.perf_counter()
+    begin = time.process_time()
     user = HessianEigenthings(problem, min(_BATCH, point.examples))
     found = lanczos(user._operator, which="LA", seed=0, k=COUNT, max_iter=steps, tol=TOLERANCE)
-    took = time.perf_counter() - begin
+    took = time.process_time() - begin
     return took, found.eigenvalues.tolist(), bool(found.converged.all()), steps
 
 
@@ -70,12 +70,12 @@ def pyhessian(point: Point) -> tuple[float, list[float], bool, int]:
     problem = load(point)
     problem.objective.gradient()
     torch.manual_seed(0)
-    begin = time.perf_counter()
+    begin = time.process_time()
     user = PyHessian(problem, min(_BATCH, point.examples))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph=True")
         values, _ = user._hessian.eigenvalues(top_n=COUNT)
-    return time.perf_counter() - begin, [float(value) for value in values], True, len(user.products.seconds)
+    return time.process_time() - begin, [float(value) for value in values], True, len(user.products.seconds)
 
 
 def fewest_steps(point: Point, reference: Sequence[float]) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def rows_of(point: Point, repeats: int) -> list[dict[str, Any]]:
     """Measure everything at one point."""
     reference = in_fresh_process(ours, point, 1e-5)[1]
     accepted, accurate = in_fresh_process(fewest_steps, point, reference)
-    calls = {
+    calls: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
         "ConvexLab": (ours, ()),
         f"hessian-eigenthings, accepted ({accepted} steps)": (eigenthings, (accepted,)),
         f"hessian-eigenthings, accurate ({accurate} steps)": (eigenthings, (accurate,)),

@@ -1,5 +1,10 @@
 """ConvexLab: is the loss region that training has reached convex, and is it time to hand over from Adam?"""
 
+# ruff: noqa: E402 - the command line is to be quiet if it is interrupted from here on
+from convexlab.interrupts import quiet_while_starting
+
+quiet_while_starting()
+
 from convexlab._version import __version__
 
 # Networks and data by name

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,20 +22,25 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, MisuseError
+from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
+from convexlab.importing import is_spec
+from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
+from convexlab.machine.memory import is_out_of_memory
 from convexlab.objective import PRODUCTS
+from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
-from convexlab.progress import Progress, silent
+from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import DEFAULT_DATASET, DEFAULT_DTYPE, DEFAULT_LOSS, DEFAULT_MODEL
+from convexlab.wording.terminal import printable
 
 __all__ = ["main"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_INTERRUPTED = 130
+_interrupts: ContextVar[Interrupts] = ContextVar("interrupts")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,19 +65,54 @@ def _handles_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def handled(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except MisuseError as error:
-            raise _Misuse(str(error)) from error
-        except ConvexLabError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
-            raise SystemExit(_INTERRUPTED) from None
+        _open_standard_files()
+        with warnings.catch_warnings(), interrupts(_say_that_it_stops) as handler:
+            warnings.showwarning = _show_warning
+            token = _interrupts.set(handler)
+            try:
+                return command(*args, **kwargs)
+            except MisuseError as error:
+                raise _Misuse(printable(str(error))) from error
+            except ConvexLabError as error:
+                raise click.ClickException(printable(str(error))) from error
+            except OSError as error:
+                message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+                raise click.ClickException(printable(message)) from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise click.ClickException(f"out of memory. {_SMALLER}") from error
+            except KeyboardInterrupt:
+                click.echo("\ninterrupted", err=True)
+                raise SystemExit(INTERRUPTED) from None
+            finally:
+                _interrupts.reset(token)
 
     return handled  # type: ignore[return-value]
+
+
+_SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (--batch-size), or a smaller model."
+
+
+def _say_that_it_stops() -> None:
+    click.echo("\ninterrupted: this step is finished and stored first; once more stops at once", err=True)
+
+
+def _open_standard_files() -> None:
+    """Give the three standard files something to be where they are closed, or the next file opened would be one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
+    """Say what was put up with in a line of its own; other libraries' warnings as they are."""
+    if issubclass(category, DamageWarning):
+        click.echo(printable(f"Warning: {message}"), err=True)
+    else:
+        click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
 
 
 class _Misuse(click.ClickException):
@@ -77,6 +120,12 @@ class _Misuse(click.ClickException):
 
 
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")
+_trust = click.option(
+    "--trust",
+    is_flag=True,
+    help="Run the code and read the files that the settings or checkpoints name, if others made them: they can do "
+    "whatever you can.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 
 
@@ -145,10 +194,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 @_device
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@_trust
 @_json
 @click.pass_context
 @_handles_errors
-def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
+def two_phase(
+    context: click.Context, /, out: Path | None, resume: bool, trust: bool, as_json: bool, **options: Any
+) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
@@ -160,13 +212,17 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
         options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
+        if out is not None and out.is_dir() and Run(out).is_empty():
+            click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
     elif out is None:
         out = default_directory(TwoPhaseConfig.of(options))
-    with _interruptible(f"convexlab train two-phase --resume --out {shlex.quote(str(out))}"), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, progress=listener, **options)
+    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
+    remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+    with _interruptible(remedy), _progress() as listener:
+        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
-        click.echo(line, err=as_json)
+        _say(line, err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
 
@@ -205,12 +261,19 @@ def two_phase(context: click.Context, /, out: Path | None, resume: bool, as_json
     show_default=True,
     help="How the Hessian multiplies: differences (of gradients) for losses that torch cannot differentiate twice.",
 )
+@click.option("--key", help="Name that a PyTorch file holds its weights under.  [default: the first common one]")
+@click.option(
+    "--axis",
+    type=click.Choice(AXES),
+    help="Along which checkpoints lie, as files or their names say.  [default: epochs where any says one, else steps]",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
+@_trust
 @_json
 @_handles_errors
 def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -224,13 +287,13 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
-    for checkpoint in result.checkpoints:
-        click.echo(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
     report = write_report([result.run])
+    for checkpoint in result.checkpoints:
+        _say(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
-        click.echo(f"report: {report}")
+        _say(f"report: {report}")
 
 
 @main.command()
@@ -241,7 +304,7 @@ def report(paths: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about a run, or about several side by side."""
     from convexlab.reporting import write_report
 
-    click.echo(f"report: {write_report([Run.open(path) for path in paths], out)}")
+    _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
 
 
 @main.command()
@@ -278,6 +341,11 @@ def phases() -> None:
     _list(phase_two_names())
 
 
+def _say(text: str, err: bool = False) -> None:
+    """Print a line that may hold names from files."""
+    click.echo(printable(text), err=err)
+
+
 def _list(names: dict[str, str]) -> None:
     width = max(map(len, names)) + 2
     for name, description in names.items():
@@ -290,14 +358,25 @@ def _interruptible(remedy: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; what was done is kept. Go on with: {remedy}", err=True)
-        raise SystemExit(_INTERRUPTED) from None
+        click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """Show progress with the remaining time on stderr; nothing if that is not a terminal."""
-    if not sys.stderr.isatty():
+    """Show progress with the remaining time on stderr, if that is a terminal, and stop after a step where asked to."""
+    with _interrupts.get().gentle() as check, _bars() as show:
+
+        def listener(step: Progress) -> None:
+            show(step)
+            check()
+
+        yield listener
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
+    if sys.stderr is None or not sys.stderr.isatty():
         yield silent
         return
     from rich.console import Console
@@ -310,7 +389,7 @@ def _progress() -> Iterator[Any]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
@@ -318,6 +397,6 @@ def _progress() -> Iterator[Any]:
         def listener(step: Progress) -> None:
             if step.task not in tasks:
                 tasks[step.task] = bars.add_task(step.task, total=step.total, note="")
-            bars.update(tasks[step.task], completed=step.done, total=step.total, note=step.note)
+            bars.update(tasks[step.task], completed=step.done, total=step.total, note=printable(step.note))
 
         yield listener

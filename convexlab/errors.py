@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConvexLabError", "FailureError", "MisuseError", "unknown_name"]
+__all__ = ["ConvexLabError", "DamageWarning", "FailureError", "MisuseError", "unknown_name"]
 
 
 class ConvexLabError(Exception):
@@ -18,6 +18,10 @@ class MisuseError(ConvexLabError, ValueError):
 
 class FailureError(ConvexLabError, RuntimeError):
     """The request was sound but could not be finished, such as a loss that became NaN (exit status 1)."""
+
+
+class DamageWarning(UserWarning):
+    """A file was damaged in a way that can be put up with; the text says what was left out."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> MisuseError:

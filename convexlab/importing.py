@@ -6,21 +6,69 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 
-__all__ = ["accepts", "call_accepted", "is_spec", "load_object"]
+__all__ = ["accepts", "call_accepted", "check_trusted", "is_spec", "load_object", "remember"]
+
+# Kinds of data sets whose name goes on with a path.
+_FILES = frozenset({"npz", "imagefolder"})
+# What the user has named in this process, or vouched for: naming it again in a file adds nothing.
+_REMEMBERED: set[str] = set()
 
 
 def is_spec(name: str) -> bool:
     """Return whether ``name`` is meant for `load_object`: it has a colon, which no registered name has."""
     return ":" in name
+
+
+def check_trusted(names: Mapping[str, str], source: Path, *, trust: bool) -> None:
+    """Refuse names that need code or files of this machine where nobody but a file vouches for them.
+
+    Args:
+        names: by option, as ``source`` states them. One without a colon is looked up in a registry: it needs nothing.
+        source: the file, which may come from anyone.
+        trust: whether the user vouches for it.
+
+    Raises:
+        MisuseError: such a name, which the user has not given in this process either.
+    """
+    for option, name in names.items():
+        if not trust and is_spec(name) and _identity(name) not in _REMEMBERED:
+            raise MisuseError(
+                f"{str(source)!r} names {option}={name!r}, which would {_effect(option, name)}. Nothing of that was "
+                f"done. If you trust who made the file, pass --trust (trust=True in Python), or name it yourself: "
+                f"--{option} {shlex.quote(name)}."
+            )
+
+
+def remember(spec: str) -> None:
+    """Note that the user has named this, or vouched for it: `check_trusted` lets it pass from now on."""
+    _REMEMBERED.add(_identity(spec))
+
+
+def _identity(spec: str) -> str:
+    """Return a name that stays the same when the current folder changes."""
+    kind, _, argument = spec.partition(":")
+    if kind in _FILES:
+        return f"{kind}:{Path(argument).expanduser().absolute()}"
+    source, _, attribute = spec.rpartition(":")
+    return f"{Path(source).expanduser().absolute()}:{attribute}" if source.endswith(".py") else spec
+
+
+def _effect(option: str, spec: str) -> str:
+    kind, _, argument = spec.partition(":")
+    if option == "dataset" and kind in _FILES:
+        return f"read {argument!r}"
+    source, _, attribute = spec.rpartition(":")
+    return f"run the code of {source!r} and call {attribute!r} there"
 
 
 def load_object(spec: str) -> Any:
@@ -45,6 +93,7 @@ def load_object(spec: str) -> Any:
             f"{spec!r} is not callable: expected a function or class, got {type(factory).__name__}. "
             "Name a function that returns the object."
         )
+    remember(spec)
     return factory
 
 

@@ -30,6 +30,15 @@ settings.load_profile("busy machine")
 SOURCE = Path(convexlab.__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="10,000 cases of each kind of damaged file, not 40")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("long"))
+
+
 def pytest_report_header() -> str:
     return f"convexlab: {SOURCE}, torch {torch.__version__}"
 

@@ -171,7 +171,10 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     for option, message in (
         (("--epochs", 13), "was begun with epochs=12, not 13"),
         (("--objective", "friedman"), "was begun with objective='pinn-convection', not 'friedman'"),
-        (("--model", "vit-mlp"), "was begun with model=None, not 'vit-mlp'"),
+        (
+            ("--model", "vit-mlp"),
+            "was begun with objective='pinn-convection', which comes with its model: got 'vit-mlp'",
+        ),
     ):
         refused = call("train", "two-phase", "--resume", "--out", out, *option)
         assert (refused.exit_code, refused.stdout) == (2, "")
@@ -465,9 +468,9 @@ def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, stderr
-    assert (
-        stderr == f"\ninterrupted; what was done is kept. Go on with: convexlab train two-phase --resume --out {out}\n"
-    )
+    first = "\ninterrupted: this step is finished and stored first; once more stops at once\n"
+    remedy = f"convexlab train two-phase --resume --trust --out {out}"
+    assert stderr == f"{first}\ninterrupted; what was done is kept. Go on with: {remedy}\n"
     assert stdout == ""
     assert Run.open(out).metrics
     assert Run.open(out).summary is None

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from convexlab.checkpoints.files import read_checkpoint, write_checkpoint
+from convexlab.checkpoints.files import read_checkpoint, torch_content, write_checkpoint
 from convexlab.errors import MisuseError
+from convexlab.machine.atomic import make_folder
 
 __all__ = ["read_moments", "write_moments"]
 
@@ -28,7 +29,9 @@ def write_moments(checkpoint: Path, model: nn.Module, adam: torch.optim.Adam) ->
         return
     step = float(next(iter(adam.state.values()))["step"])
     settings = dict(zip(_SETTINGS, (group["lr"], *group["betas"], group["eps"]), strict=True)) | {"step": step}
-    write_checkpoint(_beside(checkpoint), tensors, {name: repr(float(value)) for name, value in settings.items()})
+    path = _beside(checkpoint)
+    make_folder(path.parent)
+    write_checkpoint(path, tensors, {name: repr(float(value)) for name, value in settings.items()})
 
 
 def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None:
@@ -37,17 +40,22 @@ def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None
     It is read from the file that `write_moments` has put beside it, or from the checkpoint itself, where that is a file
     of torch's own that holds the optimiser's state too. None where there is none, or none that fits.
     """
+    if checkpoint.is_dir():
+        return None
     parameters = dict(model.named_parameters())
     state = _from_file(_beside(checkpoint), list(parameters)) or _from_torch(checkpoint)
     if state is None:
         return None
-    moments = {place: entry.get("exp_avg_sq") for place, entry in state["state"].items()}
+    entries = state["state"].items() if isinstance(state["state"], Mapping) else ()
     shapes = dict(enumerate(parameter.shape for parameter in parameters.values()))
-    fits = moments and all(
-        place in shapes and isinstance(moment, torch.Tensor) and moment.shape == shapes[place]
-        for place, moment in moments.items()
-    )
-    return state if fits else None
+    fits = [_fits(entry, shapes.get(place)) for place, entry in entries]
+    return state if fits and all(fits) else None
+
+
+def _fits(entry: Any, shape: torch.Size | None) -> bool:
+    """Return whether a state is that of an Adam for a parameter of this shape."""
+    moment = entry.get("exp_avg_sq") if isinstance(entry, Mapping) and "step" in entry else None
+    return isinstance(moment, torch.Tensor) and moment.shape == shape
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -76,7 +84,7 @@ def _from_file(path: Path, names: list[str]) -> Mapping[str, Any] | None:
 def _from_torch(checkpoint: Path) -> Mapping[str, Any] | None:
     if checkpoint.suffix == ".safetensors":
         return None
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = torch_content(checkpoint)
     for wrapper in _WRAPPERS:
         found = content.get(wrapper) if isinstance(content, Mapping) else None
         found = found[0] if isinstance(found, list) and found else found

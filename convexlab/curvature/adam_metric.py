@@ -194,7 +194,8 @@ def _scaled_root(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor |
         return None
     first, second, steps = *map(float, group["betas"]), float(state["step"])
     root = (moment.to(accumulation_dtype(moment.device)) / (1 - second**steps)).sqrt()
-    return (1 - first**steps) * (root + float(group["eps"]))
+    scaled: Tensor = (1 - first**steps) * (root + float(group["eps"]))
+    return scaled
 
 
 def _filled(parts: Sequence[Tensor | None], like: Sequence[Tensor], value: Tensor) -> Iterator[Tensor]:

@@ -27,6 +27,7 @@ from convexlab.linalg.vectors import accumulation_dtype, norm
 __all__ = ["Lanczos", "random_run", "random_unit_vector"]
 
 Array = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 def random_unit_vector(operator: MatrixVectorProduct, generator: torch.Generator) -> Tensor:
@@ -96,7 +97,7 @@ class Lanczos:
         self._steps = stop
         self._truncate_at_breakdown(start)
 
-    def compress(self, wanted: Array) -> None:
+    def compress(self, wanted: Places) -> None:
         """Go on with the Ritz vectors of some places in `ritz` alone, and with the vector that leads out of the space.
 
         Afterwards `coefficients` and what is read off them say nothing any more.
@@ -109,7 +110,7 @@ class Lanczos:
         self._diagonal[: self._steps] = torch.as_tensor(values[wanted]).to(self._diagonal)
         self._off_diagonal[: self._steps] = 0
 
-    def deflate(self, wanted: Array, vector: Tensor) -> None:
+    def deflate(self, wanted: Places, vector: Tensor) -> None:
         """Go on from another vector (n,), keeping the Ritz vectors of some places in `ritz` as if they were exact."""
         self.compress(wanted)
         self._arrow = np.zeros(self._steps)
@@ -150,9 +151,10 @@ class Lanczos:
     def residuals(self, coefficients: Array) -> Array:
         """Return ‖A y - θ y‖ (m,) of Ritz vectors y for their coefficients (k, m), by the recurrence."""
         if self._steps == len(self._arrow):  # Compressed, and not extended yet.
-            return np.abs(self._arrow @ coefficients)
-        _, off_diagonal = self.coefficients()
-        return np.abs(off_diagonal[-1] * coefficients[-1])
+            lengths: Array = np.abs(self._arrow @ coefficients)
+        else:
+            lengths = np.abs(self.coefficients()[1][-1] * coefficients[-1])
+        return lengths
 
     def ritz_vectors(self, coefficients: Array) -> Tensor:
         """Return unit vectors (n, m) for columns of coefficients (k, m) in the basis."""

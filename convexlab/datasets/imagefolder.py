@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL.Image import DecompressionBombError, DecompressionBombWarning
 from torch import Tensor
 
 from convexlab.datasets.arrays import Source
@@ -65,8 +67,16 @@ def _images(folder: ImageFolder, image_size: int) -> Tensor:
     images = torch.empty(len(folder), 3, image_size, image_size, dtype=torch.float32, device="cpu")
     for row, (file, _) in enumerate(folder.samples):
         try:
-            pixels = np.array(folder.loader(file))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of these on a damaged image
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DecompressionBombWarning)
+                _check_regular(file)
+                pixels = np.array(folder.loader(file))
+        except (OSError, SyntaxError, ValueError, DecompressionBombWarning, DecompressionBombError) as error:
             raise MisuseError(f"{file!r} is not an image that can be read ({error}). Remove or replace it.") from error
         images[row] = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], image_size)[0]
     return images
+
+
+def _check_regular(file: str) -> None:
+    if not Path(file).is_file():
+        raise OSError("expected a file, not a device or a pipe")

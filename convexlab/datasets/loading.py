@@ -14,7 +14,7 @@ from convexlab.datasets.preparing import prepare
 from convexlab.datasets.subset import subset_of
 from convexlab.datasets.torchvision_sets import TORCHVISION_SETS, read_torchvision_set
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.importing import is_spec
+from convexlab.importing import is_spec, remember
 
 __all__ = ["dataset_names", "load_dataset"]
 
@@ -79,11 +79,11 @@ def _read(name: str, image_size: int, root: str | Path | None) -> Source | Datas
     if not is_spec(name):
         raise unknown_name("dataset", name, _DESCRIPTIONS)
     kind, _, argument = name.partition(":")
-    if kind == "npz":
-        return read_npz(argument)
-    if kind == "imagefolder":
-        return read_imagefolder(argument, image_size)
-    return read_factory(name, image_size)
+    if kind not in ("npz", "imagefolder"):
+        return read_factory(name, image_size)
+    source = read_npz(argument) if kind == "npz" else read_imagefolder(argument, image_size)
+    remember(name)
+    return source
 
 
 def _check_whole(argument: str, value: object, *, low: int) -> None:

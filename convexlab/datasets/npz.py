@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from convexlab.datasets.arrays import Source, source_from_arrays
 from convexlab.errors import MisuseError
+from convexlab.machine.memory import available_memory
 
 __all__ = ["read_npz"]
 
@@ -19,8 +22,21 @@ LAYOUT = (
     "an .npz archive with x_train (N, H, W) or (N, H, W, C), y_train (N,), x_test and y_test; "
     "make it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
 )
+# Bytes that may be packed as tightly as they like, and the ratio beyond that.
+_SMALL, _LARGEST_RATIO = 2**26, 200
 # What zipfile, zlib and NumPy raise on a file that is not such an archive, or is cut off, encrypted or pickled.
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_npz(path: str) -> Source:
@@ -49,4 +65,24 @@ def _read(file: Path) -> dict[str, Any]:
         if missing := [key for key in KEYS if key not in archive.files]:
             held = ", ".join(archive.files) or "nothing"
             raise ValueError(f"it lacks {', '.join(missing)} and holds {held}")
+        assert archive.zip is not None  # until it is closed
+        _check_sizes(archive.zip)
         return {key: archive[key] for key in KEYS}
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Refuse what would take more memory than there is, or than its entries hold, before any is unpacked."""
+    entries = [archive.getinfo(f"{key}.npy") for key in KEYS]
+    size, available = sum(entry.file_size for entry in entries), available_memory(torch.device("cpu"))
+    if available is not None and size > available / 2:
+        raise ValueError(f"its arrays take {size:,} bytes, more than half of the {available:,} that are free")
+    packed = max(1, sum(entry.compress_size for entry in entries))
+    if size > _SMALL and size / packed > _LARGEST_RATIO:
+        raise ValueError(f"{size:,} bytes are packed into {packed:,}: no images are so even")
+    for entry in entries:
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise ValueError(f"{entry.filename} says shape {shape} of {dtype}, but holds {entry.file_size:,} bytes")

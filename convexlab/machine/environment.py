@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from convexlab._version import __version__
 from convexlab.errors import MisuseError, unknown_name
 
-__all__ = ["describe_environment", "describe_source", "dtype_name", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "describe_environment",
+    "describe_process",
+    "describe_source",
+    "dtype_name",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 # Files that decide what is computed and how it is shown, anywhere in the checkout.
 _CODE = (":(top)*.py", ":(top)*.j2", ":(top)pyproject.toml")
@@ -99,6 +109,19 @@ def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
         "device": str(device),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
+    }
+
+
+def describe_process(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Return how the numbers are made, for who wants to make them again: command line and libraries, too.
+
+    The same seed on the same machine with as many threads gives the same bytes on a CPU; an accelerator's kernels may
+    add in another order each time.
+    """
+    return describe_environment(device, dtype) | {
+        "command": shlex.join(sys.argv),
+        "numpy": np.__version__,
+        "repeats_exactly": device.type == "cpu",
     }
 
 

@@ -22,7 +22,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveTensors", "PeakMemory", "available_memory", "release_freed_memory", "room_for_graphs"]
+__all__ = [
+    "LiveTensors",
+    "PeakMemory",
+    "available_memory",
+    "is_out_of_memory",
+    "release_freed_memory",
+    "room_for_graphs",
+]
 
 # Control groups of the process, which psutil does not know.
 _GROUPS = Path("/proc/self/cgroup")
@@ -37,6 +44,12 @@ _UNLIMITED = 2**60
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is short: Python's, an accelerator's, or that of torch on the CPU."""
+    words = "allocate memory", "not enough memory", "out of memory"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -37,6 +37,7 @@ from convexlab.objective.differentiation import differentiate, saved_bytes
 from convexlab.objective.micro_batches import automatic_size, require_mean_over_rows
 from convexlab.objective.noise import coarsest_eps
 from convexlab.objective.one_function import as_one_function
+from convexlab.objective.output_curvature import DifferentiatedCurvature, OutputCurvature, softmax_curvature
 from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 
 __all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
@@ -295,6 +296,15 @@ class BatchedLoss:
         assert self._criterion is not None
         return batch_loss_of(self._criterion, output, pair_of(batch)[1])
 
+    def output_curvature(self, output: Tensor, batch: Any) -> OutputCurvature:
+        """Return the second derivative of the criterion in the model's output, for one micro-batch."""
+        known = softmax_curvature(self._criterion, output, pair_of(batch)[1])
+        if known is not None:
+            return known
+        at = output.detach().requires_grad_()
+        (slope,) = differentiate([self.criterion(at, batch)], [at], create_graph=True)
+        return DifferentiatedCurvature(at, slope)
+
     def parts(self) -> Parts:
         """Yield (micro-batch, weight), on this device and in this dtype.
 
@@ -351,7 +361,7 @@ class BatchedLoss:
         generators = generators_of(self.device)
         pieces = itertools.chain.from_iterable(map(self._micro_batches, self._data))
         for number, part in enumerate(pieces, start=1):
-            weight = self._weight_of(part)
+            weight = self.weight_of(part)
             if weight == 0:
                 continue  # Its mean may be 0 / 0.
             total += weight
@@ -410,7 +420,7 @@ class BatchedLoss:
         rows = common_rows(batch)
         if not self._cut_before and self._micro_batch is not None and rows is not None and rows > self._micro_batch:
             point = self.point(requires_grad=False)
-            require_mean_over_rows(batch, partial(self._value_of, point), self._weight_of)
+            require_mean_over_rows(batch, partial(self._value_of, point), self.weight_of)
             self._cut_before = True
         return split(batch, self._micro_batch)
 
@@ -418,7 +428,8 @@ class BatchedLoss:
         with torch.no_grad():
             return float(self.batch_loss(point, mapped(self._move, batch)))
 
-    def _weight_of(self, batch: Any) -> float:
+    def weight_of(self, batch: Any) -> float:
+        """Return the weight of a batch, or of a part of one, in the mean."""
         return float(self._weight(batch)) if self._weight is not None else float(rows_of(batch))
 
     def _graph_bytes(self, batch: Any) -> int:

@@ -52,6 +52,10 @@ class _Dtypes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.floating: set[torch.dtype] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # As in `LiveTensors`: with True, torch imports its compiler, which takes seconds.
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -20,6 +20,7 @@ from convexlab.machine.random_state import fixed_random_state
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
 from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, mapped, pair_of, rows_of
 from convexlab.objective.differences import CentralDifferences
+from convexlab.objective.fisher import EmpiricalFisherOperator
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
 __all__ = ["PRODUCTS", "Objective", "Products"]
@@ -181,6 +182,19 @@ class Objective(BatchedLoss):
         """
         self.require_criterion("the Gauss-Newton matrix")
         return GaussNewtonOperator(self)
+
+    def fisher(self) -> SymmetricOperator:
+        """Return the empirical Fisher matrix at the model's present parameters: the mean of g_i g_iᵀ over examples i.
+
+        g_i is the gradient of the loss of one example, a row of a batch. For a likelihood and its own samples as
+        targets it would be the Fisher matrix, which for cross-entropy is the Gauss-Newton matrix; with the targets of
+        the data it is not, far from a perfect fit (Kunstner, Balles & Hennig 2019, arXiv 1905.12558).
+
+        Raises:
+            MisuseError: the objective was made by `from_batch_loss`, which knows the loss of a batch alone.
+        """
+        self.require_criterion("the empirical Fisher matrix")
+        return EmpiricalFisherOperator(self)
 
     def residual(self) -> SymmetricOperator:
         """Return the Hessian less the Gauss-Newton matrix at the model's present parameters: Σ_k (∂L/∂f_k) ∇²f_k.

@@ -28,6 +28,7 @@ from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.differentiation import differentiate
 from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
 from convexlab.objective.noise import POINTS, coarsest_eps, noise_of
+from convexlab.objective.output_curvature import OutputCurvature
 from convexlab.objective.soundness import CHECKED_ROWS, ProductCheck, compare, compare_second_derivatives, random_unit
 from convexlab.objective.suspects import suspect_in
 
@@ -295,28 +296,34 @@ class GaussNewtonOperator(ObjectiveOperator):
     """The generalised Gauss-Newton matrix JᵀH_LJ (Schraudolph 2002, doi 10.1162/08997660260028683).
 
     J is the Jacobian of the model's output, H_L the Hessian of the criterion in the output. J v is the derivative of
-    Jᵀu in u (u is a dummy), so that only reverse mode is needed and the graph can be kept.
+    Jᵀu in u (u is a dummy), so that only reverse mode is needed and the graph can be kept. The dummy takes no memory;
+    where `output_curvature` knows H_L, that takes none either, and a product four tensors of the output's size.
     """
 
     _unit = Cost(gauss_newton_products=1)
 
-    def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
-        output = self._loss.batch_output(self._point, batch)
-        dummy = torch.zeros_like(output, requires_grad=True)
+    def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], OutputCurvature]:
+        output = self._output(self._loss, self._point, batch)
+        dummy = output.new_zeros(()).expand(output.shape).requires_grad_()
         transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
-        at = output.detach().requires_grad_()
-        (slope,) = differentiate([self._loss.criterion(at, batch)], [at], create_graph=True)
-        return output, dummy, transposed, at, slope
+        return output, dummy, transposed, self._curvature(output, batch)
 
     def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
-        output, dummy, transposed, at, slope = linearised
+        output, dummy, transposed, curvature = linearised
         (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
-        (curved,) = differentiate([slope], [at], [jacobian_product], retain_graph=True)
-        return differentiate([output], self._leaves, [curved], retain_graph=True)
+        return differentiate([output], self._leaves, [curvature.times(jacobian_product)], retain_graph=True)
+
+    def _output(self, loss: BatchedLoss, point: Point, batch: Any) -> Tensor:
+        """Return what J is the Jacobian of, for a micro-batch."""
+        return loss.batch_output(point, batch)
+
+    def _curvature(self, output: Tensor, batch: Any) -> OutputCurvature:
+        """Return what stands between Jᵀ and J, for a micro-batch."""
+        return self._loss.output_curvature(output, batch)
 
     def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
         """Compare J v with differences of the output: that product alone takes second derivatives."""
-        directions, output = random_unit(point.leaves, 0), loss.batch_output(point, batch)
+        directions, output = random_unit(point.leaves, 0), self._output(loss, point, batch)
         dummy = torch.zeros_like(output, requires_grad=True)
         transposed = differentiate([output], point.leaves, [dummy], create_graph=True)
         (along,) = differentiate(transposed, [dummy], directions)
@@ -324,11 +331,11 @@ class GaussNewtonOperator(ObjectiveOperator):
         def output_at(step: float) -> Tensor:
             seed_all(generators_of(loss.device), 1)
             moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
-            return loss.batch_output(replace(point, leaves=moved), batch).detach().reshape(-1)
+            return self._output(loss, replace(point, leaves=moved), batch).detach().reshape(-1)
 
         scale = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
         size = float(norm(output.detach().reshape(-1)))
-        eps = coarsest_eps(lambda: loss.batch_output(point, batch))
+        eps = coarsest_eps(lambda: self._output(loss, point, batch))
         comparison = compare(along.detach().reshape(-1), output_at, scale=scale, size=size, eps=eps)
         return ProductCheck(comparison, asymmetry=0.0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from convexlab.probing.places import AXES
 from convexlab.probing.point import ProbeOptions, probe_objective, probe_point
 from convexlab.probing.probe import Probe, probe
 
-__all__ = ["Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]
+__all__ = ["AXES", "Probe", "ProbeOptions", "probe", "probe_objective", "probe_point"]

@@ -1,7 +1,7 @@
 """What the curvature of a sample says about the loss of all training examples.
 
-An eigenvector found on a sample was chosen for its curvature there. Whether that is the full loss's, only examples that
-it was not chosen on can tell.
+An eigenvector found on a sample was chosen for its curvature there. Only other examples can show
+whether the full loss has that curvature too.
 """
 
 from __future__ import annotations
@@ -84,6 +84,6 @@ def _of_all(
         return torch.full_like(known, math.nan), torch.full_like(known, math.nan)
     ours, theirs = float(sample.weights.sum()), float(fresh.weights.sum()) * others / fresh.examples
     share = theirs / (ours + theirs)
-    left = math.sqrt(1 - fresh.examples / others)  # Finite population: with all of them no chance is left.
+    left = math.sqrt(1 - fresh.examples / others)  # A finite population: where all of it is known, there is no error.
     error = share * left * fresh.standard_error if left else torch.zeros_like(known)
     return (1 - share) * known + share * fresh.value, error

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from convexlab.checkpoints import Checkpoint, load_weights, read_checkpoint
+from convexlab.checkpoints import CheckpointHeader, add_tensors, load_weights, reread
 from convexlab.objective import Objective
 from convexlab.probing.loss import ProbedLoss
 from convexlab.probing.plane import Milestone, measure_plane
@@ -28,16 +26,14 @@ class TrainingPath:
     setting: Setting
     epochs: list[int]
     names: list[str]
-    files: list[Path]
+    headers: list[CheckpointHeader]
 
     def key(self, points: int, budget: float) -> str:
-        """Return a digest of all that the plane depends on, so that it is known whether it is made already."""
-        # An objective at hand has no name to store.
-        setting = replace(self.setting, objective=self.setting.names.get("objective"))
-        options = json.dumps([asdict(setting), self.epochs, self.names, points, budget])
+        """Return a digest of all that the plane depends on: a stored plane with the same digest is kept."""
+        options = json.dumps([self.setting.as_row, self.epochs, self.names, points, budget])
         digest = hashlib.sha256(options.encode())
-        for file in self.files:
-            _add(digest, read_checkpoint(file))
+        for header in self.headers:
+            _add(digest, header)
         return digest.hexdigest()
 
     def measure(
@@ -46,7 +42,7 @@ class TrainingPath:
         """Return the loss on the plane of the path; None where the checkpoints lie on one line.
 
         Checkpoints whose weights are not finite are left out. The model is left at the last of the others. What does
-        not stay in memory is in ``folder`` meanwhile.
+        not fit into memory lies in ``folder`` meanwhile.
 
         Raises:
             MisuseError: a checkpoint that does not fit the model.
@@ -54,13 +50,13 @@ class TrainingPath:
         objective = loss.objective
         milestones, last = [], None
         with StoredVectors(folder) as vectors:
-            for epoch, name, file in zip(self.epochs, self.names, self.files, strict=True):
-                phase = _load(objective, file)
+            for epoch, name, header in zip(self.epochs, self.names, self.headers, strict=True):
+                phase = _load(objective, header)
                 weights = objective.flat_parameters().cpu()
                 if bool(weights.isfinite().all()):
                     milestones.append(Milestone(name, epoch, phase))
                     vectors.append(weights)
-                    last = file
+                    last = header
             if last is None:
                 return None
             _load(objective, last)  # Its buffers, too.
@@ -79,15 +75,12 @@ class TrainingPath:
 # A checkpoint is gone when its function returns: a variable of a loop would hold it while the next one is read.
 
 
-def _add(digest: hashlib._Hash, checkpoint: Checkpoint) -> None:
-    # Not of the file: the order of its metadata differs from one writing to the next.
-    for _, tensor in sorted(checkpoint.tensors.items()):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def _add(digest: hashlib._Hash, header: CheckpointHeader) -> None:
+    add_tensors(digest, reread(header))
 
 
-def _load(objective: Objective, file: Path) -> str:
+def _load(objective: Objective, header: CheckpointHeader) -> str:
     """Put a checkpoint's weights into the model, and return its phase."""
-    checkpoint = read_checkpoint(file)
+    checkpoint = reread(header)
     load_weights(objective.model, checkpoint)
     return checkpoint.metadata.get("phase", "")

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from convexlab.checkpoints import CheckpointHeader
-from convexlab.errors import MisuseError
+from convexlab.checkpoints import CheckpointHeader, is_weights_folder
+from convexlab.errors import MisuseError, unknown_name
 from convexlab.problems import Setting
 from convexlab.runs import Run
 
-__all__ = ["Place", "epoch_of", "files_of", "names_of", "places_of", "target_of"]
+__all__ = ["AXES", "Place", "check_free", "files_of", "names_of", "places_of", "target_of", "times_of"]
+
+AXES = ("epoch", "step")
+"""Along which checkpoints may lie."""
 
 Place = str | os.PathLike[str] | Run
 """Where checkpoints are: a run, its directory, or a checkpoint file."""
@@ -31,10 +34,18 @@ def files_of(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path
     """
     files: list[Path] = []
     for path in places:
-        files.extend(_of_run(path, wanted) if path.is_dir() else [path])
+        if path.is_dir() and not is_weights_folder(path):
+            files.extend(_of_trainer(path) or _of_run(path, wanted))
+        else:
+            files.append(path)
     if not files:
         raise MisuseError("nothing to probe: name a run directory or checkpoint files.")
     return list(dict.fromkeys(files))
+
+
+def _of_trainer(path: Path) -> list[Path]:
+    """Return the folders of weights within a folder, as Hugging Face's trainer leaves them: ``checkpoint-100`` ..."""
+    return [folder for folder in sorted(path.glob("checkpoint-*")) if is_weights_folder(folder)]
 
 
 def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
@@ -48,14 +59,44 @@ def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     return [file for file in files if wanted is None or file in wanted]
 
 
-def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting, resume: bool) -> Run:
+def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting) -> Run:
     """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
-    if out is None and len(places) == 1 and places[0].is_dir():
+    if _is_of_run(places, out):
         return Run(places[0])
-    run = Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
-    if run.probe_path.exists() and not resume:
-        raise MisuseError(f"{str(run.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
-    return run
+    return Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
+
+
+def check_free(target: Run, places: Sequence[Path], out: str | Path | None) -> None:
+    """Raise a MisuseError if there are rows in a directory that is not the one run that is probed."""
+    if target.probe_path.exists() and not _is_of_run(places, out):
+        raise MisuseError(f"{str(target.probe_path)!r} exists already. Choose another --out, or add to it by --resume.")
+
+
+def _is_of_run(places: Sequence[Path], out: str | Path | None) -> bool:
+    return out is None and _is_run(places)
+
+
+def _is_run(places: Sequence[Path]) -> bool:
+    """Return whether there is one place, which is a run's directory."""
+    return len(places) == 1 and (places[0] / "config.json").is_file() and not is_weights_folder(places[0])
+
+
+def times_of(headers: Sequence[CheckpointHeader], axis: str | None) -> tuple[str, list[int | None]]:
+    """Return along which axis checkpoints lie, "epoch" or "step", and where; None for what does not say.
+
+    Args:
+        headers: of the checkpoints.
+        axis: the one that is asked for; None is epochs where any says its epoch, and steps elsewhere.
+
+    Raises:
+        MisuseError: another axis.
+    """
+    if axis not in {None, *AXES}:
+        raise unknown_name("axis", str(axis), AXES)
+    if axis is None:
+        steps_only = all(header.time.epoch is None for header in headers)
+        axis = "step" if steps_only and any(header.time.step is not None for header in headers) else "epoch"
+    return axis, [getattr(header.time, axis) for header in headers]
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
@@ -63,14 +104,6 @@ def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list
 
     Own are those of the one run that is probed, and of the run that takes the rows.
     """
-    runs = [target.path, *(place for place in places[:1] if len(places) == 1 and place.is_dir())]
+    runs = [target.path, *(places if _is_run(places) else [])]
     own = {(run / "checkpoints").resolve() for run in runs}
     return [path.name if path.parent.resolve() in own else str(path) for path in files]
-
-
-def epoch_of(checkpoint: CheckpointHeader, position: int) -> int:
-    """Return the epoch that the checkpoint names, in its metadata or in its file name, or its place in the row."""
-    for text in (checkpoint.metadata.get("epoch", ""), checkpoint.path.stem.rpartition("-")[2]):
-        if text.isdecimal():
-            return int(text)
-    return position

@@ -33,6 +33,8 @@ __all__ = ["ProbeOptions", "probe_objective", "probe_point"]
 
 # Both ends are bounded to this part of the range, even where the verdict is clear before.
 _TOLERANCE = 1e-2
+# Products at a checkpoint; a verdict takes hundreds.
+_MOST_PRODUCTS = 100_000
 # Nodes with less weight than this are not seen in any picture.
 _NEGLIGIBLE_WEIGHT = 1e-12
 
@@ -75,6 +77,13 @@ class ProbeOptions:
             raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
         if self.max_steps is not None and self.max_steps < 1:
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
+        products = self.density_probes * self.density_steps
+        if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
+            raise MisuseError(
+                f"{self.density_probes:,} density probes of {self.density_steps:,} steps, and max_steps "
+                f"{self.max_steps}, would take {products + (self.max_steps or 0):,} products with the Hessian, each of "
+                f"them twice an epoch, at every checkpoint: expected at most {_MOST_PRODUCTS:,}. Ask for fewer."
+            )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)
         if self.slice_points:
@@ -219,11 +228,14 @@ def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:
     }
 
 
-def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, float]:
+def _in_metric(operator: SymmetricOperator, metric: AdamMetric | None, seed: int) -> dict[str, Any]:
     """Return the fields of a row on curvature in Adam's metric."""
     if metric is None:
         return {}
-    sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    try:
+        sharpness = sharpness_in(operator, metric, tolerance=_TOLERANCE, seed=seed)
+    except FailureError:  # Moments that are not finite, or no memory; the rest of the row holds.
+        return {}
     return {
         "adam_sharpness": sharpness.value,
         "adam_sharpness_residual": sharpness.residual,

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from convexlab.checkpoints import (
+    Checkpoint,
     CheckpointHeader,
+    add_tensors,
     check_fit,
     load_weights,
-    read_checkpoint,
     read_header,
     read_moments,
+    reread,
     write_checkpoint,
 )
 from convexlab.curvature.adam_metric import AdamMetric, metric_of
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
+from convexlab.machine.atomic import make_folder
+from convexlab.machine.environment import describe_process, dtype_name
+from convexlab.machine.lock import held_alone
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
-from convexlab.probing.places import Place, epoch_of, files_of, names_of, places_of, target_of
+from convexlab.probing.places import Place, check_free, files_of, names_of, places_of, target_of, times_of
 from convexlab.probing.point import ProbeOptions, probe_point
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["Probe", "probe"]
 
-# Of what the rows of a probe cost, what the plane of the training path may cost on top.
+Keep = Literal["nothing", "these weights", "these weights and options"]
+
+# The plane of the training path costs at most this share of what the rows of a probe cost.
 _PLANE_SHARE = 0.05
 
 
@@ -71,12 +80,16 @@ def probe(
     density_probes: int = 1,
     density_steps: int = 32,
     top: int = 0,
+    key: str | None = None,
+    axis: str | None = None,
     products: Products = "auto",
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    other_options: bool = False,
+    trust: bool = False,
     progress: Listener = silent,
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
@@ -104,20 +117,28 @@ def probe(
         confidence: of the bounds, over the random start.
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
-        density_steps: products of each of these but the first.
+        density_steps: products of each of these runs after the first.
         top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
+        key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
+            first of those that are common.
+        axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
+            where any says its epoch, and steps elsewhere. What says neither has no place.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
-        resume: keep the rows that ``out`` has already.
-        progress: called with where the work stands.
+        resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
+        other_options: where that resumes, keep rows of these weights that were measured with other options, too.
+        trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
+            there, and names that the user gives.
+        progress: called with how far the work is.
 
     Raises:
-        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names.
+        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
+            of code or files that only a checkpoint vouches for.
     """
     options = ProbeOptions(
         confidence=confidence,
@@ -141,39 +162,64 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
-    headers = _read(places, checkpoints)
-    plan = _decide(headers, places, overrides, out=out, resume=resume, with_plane=bool(plane_points), device=device)
-    for done, item in enumerate(plan.missing):
-        progress(Progress("probe", done, len(plan.missing), item.name))
-        plan.rows.write(_measure(item, plan.losses[item.setting], options, plan.target))
-    progress(Progress("probe", len(plan.missing), len(plan.missing)))
-    result = Probe(plan.target, _Rows(plan.target, keep=True).of(item.name for item in plan.items))
-    if plan.path is not None:
-        _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
-    return result
+    headers = _read(places, checkpoints, key, axis)
+    settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
+    target = target_of(places, out, settings[headers.wanted[0].path])
+    with held_alone(target.path):
+        target.clean()
+        if not resume:
+            check_free(target, places, out)
+        keep: Keep = "nothing" if not resume else "these weights" if other_options else "these weights and options"
+        plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
+        for done, item in enumerate(plan.missing):
+            progress(Progress("probe", done, len(plan.missing), item.name))
+            plan.rows.write(_measure(item, plan.losses[item.setting], options, target))
+        if not resume:
+            plan.rows.keep({item.name for item in plan.items})
+        progress(Progress("probe", len(plan.missing), len(plan.missing)))
+        result = Probe(target, _Rows(target, must_be_sound=True).of(item.name for item in plan.items))
+        if plan.path is not None:
+            _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
+        return result
 
 
 class _Rows:
-    """The rows of ``probe.jsonl``, by epoch: those that are kept, as they were stored, and new ones."""
+    """The rows of ``probe.jsonl``, by epoch: those that are there, as they were stored, until new ones replace them."""
 
-    def __init__(self, run: Run, *, keep: bool) -> None:
-        """Read the file; without ``keep`` the rows in it will be replaced."""
+    def __init__(self, run: Run, *, must_be_sound: bool) -> None:
+        """Read the file; a damaged one is none, unless its rows are to be kept."""
         self._path = run.probe_path
         self._rows: dict[str, tuple[ProbedCheckpoint, Row]] = {}
-        for row in run.probe if keep else ():
+        try:
+            rows = run.probe
+        except MisuseError:
+            if must_be_sound:
+                raise
+            rows = []
+        for row in rows:
             checkpoint = ProbedCheckpoint.from_row(row)
             self._rows[checkpoint.checkpoint] = checkpoint, row
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
+    def of_name(self, name: str) -> ProbedCheckpoint | None:
+        """Return the row of a checkpoint, if there is one."""
+        return self._rows[name][0] if name in self._rows else None
 
     def of(self, names: Iterable[str]) -> list[Row]:
         """Return rows in the order of their names."""
         return [self._rows[name][1] for name in names]
 
+    def keep(self, names: Collection[str]) -> None:
+        """Drop all other rows."""
+        if self._rows.keys() - set(names):
+            self._rows = {name: row for name, row in self._rows.items() if name in names}
+            self._store()
+
     def write(self, row: ProbedCheckpoint) -> None:
         """Add a row, and write the file."""
         self._rows[row.checkpoint] = row, row.as_row()
+        self._store()
+
+    def _store(self) -> None:
         ordered = sorted(self._rows.values(), key=lambda item: _place_of(item[0]))
         write_json_lines(self._path, [stored for _, stored in ordered])
 
@@ -188,6 +234,10 @@ class _Headers:
 
     every: dict[Path, CheckpointHeader]
     wanted: list[CheckpointHeader]
+    axis: str
+    """Along which they lie: "epoch" or "step"."""
+    times: dict[Path, int | None]
+    """Where along it; None for what does not say."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +245,9 @@ class _Item:
     """A checkpoint to be probed."""
 
     name: str
-    epoch: int
+    epoch: int | None
+    """Where it is along the axis."""
+    axis: str
     header: CheckpointHeader
     setting: Setting
 
@@ -217,40 +269,69 @@ class _Plan:
     """Of the plane that is kept."""
 
 
-def _read(places: Sequence[Path], wanted: Sequence[Path] | None) -> _Headers:
-    every = {file: read_header(file) for file in files_of(places, None)}
-    return _Headers(every, [every[file] for file in files_of(places, wanted)])
+def _read(places: Sequence[Path], wanted: Sequence[Path] | None, key: str | None, axis: str | None) -> _Headers:
+    every = {file: read_header(file, key) for file in files_of(places, None)}
+    axis_there, times = times_of(list(every.values()), axis)
+    return _Headers(
+        every, [every[file] for file in files_of(places, wanted)], axis_there, dict(zip(every, times, strict=True))
+    )
 
 
 def _decide(
     headers: _Headers,
     places: Sequence[Path],
-    overrides: Mapping[str, Any],
+    settings: Mapping[Path, Setting],
+    target: Run,
+    options: ProbeOptions,
+    keep: Keep,
     *,
-    out: str | Path | None,
-    resume: bool,
     with_plane: bool,
     device: str,
 ) -> _Plan:
     """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
-    settings = [setting_of(header, overrides) for header in headers.wanted]
-    target = target_of(places, out, settings[0], resume)
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
-        _Item(names[header.path], epoch_of(header, position), header, setting)
-        for position, (header, setting) in enumerate(zip(headers.wanted, settings, strict=True))
+        _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
+        for header in headers.wanted
     ]
-    rows = _Rows(target, keep=resume)
-    missing = [item for item in items if item.name not in rows]
-    path = _path(headers.every, names, overrides) if with_plane else None
-    plane = read_plane(target.landscape_path) if resume and path else None
+    # What the report will read: a damaged file is to be found now, not when everything is measured.
+    for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
+        if present.exists():
+            getattr(target, part)
+    rows = _Rows(target, must_be_sound=keep != "nothing")
+    missing = [item for item in items if not _is_kept(item, rows.of_name(item.name), options, keep)]
+    path = _path(headers, names, settings) if with_plane else None
+    plane = read_plane(target.landscape_path) if keep != "nothing" and path else None
     losses = _losses(missing, device)
     if path and path.setting in losses:
         for header in headers.every.values():
-            check_fit(losses[path.setting].objective.model, header)
+            check_fit(losses[path.setting].objective.model, header, by_objective=path.setting.objective is not None)
     if missing and not target.config_path.exists():
-        write_json(target.config_path, {"kind": "probe"} | settings[0].names)
+        objective = losses[missing[0].setting].objective
+        made_by = describe_process(objective.device, dtype_name(objective.dtype))
+        target.write_config({"kind": "probe"} | items[0].setting.names, made_by)
     return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
+
+
+def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
+    """Return whether a checkpoint's row is not measured again."""
+    if keep == "nothing" or row is None:
+        return False
+    if row.key is None:  # Of an earlier version: nobody can compare it.
+        return keep == "these weights"
+    weights, _, decided = row.key.partition("-")
+    same = weights == _digest_of_weights(reread(item.header))
+    return same and (keep == "these weights" or decided == _digest_of_options(item, options))
+
+
+def _digest_of_weights(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    add_tensors(digest, checkpoint)
+    return digest.hexdigest()[:16]
+
+
+def _digest_of_options(item: _Item, options: ProbeOptions) -> str:
+    return digest_of([item.setting.as_row, vars(options), {"epoch": item.epoch}])
 
 
 def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
@@ -263,41 +344,49 @@ def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
     for item in items:
         if item.setting not in losses:
             losses[item.setting] = build_probed_loss(item.setting, device)
-        check_fit(losses[item.setting].objective.model, item.header)
+        by_objective = item.setting.objective is not None
+        check_fit(losses[item.setting].objective.model, item.header, by_objective=by_objective)
     return losses
 
 
-def _path(
-    headers: Mapping[Path, CheckpointHeader], names: Mapping[Path, str], overrides: Mapping[str, Any]
-) -> TrainingPath | None:
-    """Return checkpoints as a path; None where fewer than three are, or where they are of several trainings."""
-    epochs = [epoch_of(header, position) for position, header in enumerate(headers.values())]
-    settings = {setting_of(header, overrides) for header in headers.values()}
-    if len(headers) < 3 or len(settings) > 1 or len(set(epochs)) < len(epochs):
+def _path(headers: _Headers, names: Mapping[Path, str], setting: Mapping[Path, Setting]) -> TrainingPath | None:
+    """Return checkpoints as a path; None where fewer than three have a place, or they are of several trainings."""
+    known = sorted((time, file) for file, time in headers.times.items() if time is not None)
+    settings = {setting[file] for _, file in known}
+    if len(known) < 3 or len(settings) > 1 or len({time for time, _ in known}) < len(known):
         return None
-    order = sorted(zip(epochs, headers, strict=True))
     return TrainingPath(
         setting=settings.pop(),
-        epochs=[epoch for epoch, _ in order],
-        names=[names[file] for _, file in order],
-        files=[file for _, file in order],
+        epochs=[time for time, _ in known],
+        names=[names[file] for _, file in known],
+        headers=[headers.every[file] for _, file in known],
     )
 
 
 def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
-    load_weights(loss.objective.model, read_checkpoint(item.header.path))
+    weights = _load(loss.objective, item.header)
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
-    # Other random vectors at every checkpoint: what chance does to one is nothing that a row of them has in common.
+    # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
+    place = item.header.path.name if item.epoch is None else item.epoch
     metric = _metric(item.header.path, loss.objective)
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {item.epoch}".encode())), metric)
+    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {place}".encode())), metric)
     return replace(
         row,
         checkpoint=item.name,
         epoch=item.epoch,
+        axis=item.axis,
         phase=item.header.metadata.get("phase", ""),
         witness=_save_witness(target, item.name, loss.objective, verdict),
+        key=f"{weights}-{_digest_of_options(item, options)}",
     )
+
+
+def _load(objective: Objective, header: CheckpointHeader) -> str:
+    """Put a checkpoint's weights into the model, and return their digest; the checkpoint is not held."""
+    checkpoint = reread(header)
+    load_weights(objective.model, checkpoint)
+    return _digest_of_weights(checkpoint)
 
 
 def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
@@ -310,7 +399,7 @@ def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
     names = objective.parameter_names
     try:
         return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
-    except MisuseError:  # The state of another optimiser, or of groups without one border.
+    except (MisuseError, TypeError, ValueError):  # Of another optimiser, of groups without one border, or damaged.
         return None
 
 
@@ -340,6 +429,7 @@ def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict
     # Two paths may end in the same file name; the checksum tells them apart.
     stem = Path(name).stem if Path(name).name == name else f"{Path(name).stem}-{zlib.crc32(name.encode()):08x}"
     path = target.path / "witnesses" / f"{stem}.safetensors"
+    make_folder(path.parent)
     described = {
         "curvature": repr(verdict.curvature),
         "rounding_floor": repr(verdict.rounding_floor),

@@ -37,10 +37,10 @@ def physics_informed(
 ) -> Problem:
     """Return a physics-informed network of 4 × 50 tanh units (7,851 parameters, float32), trained on the whole batch.
 
-    Its validation gives ``validation_loss``, at other points, as many, and the solution's ``relative_error``.
+    Its validation gives ``validation_loss``, at as many other points, and the solution's ``relative_error``.
 
     Args:
-        equation: what it shall solve.
+        equation: the equation that it has to solve.
         train_size: random points in the interior; None is 1,000. Of the initial condition there are 100, of the
             boundary 100 pairs.
         seed: of the weights and of the points.

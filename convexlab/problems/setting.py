@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convexlab.checkpoints import Checkpoint, CheckpointHeader
 from convexlab.errors import MisuseError
+from convexlab.importing import check_trusted
 from convexlab.objective import Objective
 from convexlab.problems.images import build_problem
 from convexlab.problems.objectives import Factory, build_objective
 from convexlab.problems.problem import Problem
 from convexlab.runs import Row
 
-__all__ = ["Setting", "setting_of"]
+__all__ = ["Setting", "refuse_beside_objective", "setting_of"]
 
 _NAMES = ("model", "dataset", "loss")
 _KEYS = ("objective", *_NAMES, "train_size", "probe_size", "seed", "dtype")
@@ -64,6 +65,11 @@ class Setting:
         return {name: getattr(self, name) for name in _NAMES}
 
     @property
+    def as_row(self) -> Row:
+        """All that decides the loss, as far as it has a name to store."""
+        return asdict(replace(self, objective=self.names.get("objective")))
+
+    @property
     def label(self) -> str:
         """A word for the name of a probe's folder, never a path: that would lead elsewhere."""
         if self.objective is None:
@@ -79,15 +85,38 @@ class Setting:
         return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
 
 
-def setting_of(checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any]) -> Setting:
-    """Return what a checkpoint says of itself, overridden by what is not None.
+def refuse_beside_objective(given: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning where an objective is named.
 
     Raises:
-        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, or the metadata are
-            damaged.
+        MisuseError: a model, a data set, a loss or a sample is given, that is, not None.
+    """
+    for name in _OF_NAMES:
+        if given.get(name) is not None:
+            raise MisuseError(
+                f"an objective comes with its model, data and loss: expected no {name} beside it, got {given[name]!r}. "
+                "Leave one of them out."
+            )
+
+
+def setting_of(
+    checkpoint: Checkpoint | CheckpointHeader, overrides: Mapping[str, Any], *, trust: bool = False
+) -> Setting:
+    """Return what a checkpoint says of itself, overridden by what is not None.
+
+    Args:
+        checkpoint: whose metadata may come from anyone.
+        overrides: what the user asks for, by the same keys.
+        trust: take names that need code from the metadata too; else see `check_trusted`.
+
+    Raises:
+        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, the metadata are
+            damaged, or they name code that the user has not vouched for.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)
+    stored = {name: merged[name] for name in ("objective", *_NAMES) if name in merged and name not in given}
+    check_trusted(stored, checkpoint.path, trust=trust)
     merged |= given
     if "objective" not in merged:
         _require_names(checkpoint, merged)
@@ -108,14 +137,9 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
     Raises:
         MisuseError: what was given contradicts itself.
     """
-    named = [name for name in _OF_NAMES if name in given]
     dropped: set[str] = set()
     if "objective" in given:
-        if named:
-            raise MisuseError(
-                f"an objective comes with its model, data and loss: expected no --{named[0].replace('_', '-')} beside "
-                f"--objective {given['objective']}. Leave one of them out."
-            )
+        refuse_beside_objective(given)
         dropped |= {*_OF_NAMES, "train_size", "seed"} if given["objective"] != stored.get("objective") else set()
     elif any(name in given for name in _NAMES):
         dropped.add("objective")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from convexlab.errors import MisuseError
@@ -26,8 +27,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "parameters": int,
     "dataset": str,
-    "training_examples": int,
-    "examples_probed": int,
+    "training_examples": (int, NoneType),
+    "examples_probed": (int, NoneType),
     "loss": str,
     "recipe": str,
     "seed": int,
@@ -39,7 +40,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "final": dict,
     "checkpoints": list,
 }
-"""What a card's front matter has to have, and of which type."""
+"""What a card's front matter has to have, and of which type. Examples are None where nothing counts them."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,6 @@ def _text(facts: Row, card: Card) -> str:
         for name, count in facts["epochs"].items()
     )
     final = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts["final"].items())
-    sample = (
-        f"trained on {facts['training_examples']:,} examples, probed on a stratified sample of "
-        f"{facts['examples_probed']:,} of them: the loss whose curvature `probe` measures is that of the sample, and "
-        "it says what the same directions have on others"
-        if facts["examples_probed"] < facts["training_examples"]
-        else f"trained and probed on {facts['training_examples']:,} points"
-    )
     return f"""# {card.title}
 
 {card.what}
@@ -144,7 +138,7 @@ python {facts["recipe"]}    # makes this folder again
 ```
 
 **How it was made.** {phases}; an epoch of the second phase is a step of it, or as many as cost what an epoch of Adam
-does. It is {sample}. At the last checkpoint, as stored: {final}.
+does. It is {_examples(facts)}. At the last checkpoint, as stored: {final}.
 
 **Stored as {facts["stored_as"]}.** {_rounding(facts)}
 
@@ -158,18 +152,30 @@ Data: {facts["data_license"]} Weights: {facts["license"]}.
 """
 
 
+def _examples(facts: Row) -> str:
+    examples, probed = facts["training_examples"], facts["examples_probed"]
+    if examples is None:
+        return "trained and probed on all that its loss is made of, which are no examples to count"
+    if probed == examples:
+        return f"trained and probed on {examples:,} points"
+    return (
+        f"trained on {examples:,} examples, probed on a stratified sample of {probed:,} of them: the loss whose "
+        "curvature `probe` measures is that of the sample, and it says what the same directions have on others"
+    )
+
+
 def _rounding(facts: Row) -> str:
     rows = facts["checkpoints"]
     changes = [
         max(abs(row[name] / row[f"{name}_in_training"] - 1) for row in rows) for name in ("loss", "gradient_norm")
     ]
-    told = (
+    difference = (
         f"Beside them stand those of the weights before they were rounded: over all checkpoints the loss differs by at "
         f"most {changes[0]:.1g} of it, the gradient norm by {changes[1]:.1g}."
         if max(changes) > 0
         else "They are the very weights of training."
     )
-    return f"Loss and gradient norm are those of the stored weights over all training examples. {told}"
+    return f"Loss and gradient norm are those of the stored weights over all training examples. {difference}"
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -41,7 +41,7 @@ def publish(
         folder: of ``models/``, which may hold the recipe already; what an earlier call left there is replaced.
         card: what the recipe knows.
         stored_as: of floating-point weights; they are computed with in the run's own precision.
-        probe_size: training examples that `probe` samples unless it is told otherwise; None is all.
+        probe_size: training examples that `probe` samples by default; None is all.
 
     Returns:
         The folder, as a run.
@@ -60,7 +60,7 @@ def publish(
     epochs = chosen_epochs(run, summary["switch"]["epoch"])
     for old in target.checkpoints:
         old.unlink()
-    write_json(target.config_path, run.config)
+    target.write_config(run.config, run.made_by)
     write_json_lines(target.metrics_path, run.metrics)
     write_json(target.summary_path, summary)
     recorded = {row["epoch"]: row for row in run.metrics if row["run"] == "two-phase"}
@@ -70,7 +70,7 @@ def publish(
         checkpoint = read_checkpoint(path)
         if problem is None:
             # The training loss, of all its examples.
-            setting = setting_of(read_checkpoint(run.checkpoint_path(epoch)), {})
+            setting = setting_of(read_checkpoint(run.checkpoint_path(epoch)), {}, trust=True)
             problem = setting.build("cpu")
         load_weights(problem.model, checkpoint)
         rows.append(_measured(path, problem, recorded[epoch]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from convexlab.reporting.downloads import table_download
@@ -20,9 +23,14 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": count, "sentence": _sentence, "typeset": typeset}
-    environment.filters |= {"as_csv": table_download}
+    environment.filters |= {"as_csv": table_download, "policy_hash": _policy_hash}
     return environment.get_template(name)
 
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _policy_hash(text: str) -> str:
+    """Return how a content security policy names the one style sheet that it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -11,10 +11,15 @@ Every file appears whole or not at all.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
-from convexlab.errors import MisuseError
-from convexlab.runs.files import Row, read_json, read_json_lines
+from convexlab.errors import DamageWarning, MisuseError
+from convexlab.machine.atomic import clean
+from convexlab.machine.lock import LOCK
+from convexlab.runs.files import Row, read_json, read_json_lines, write_json
+from convexlab.runs.rows import CONFIG, METRICS, ORACLE, PROBE, SUMMARY
+from convexlab.runs.schema import VERSION, Schema
 
 __all__ = ["Run"]
 
@@ -78,39 +83,78 @@ class Run:
         return self.path / "oracle.jsonl"
 
     @property
+    def state_path(self) -> Path:
+        """Where a run under way keeps what it goes on from; gone once it is finished."""
+        return self.path / "state"
+
+    @property
     def report_path(self) -> Path:
         """Where the page for people is."""
         return self.path / "report.html"
 
     @property
     def config(self) -> Row:
-        """The settings."""
-        return read_json(self.config_path)
+        """The settings.
+
+        Raises:
+            MisuseError: the file cannot be read, or a field in it is not what it has to be; so do those below.
+        """
+        return {name: value for name, value in self._config.items() if name not in ("schema", "made_by")}
+
+    @property
+    def made_by(self) -> Row:
+        """Command line, versions and machine that the settings were first used with; empty in an older run."""
+        return self._config.get("made_by") or {}
+
+    @property
+    def _config(self) -> Row:
+        return read_json(self.config_path, CONFIG)
+
+    def write_config(self, settings: Row, made_by: Row) -> None:
+        """Write the settings, and how they were first used."""
+        write_json(self.config_path, {"schema": VERSION} | settings | ({"made_by": made_by} if made_by else {}))
 
     @property
     def summary(self) -> Row | None:
         """The result, or None while the run is not finished."""
-        return read_json(self.summary_path) if self.summary_path.is_file() else None
+        return read_json(self.summary_path, SUMMARY) if self.summary_path.is_file() else None
 
     @property
     def metrics(self) -> list[Row]:
         """One row an epoch and run, in the order of writing."""
-        return list(read_json_lines(self.metrics_path))
+        return self._rows(self.metrics_path, METRICS)
 
     @property
     def probe(self) -> list[Row]:
         """One row a probed checkpoint."""
-        return list(read_json_lines(self.probe_path))
+        return self._rows(self.probe_path, PROBE)
 
     @property
     def oracle(self) -> list[Row]:
         """One row a switch that the oracle tried, by epoch."""
-        return list(read_json_lines(self.oracle_path))
+        return self._rows(self.oracle_path, ORACLE)
+
+    @staticmethod
+    def _rows(path: Path, schema: Schema) -> list[Row]:
+        rows, torn = read_json_lines(path, schema)
+        if torn is not None:
+            warnings.warn(f"{torn}.", DamageWarning, stacklevel=3)
+        return rows
 
     @property
     def checkpoints(self) -> list[Path]:
         """The two-phase run's checkpoints, by epoch."""
         return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"), key=_numeric)
+
+    def clean(self) -> None:
+        """Remove what writers left that were killed here; only for who holds the directory."""
+        for folder in (self.path, *self.path.glob("seed-*")):
+            for part in ("", "checkpoints", "checkpoints/adam", "witnesses", "state"):
+                clean(folder / part)
+
+    def is_empty(self) -> bool:
+        """Whether nothing was stored yet."""
+        return all(path.name == LOCK or path.is_dir() for path in self.path.rglob("*"))
 
     def checkpoint_path(self, epoch: int) -> Path:
         """Where the checkpoint after ``epoch`` epochs is, or would be."""

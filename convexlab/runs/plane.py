@@ -9,6 +9,7 @@ from typing import Any
 
 from convexlab.errors import MisuseError
 from convexlab.runs.files import Row, read_json
+from convexlab.runs.schema import Schema
 
 __all__ = ["PathPlane", "Waypoint", "read_plane"]
 
@@ -63,8 +64,8 @@ def read_plane(path: Path) -> PathPlane | None:
     if not path.exists():
         return None
     try:
-        return _parsed(read_json(path))
-    except (MisuseError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return _parsed(read_json(path, Schema({})))
+    except (MisuseError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, MisuseError) else f"{type(error).__name__}: {error}"
         raise MisuseError(
             f"cannot read {str(path)!r}, expected a loss on a plane as `convexlab probe` writes it ({reason}). Delete "

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
+from convexlab.runs.schema import Kind, Schema, flag, list_of, number, object_of, text, whole
+
 __all__ = [
+    "CONFIG",
+    "METRICS",
+    "ORACLE",
+    "PROBE",
+    "SUMMARY",
     "Curve",
     "EpochRow",
     "LossSlice",
@@ -237,7 +244,9 @@ class _Identity:
     checkpoint: str = ""
     """File name of the run's own checkpoint; of any other the path as it was given."""
     epoch: float | None = None
-    """After which the weights were stored; None where an old file does not say."""
+    """After which the weights were stored, or the step where ``axis`` says so; None where nothing says when."""
+    axis: str = "epoch"
+    """What ``epoch`` counts: "epoch" or "step"."""
     phase: str = ""
     """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
 
@@ -404,6 +413,8 @@ class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
     """Training examples that the loss is the mean over; None where nothing counts them."""
     train_size: int | None = None
     """Training examples that were asked for; None where nothing counts them."""
+    key: str | None = None
+    """Digests of the weights, and of all options that decide the row; None in an older file."""
 
     @classmethod
     def from_row(cls, row: Row) -> ProbedCheckpoint:
@@ -421,6 +432,83 @@ class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
             end: {"steps": drawn.steps.tolist(), "losses": drawn.losses.tolist()} for end, drawn in self.slices.items()
         }
         return super().as_row() | {"phase": self.phase or None, "slices": slices or None}
+
+
+_KINDS: dict[Any, Kind] = {
+    str: text,
+    str | None: text,
+    float: number(),
+    float | None: number(),
+    int | None: whole(),
+}
+_NUMBERS = object_of(others=number())
+_SPENT = {"epoch": number(0), "gradient_equivalents": number(0), "seconds": number(0)}
+_OUTCOME_KINDS = _SPENT | {"train_loss": number(), "cost_breakdown": _NUMBERS}
+_OUTCOME = object_of(_OUTCOME_KINDS, others=number())
+_SWITCH = object_of(
+    {"epoch": number(0), "detector": text, "train_loss": number(), "gradient_norm": number(0), "reason": text}
+)
+
+
+def _either(kind: Kind) -> Kind:
+    """Of one seed, or a list over several."""
+    several = list_of(kind)
+    return Kind(f"{kind.expected}, or a list of that", lambda value: kind.fits(value) or several.fits(value))
+
+
+_TEXTS = ("kind", "objective", "model", "dataset", "loss", "detector", "phase_two", "dtype", "device")
+_WHOLES = ("epochs", "switch_epoch", "batch_size", "train_size", "seed", "seeds", "probe_every", "checkpoint_every")
+
+CONFIG = Schema(
+    dict.fromkeys(_TEXTS, text)
+    | dict.fromkeys((*_WHOLES, "oracle_every"), whole())
+    | {"lr": number(0), "no_baseline": flag, "made_by": object_of()}
+)
+"""Of `config.json`."""
+METRICS = Schema(
+    {"run": text, "phase": text, "train_loss": number(), "gradient_norm": number(0), _SIGNALS: _NUMBERS} | _SPENT,
+    others=number(),
+    required=("run", "epoch"),
+)
+"""Of a row of `metrics.jsonl`."""
+PROBE = Schema(
+    {name: _KINDS[kind] for name, kind in get_type_hints(ProbedCheckpoint).items() if kind in _KINDS}
+    | {
+        "confidence": number(0, 1),
+        "seconds": number(0),
+        "gradient_equivalents": number(0),
+        _DENSITY: object_of({"nodes": list_of(number()), "weights": list_of(number())}),
+        "slices": object_of(others=object_of(others=list_of(number()))),
+    },
+    required=("checkpoint",),
+)
+"""Of a row of `probe.jsonl`."""
+ORACLE = Schema(
+    _OUTCOME_KINDS | {"switch_epoch": whole(), "safe_resort": _SWITCH}, others=number(), required=("switch_epoch",)
+)
+"""Of a row of `oracle.jsonl`."""
+SUMMARY = Schema(
+    {
+        "model": object_of({"name": text, "parameters": whole(), "overdetermination": number(0)}),
+        "dataset": object_of({"name": text}),
+        "loss": text,
+        "measures": list_of(text),
+        "budget": number(0),
+        "batch_size": whole(),
+        "switch": _either(_SWITCH),
+        "safe_resort": _SWITCH,
+        "phase_two": text,
+        "two_phase": _either(_OUTCOME),
+        "baselines": _either(object_of(others=_OUTCOME)),
+        "oracle": _either(_NUMBERS),
+        "seed": whole(),
+        "seeds": list_of(whole()),
+        "runs": list_of(text),
+        "environment": object_of(),
+        "stored": object_of({"metrics": whole(), "oracle": whole(), "checkpoints": list_of(whole())}),
+    }
+)
+"""Of `summary.json`."""
 
 
 def without_density(row: Row) -> dict[str, Any]:
@@ -454,4 +542,7 @@ def _slices(point: PointMeasurement, stored: Row) -> dict[str, LossSlice]:
 
 def _numbers(row: Row, key: str) -> Floats:
     # A null is a NaN: numpy makes one of None.
-    return np.array(row.get(key) or [], dtype=np.float64).ravel()
+    try:
+        return np.array(row.get(key) or [], dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        return np.empty(0)

@@ -13,11 +13,20 @@ from convexlab.machine.environment import resolve_dtype
 from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting
 from convexlab.problems.objectives import Factory
+from convexlab.problems.setting import refuse_beside_objective
 from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
 __all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FROM_PYTHON", "TwoPhaseConfig"]
 
 DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
+
+# A year of epochs of three seconds each, for a run and its two baselines; more is a slip of the keyboard.
+_MOST_EPOCHS = 10_000_000
+_MOST_SEEDS = 10_000
+# Ten times this, which Adam's first step takes, is still a number of float32.
+_LARGEST_RATE = 1e30
+# What torch takes for a size or a seed.
+_LARGEST_WHOLE = 2**63 - 1
 
 FROM_PYTHON = "(from Python)"
 """Stands in ``config.json`` for an objective that was passed as an object."""
@@ -47,7 +56,7 @@ class TwoPhaseConfig:
     """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
     brings along."""
     lr: float = 2e-3
-    """Adam's learning rate. The paper does not state its own; a high one helps before a switch, for phase two removes
+    """Adam's learning rate. The paper does not state its own; a high one helps before a switch: phase two removes
     the noise that it leaves."""
     train_size: int | None = None
     """Training examples used; None is all, or what an objective's factory chose."""
@@ -68,16 +77,20 @@ class TwoPhaseConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "seeds"):
-            _at_least(name, getattr(self, name), 1)
+        _within("epochs", self.epochs, 1, _MOST_EPOCHS)
+        _within("seeds", self.seeds, 1, _MOST_SEEDS)
         for name in ("batch_size", "switch_epoch", "train_size", "checkpoint_every"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
+                _within(name, getattr(self, name), 1)
+        _within("seed", self.seed, 0)
         if self.probe_every is not None:
-            _at_least("probe_every", self.probe_every, 0)
-        if not isinstance(self.lr, int | float) or isinstance(self.lr, bool) or not 0 < self.lr < math.inf:
+            _within("probe_every", self.probe_every, 0)
+        is_number = isinstance(self.lr, int | float) and not isinstance(self.lr, bool)
+        if not is_number or not 0 < self.lr < math.inf:
             raise MisuseError(f"expected lr to be a positive number, got {self.lr!r}.")
+        if self.lr > _LARGEST_RATE:
+            raise MisuseError(f"expected lr to be at most {_LARGEST_RATE:g}, got {self.lr:g}.")
+        _check_names(self)
         if self.detector not in detector_names():
             raise unknown_name("detector", self.detector, detector_names())
         if self.phase_two not in phase_two_names():
@@ -100,12 +113,7 @@ class TwoPhaseConfig:
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, default)
             return
-        for name in ("model", "dataset", "loss"):
-            if getattr(self, name) is not None:
-                raise MisuseError(
-                    f"an objective comes with its model, data and loss: expected no {name} beside it, got "
-                    f"{getattr(self, name)!r}. Leave one of them out."
-                )
+        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss")})
         if not isinstance(self.objective, Problem | Objective):
             return
         for name in ("train_size", "batch_size"):
@@ -136,7 +144,7 @@ class TwoPhaseConfig:
         )
 
     def _check_oracle(self, every: int) -> None:
-        _at_least("oracle_every", every, 1)
+        _within("oracle_every", every, 1)
         if self.no_baseline:
             raise MisuseError(
                 f"oracle_every {every} starts phase two from the epochs of Adam at a constant rate, which no_baseline "
@@ -177,6 +185,17 @@ class TwoPhaseConfig:
         return settings
 
 
-def _at_least(name: str, value: object, least: int) -> None:
+def _check_names(config: TwoPhaseConfig) -> None:
+    """Refuse what is no name before it is looked up."""
+    for name in ("model", "dataset", "loss", "detector", "phase_two", "dtype", "device"):
+        value = getattr(config, name)
+        optional = name not in ("detector", "phase_two", "device")
+        if not isinstance(value, str) and not (optional and value is None):
+            raise MisuseError(f"expected {name} to be a name, got {value!r}.")
+
+
+def _within(name: str, value: object, least: int, most: int = _LARGEST_WHOLE) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise MisuseError(f"expected {name} to be a whole number from {least}, got {value!r}.")
+    if value > most:
+        raise MisuseError(f"expected {name} to be at most {most:,}, got {value:,}: that would never end.")

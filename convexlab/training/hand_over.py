@@ -52,9 +52,12 @@ class HandOver:
         Raises:
             FailureError: the loss became infinite or NaN.
         """
-        if trajectory.second is None:
+        if trajectory.second is None and trajectory.gradient_norm == 0.0:
+            # A constant model, one class alone, the minimum: nothing to hand over, and no second moments to do it with.
+            trajectory.safe_resort = {"epoch": trajectory.epoch, "reason": "the gradient is zero at the switch"}
+        elif trajectory.second is None:
             trajectory.second = self.build(trajectory.adam)
-        if trajectory.safe_resort is None:
+        if trajectory.safe_resort is None and trajectory.second is not None:
             resort = Resort.of(self.problem, largest_norm, trajectory.resort)
             steps = second_phase_steps(
                 trajectory.second,

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import io
-import pickle
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from convexlab.errors import FailureError
-from convexlab.machine.atomic import write_atomically
+from convexlab.machine.atomic import make_folder, remove, remove_folder, write_atomically
 from convexlab.runs import Row, Run, write_json_lines
+from convexlab.runs.files import digest_of
+from convexlab.training.state import read_state
 
 __all__ = ["Journal"]
 
 # Saving takes at most this share of the time.
 _SHARE = 0.1
+# Of a row, what an epoch is gone on from; a validation may be added to it later.
+_DECISIVE = ("epoch", "phase", "gradient_equivalents", "train_loss", "gradient_norm", "told")
 
 
 class Journal:
     """Rows of ``metrics.jsonl`` and, while the run is not finished, a state a trajectory under ``RUN/state``.
 
-    Rows are written before the state of their epoch: what is written last says that the epoch is done.
+    Rows and checkpoints are written before the state of their epoch: what is written last says that the epoch is done.
+    A state names what was there before it, and is not gone on from without.
     """
 
     def __init__(self, run: Run) -> None:
         """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again."""
         self.run = run
-        self._folder = run.path / "state"
+        self.folder = run.state_path
         self._rows = run.metrics
         self._unwritten = False
         self._saved, self._took = 0.0, 0.0
@@ -57,48 +60,78 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Whether so long has passed since the last save that another one takes no more than a tenth of the time."""
+        """Whether a save now takes at most a tenth of the time since the last one."""
         return (time.monotonic() - self._saved) * _SHARE >= self._took
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Store the rows, then a state: numbers, strings and tensors, in dicts and lists."""
         begin = time.monotonic()
         self.flush()
+        make_folder(self.folder)
         buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write_atomically(self._path(name), buffer.getvalue())
+        torch.save(dict(state) | {"schema": 1, "rows": self._marks(), "checkpoints": self._checkpoints()}, buffer)
+        write_atomically(self.path(name), buffer.getvalue())
         self._saved = time.monotonic()
         self._took = self._saved - begin
+
+    def report(self, name: str, state: Callable[[], Mapping[str, Any]], tell: Callable[[], None]) -> None:
+        """Store a state if it is time to, and tell; whoever ends the work when told finds it stored in any case."""
+        stored = self.due
+        if stored:
+            self.save(name, state())
+        try:
+            tell()
+        except BaseException:
+            if not stored:
+                self.save(name, state())
+            raise
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Return a stored state, or None.
 
         Raises:
-            FailureError: the file is damaged.
+            FailureError: the file is damaged, or what was there before it is not there any more.
         """
-        path = self._path(name)
+        path = self.path(name)
         if not path.is_file():
             return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        state = read_state(path)
+        for run, (count, digest) in state.pop("rows").items():
+            if self._mark(self.rows(run)[:count]) != [count, digest]:
+                raise FailureError(
+                    f"cannot resume from {str(path)!r}: expected {str(self.run.metrics_path)!r} to hold the {count} "
+                    f"rows of {run!r} that it was written after, got others. Restore that file, or delete the folder "
+                    f"{str(self.folder)!r} to train again from the start."
+                )
+        if missing := sorted(set(state.pop("checkpoints")) - set(self._checkpoints())):
             raise FailureError(
-                f"cannot resume from {str(path)!r}: the file is damaged. Delete the folder {str(self._folder)!r} to "
-                "train again from the start."
-            ) from error
+                f"cannot resume from {str(path)!r}: {missing[0]!r} is missing among the checkpoints. Restore it, or "
+                f"delete the folder {str(self.folder)!r} to train again from the start."
+            )
         return state
+
+    def _marks(self) -> dict[str, list[Any]]:
+        """Return number and digest of the rows of every trajectory."""
+        return {run: self._mark(self.rows(run)) for run in dict.fromkeys(row["run"] for row in self._rows)}
+
+    def _mark(self, rows: list[Row]) -> list[Any]:
+        return [len(rows), digest_of([{name: row.get(name) for name in _DECISIVE} for row in rows])]
+
+    def _checkpoints(self) -> list[str]:
+        return [path.name for path in self.run.checkpoints]
 
     def holds(self, name: str) -> bool:
         """Return whether there is a state of that name."""
-        return self._path(name).is_file()
+        return self.path(name).is_file()
 
     def drop(self, name: str) -> None:
         """Remove a state, if it is there."""
-        self._path(name).unlink(missing_ok=True)
+        remove(self.path(name))
 
     def close(self) -> None:
         """Remove the states: the run is finished."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self.folder)
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.pt"
+    def path(self, name: str) -> Path:
+        """Return where a state is, or would be."""
+        return self.folder / f"{name}.pt"

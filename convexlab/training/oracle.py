@@ -29,7 +29,7 @@ class Oracle:
         journal: of the run. A switch begins as Adam's state after that epoch, under a name of its own, and goes on
             under it.
         hand_over: what follows a switch.
-        progress: told where the work stands.
+        progress: called with how far the work is.
     """
 
     def __init__(
@@ -58,11 +58,17 @@ class Oracle:
         """
         rows = self._run.oracle
         done = {row["switch_epoch"] for row in rows}
+        reached = {row["epoch"] for row in self._journal.rows("adam-constant")}
         for epoch in self.epochs:
             name = _name(epoch)
             if epoch not in done and self._journal.holds(name):
                 rows.append(self._followed(begin(name), epoch))
                 write_json_lines(self._run.oracle_path, rows)
+            elif epoch not in done and epoch in reached:
+                raise FailureError(
+                    f"cannot resume: the state {name!r} is missing in {str(self._journal.folder)!r}. Restore it, or "
+                    "delete that folder to train again from the start."
+                )
             self._journal.drop(name)
         return rows
 
@@ -70,9 +76,7 @@ class Oracle:
         def record(trajectory: Trajectory) -> None:
             if trajectory.phase == "adam":
                 trajectory.measure()
-            if self._journal.due:
-                self._journal.save(trajectory.name, trajectory.state())
-            self._tell(epoch, trajectory)
+            self._journal.report(trajectory.name, trajectory.state, lambda: self._tell(epoch, trajectory))
 
         norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
         with suppress(FailureError):  # It diverged: its best epoch stands.

@@ -134,14 +134,14 @@ def second_phase_steps(
 
     A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
     that. No step is begun without what one evaluation of its search costs, and the gradient that opens it where the
-    step before has not left one. None takes more than is left: searches are told how many evaluations they may make,
-    and an optimiser that does not listen is interrupted. Where it has converged, to the rounding of the loss, it ends.
+    step before has not left one. None takes more than is left: searches are given a limit of evaluations, and an
+    optimiser that does not read it is interrupted. It ends where it has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
         phase: the second phase.
         objective: the training loss.
-        resort: says when to give up; it is told of every step.
+        resort: says when to give up; it takes in every step.
         budget: gradient equivalents.
         closure: evaluates at the model's present parameters; None is the objective's. Of a phase on samples it takes
             the rows of the examples.
@@ -208,7 +208,7 @@ def _steps_on_samples(
 
 
 def _limit(optimizer: Any, evaluations: float) -> None:
-    """Tell ours how many evaluations its next search may make; torch's does not read it."""
+    """Give our optimiser the limit of evaluations of its next search; torch's does not read it."""
     limit = None if evaluations == math.inf else max(1, int(evaluations + _ROUNDING))
     optimizer.param_groups[0]["max_evaluations"] = limit
 

@@ -223,6 +223,11 @@ class Trajectory:
         if loss < self.best.loss:
             self.best = Best(loss, self.epoch, _weights(self.problem.model))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            if self.epoch == 0:
+                raise FailureError(
+                    f"the training loss is {loss}, its gradient's norm {gradient_norm}, before the first step. Look "
+                    "for a NaN or an infinity in the data, in the initial weights and in the loss itself."
+                )
             raise FailureError(
                 f"the training loss became {loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
             )

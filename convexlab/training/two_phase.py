@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -13,16 +14,21 @@ from typing import Any
 from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint, write_moments
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
-from convexlab.machine.environment import describe_environment, dtype_name
+from convexlab.importing import check_trusted
+from convexlab.machine.atomic import make_folder, remove_folder
+from convexlab.machine.environment import describe_environment, describe_process, dtype_name
+from convexlab.machine.lock import create, held_alone
 from convexlab.probing import probe
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json
+from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
 from convexlab.training.phases import choose_phase_two
+from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
@@ -35,6 +41,8 @@ _RECORDS = 500
 _VALIDATIONS = 20
 # Fields of an outcome that are no validation's.
 _NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown"})
+# Settings that may name code or files.
+_NAMES = ("objective", "model", "dataset", "loss")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
@@ -42,14 +50,21 @@ _SLICE_POINTS = 7
 
 
 def train_two_phase(
-    *, out: str | Path | None = None, resume: bool = False, progress: Listener = silent, **options: Any
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    trust: bool = False,
+    progress: Listener = silent,
+    **options: Any,
 ) -> Run:
     """Train in two phases, and with Adam alone at equal cost, from the same start; what `convexlab train` calls.
 
     Args:
         out: the run directory; None makes a new one under ``runs/``.
         resume: go on with the run in ``out``, under the settings stored there.
-        progress: told where the work stands.
+        trust: import what those settings name, and read the files; else only names of ours are taken from there, and
+            names that the user gives again.
+        progress: called with how far the work is.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -59,37 +74,62 @@ def train_two_phase(
         MisuseError: bad options, or a directory that is taken, before any work.
         FailureError: the loss became infinite or NaN; what was done is kept.
     """
-    run, config = _open(out, resume, options)
-    if config.seeds == 1:
-        _train(run, config, progress)
+    path = _place(out, resume, options)
+    with held_alone(path):
+        run, config = _open(path, resume, trust, options)
+        if config.seeds == 1:
+            _train(run, config, progress)
+            return run
+        for seed in range(config.seed, config.seed + config.seeds):
+            member = Run(run.path / f"seed-{seed}")
+            single = dataclasses.replace(config, seed=seed, seeds=1)
+            with held_alone(member.path):
+                member.clean()
+                _train(member, single, _labelled(progress, f"seed {seed}: "), parent=(run, config))
+        write_json(run.summary_path, _over_seeds(run, config))
         return run
-    for seed in range(config.seed, config.seed + config.seeds):
-        member = Run(run.path / f"seed-{seed}")
-        single = dataclasses.replace(config, seed=seed, seeds=1)
-        _train(member, single, _labelled(progress, f"seed {seed}: "), parent=(run, config))
-    write_json(run.summary_path, _over_seeds(run, config))
-    return run
 
 
 def _labelled(progress: Listener, label: str) -> Listener:
     return lambda step: progress(dataclasses.replace(step, task=label + step.task))
 
 
-def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tuple[Run, TwoPhaseConfig]:
-    if not resume:
-        config = TwoPhaseConfig.of(options)
-        path = Path(out) if out is not None else default_directory(config)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise MisuseError(
-                f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
-            )
-        return Run(path), config
-    if out is None:
+def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Path:
+    """Return the run directory, made anew where none is named."""
+    if resume and out is None:
         raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
-    run = Run.open(out)
-    if run.config.get("kind") == "probe":
+    path = default_directory(TwoPhaseConfig.of(options)) if out is None else Path(out)
+    if path.exists() and not path.is_dir():
+        raise MisuseError(
+            f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
+        )
+    if resume and not path.exists():
+        Run.open(path)  # Which says what is missing.
+    return path
+
+
+def _open(path: Path, resume: bool, trust: bool, options: dict[str, Any]) -> tuple[Run, TwoPhaseConfig]:
+    """Return what is trained, and where: a run that was begun, or a new one."""
+    run = Run(path)
+    run.clean()
+    if run.is_empty():  # Also where an earlier process was killed before it had stored anything.
+        return run, TwoPhaseConfig.of(options)
+    if not resume:
+        raise MisuseError(
+            f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
+        )
+    return run, _stored(Run.open(path), trust, options)
+
+
+def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
+    """Return the settings of a run that is gone on with.
+
+    Raises:
+        MisuseError: it is none of training, its objective is not at hand, or other options are asked for.
+    """
+    stored = run.config
+    if stored.get("kind") == "probe":
         raise MisuseError(f"{str(run.path)!r} holds a probe of checkpoints, not a training run. Check --out.")
-    stored = dict(run.config)
     if stored.get("objective") == FROM_PYTHON:
         if options.get("objective") is None or isinstance(options["objective"], str):
             raise MisuseError(
@@ -97,21 +137,28 @@ def _open(out: str | Path | None, resume: bool, options: dict[str, Any]) -> tupl
                 "cl.train_two_phase(out=..., resume=True, objective=...), the same objective as before."
             )
         stored["objective"] = options["objective"]
+    named = {name: stored[name] for name in _NAMES if isinstance(stored.get(name), str)}
+    check_trusted({k: name for k, name in named.items() if options.get(k) != name}, run.config_path, trust=trust)
     config = TwoPhaseConfig.of(stored)
     for name, value in options.items():
         if name not in config.as_dict():
             raise unknown_name("option", name, config.as_dict())
-        if getattr(config, name) != value:
+        begun = getattr(config, name)
+        if begun != value:
+            settings = f"{name}={begun!r}, not {value!r}"
+            if config.objective is not None and name in ("model", "dataset", "loss"):
+                settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
-                f"{str(run.path)!r} was begun with {name}={getattr(config, name)!r}, not {value!r}. Leave the option "
-                "out to resume it, or begin another run."
+                f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
             )
-    return run, config
+    return config
 
 
 def default_directory(config: TwoPhaseConfig) -> Path:
-    """Return a run directory named after data set and model, or the objective, and the present time."""
-    return Path("runs") / f"{config.setting.run_label}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Make a run directory named after data set and model, or the objective, and the present time."""
+    name = f"{config.setting.run_label}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (Path("runs") / name for name in names) if create(path))
 
 
 def _train(
@@ -120,6 +167,8 @@ def _train(
     """Train one seed; ``parent`` is the run over several seeds that it belongs to."""
     at_hand = config.as_dict()["objective"] == FROM_PYTHON
     problem = None
+    if run.summary is not None:
+        remove_folder(run.state_path)  # Where it was killed once the summary was there.
     if run.summary is None or at_hand:
         problem = config.setting.build(config.device)
     if run.summary is None:
@@ -132,18 +181,24 @@ def _train(
         # Only now is it known that there is something to train.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
-                write_json(directory.config_path, settings.as_dict())
+                made_by = describe_process(problem.objective.device, dtype_name(problem.objective.dtype))
+                directory.write_config(settings.as_dict(), made_by)
         training.train()
     if config.probe_every != 0:
         probe(
             [run.path],
-            objective=problem if at_hand else None,
+            # By the names of the settings, whatever the checkpoints say by now.
+            objective=problem if at_hand else config.objective,
+            model=config.model,
+            dataset=config.dataset,
+            loss=config.loss,
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
             slice_points=_SLICE_POINTS,
             device=config.device,
             resume=True,
+            other_options=True,
             progress=progress,
         )
     if at_hand and problem is not None:
@@ -176,7 +231,7 @@ class _TwoPhaseTraining:
         self.hand_over = HandOver(self.choice.name, self.choice.phase, problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
-        """Epochs between two records, and between two that a detector is told."""
+        """Epochs between two records, and between two updates of a detector."""
         self.at_start = problem.measures()
         """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
         work."""
@@ -205,6 +260,16 @@ class _TwoPhaseTraining:
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
+        try:
+            self._both_phases(trajectory)
+        except FailureError:
+            self._keep_best(trajectory)
+            raise
+        self._checkpoint(trajectory)
+        self.journal.save("two-phase", trajectory.state())
+        return trajectory
+
+    def _both_phases(self, trajectory: Trajectory) -> None:
         if trajectory.switch is None:
             self._adam_until_switch(trajectory)
         assert trajectory.switch is not None
@@ -216,9 +281,14 @@ class _TwoPhaseTraining:
                 # No step could be paid any more, though the end did not seem near.
                 self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
-        self._checkpoint(trajectory)
-        self.journal.save("two-phase", trajectory.state())
-        return trajectory
+
+    def _keep_best(self, trajectory: Trajectory) -> None:
+        """Store the best weights of a run that ended in a loss that is no number, unless their epoch is stored."""
+        best = trajectory.best
+        if not self.run.checkpoint_path(best.epoch).exists():
+            self.problem.model.load_state_dict(best.weights)
+            phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
+            self._write_checkpoint(best.epoch, phase)
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -252,9 +322,12 @@ class _TwoPhaseTraining:
         """Return a trajectory where it was left off, or at the shared state, or at the common start."""
         self.problem.reset()
         trajectory = Trajectory(name, self.problem, lr=self.config.lr, seed=self.config.seed)
-        state = self.journal.load(name) or (self.journal.load(shared) if shared else None)
+        source = name if shared is None or self.journal.holds(name) else shared
+        state = self.journal.load(source)
         if state is not None:
-            trajectory.restore(state, self.hand_over.build)
+            with naming_state(self.journal.path(source)):
+                check_tensors(state, self.problem.model)
+                trajectory.restore(state, self.hand_over.build)
             self._forget_after(trajectory)
             return trajectory
         self._forget_after(trajectory, -1)
@@ -271,7 +344,7 @@ class _TwoPhaseTraining:
     def _adam_until_switch(self, trajectory: Trajectory) -> None:
         detector = self._detector(trajectory)
         budget, share = self.config.epochs, detector.cost
-        # What was fixed beforehand needs no looking on.
+        # A switch that was fixed beforehand needs no watch.
         watch = None if isinstance(detector, FixedEpoch) else self._watch(trajectory, detector)
         losses: list[float] = []
         while not detector.fired and trajectory.cost + 1 + share <= budget:
@@ -315,7 +388,7 @@ class _TwoPhaseTraining:
         return watch
 
     def _detector(self, trajectory: Trajectory) -> Detector:
-        """Return the detector, told again what it was told until here."""
+        """Return the detector, with all that it was given until here."""
         if self.config.switch_epoch is not None:
             detector: Detector = FixedEpoch(self.config.switch_epoch)
         else:
@@ -356,7 +429,7 @@ class _TwoPhaseTraining:
     ) -> None:
         """Write down an epoch that was measured.
 
-        ``budget`` is what progress says is the total, ``signals`` what the detector was told. At a landmark the
+        ``budget`` is what progress says is the total, ``signals`` what the detector was given. At a landmark the
         validation is made in any case.
         """
         measures: dict[str, float] = {}
@@ -379,11 +452,12 @@ class _TwoPhaseTraining:
             self.oracle.keep(trajectory)
         if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
             self._checkpoint(trajectory)
-        # Between two that it is told, a watch has begun an epoch that its state does not hold.
-        if self.journal.due and trajectory.epoch % self.every == 0:
-            self.journal.save(trajectory.name, trajectory.state())
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
-        self.progress(Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note))
+        step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note)
+        if trajectory.epoch % self.every == 0:
+            self.journal.report(trajectory.name, trajectory.state, lambda: self.progress(step))
+        else:  # Between two that it is told, a watch has begun an epoch that its state does not hold.
+            self.progress(step)
 
     def _validate_every(self) -> int:
         """Return the epochs between two validations: of those that are recorded."""
@@ -394,6 +468,12 @@ class _TwoPhaseTraining:
         return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
 
     def _checkpoint(self, trajectory: Trajectory) -> None:
+        path = self._write_checkpoint(trajectory.epoch, trajectory.phase)
+        if trajectory.second is None:
+            write_moments(path, self.problem.model, trajectory.adam)  # For the curvature in Adam's metric.
+
+    def _write_checkpoint(self, epoch: int, phase: str) -> Path:
+        """Write the model's weights as they are now."""
         setting, problem = self.config.setting, self.problem
         described = (
             {"format": "convexlab"}
@@ -404,13 +484,13 @@ class _TwoPhaseTraining:
                 "dtype": dtype_name(problem.objective.dtype),
             }
             | problem.metadata()
-            | {"epoch": trajectory.epoch, "phase": trajectory.phase}
+            | {"epoch": epoch, "phase": phase}
         )
         metadata = {key: str(value) for key, value in described.items() if value is not None}
-        path = self.run.checkpoint_path(trajectory.epoch)
+        path = self.run.checkpoint_path(epoch)
+        make_folder(path.parent)
         write_checkpoint(path, problem.model.state_dict(), metadata)
-        if trajectory.second is None:
-            write_moments(path, problem.model, trajectory.adam)  # For the curvature in Adam's metric.
+        return path
 
     def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
         config, problem = self.config, self.problem
@@ -418,7 +498,7 @@ class _TwoPhaseTraining:
         if problem.overdetermination is not None:
             model["overdetermination"] = problem.overdetermination
         return {
-            "schema": 1,
+            "schema": VERSION,
             "model": model,
             "dataset": {"name": config.dataset or problem.about or config.setting.label} | problem.facts(),
             "loss": config.loss or "the objective's own",
@@ -440,7 +520,7 @@ class _TwoPhaseTraining:
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
     members = [member.summary or {} for member in run.members]
     return {
-        "schema": 1,
+        "schema": VERSION,
         "seeds": [member["seed"] for member in members],
         "model": members[0]["model"],
         "dataset": members[0]["dataset"],

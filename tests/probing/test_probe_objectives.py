@@ -77,7 +77,7 @@ def test_an_objective_of_known_curvature(factory: Path, checkpoint: Path, tmp_pa
 def test_metadata_name_the_objective(factory: Path, tmp_path: Path) -> None:
     path = tmp_path / "epoch-00002.safetensors"
     write_checkpoint(path, {"x": torch.ones(6)}, {"objective": f"{factory}:saddle", "train_size": "6"})
-    (row,) = cl.probe(path, out=tmp_path / "out").rows
+    (row,) = cl.probe(path, out=tmp_path / "out", trust=True).rows
     assert row["smallest"] == pytest.approx(-2.0, abs=1e-5)
     assert row["train_size"] == 6
 
@@ -103,8 +103,8 @@ def test_its_page_speaks_of_no_classes_and_no_examples(factory: Path, checkpoint
         ("--objective FILE:number", 2, "'.*:number' returned float: expected a convexlab.Objective"),
         ("--objective FILE:sadle", 2, "no 'sadle' for .* Defined there: .*saddle"),
         ("--objective pinn-convektion", 2, "unknown objective 'pinn-convektion'. Did you mean 'pinn-convection'"),
-        ("--objective FILE:saddle --model vit-mlp", 2, "expected no --model beside --objective"),
-        ("--objective FILE:saddle --probe-size 3", 2, "expected no --probe-size beside --objective"),
+        ("--objective FILE:saddle --model vit-mlp", 2, "expected no model beside it, got 'vit-mlp'"),
+        ("--objective FILE:saddle --probe-size 3", 2, "expected no probe_size beside it, got 3"),
         ("--objective FILE:saddle --train-size 6", 2, r"of another architecture: x is \(5,\), expected \(6,\)"),
         ("--objective pinn-burgers", 2, "of another architecture: missing"),
         ("", 2, "does not say which model it belongs to. Name it by --model, or a loss of another kind, .*--objective"),

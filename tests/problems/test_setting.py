@@ -48,8 +48,8 @@ def test_metadata_and_overrides(metadata: dict[str, str], given: dict[str, Any],
     [
         ({}, {}, "does not say which model it belongs to. Name it by --model, or a loss of another kind"),
         (PHYSICS, {"model": "vit-mlp"}, "does not say which dataset"),
-        (IMAGES, {"objective": "x:y", "loss": "mse"}, "expected no --loss beside --objective x:y"),
-        (IMAGES, {"objective": "x:y", "probe_size": 3}, "expected no --probe-size beside --objective x:y"),
+        (IMAGES, {"objective": "x:y", "loss": "mse"}, "expected no loss beside it, got 'mse'"),
+        (IMAGES, {"objective": "x:y", "probe_size": 3}, "expected no probe_size beside it, got 3"),
         (IMAGES | {"probe_size": "few"}, {}, "has damaged metadata"),
     ],
 )

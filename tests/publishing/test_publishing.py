@@ -155,3 +155,27 @@ def test_the_folder_of_a_physics_informed_run(informed: Run, tmp_path: Path) -> 
     assert read_checkpoint(run.checkpoints[-1]).metadata["objective"] == "pinn-convection"
     (probed,) = cl.probe(run.checkpoints[-1], max_steps=2, density_probes=1, out=tmp_path / "p").rows
     assert probed["train_loss"] == pytest.approx(card["checkpoints"][-1]["loss"], rel=5.1e-5)
+
+
+BOWL = """
+import convexlab as cl
+from torch import nn
+
+def bowl():
+    model = nn.Linear(3, 2, bias=False)
+    return cl.Objective.from_batch_loss(
+        model, [None], lambda model, _: model.weight.cosh().sum(), weight=lambda _: 1
+    )
+"""
+
+
+def test_a_loss_without_examples_to_count_has_a_card_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bowl.py").write_text(BOWL, encoding="utf-8")
+    options: dict[str, Any] = {"epochs": 18, "switch_epoch": 6, "no_baseline": True, "probe_every": 0}
+    trained = cl.train_two_phase(
+        out=tmp_path / "run", objective=f"{tmp_path / 'bowl.py'}:bowl", checkpoint_every=3, **options
+    )
+    card = read_card(publish(trained, tmp_path / "net", CARD).path / "README.md")
+    assert card["training_examples"] is card["examples_probed"] is None
+    text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
+    assert "trained and probed on all that its loss is made of, which are no examples to count" in text

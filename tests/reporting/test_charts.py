@@ -177,7 +177,7 @@ def test_the_linear_part_of_the_axis_covers_the_rounding_floor() -> None:
 def _row_names(made: Chart | None) -> list[str]:
     """The texts at the rows of a ridge, upwards: they stand at the left, each on a line of its own."""
     assert made is not None
-    texts = [t for t in ElementTree.fromstring(made.svg).iter("text") if "text-anchor: end" in str(t.get("style"))]
+    texts = [t for t in ElementTree.fromstring(made.svg).iter("text") if t.get("text-anchor") == "end"]
     return [t.text or "" for t in sorted(texts, key=lambda t: -float(str(t.get("y"))))]
 
 

@@ -19,6 +19,7 @@ from convexlab.checkpoints import read_checkpoint, write_checkpoint
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
 from convexlab.runs import Run, write_json, write_json_lines
+from convexlab.runs.files import read_json, read_json_lines
 
 # Writing.
 
@@ -121,11 +122,13 @@ def _no_constants(name: str) -> None:
 def test_what_is_not_finite_is_null_and_all_else_comes_back(tmp_path_factory: Any, value: dict[str, Any]) -> None:
     folder = tmp_path_factory.getbasetemp()
     write_json(folder / "one.json", value)
-    assert json.loads((folder / "one.json").read_text(), parse_constant=_no_constants) == _finite(value)
-    run = Run(folder)
-    write_json_lines(run.metrics_path, [value, {"second": (1, math.nan)}])
-    json.loads(run.metrics_path.read_text().split("\n")[0], parse_constant=_no_constants)
-    assert run.metrics == [_finite(value), {"second": [1, None]}]
+    stored = json.loads((folder / "one.json").read_text(), parse_constant=_no_constants)
+    assert {key: item for key, item in stored.items() if key != "checksum"} == _finite(value)
+    path = folder / "rows.jsonl"
+    write_json_lines(path, [value, {"second": (1, math.nan)}])
+    json.loads(path.read_text().split("\n")[0], parse_constant=_no_constants)
+    assert read_json(folder / "one.json") == _finite(value)
+    assert read_json_lines(path) == ([_finite(value), {"second": [1, None]}], None)
 
 
 # The directory.
@@ -142,12 +145,12 @@ def test_a_run_knows_its_files(tmp_path: Path) -> None:
         Run.open(run.path)
     write_json(run.config_path, {"model": "vit-mlp"})
     write_json(run.summary_path, {"schema": 1})
-    write_json_lines(run.metrics_path, [{"epoch": 0}, {"epoch": 1}])
+    write_json_lines(run.metrics_path, [{"run": "a", "epoch": 0}, {"run": "a", "epoch": 1}])
     write_json_lines(run.probe_path, [{"checkpoint": "a"}])
     opened = Run.open(run.path)
     assert opened.config == {"model": "vit-mlp"}
     assert opened.summary == {"schema": 1}
-    assert opened.metrics == [{"epoch": 0}, {"epoch": 1}]
+    assert opened.metrics == [{"run": "a", "epoch": 0}, {"run": "a", "epoch": 1}]
     assert opened.probe == [{"checkpoint": "a"}]
     assert sorted(path.name for path in run.path.iterdir()) == [
         "config.json",
@@ -183,7 +186,7 @@ def test_settings_that_are_not_an_object_are_refused(tmp_path: Path, content: by
 @pytest.mark.parametrize("line", [b"{", b"[1]", b"3", b"null", b"\xff\xfe", b'{"a": 1} {"a": 2}'])
 def test_rows_that_are_not_objects_are_refused_with_their_line(tmp_path: Path, line: bytes) -> None:
     run = Run(tmp_path)
-    run.metrics_path.write_bytes(b'{"epoch": 0}\n' + line + b"\n")
+    run.metrics_path.write_bytes(b'{"run": "a", "epoch": 0}\n' + line + b"\n")
     with pytest.raises(MisuseError, match=r"cannot read.*metrics\.jsonl") as caught:
         _ = run.metrics
     assert "line 2" in str(caught.value) or line == b"\xff\xfe"
@@ -191,5 +194,5 @@ def test_rows_that_are_not_objects_are_refused_with_their_line(tmp_path: Path, l
 
 def test_rows_that_others_wrote_may_have_blank_lines_and_any_letter(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.metrics_path.write_bytes('{"note": "a\u2028b\x85c"}\r\n\n{"epoch": 1}'.encode())
-    assert run.metrics == [{"note": "a\u2028b\x85c"}, {"epoch": 1}]
+    run.metrics_path.write_bytes('{"run": "a\u2028b\x85c", "epoch": 0}\r\n\n{"run": "a", "epoch": 1}'.encode())
+    assert run.metrics == [{"run": "a\u2028b\x85c", "epoch": 0}, {"run": "a", "epoch": 1}]

@@ -31,7 +31,8 @@ def filled() -> ProbedCheckpoint:
         kinds = {"str": str, "str | None": str, "float": float, "float | None": float, "int | None": int}
         return {f.name: kinds[str(f.type)](next(number)) for f in dataclasses.fields(cls) if str(f.type) in kinds}
 
-    row = ProbedCheckpoint(**values_of(ProbedCheckpoint), nodes=np.array([-1.0, 2.0]), weights=np.array([0.25, 0.75]))
+    values = values_of(ProbedCheckpoint) | {"confidence": 0.5}
+    row = ProbedCheckpoint(**values, nodes=np.array([-1.0, 2.0]), weights=np.array([0.25, 0.75]))
     steps, losses = np.array([-1.0, 0.0, 1.0]), np.array([3.0, 2.0, 4.0])
     slices = {end: LossSlice.along(end, row, steps, losses) for end in ("smallest", "largest")}
     return dataclasses.replace(row, slices={end: line for end, line in slices.items() if line is not None})

@@ -16,6 +16,7 @@ from convexlab.training.journal import Journal
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
+    (tmp_path / "run").mkdir()
     return Run(tmp_path / "run")
 
 
@@ -39,7 +40,7 @@ def test_rows_are_written_by_flush_and_read_by_the_next(run: Run) -> None:
 def test_flush_without_new_rows_writes_nothing(run: Run) -> None:
     journal = Journal(run)
     journal.flush()
-    assert not run.path.exists()
+    assert run.is_empty()
     journal.append(*ROWS)
     journal.flush()
     run.metrics_path.write_text("")

@@ -14,7 +14,7 @@ from convexlab.reporting.charts.hindsight import mark_best_epoch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, legend, scale_asinh, scale_linear
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.words.run import place, verdict_name
+from convexlab.reporting.words.run import axis_of, place, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import lower_bound, percent, signed, with_interval
 
@@ -25,7 +25,7 @@ _VERDICT_MARKERS = {"non-convex": "v", "no-negative-curvature": "o", "unresolved
 
 
 def _positions(probe: Sequence[ProbedCheckpoint]) -> tuple[Floats, bool]:
-    """Return where checkpoints stand on the x axis, and whether that is by epoch."""
+    """Return where checkpoints stand on the x axis, and whether that is by epoch, or by step."""
     epochs = [checkpoint.epoch for checkpoint in probe]
     known = [epoch for epoch in epochs if epoch is not None]
     if len(known) < len(epochs) or len(set(known)) < len(known):
@@ -51,14 +51,21 @@ def _mark_switch(axes: Axes, facts: RunFacts, by_epoch: bool) -> None:
         mark_best_epoch(axes, facts)
 
 
-def _epoch_axis(axes: Axes, by_epoch: bool) -> None:
+def _epoch_axis(axes: Axes, probe: Sequence[ProbedCheckpoint], by_epoch: bool) -> None:
     scale_linear(axes, "x")
-    axes.set_xlabel("epoch" if by_epoch else "checkpoint, in order")
+    axes.set_xlabel(axis_of(probe) if by_epoch else "checkpoint, in order")
+
+
+def _placed(probe: Iterable[ProbedCheckpoint]) -> list[ProbedCheckpoint]:
+    """Return the checkpoints that say when they were stored, if there are several; a line has no place for others."""
+    every = list(probe)
+    known = [checkpoint for checkpoint in every if checkpoint.epoch is not None]
+    return known if len(known) > 1 else every
 
 
 def eigenvalue_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return both ends of the spectrum and the curvature along the gradient, by epoch; None without any of them."""
-    probe = facts.probe
+    probe = _placed(facts.probe)
     largest = _column(probe, (checkpoint.largest for checkpoint in probe))
     smallest = _column(probe, (checkpoint.smallest for checkpoint in probe))
     along = _column(probe, (checkpoint.gradient_curvature for checkpoint in probe))
@@ -71,7 +78,7 @@ def eigenvalue_chart(facts: RunFacts, key: str) -> Chart | None:
         axes.plot(x, along, "D--", color=PALETTE["purple"], markersize=3.5, label="gᵀHg / gᵀg")
         _plot_smallest(axes, x, smallest, probe)
         _mark_switch(axes, facts, by_epoch)
-        _epoch_axis(axes, by_epoch)
+        _epoch_axis(axes, probe, by_epoch)
         scale_asinh(axes, "y", linear_width(probe))
         axes.set_ylabel("curvature")
         legend(axes)
@@ -122,7 +129,7 @@ def _describe(checkpoint: ProbedCheckpoint) -> str:
 
 def mass_chart(facts: RunFacts, key: str) -> Chart | None:
     """Return the negative spectral mass by epoch with its interval; None where it was not measured."""
-    probe = [checkpoint for checkpoint in facts.probe if checkpoint.negative_mass is not None]
+    probe = _placed(checkpoint for checkpoint in facts.probe if checkpoint.negative_mass is not None)
     if not probe:
         return None
     x, by_epoch = _positions(probe)
@@ -142,7 +149,7 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
             elinewidth=1,
         )
         _mark_switch(axes, facts, by_epoch)
-        _epoch_axis(axes, by_epoch)
+        _epoch_axis(axes, probe, by_epoch)
         axes.set_ylim(0.0, 1.08 * top if top > 0 else 1.0)
         scale_linear(axes, "y")
         axes.set_ylabel("share below −floor × largest")
@@ -162,5 +169,5 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
 
 
 def _bars(probe: Sequence[ProbedCheckpoint]) -> str:
-    levels = {checkpoint.interval_level for checkpoint in probe} - {None}
+    levels = {checkpoint.interval_level for checkpoint in probe if checkpoint.interval_level is not None}
     return f"; bars: {percent(levels.pop())} intervals" if len(levels) == 1 else ""

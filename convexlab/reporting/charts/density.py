@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from convexlab.reporting.charts.style import MUTED, PALETTE, draw, label, legend, scale_asinh
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.facts.run import RunFacts
-from convexlab.reporting.words.run import place
+from convexlab.reporting.words.run import axis_of, place
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import number, power_of_ten, signed
 
@@ -36,7 +36,9 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
     """Return half the width of the linear part of an eigenvalue axis: never below the rounding floor."""
     sizes = [abs(value) for c in probe for value in (c.largest, c.smallest, c.gradient_curvature) if value is not None]
     largest = max([*sizes, *(float(np.abs(c.nodes).max()) for c in probe if c.nodes.size)], default=0.0)
-    return max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), np.finfo(np.float64).tiny * 1e3)
+    width = max(LINEAR_SHARE * largest, *(c.rounding_floor for c in probe), 0.0)
+    # Where all is zero, as of a constant model, any width will do but one whose inverse is no number.
+    return width if width > np.finfo(np.float64).tiny * 1e3 else 1.0
 
 
 def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:
@@ -176,10 +178,10 @@ def _draw_row(axes: Axes, row: int, eigenvalues: Floats, height: Floats, look: _
 def _name_rows(axes: Axes, facts: RunFacts, probe: Sequence[ProbedCheckpoint]) -> None:
     switch = facts.switch.epoch if facts.switch else None
     by_epoch = all(checkpoint.epoch is not None for checkpoint in probe)
-    names = [place(c).removeprefix("epoch ") if by_epoch else label(place(c), 18) for c in probe]
+    names = [place(c).removeprefix(f"{axis_of(probe)} ") if by_epoch else label(place(c), 18) for c in probe]
     marks = ["switch, " if c.epoch is not None and c.epoch == switch else "" for c in probe]
     axes.set_yticks(range(len(probe)), [mark + name for mark, name in zip(marks, names, strict=True)])
-    axes.set_ylabel("epoch" if by_epoch else "checkpoint")
+    axes.set_ylabel(axis_of(probe) if by_epoch else "checkpoint")
     axes.set_ylim(-0.15, len(probe) - 1 + REACH + 0.1)
 
 

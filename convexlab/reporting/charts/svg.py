@@ -57,6 +57,14 @@ def _shorten(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
+def _declarations(style: str) -> dict[str, str]:
+    """Return what a style says by its properties, but for the typeface: the page sets one for all charts."""
+    pairs = (declaration.partition(":") for declaration in style.split(";") if declaration.strip())
+    values = {name.strip(): value.strip() for name, _, value in pairs}
+    values.pop("font-family", None)
+    return values
+
+
 def _simplify(root: ElementTree.Element, key: str) -> None:
     """Fit matplotlib's document into a page: no namespaces, no metadata, no global style, ids of its own."""
     for parent in list(root.iter()):
@@ -70,20 +78,18 @@ def _simplify(root: ElementTree.Element, key: str) -> None:
         if element.text is not None and not element.text.strip():
             element.text = None
         for name in list(element.attrib):
-            value = element.attrib.pop(name)
+            value = element.attrib.pop(name).replace("url(#", f"url(#{key}-")
             name = name.rpartition("}")[2]
             if name == "id":
                 if value in referenced:
                     element.set("id", f"{key}-{value}")
             elif name == "href":
                 element.set(name, f"#{key}-{value.removeprefix('#')}")
-            elif "url(#" in value:
-                element.set(name, value.replace("url(#", f"url(#{key}-"))
             elif name == "transform" and value.startswith("rotate(-0 "):
                 continue
-            elif name == "style" and element.tag == "text":
-                # The page sets one typeface for all charts.
-                element.set(name, re.sub(r"font-family: [^;]*; ", "", value))
+            elif name == "style":
+                # As attributes: the page's security policy allows no style beside its one sheet.
+                element.attrib.update(_declarations(value))
             elif name in {"d", "x", "y", "transform"}:
                 element.set(name, _LONG_NUMBER.sub(_shorten, " ".join(value.split())))
             else:

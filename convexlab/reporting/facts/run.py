@@ -100,6 +100,15 @@ class RunFacts:
         return min(known, key=lambda checkpoint: abs((checkpoint.epoch or 0.0) - switch))
 
     @property
+    def has_second_phase(self) -> bool:
+        """Whether a step of phase two was made, as far as anything says so: at the end of a budget there is none."""
+        if self.switch is None or self.switch.epoch is None:
+            return False
+        spent = {} if self.two_phase is None else self.two_phase.cost_breakdown
+        recorded = any(phase not in ("start", "adam") for phase in (self.curve.phases if self.curve else ()))
+        return recorded or not spent or self.phase_two in spent
+
+    @property
     def better_baseline(self) -> tuple[str, Outcome] | None:
         """The baseline with the lower training loss."""
         return min(

@@ -174,7 +174,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
         )
         for c in facts.probe
     ]
-    levels = {c.interval_level for c in facts.probe} - {None}
+    levels = {c.interval_level for c in facts.probe if c.interval_level is not None}
     intervals = f"In brackets: an estimate's {percent(levels.pop())} interval. " if len(levels) == 1 else ""
     return make_table(
         f"Curvature at each checkpoint. After ±: the residual of an eigenvalue. {intervals}"
@@ -219,7 +219,7 @@ def top_table(facts: RunFacts) -> Table | None:
         return None
     count = max(c.top_values.size for c in probed)
     shown_count = min(count, _MOST_SHOWN)
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             Cell(place(c)),
             decimals(c.top_gradient_share, 3),

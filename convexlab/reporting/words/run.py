@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,7 +59,12 @@ def algorithm_name(run: str, facts: RunFacts) -> str:
 
 def place(checkpoint: ProbedCheckpoint) -> str:
     """Return where a checkpoint lies in training."""
-    return checkpoint.checkpoint if checkpoint.epoch is None else f"epoch {count(checkpoint.epoch)}"
+    return checkpoint.checkpoint if checkpoint.epoch is None else f"{axis_of([checkpoint])} {count(checkpoint.epoch)}"
+
+
+def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
+    """Return what the checkpoints' places count, "epoch" or "step"; never another word that a file holds."""
+    return "step" if any(checkpoint.axis == "step" for checkpoint in probe) else "epoch"
 
 
 def headline(facts: RunFacts) -> list[str]:
@@ -71,7 +77,7 @@ def headline(facts: RunFacts) -> list[str]:
 def has_paid(facts: RunFacts) -> bool:
     """Tell whether there was a switch and the run ended better than the better Adam at no more cost."""
     comparison = compare(facts)
-    if comparison is None or not has_switched(facts):
+    if comparison is None or not facts.has_second_phase:
         return False
     return comparison.is_conclusive and comparison.result == "better"
 
@@ -101,6 +107,8 @@ def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
     """The answer in a few words: for this run, of which there may be others."""
     if not has_switched(facts):
         return ""
+    if not facts.has_second_phase:
+        return "Phase two made no step, so nothing is known of switching. "
     if not comparison.is_conclusive:
         return "This run does not show whether switching paid. "
     return _ANSWERS[comparison.result]
