@@ -28,7 +28,7 @@ from torch import Tensor
 
 import convexlab as cl
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
-from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
+from convexlab.training.phases import AUTO, PhaseTwo, phase_two, phase_two_names
 from convexlab.training.second_phase import Resort, second_phase_steps
 
 __all__ = ["SOLVERS", "Meter", "Outcome", "refusal", "solve"]
@@ -259,7 +259,7 @@ def _scipy(method: str, options: Mapping[str, Any], task: Task, meter: Meter) ->
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        **{name: partial(_ours, phase_two(name)) for name in phase_two_names()},
+        **{name: partial(_ours, phase_two(name)) for name in phase_two_names() if name != AUTO},
         "torch-lbfgs-20": _started_again(partial(_torch_lbfgs, 20)),
         "torch-lbfgs-100": _started_again(partial(_torch_lbfgs, 100)),
         "minimize-cg": _started_again(partial(_pytorch_minimize, "cg", {})),

@@ -39,6 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
         out=folder / "run",
         epochs=20,
         switch_epoch=9,
+        phase_two="lbfgs-adam-scaled",
         checkpoint_every=1,
         no_baseline=True,
         probe_every=0,
