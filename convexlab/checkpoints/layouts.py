@@ -33,7 +33,6 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.safetensors",
-    "adapter_model.safetensors",
 )
 _INDEX = ".index.json"
 

@@ -259,7 +259,7 @@ def test_settings_that_make_no_sense(options: dict[str, object], message: str) -
 
 
 def test_host_synchronisations_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Allowed: one an evaluation, and three products that the next operation waits for.
+    # Allowed: one an evaluation, three products that the next operation waits for, and the rounding in a long search.
     x = nn.Parameter(ROSENBROCK.clone())
     optimiser = SelfScaledBroyden([x])
     for _ in range(2):
@@ -269,4 +269,5 @@ def test_host_synchronisations_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
         fetches.count = 0
         optimiser.step(closure_of(PROBLEMS[0], x))
         assert optimiser.report.restarted is None
-        assert fetches.count <= optimiser.report.values + optimiser.report.gradients + 3
+        evaluations = optimiser.report.values + optimiser.report.gradients
+        assert fetches.count <= evaluations + 3 + (evaluations >= 4)
