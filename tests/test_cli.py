@@ -340,7 +340,7 @@ PROBE = "probe CHECKPOINT --out OUT "
         (TRAIN + "--out FOLDER/text.txt", 2, "Error: '.*text.txt' exists already"),
         (TRAIN + "--out FOLDER/text.txt/run", 1, "Error: (Not a directory|File exists): .*text.txt"),
         ("probe", 2, "Missing argument 'PATHS...'"),
-        ("probe none.safetensors --out OUT", 2, "Error: no checkpoint 'none.safetensors': expected a .safetensors"),
+        ("probe none.safetensors --out OUT", 2, "Error: no checkpoint 'none.safetensors': expected a file"),
         ("probe FOLDER --out OUT", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
         ("probe FOLDER/text.txt --out OUT", 2, "Error: cannot read checkpoint '.*text.txt'"),
         ("probe TRUNCATED --out OUT", 2, "Error: cannot read checkpoint '.*': it is damaged or not a safetensors"),

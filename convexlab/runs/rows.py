@@ -245,10 +245,10 @@ class _Identity:
     """File name of the run's own checkpoint; of any other the path as it was given."""
     epoch: float | None = None
     """After which the weights were stored, or the step where ``axis`` says so; None where nothing says when."""
-    axis: str = "epoch"
-    """What ``epoch`` counts: "epoch" or "step"."""
     phase: str = ""
     """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
+    axis: str = ""
+    """What ``epoch`` counts, "epoch" or "step"; empty (null in the file) in rows that are older than steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,7 +431,7 @@ class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
         slices = {
             end: {"steps": drawn.steps.tolist(), "losses": drawn.losses.tolist()} for end, drawn in self.slices.items()
         }
-        return super().as_row() | {"phase": self.phase or None, "slices": slices or None}
+        return super().as_row() | {"phase": self.phase or None, "axis": self.axis or None, "slices": slices or None}
 
 
 _KINDS: dict[Any, Kind] = {

@@ -99,11 +99,11 @@ def test_nested_values_get_columns_of_their_own(make_run: MakeRun) -> None:
     run = make_run(trained=False, finished=False, probed=False)
     rows = [
         {"run": "two-phase", "epoch": 1, "told": {"loss": 0.5, "gradient_norm": None}},
-        {"run": "two-phase", "epoch": 2, "extra": True},
+        {"run": "two-phase", "epoch": 2, "extra": 3},
     ]
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (file,) = run_downloads(read_facts(run, "run"), ROOM)
-    assert _content(file) == ("run,epoch,told.loss,told.gradient_norm,extra\ntwo-phase,1,0.5,,\ntwo-phase,2,,,True\n")
+    assert _content(file) == ("run,epoch,told.loss,told.gradient_norm,extra\ntwo-phase,1,0.5,,\ntwo-phase,2,,,3\n")
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,6 @@ def test_any_value_of_it_may_be_null(make_bare: MakeRun) -> None:
         dict.fromkeys(row) | {"switch_epoch": row["switch_epoch"], "train_loss": row["train_loss"]}
         for row in run.oracle
     ]
-    rows.append(dict.fromkeys(rows[0]))
     run.oracle_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     summary: dict[str, Any] = run.summary or {}
     run.summary_path.write_text(json.dumps(summary | {"oracle": dict.fromkeys(summary["oracle"])}), encoding="utf-8")

@@ -104,7 +104,7 @@ def test_negative_curvature_is_hatched_and_only_where_it_is_more_than_rounding(f
     assert negative is not None
     assert within is not None
     # One pattern is shared by all; two of the three checkpoints and the legend are filled with it.
-    assert negative.svg.count("fill: url(#slices-") == 3
+    assert negative.svg.count('fill="url(#slices-') == 3
     assert ">negative curvature<" in negative.svg
     assert "url(#" not in re.sub(r"clip-path[^>]*", "", within.svg)
     assert ">negative curvature<" not in within.svg
@@ -135,7 +135,6 @@ def test_a_model_does_not_hold_where_the_loss_is_not_finite() -> None:
         {"smallest": {"steps": [-1, None, 1], "losses": [1, 2, 1]}},
         {"smallest": {"steps": [-1, 0, 1], "losses": [None, None, 1]}},
         {"smallest": {"steps": [], "losses": []}},
-        [1],
     ],
 )
 def test_slices_without_numbers_are_left_out(slices: Any, make_probe: MakeRun) -> None:
