@@ -420,13 +420,13 @@ class BatchedLoss:
         rows = common_rows(batch)
         if not self._cut_before and self._micro_batch is not None and rows is not None and rows > self._micro_batch:
             point = self.point(requires_grad=False)
-            require_mean_over_rows(batch, partial(self._value_of, point), self.weight_of)
+            rounding = torch.finfo(self.dtype).eps
+            require_mean_over_rows(batch, partial(self._value_of, point), self.weight_of, rounding)
             self._cut_before = True
         return split(batch, self._micro_batch)
 
     def _value_of(self, point: Point, batch: Any) -> float:
-        with torch.no_grad():
-            return float(self.batch_loss(point, mapped(self._move, batch)))
+        return float(self.batch_loss(point, mapped(self._move, batch)).detach())
 
     def weight_of(self, batch: Any) -> float:
         """Return the weight of a batch, or of a part of one, in the mean."""

@@ -55,7 +55,9 @@ def automatic_size(
     return 1 << max(0, fits.bit_length() - 1)
 
 
-def require_mean_over_rows(batch: Any, value: Callable[[Any], float], weight: Callable[[Any], float]) -> None:
+def require_mean_over_rows(
+    batch: Any, value: Callable[[Any], float], weight: Callable[[Any], float], rounding: float
+) -> None:
     """Raise a MisuseError unless the loss of a few rows of ``batch`` is the weighted mean over their two halves.
 
     A loss that draws at random is not judged: the halves would draw other numbers.
@@ -64,6 +66,7 @@ def require_mean_over_rows(batch: Any, value: Callable[[Any], float], weight: Ca
         batch: of several rows.
         value: returns the loss of a batch.
         weight: returns what a batch counts in the mean.
+        rounding: ε of the loss.
     """
     rows = min(common_rows(batch) or 0, _TRIAL_ROWS)
     middle = rows // 2
@@ -86,7 +89,7 @@ def require_mean_over_rows(batch: Any, value: Callable[[Any], float], weight: Ca
         return
     mean = sum(share * part for share, part in zip(weights[1:], values, strict=True)) / (sum(weights[1:]) or 1.0)
     scale = max(abs(whole), *map(abs, values))
-    if abs(whole - mean) > _MEAN_TOLERANCE * scale:  # False where one of them is not finite.
+    if abs(whole - mean) > (_MEAN_TOLERANCE + 4 * rounding) * scale:  # False where one of them is not finite.
         raise MisuseError(
             f"the loss of {rows} rows of a batch is {whole:.6g}, but the mean over their two halves is {mean:.6g}: it "
             f"is no mean over rows. {advice}"

@@ -40,7 +40,7 @@ def coarsest_eps(run: Callable[[], object]) -> float:
 
     A function is constant where it is moved by less than that.
     """
-    with _Dtypes() as dtypes, torch.no_grad():
+    with _Dtypes() as dtypes:  # Gradients stay on: a loss may differentiate in its input.
         run()
     return max((torch.finfo(dtype).eps for dtype in dtypes.floating), default=0.0)
 

@@ -355,9 +355,7 @@ class ResidualOperator(ObjectiveOperator):
         return differentiate([output], self._leaves, slope, create_graph=True)
 
     def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
-        with torch.no_grad():
-            output = loss.batch_output(point, batch)
-        at = output.requires_grad_()
+        at = loss.batch_output(point, batch).detach().requires_grad_()
         (slope,) = differentiate([loss.criterion(at, batch)], [at])
 
         def weighted(leaves: list[Tensor]) -> Tensor:

@@ -302,6 +302,24 @@ def test_a_loss_that_draws_at_random_is_not_judged_by_its_halves() -> None:
     assert cl.Objective(model, [_data(200)], noisy).value() > 0
 
 
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_a_loss_that_differentiates_in_its_input_is_checked_too(micro_batch: int | None) -> None:
+    def slope(model: nn.Module, points: Tensor) -> Tensor:
+        points = points.detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(model(points).sum(), points, create_graph=True)
+        return (derivative - points).square().mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+    objective = cl.Objective.from_batch_loss(model, [_data()[0]], slope, dtype=DOUBLE, micro_batch=micro_batch)
+    assert cl.convexity_verdict(objective).kind in {"non-convex", "no-negative-curvature", "unresolved"}
+    assert objective.hessian("differences").shape == (31, 31)
+
+
+def test_half_precision_rounds_and_is_a_mean_over_rows() -> None:
+    assert cl.Objective(_model().bfloat16(), [_data(200)], nn.CrossEntropyLoss()).value() > 0
+
+
 # Parameters.
 
 
