@@ -45,6 +45,8 @@ _MOVES = (1e-7, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _CONFIRMED = 1e-4
 # A product is refused where it is further from a difference than this many times what differences are from one another.
 _CONTRAST = 4.0
+# Where a function rounds more finely than this, two steps tell what all would.
+_FINE = 1e-12
 # Rounding of a gradient, in ε of its length, that is allowed for, up to a relative error of a difference.
 _ROUNDING = 100.0
 _ROUNDED = 1e-3
@@ -149,6 +151,8 @@ def compare(derivative: Tensor, at: Callable[[float], Tensor], *, scale: float, 
         allowed = _CONFIRMED * length + min(_ROUNDING * eps * size / (move * scale), _ROUNDED * length)
         if mismatch <= allowed:
             return Comparison(mismatch / length if length else 0.0, 0.0, 2 * len(differences))
+        if eps < _FINE and len(differences) == 2:
+            break  # Both steps are far above rounding: only kinks keep them apart, and larger ones cross more.
     best, spread = nearest_pair(differences)
     longest = max(length, float(norm(differences[best])))
     mismatch = float(norm(differences[best] - derivative))
