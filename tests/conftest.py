@@ -21,6 +21,7 @@ from hypothesis import settings
 from matplotlib.figure import Figure
 
 import convexlab
+from convexlab.runs import Run
 
 torch.set_num_threads(1)
 # A test that takes long on a busy machine is none that fails.
@@ -32,6 +33,19 @@ SOURCE = Path(convexlab.__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="10,000 cases of each kind of damaged file, not 40")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of an objective of ours, with every file that a run can have; to be copied before it is changed."""
+    return convexlab.train_two_phase(
+        out=tmp_path_factory.mktemp("finished") / "run",
+        objective="friedman",
+        train_size=20,
+        epochs=6,
+        switch_epoch=2,
+        oracle_every=3,
+    )
 
 
 @pytest.fixture

@@ -33,22 +33,9 @@ def factory(**_):
 """
 
 
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of an objective of ours, with every file that a run can have."""
-    return cl.train_two_phase(
-        out=tmp_path_factory.mktemp("honest") / "run",
-        objective="friedman",
-        train_size=20,
-        epochs=6,
-        switch_epoch=2,
-        oracle_every=3,
-    )
-
-
 @pytest.fixture
-def run(honest: Run, tmp_path: Path) -> Run:
-    return Run(shutil.copytree(honest.path, tmp_path / "run"))
+def run(finished: Run, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(finished.path, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ __all__ = [
     "flatten",
     "gradient_of",
     "norm",
+    "scale_of",
     "select_parameters",
     "unflatten",
     "unit_columns",
@@ -37,6 +38,11 @@ def norm(u: Tensor) -> Tensor:
     """Return ‖u‖ of a flat vector, accumulated in float64, as a 0-dimensional tensor on its device."""
     length: Tensor = torch.linalg.vector_norm(u, dtype=accumulation_dtype(u.device))
     return length
+
+
+def scale_of(tensors: Iterable[Tensor]) -> float:
+    """Return the length of the vector that the tensors make, as a scale for steps; 1 where it is zero."""
+    return float(norm(flatten(tensor.detach() for tensor in tensors))) or 1.0
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from convexlab.errors import FailureError, MisuseError
-from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, select_parameters
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, select_parameters
 from convexlab.machine.precision import full_float32
 from convexlab.machine.random_state import (
     fixed_random_state,
@@ -44,6 +44,8 @@ __all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
+
+Result = TypeVar("Result")
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
@@ -159,8 +161,13 @@ class BatchedLoss:
         """Return the model's present tensors, on this device and in this dtype; storage may be shared with them."""
         named = self._model.named_parameters()
         with torch.inference_mode(False):
+            held = self._still_held()
+            leaves = [
+                held[name].detach() if name in held else self._cast(parameter)
+                for name, parameter in self._parameters.items()
+            ]
             return Point(
-                leaves=[self._leaf(name).requires_grad_(requires_grad) for name in self._parameters],
+                leaves=[leaf.requires_grad_(requires_grad) for leaf in leaves],
                 rest={name: self._cast(parameter) for name, parameter in named if name not in self._parameters},
                 buffers={name: self._cast(buffer) for name, buffer in self._model.named_buffers()},
             )
@@ -190,6 +197,19 @@ class BatchedLoss:
         other = self._copy()
         other.dtype = dtype
         return other
+
+    def precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
+        """Return what ``make`` gives in float64, or in this dtype where the loss does not allow that.
+
+        It does not where it holds tensors of its own dtype, or does not fit into memory at twice the size.
+        """
+        with torch.inference_mode(False):
+            try:
+                return make(accumulation_dtype(self.device))
+            except FailureError:
+                raise
+            except RuntimeError:
+                return make(self.dtype)
 
     def of_first_part(self) -> Self:
         """Return the same loss over the first micro-batch alone, with a cost of its own."""
@@ -227,8 +247,7 @@ class BatchedLoss:
         eps, scale = torch.finfo(self.dtype).eps, float(torch.maximum(value.abs(), again.abs()))
         difference = float((again - value).abs())
         change, length = float(norm(gradient_again - gradient)), float(norm(gradient))
-        parameters = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
-        allowed = _SAME_GRADIENT * eps * (length + scale / parameters)
+        allowed = _SAME_GRADIENT * eps * (length + scale / scale_of(point.leaves))
         if difference > _SAME_VALUE * eps * scale or change > allowed:
             raise FailureError(
                 f"the loss is not one function of the parameters: at the same point it was {float(value):.8g} and "
@@ -383,11 +402,6 @@ class BatchedLoss:
         state |= {name: self._move(buffer).clone() for name, buffer in point.buffers.items()}
         state |= dict(zip(self._parameters, point.leaves, strict=True))
         return {f"model.{name}": tensor for name, tensor in state.items()}
-
-    def _leaf(self, name: str) -> Tensor:
-        """Return the parameter on this device and in this dtype, unrounded where `_rounded_off` has it."""
-        held = self._still_held().get(name)
-        return self._cast(self._parameters[name]) if held is None else held.detach()
 
     def _still_held(self) -> dict[str, Tensor]:
         """Return what `_rounded_off` had of the parameters that nobody has changed since."""

@@ -8,13 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
+from convexlab.linalg.vectors import flatten, norm, scale_of, unflatten
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
 from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
-from convexlab.objective.noise import POINTS, noise_of
+from convexlab.objective.noise import NEARBY, POINTS, noise_of
 from convexlab.objective.soundness import differences_of, nearest_pair, random_unit
 
 __all__ = ["CentralDifferences", "GradientDifferences"]
@@ -79,20 +78,14 @@ class CentralDifferences(GradientDifferences):
     def __init__(self, loss: BatchedLoss, point: Point) -> None:
         """Find the step."""
         loss.require_one_function()
-        wide = accumulation_dtype(loss.device)
-        try:
-            self._begin(loss, point, wide)
-        except FailureError:
-            raise
-        except RuntimeError:  # The loss holds tensors of its own dtype.
-            self._begin(loss, point, loss.dtype)
+        loss.precisely(lambda dtype: self._begin(loss, point, dtype))
 
     def _begin(self, loss: BatchedLoss, point: Point, dtype: torch.dtype) -> None:
         SymmetricOperator.__init__(self, loss.size, dtype=dtype, device=loss.device)
         self._whole = loss
         self._loss = loss.in_dtype(dtype)
         self._point = replace(point, leaves=[leaf.detach().to(dtype, copy=True) for leaf in point.leaves])
-        length = float(norm(flatten(self._point.leaves))) or 1.0
+        length = scale_of(self._point.leaves)
         direction = flatten(random_unit(self._point.leaves, 0))
         self._eps = self._loss.coarsest_eps(self._point)
         differences = differences_of(lambda step: self._gradient_at(direction, step), length, self._eps)
@@ -113,7 +106,7 @@ class CentralDifferences(GradientDifferences):
 
     def _cause(self, direction: Tensor) -> str:
         """Tell kinks from rounding: noise measured nearby explains the gap between both sides, or does not."""
-        spacing = max(2.0**-22, self._eps) * float(norm(flatten(self._point.leaves)) or 1.0)
+        spacing = max(NEARBY, self._eps) * scale_of(self._point.leaves)
         # Beside the point itself: it may be a kink.
         nearby = torch.stack([self._gradient_at(direction, place * spacing) for place in range(1, POINTS + 1)])
         below, here, above = (self._gradient_at(direction, side * self.step) for side in (-1, 0, 1))

@@ -12,7 +12,12 @@ from torch import Tensor
 from convexlab.errors import FailureError
 from convexlab.objective.batches import leaves_of
 
-__all__ = ["differentiate", "saved_bytes"]
+__all__ = ["BY_DIFFERENCES", "differentiate", "saved_bytes"]
+
+BY_DIFFERENCES = (
+    "differences of gradients: objective.hessian(products='differences'), on the command line --products differences"
+)
+"""The way out where torch cannot differentiate twice, for errors."""
 
 # How torch says that an operation cannot be differentiated twice, with the name of the operation.
 _NO_SECOND_DERIVATIVE = (
@@ -74,8 +79,7 @@ def differentiate(
         if operation := _without_second_derivative(str(error)):
             raise FailureError(
                 f"{operation} has no second derivative in torch, so that there are no exact products of the Hessian. "
-                "Multiply by differences of gradients: objective.hessian(products='differences'), on the command line "
-                "--products differences; or write the operation in others that have one."
+                f"Multiply by {BY_DIFFERENCES}; or write the operation in others that have one."
             ) from error
         raise
     return [derivative.to_dense() if derivative.is_sparse else derivative for derivative in derivatives]

@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["POINTS", "coarsest_eps", "noise_of"]
+__all__ = ["NEARBY", "POINTS", "coarsest_eps", "noise_of"]
 
+NEARBY = 2.0**-22
+"""How far, relatively, parameters are moved to see rounding alone: far enough that float64 rounds even a quantity that
+lost nine digits to cancellation differently, and no further than float32 can resolve."""
 POINTS = 5
 """Values from which noise is measured."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, unflatten
+from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
 from convexlab.objective.differences import GradientDifferences
-from convexlab.objective.differentiation import differentiate
+from convexlab.objective.differentiation import BY_DIFFERENCES, differentiate
 from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
-from convexlab.objective.noise import POINTS, coarsest_eps, noise_of
+from convexlab.objective.noise import NEARBY, POINTS, coarsest_eps, noise_of
 from convexlab.objective.output_curvature import OutputCurvature
 from convexlab.objective.soundness import CHECKED_ROWS, ProductCheck, compare, compare_second_derivatives, random_unit
 from convexlab.objective.suspects import suspect_in
@@ -38,12 +38,6 @@ __all__ = [
     "ObjectiveOperator",
     "ResidualOperator",
 ]
-
-Result = TypeVar("Result")
-
-# How far, relatively, `ObjectiveOperator.recomputed` moves the parameters: far enough that float64 rounds even a
-# quantity that lost nine digits to cancellation differently, and no further than float32 can resolve.
-_MOVE = 2.0**-22
 
 
 class ObjectiveOperator(SymmetricOperator):
@@ -127,7 +121,7 @@ class ObjectiveOperator(SymmetricOperator):
         sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
         softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
         """
-        return self._precisely(lambda dtype: self._product_nearby(dtype, seed, v))
+        return self._loss.precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
     def prove(self) -> None:
         """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
@@ -139,7 +133,7 @@ class ObjectiveOperator(SymmetricOperator):
         """
         self._loss.require_one_function()
         if not self._proven:
-            self._precisely(self._prove_in)
+            self._loss.precisely(self._prove_in)
             self._proven = True
 
     def _prove_in(self, dtype: torch.dtype) -> None:
@@ -157,32 +151,19 @@ class ObjectiveOperator(SymmetricOperator):
                 where = suspect_in(loss.model, lambda: loss.first_part_again(point, batch))
                 raise FailureError(
                     f"products are not those of the second derivative of this loss: {check}. The error is in {where}. "
-                    "Write that in operations that torch differentiates twice, or multiply by differences of "
-                    "gradients: objective.hessian(products='differences'), on the command line --products differences."
+                    f"Write that in operations that torch differentiates twice, or multiply by {BY_DIFFERENCES}."
                 )
 
     def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
         """Return the check of this operator's products for one micro-batch."""
         raise NotImplementedError
 
-    def _precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
-        """Return the result in float64, or in the operator's dtype where the loss does not allow that."""
-        with torch.inference_mode(False):
-            try:
-                return make(accumulation_dtype(self.device))
-            except FailureError:
-                raise
-            except (
-                RuntimeError
-            ):  # The loss holds tensors of its own dtype, or does not fit into memory at twice the size.
-                return make(self.dtype)
-
     def _product_nearby(self, dtype: torch.dtype, seed: int, v: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         leaves = []
         for leaf in self._leaves:
             signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf) * 2 - 1
-            leaves.append((leaf.detach().to(dtype) * (1 + _MOVE * signs)).requires_grad_())
+            leaves.append((leaf.detach().to(dtype) * (1 + NEARBY * signs)).requires_grad_())
         other = self._at(replace(self._point, leaves=leaves), self._loss.in_dtype(dtype))
         product = other.matvec(v)
         self._loss.spend(other.cost)
@@ -262,19 +243,19 @@ class HessianOperator(ObjectiveOperator):
         where the loss allows that; σ, the rounding of the loss, is measured (`noise`), at least ε L. None where three
         standard deviations of that rounding are more than a quarter of the result. It costs seven values, 2⅓ gradients.
         """
-        return self._precisely(lambda dtype: self._second_difference(dtype, v))
+        return self._loss.precisely(lambda dtype: self._second_difference(dtype, v))
 
     def _second_difference(self, dtype: torch.dtype, v: Tensor) -> float | None:
         loss = self._loss.in_dtype(dtype)
         leaves = [leaf.detach().to(dtype) for leaf in self._leaves]
         directions = unflatten(v.to(dtype), leaves)
-        length = float(norm(flatten(leaves))) or 1.0
+        length = scale_of(leaves)
 
         def value(step: float) -> Tensor:
             moved = [leaf + step * direction for leaf, direction in zip(leaves, directions, strict=True)]
             return loss.value_at(replace(self._point, leaves=moved))
 
-        spacing = max(_MOVE, loss.coarsest_eps(self._point)) * length
+        spacing = max(NEARBY, loss.coarsest_eps(self._point)) * length
         nearby = torch.stack([value(spacing * place) for place in range(POINTS)])
         scale = float(nearby.abs().max())
         noise = max(noise_of(nearby), torch.finfo(dtype).eps * scale)
@@ -333,10 +314,9 @@ class GaussNewtonOperator(ObjectiveOperator):
             moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
             return self._output(loss, replace(point, leaves=moved), batch).detach().reshape(-1)
 
-        scale = float(norm(flatten(leaf.detach() for leaf in point.leaves))) or 1.0
         size = float(norm(output.detach().reshape(-1)))
         eps = coarsest_eps(lambda: self._output(loss, point, batch))
-        comparison = compare(along.detach().reshape(-1), output_at, scale=scale, size=size, eps=eps)
+        comparison = compare(along.detach().reshape(-1), output_at, scale=scale_of(point.leaves), size=size, eps=eps)
         return ProductCheck(comparison, asymmetry=0.0)
 
 

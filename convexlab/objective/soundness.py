@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from convexlab.linalg.vectors import dot, flatten, norm, unflatten
+from convexlab.linalg.vectors import dot, flatten, norm, scale_of, unflatten
 from convexlab.objective.differentiation import differentiate
 from convexlab.objective.noise import coarsest_eps
 
@@ -123,10 +123,10 @@ def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves:
             return flatten(differentiate([scalar(moved)], moved)).detach()
 
         eps = coarsest_eps(lambda: scalar(leaves))
-        comparison = compare(along_u, gradient_at, scale=_length(leaves), size=float(norm(slope)), eps=eps)
+        comparison = compare(along_u, gradient_at, scale=scale_of(leaves), size=float(norm(slope)), eps=eps)
     difference = float((dot(flatten(u), along_v) - dot(flatten(v), along_u)).abs())
     length = max(float(norm(along_u)), float(norm(along_v)))
-    floor = _ROUNDING * eps * float(norm(slope)) / _length(leaves)
+    floor = _ROUNDING * eps * float(norm(slope)) / scale_of(leaves)
     asymmetry = max(0.0, difference - floor) * math.sqrt(len(slope)) / length if length > 0 else 0.0
     return ProductCheck(comparison, asymmetry)
 
@@ -180,7 +180,3 @@ def _differences(at: Callable[[float], Tensor], scale: float, eps: float) -> Ite
         if move >= eps:
             step = move * scale
             yield move, (at(step) - at(-step)) / (2 * step)
-
-
-def _length(leaves: list[Tensor]) -> float:
-    return float(norm(flatten(leaf.detach() for leaf in leaves))) or 1.0

@@ -81,8 +81,8 @@ class ProbeOptions:
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
             raise MisuseError(
                 f"{self.density_probes:,} density probes of {self.density_steps:,} steps, and max_steps "
-                f"{self.max_steps}, would take {products + (self.max_steps or 0):,} products with the Hessian, each of "
-                f"them twice an epoch, at every checkpoint: expected at most {_MOST_PRODUCTS:,}. Ask for fewer."
+                f"{self.max_steps}, would take {products + (self.max_steps or 0):,} products with the Hessian, each at "
+                f"the cost of two epochs, at every checkpoint: expected at most {_MOST_PRODUCTS:,}. Ask for fewer."
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from convexlab.machine.random_state import loader_generators, restore_all, seed_all
 from convexlab.objective.batches import mapped
 
 __all__ = ["LoaderBatches", "MiniBatches", "RandomRows"]
@@ -57,14 +58,12 @@ class LoaderBatches:
     def epoch(self, order: torch.Generator) -> Iterator[tuple[float, Any]]:
         """See `MiniBatches`; without a length, no share of the epoch is known."""
         length = len(self._data) if isinstance(self._data, Sized) else None
-        own: Any = getattr(self._data, "generator", None)
-        state = own.get_state() if isinstance(own, torch.Generator) else None
+        generators = loader_generators(self._data)
+        states = [generator.get_state() for generator in generators]
         seed = int(torch.randint(2**63 - 1, (), generator=order))
         try:
-            if state is not None:
-                own.manual_seed(seed)
+            seed_all(generators, seed)
             for step, batch in enumerate(self._data):
                 yield (step / length if length else 0.0), batch
         finally:
-            if state is not None:
-                own.set_state(state)
+            restore_all(generators, states)

@@ -7,20 +7,6 @@ import pytest
 
 import convexlab as cl
 from convexlab.progress import Progress
-from convexlab.runs import Run
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with every file that a run can have."""
-    return cl.train_two_phase(
-        out=tmp_path_factory.mktemp("finished") / "run",
-        objective="friedman",
-        train_size=20,
-        epochs=6,
-        switch_epoch=2,
-        oracle_every=3,
-    )
 
 
 @pytest.fixture(scope="session")
