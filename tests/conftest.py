@@ -70,6 +70,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """A network of a test has the same weights each time, alone, in the suite and on any machine."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the time of a tiny run is the disk's; no power fails here."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
