@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +35,14 @@ from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import DEFAULT_DATASET, DEFAULT_DTYPE, DEFAULT_LOSS, DEFAULT_MODEL
+from convexlab.wording.lines import Lines
 from convexlab.wording.terminal import printable
 
 __all__ = ["main"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_HALF_A_MINUTE = 30.0
 
 _interrupts: ContextVar[Interrupts] = ContextVar("interrupts")
 
@@ -393,21 +397,41 @@ def _interruptible(remedy: str) -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """Show progress with the remaining time on stderr, if that is a terminal, and stop after a step where asked to."""
-    with _interrupts.get().gentle() as check, _bars() as show:
+    """Show progress on stderr, as bars or lines, and stop after a step where asked to."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    with _interrupts.get().gentle() as check, _bars() if terminal else _lines() as show:
 
         def listener(step: Progress) -> None:
             show(step)
-            check()
+            if not step.within:
+                check()
 
         yield listener
 
 
 @contextmanager
-def _bars() -> Iterator[Listener]:
-    if sys.stderr is None or not sys.stderr.isatty():
+def _lines() -> Iterator[Listener]:
+    """Say a line every half minute where there is no terminal, whatever the work is at, and landmarks at once."""
+    if sys.stderr is None:
         yield silent
         return
+    lines, over = Lines(lambda line: _say(line, err=True)), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_HALF_A_MINUTE):
+            lines.tell()
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars

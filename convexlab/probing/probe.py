@@ -32,6 +32,7 @@ from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, check_free, files_of, names_of, places_of, target_of, times_of
 from convexlab.probing.point import ProbeOptions, probe_point
+from convexlab.probing.teller import Teller
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
@@ -177,7 +178,8 @@ def probe(
         plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
         for done, item in enumerate(plan.missing):
             progress(Progress("probe", done, len(plan.missing), item.name))
-            plan.rows.write(_measure(item, plan.losses[item.setting], options, target))
+            teller = Teller(progress, item.name, done, len(plan.missing))
+            plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
         progress(Progress("probe", len(plan.missing), len(plan.missing)))
@@ -367,14 +369,15 @@ def _path(headers: _Headers, names: Mapping[Path, str], setting: Mapping[Path, S
     )
 
 
-def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
+def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run, teller: Teller) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     weights = _load(loss.objective, item.header)
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
     place = item.header.path.name if item.epoch is None else item.epoch
     metric = _metric(item.header.path, loss.objective)
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {place}".encode())), metric)
+    seed = zlib.crc32(f"{options.seed} {place}".encode())
+    row, verdict = probe_point(loss, replace(options, seed=seed), metric, teller)
     return replace(
         row,
         checkpoint=item.name,

@@ -146,7 +146,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
         begun = getattr(config, name)
         if begun != value:
             settings = f"{name}={begun!r}, not {value!r}"
-            if config.objective is not None and name in _NAMES:
+            if config.objective is not None and name in _NAMES and name != "objective":
                 settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
                 f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."

@@ -237,7 +237,8 @@ def test_an_error_of_ours_is_not_blamed_on_the_reader(code: Path) -> None:
     assert failure_in(raised.value) == ""
 
 
-def test_train_resume_probe_and_report(code: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_train_probe_and_report(code: Path) -> None:
     named = ("--model", "MINE:net", "--data", "MINE:pairs", "--loss", "MINE:of_batch")
     done = call(
         code, "train", "two-phase", *named, "--epochs", "4", "--switch-epoch", "2", "--no-baseline", "--out", "r"
