@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from scipy.optimize import brentq
+
 # Not scipy.stats, which takes a second to import.
 from scipy.special import betainc, betaincc, stdtrit
 from torch import Tensor
