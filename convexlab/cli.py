@@ -22,7 +22,7 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
+from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError
 from convexlab.importing import is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
@@ -218,13 +218,21 @@ def two_phase(
         out = default_directory(TwoPhaseConfig.of(options))
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+    diverged: FailureError | None = None
     with _interruptible(remedy), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        try:
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        except FailureError as error:
+            if out is None or Run(out).summary is None:
+                raise
+            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
         _say(line, err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
+    if diverged is not None:
+        raise diverged
 
 
 @main.command()
@@ -294,6 +302,11 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
+    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+        raise FailureError(
+            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
+            "report say why."
+        )
 
 
 @main.command()
