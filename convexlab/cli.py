@@ -22,7 +22,7 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError
+from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
@@ -109,7 +109,7 @@ def _open_standard_files() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
     """Say what was put up with in a line of its own; other libraries' warnings as they are."""
-    if issubclass(category, DamageWarning):
+    if issubclass(category, DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
         click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
@@ -192,6 +192,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
     help=f"To train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
 )
 @_device
+@click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust

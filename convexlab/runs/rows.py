@@ -470,7 +470,7 @@ _WHOLES = ("epochs", "switch_epoch", "batch_size", "train_size", "seed", "seeds"
 CONFIG = Schema(
     dict.fromkeys(_TEXTS, text)
     | dict.fromkeys((*_WHOLES, "oracle_every"), whole())
-    | {"lr": number(0), "no_baseline": flag, "made_by": object_of()}
+    | {"lr": number(0), "no_baseline": flag, "force": flag, "made_by": object_of()}
 )
 """Of `config.json`."""
 METRICS = Schema(

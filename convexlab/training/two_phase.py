@@ -72,8 +72,8 @@ def train_two_phase(
 
     Raises:
         MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so,
-            in any of the seeds: then the run is finished all the same, with its best weights and a summary that says so.
+        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so
+            in any of the seeds: then the run is finished all the same, and its summary says so.
     """
     path = _place(out, resume, options)
     with held_alone(path):

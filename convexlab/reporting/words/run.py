@@ -93,8 +93,8 @@ def has_switched(facts: RunFacts) -> bool:
 def _divergences(facts: RunFacts) -> list[str]:
     """Return which training runs diverged, and what stands for them."""
     return [
-        f"{algorithm_name(run, facts)} diverged: in epoch {count(outcome.diverged)} its loss or gradient became infinite "
-        f"or NaN. Its best weights, of epoch {count(outcome.epoch)}, stand for it."
+        f"{algorithm_name(run, facts)} diverged: in epoch {count(outcome.diverged)} its loss or gradient became "
+        f"infinite or NaN. Its best weights, of epoch {count(outcome.epoch)}, stand for it."
         for run, outcome in reversed(facts.outcomes.items())
         if outcome.diverged is not None
     ]
