@@ -22,7 +22,7 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
+from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
@@ -109,7 +109,7 @@ def _open_standard_files() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
     """Say what was put up with in a line of its own; other libraries' warnings as they are."""
-    if issubclass(category, DamageWarning):
+    if issubclass(category, DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
         click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
@@ -192,6 +192,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
     help=f"To train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
 )
 @_device
+@click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
@@ -218,13 +219,21 @@ def two_phase(
         out = default_directory(TwoPhaseConfig.of(options))
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+    diverged: FailureError | None = None
     with _interruptible(remedy), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        try:
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        except FailureError as error:
+            if out is None or Run(out).summary is None:
+                raise
+            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
         _say(line, err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
+    if diverged is not None:
+        raise diverged
 
 
 @main.command()
@@ -294,6 +303,11 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
+    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+        raise FailureError(
+            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
+            "report say why."
+        )
 
 
 @main.command()

@@ -61,6 +61,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._room: int | None = None if keep_graphs else 0
         self._kept: list[Any] = []
         self._complete = False
+        self._kept_rows: int | None = None
         self._graph_bytes: int | None = None
         self._proven = False
 
@@ -75,6 +76,12 @@ class ObjectiveOperator(SymmetricOperator):
         The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
+            self._loss.in_memory(self._build_first, Cost(), self._release)
+        assert self._graph_bytes is not None
+        return self._graph_bytes
+
+    def _build_first(self) -> None:
+        if self._graph_bytes is None:
             with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
                 batch, weight = next(self._loss.parts())
                 linearised = self._linearise(batch)
@@ -84,7 +91,12 @@ class ObjectiveOperator(SymmetricOperator):
                 self._room = (room or 0) // self._graph_bytes
             if self._room > 0:
                 self._keep(linearised, weight)
-        return self._graph_bytes
+
+    def _release(self) -> bool:
+        """Drop the graphs that are kept, keep none any more, and return whether there were any."""
+        there = bool(self._kept)
+        self._room, self._kept, self._complete = 0, [], False
+        return there
 
     def graphs_to_come(self) -> int:
         """Return at most how many bytes of graphs are still to be built and kept."""
@@ -185,7 +197,12 @@ class ObjectiveOperator(SymmetricOperator):
         return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
     def _multiply(self, v: Tensor) -> Tensor:
+        return self._loss.in_memory(lambda: self._multiplied(v), self._unit * v.shape[1], self._release)
+
+    def _multiplied(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
+        if self._kept and not self._complete and self._kept_rows != self._loss.rows_at_a_time:
+            self._release()  # Another evaluation has cut the batches into smaller parts since.
         if self._room is None:
             self.graph_bytes()
         weights = 0.0
@@ -217,6 +234,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _keep(self, linearised: Any, weight: float) -> None:
         self._kept.append((linearised, weight))
+        self._kept_rows = self._loss.rows_at_a_time
         if self.device.type == "cpu":
             release_freed_memory()
 

@@ -315,7 +315,7 @@ def _decide(
 
 def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
     """Return whether a checkpoint's row is not measured again."""
-    if keep == "nothing" or row is None:
+    if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
     if row.key is None:  # Of an earlier version: nobody can compare it.
         return keep == "these weights"

@@ -75,10 +75,15 @@ class TwoPhaseConfig:
     dtype: str | None = None
     """None is float32, or what an objective's factory chose."""
     device: str = "auto"
+    force: bool = False
+    """Take more epochs and seeds than end within a year."""
 
     def __post_init__(self) -> None:
-        _within("epochs", self.epochs, 1, _MOST_EPOCHS)
-        _within("seeds", self.seeds, 1, _MOST_SEEDS)
+        for name in ("no_baseline", "force"):
+            if not isinstance(getattr(self, name), bool):
+                raise MisuseError(f"expected {name} to be True or False, got {getattr(self, name)!r}.")
+        _within("epochs", self.epochs, 1, _LARGEST_WHOLE if self.force else _MOST_EPOCHS)
+        _within("seeds", self.seeds, 1, _LARGEST_WHOLE if self.force else _MOST_SEEDS)
         for name in ("batch_size", "switch_epoch", "train_size", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 1)
@@ -198,4 +203,5 @@ def _within(name: str, value: object, least: int, most: int = _LARGEST_WHOLE) ->
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise MisuseError(f"expected {name} to be a whole number from {least}, got {value!r}.")
     if value > most:
-        raise MisuseError(f"expected {name} to be at most {most:,}, got {value:,}: that would never end.")
+        way_out = "" if most == _LARGEST_WHOLE else " Pass --force if it is to be tried all the same."
+        raise MisuseError(f"expected {name} to be at most {most:,}, got {value:,}: that would never end.{way_out}")
