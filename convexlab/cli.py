@@ -23,7 +23,7 @@ from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
 from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
-from convexlab.importing import is_spec
+from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
 from convexlab.objective import PRODUCTS
@@ -78,17 +78,25 @@ def _handles_errors(command: Command) -> Command:
             except OSError as error:
                 message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
                 raise click.ClickException(printable(message)) from error
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise click.ClickException(f"out of memory. {_SMALLER}") from error
             except KeyboardInterrupt:
                 click.echo("\ninterrupted", err=True)
                 raise SystemExit(INTERRUPTED) from None
+            except Exception as error:
+                if message := _about_reader(error):
+                    raise click.ClickException(message) from error
+                raise
             finally:
                 _interrupts.reset(token)
 
     return handled  # type: ignore[return-value]
+
+
+def _about_reader(error: Exception) -> str:
+    """Return a message about an error of the reader's machine or code; "" if it is of ours."""
+    if is_out_of_memory(error):
+        return f"out of memory. {_SMALLER}"
+    failure = failure_in(error)
+    return printable(f"your code failed: {failure}.") if failure else ""
 
 
 _SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (--batch-size), or a smaller model."
@@ -129,16 +137,33 @@ _trust = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 
 
+_data = click.option(
+    "--data",
+    help="Batches of your own, instead of --dataset: package.module:loader or file.py:loader. The loader returns a "
+    "list, a DataLoader or what else gives batches again and again; it may take train_size, batch_size, seed and "
+    "device.",
+)
+_LOSS = (
+    "mse, cross-entropy, package.module:function or file.py:function. A function whose first argument is called model, "
+    "net, network or module is called with (model, batch), any other of two arguments with (output, target); one that "
+    "needs none makes the loss."
+)
+
+
 @train.command("two-phase")
 @click.option(
     "--objective",
-    help="Any loss with its model, instead of --model, --dataset and --loss: a name (see `convexlab objectives`), "
+    help="Any loss with its model, instead of --model, --data and --loss: a name (see `convexlab objectives`), "
     "package.module:factory or file.py:factory. The factory returns a convexlab.Objective, whose batches are Adam's "
     "mini-batches, or a convexlab.Problem; it may take seed, train_size, batch_size and device.",
 )
-@click.option("--model", help=f"Name (see `convexlab models`) or package.module:factory.  [default: {DEFAULT_MODEL}]")
+@click.option(
+    "--model",
+    help=f"Name (see `convexlab models`), package.module:factory or file.py:factory.  [default: {DEFAULT_MODEL}]",
+)
 @click.option("--dataset", help=f"Name (see `convexlab datasets`), npz:FILE, ...  [default: {DEFAULT_DATASET}]")
-@click.option("--loss", help=f"mse, cross-entropy, or package.module:factory.  [default: {DEFAULT_LOSS}]")
+@_data
+@click.option("--loss", help=f"{_LOSS}  [default: {DEFAULT_LOSS}]")
 @click.option(
     "--epochs",
     type=int,
@@ -217,7 +242,7 @@ def two_phase(
             click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
     elif out is None:
         out = default_directory(TwoPhaseConfig.of(options))
-    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
+    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
     diverged: FailureError | None = None
     with _interruptible(remedy), _progress() as listener:
@@ -240,10 +265,11 @@ def two_phase(
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]")
 @click.option("--dataset", help="Name, npz:FILE, ...  [default: what the checkpoint says]")
-@click.option("--loss", help="mse, cross-entropy or package.module:factory.  [default: what the checkpoint says]")
+@_data
+@click.option("--loss", help=f"{_LOSS}  [default: what the checkpoint says]")
 @click.option(
     "--objective",
-    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --dataset and "
+    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --data and "
     "--loss: a name (see `convexlab objectives`), package.module:factory or file.py:factory. The factory returns a "
     "convexlab.Objective; it may take seed, train_size and device.  [default: what the checkpoint says]",
 )
@@ -288,9 +314,12 @@ def two_phase(
 def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
-    Checkpoints of images and labels need --model, --dataset and --loss, those of any other loss --objective, unless
-    they say so themselves.
-    """
+    Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
+    --objective, for any other loss with its model. Those of a run of ours say so themselves.
+
+    \b
+    convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
+    """  # noqa: D301 - click reads the backspace
     from convexlab.reporting import write_report
     from convexlab.reporting.words.run import judgement, place
 

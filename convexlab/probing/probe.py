@@ -69,6 +69,7 @@ def probe(
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
+    data: str | None = None,
     objective: str | Factory | Problem | Objective | None = None,
     train_size: int | None = None,
     probe_size: int | None = None,
@@ -104,6 +105,8 @@ def probe(
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
+        data: what returns batches of any kind, in place of a data set, as for
+            `convexlab.problems.loaders.build_from_batches`; see ``model``.
         objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
             `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
@@ -156,6 +159,7 @@ def probe(
         "model": model,
         "dataset": dataset,
         "loss": loss,
+        "data": data,
         "objective": objective,
         "train_size": train_size,
         "probe_size": probe_size,

@@ -13,7 +13,7 @@ from convexlab.machine.environment import resolve_dtype
 from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting
 from convexlab.problems.objectives import Factory
-from convexlab.problems.setting import refuse_beside_objective
+from convexlab.problems.setting import refuse_beside_data, refuse_beside_objective
 from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
 __all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FROM_PYTHON", "TwoPhaseConfig"]
@@ -46,6 +46,9 @@ class TwoPhaseConfig:
     """None is `DEFAULT_MODEL`, unless there is an objective, which comes with its model; likewise for the next two."""
     dataset: str | None = None
     loss: str | None = None
+    data: str | None = None
+    """What returns batches, in place of a data set, as for `convexlab.problems.loaders.build_from_batches`; None is the
+    data set."""
     epochs: int = 30
     """Budget in epoch equivalents, for the two-phase run and each baseline."""
     detector: str = DEFAULT_DETECTOR
@@ -111,14 +114,17 @@ class TwoPhaseConfig:
         resolve_dtype(self.dtype or DEFAULT_DTYPE)
 
     def _settle_names(self) -> None:
-        """Fill in the defaults of images, or refuse what has no meaning beside an objective."""
+        """Fill in the defaults of images, or refuse what has no meaning beside an objective or data."""
         defaults = {"model": DEFAULT_MODEL, "dataset": DEFAULT_DATASET, "loss": DEFAULT_LOSS, "dtype": DEFAULT_DTYPE}
+        if self.objective is None and self.data is not None:
+            self._settle_data()
+            return
         if self.objective is None:
             for name, default in defaults.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, default)
             return
-        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss")})
+        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss", "data")})
         if not isinstance(self.objective, Problem | Objective):
             return
         for name in ("train_size", "batch_size"):
@@ -133,6 +139,12 @@ class TwoPhaseConfig:
                 "that takes seed."
             )
 
+    def _settle_data(self) -> None:
+        refuse_beside_data({"data": self.data, "dataset": self.dataset})
+        for name in ("model", "loss"):
+            if getattr(self, name) is None:
+                raise MisuseError(f"data {self.data!r} are of any kind: name the {name} for them too, by --{name}.")
+
     @property
     def setting(self) -> Setting:
         """What is trained."""
@@ -146,6 +158,7 @@ class TwoPhaseConfig:
             self.seed,
             self.dtype,
             self.batch_size,
+            self.data,
         )
 
     def _check_oracle(self, every: int) -> None:
@@ -192,7 +205,7 @@ class TwoPhaseConfig:
 
 def _check_names(config: TwoPhaseConfig) -> None:
     """Refuse what is no name before it is looked up."""
-    for name in ("model", "dataset", "loss", "detector", "phase_two", "dtype", "device"):
+    for name in ("model", "dataset", "loss", "data", "detector", "phase_two", "dtype", "device"):
         value = getattr(config, name)
         optional = name not in ("detector", "phase_two", "device")
         if not isinstance(value, str) and not (optional and value is None):

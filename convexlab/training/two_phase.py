@@ -42,7 +42,7 @@ _VALIDATIONS = 20
 # Fields of an outcome that are no validation's.
 _NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown", "diverged"})
 # Settings that may name code or files.
-_NAMES = ("objective", "model", "dataset", "loss")
+_NAMES = ("objective", "model", "dataset", "loss", "data")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
@@ -160,7 +160,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
         begun = getattr(config, name)
         if begun != value:
             settings = f"{name}={begun!r}, not {value!r}"
-            if config.objective is not None and name in ("model", "dataset", "loss"):
+            if config.objective is not None and name in _NAMES:
                 settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
                 f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
@@ -207,6 +207,7 @@ def _train(
             model=config.model,
             dataset=config.dataset,
             loss=config.loss,
+            data=config.data,
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
