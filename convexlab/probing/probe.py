@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from convexlab.checkpoints import (
     Checkpoint,
@@ -36,6 +36,7 @@ from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
@@ -61,6 +62,18 @@ class Probe:
     def checkpoints(self) -> list[ProbedCheckpoint]:
         """The same with attributes."""
         return [ProbedCheckpoint.from_row(row) for row in self.rows]
+
+    def to_frame(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``; densities and slices, which are lists, are left out.
+
+        Raises:
+            MisuseError: pandas is not installed.
+        """
+        return to_frame(self.rows)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the same as CSV, which needs no other package, and return the path."""
+        return write_csv(self.rows, path)
 
 
 def probe(
