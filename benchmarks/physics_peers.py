@@ -5,12 +5,13 @@ results/physics_peers.jsonl; those that are there are not made again.
 
 From one switch point, after full-batch Adam at the rate 1e-3, every method goes on until it has spent as many
 evaluations, and as many processor seconds, as ``auto`` took for its budget. The lowest loss within either limit counts.
-An evaluation is a value with its gradient; a Hessian product counts two. A Jacobian of the residuals counts one, in its
-favour: only its seconds are told honestly. Peers that stop by themselves begin again from where they stand.
+An evaluation is a value with its gradient; a Hessian product counts two. Levenberg-Marquardt is run for the seconds alone:
+its Jacobians are no evaluations. L-BFGS of torch begins again where it stops by itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
@@ -124,8 +125,8 @@ class Meter:
         self.problem = problem
         self.spent = 0.0
         self.seconds = 0.0
-        self.curve: list[tuple[float, float, float]] = []
-        """(evaluations, seconds, lowest loss), where that has fallen."""
+        self.curve: list[tuple[float, float, float]] = [(0.0, 0.0, problem.loss().item())]
+        """(evaluations, seconds, lowest loss), where that has fallen; first where everyone begins."""
         self._limits = evaluations, seconds
         self._begin = time.process_time()
 
@@ -143,7 +144,7 @@ class Meter:
     def record(self, loss: float) -> None:
         """Take in a loss that was evaluated."""
         self.seconds = time.process_time() - self._begin
-        if math.isfinite(loss) and (not self.curve or loss < self.curve[-1][2]):
+        if loss < self.curve[-1][2]:
             self.curve.append((self.spent, self.seconds, loss))
 
     def closure(self, *, backward: bool = True) -> Tensor:
@@ -154,7 +155,7 @@ class Meter:
         loss = self.problem.loss()
         if backward:
             loss.backward()
-        self.record(float(loss))
+        self.record(loss.item())
         return loss.detach()
 
     def best(self, evaluations: float = math.inf, seconds: float = math.inf) -> float:
@@ -175,7 +176,7 @@ def _ours(make: Callable[[torch.optim.Adam], torch.optim.Optimizer], meter: Mete
 
 def _torch_lbfgs(history: int, meter: Meter, adam: torch.optim.Adam) -> None:
     while True:
-        before = meter.curve[-1][2] if meter.curve else math.inf
+        before = meter.curve[-1][2]
         optimizer = torch.optim.LBFGS(
             meter.problem.parameters,
             max_iter=10**9,
@@ -198,9 +199,9 @@ def _adam_on(meter: Meter, adam: torch.optim.Adam) -> None:
 
 def _soap(decayed: bool, steps: int, meter: Meter, adam: torch.optim.Adam) -> None:
     """Defaults but for weight decay; decayed as a half cosine over the evaluations."""
-    from pytorch_optimizer import SOAP
+    import pytorch_optimizer
 
-    optimizer = SOAP(meter.problem.parameters, weight_decay=0.0)
+    optimizer = pytorch_optimizer.SOAP(meter.problem.parameters, weight_decay=0.0)
     rate = optimizer.param_groups[0]["lr"]
     while True:
         if decayed:
@@ -274,7 +275,7 @@ def _levenberg_marquardt(meter: Meter, adam: torch.optim.Adam) -> None:
             continue
         torch._foreach_copy_(problem.parameters, unflatten(theta + d, problem.parameters))
         meter.pay(1 / 3)
-        now = float(problem.loss())
+        now = problem.loss().item()
         meter.record(now)
         model_fall = loss - (r + j @ d).square().sum().item()
         ratio = (loss - now) / model_fall if model_fall > 0.0 else -1.0
@@ -313,7 +314,7 @@ def _newton_cg(damping: float, meter: Meter, adam: torch.optim.Adam) -> None:
         with torch.enable_grad():
             start = problem.loss()
             graph = torch.autograd.grad(start, problem.parameters, create_graph=True)
-        gradient, loss = flatten(part.detach() for part in graph), float(start)
+        gradient, loss = flatten(part.detach() for part in graph), start.item()
         meter.record(loss)
 
         def product(v: Tensor, graph: Any = graph) -> Tensor:
@@ -330,7 +331,7 @@ def _newton_cg(damping: float, meter: Meter, adam: torch.optim.Adam) -> None:
         while size > 1e-12:
             torch._foreach_copy_(problem.parameters, unflatten(theta + size * d, problem.parameters))
             meter.pay(1 / 3)
-            now = float(problem.loss())
+            now = problem.loss().item()
             meter.record(now)
             if now <= loss + 0.1 * size * slope:
                 break
@@ -407,6 +408,7 @@ _BETTER = {
     "SOAP": ("SOAP", "SOAP, cosine"),
     "NysNewton-CG": ("NysNewton-CG, 1e-2", "NysNewton-CG, 1e-4"),
 }
+_BY_SECONDS = ("Levenberg-Marquardt",)
 _KEY = ("problem", "dtype", "seed", "steps", "evaluations")
 
 
@@ -428,6 +430,7 @@ def run_command(
 ) -> None:
     """Make the runs that are not yet in the file."""
     torch.set_num_threads(1)
+    importlib.import_module("pytorch_optimizer")  # Not within what is timed.
     wanted = ["auto", *(name for name in matching(_methods(evaluations), methods) if name != "auto")]
     for seed in map(int, seeds.split(",")):
         for name in matching(PROBLEMS, problems):
@@ -454,7 +457,7 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
             torch._foreach_copy_(problem.parameters, unflatten(weights, problem.parameters))
         again = torch.optim.Adam(problem.parameters, lr=_RATE)
         again.load_state_dict(moments)
-        meter = Meter(problem, setting["evaluations"], seconds)
+        meter = Meter(problem, 0 if name in _BY_SECONDS else setting["evaluations"], seconds)
         try:
             _methods(setting["evaluations"])[name](meter, again)
         except _SpentError:
@@ -466,14 +469,15 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
             "method": name,
             "parameters": weights.numel(),
             "seconds": meter.seconds,
-            "at_evaluations": meter.best(evaluations=setting["evaluations"]),
+            "at_evaluations": None if name in _BY_SECONDS else meter.best(evaluations=setting["evaluations"]),
             "at_seconds": meter.best(seconds=seconds),
             "evaluations_in_seconds": max(cost for cost, second, _ in meter.curve if second <= seconds),
             "torch": torch.__version__,
         }
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        click.echo(f"{list(setting.values())} {name}: {line['at_evaluations']:.2e}, {line['at_seconds']:.2e}")
+        losses = [f"{line[column]:.2e}" for column in ("at_evaluations", "at_seconds") if line[column] is not None]
+        click.echo(f"{list(setting.values())} {name}: {', '.join(losses)}")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -509,10 +513,13 @@ def _table(lines: Sequence[Mapping[str, Any]], column: str, floor: float) -> str
     """Return medians over seeds, and geometric means of the ratio of auto to each method over problems and seeds."""
     losses: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for line in lines:
+        if line[column] is None:
+            continue
         losses[line["method"]][line["problem"], line["seed"]] = max(floor, line[column])
     for name, parts in _BETTER.items():
         both = [losses.pop(part) for part in parts if part in losses]
-        losses[name] = {run: min(part[run] for part in both if run in part) for run in set().union(*both)}
+        if both:
+            losses[name] = {run: min(part[run] for part in both if run in part) for run in set().union(*both)}
     problems = [name for name in PROBLEMS if any(run[0] == name for run in losses["auto"])]
     rows = [["", *problems, "auto over it, geometric mean"], ["---"] * (len(problems) + 2)]
     for name, runs in losses.items():
