@@ -37,9 +37,8 @@ Function = Callable[[Any], Any]
 # to 3e-15, 60 and 200 to 1e-9.
 _NODES = 100
 
-# Allen and Cahn's solution: modes in x, times it is kept at, tolerance of the integration. With half as many modes and
-# times it is the same to 6e-5.
-_MODES, _TIMES, _TOLERANCE = 2048, 401, 1e-9
+# Allen and Cahn's solution: modes in x, times it is kept at, steps between two of them.
+_MODES, _TIMES, _STEPS = 2048, 401, 10
 
 
 class Points(NamedTuple):
@@ -295,19 +294,28 @@ def allen_cahn(diffusion: float = 1e-4) -> DifferentialEquation:
 
 @lru_cache(maxsize=4)
 def _allen_cahn_spline(diffusion: float) -> Any:
-    """Return u as a cubic spline of x and t."""
-    from scipy.integrate import solve_ivp
+    """Return u as a cubic spline of x and t.
+
+    Strang's splitting of the reaction, whose flow is known, and of the diffusion, a factor for every Fourier mode. With
+    half as many modes and times it is the same to 2e-4 in the kink at the ends, to 2e-5 elsewhere.
+    """
     from scipy.interpolate import RectBivariateSpline
 
-    x = np.linspace(-1.0, 1.0, _MODES, endpoint=False)
-    curvature = (np.pi * np.arange(_MODES // 2 + 1)) ** 2
-    times = np.linspace(0.0, 1.0, _TIMES)
+    x, times = np.linspace(-1.0, 1.0, _MODES, endpoint=False), np.linspace(0.0, 1.0, _TIMES)
+    step = 1.0 / ((_TIMES - 1) * _STEPS)
+    spread = np.exp(-diffusion * step * (np.pi * np.arange(_MODES // 2 + 1)) ** 2)
 
-    def change(_: float, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 5 * (u - u**3) - diffusion * np.fft.irfft(curvature * np.fft.rfft(u), _MODES)
+    def react(u: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+        return u / np.sqrt(u**2 + (1.0 - u**2) * np.exp(-10.0 * time))
 
-    path = solve_ivp(change, (0.0, 1.0), x**2 * np.cos(np.pi * x), t_eval=times, rtol=_TOLERANCE, atol=_TOLERANCE)
-    return RectBivariateSpline(np.append(x, 1.0), times, np.vstack([path.y, path.y[:1]]))
+    path = [x**2 * np.cos(np.pi * x)]
+    for _ in times[1:]:
+        u = react(path[-1], 0.5 * step)
+        for _ in range(_STEPS):
+            u = react(np.fft.irfft(spread * np.fft.rfft(u), _MODES), step)
+        path.append(react(u, -0.5 * step))
+    values = np.array(path).T
+    return RectBivariateSpline(np.append(x, 1.0), times, np.vstack([values, values[:1]]))
 
 
 def _second_derivatives(u: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
