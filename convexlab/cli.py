@@ -33,7 +33,15 @@ from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
-from convexlab.training.config import DEFAULT_DATASET, DEFAULT_DTYPE, DEFAULT_LOSS, DEFAULT_MODEL
+from convexlab.training.config import (
+    DEFAULT_DATASET,
+    DEFAULT_DTYPE,
+    DEFAULT_LOSS,
+    DEFAULT_MODEL,
+    FIRST_EPOCHS,
+    FIRST_EXAMPLES,
+    OTHER_EPOCHS,
+)
 from convexlab.wording.terminal import printable
 
 __all__ = ["main"]
@@ -167,9 +175,8 @@ _LOSS = (
 @click.option(
     "--epochs",
     type=int,
-    default=TwoPhaseConfig.epochs,
-    show_default=True,
-    help="Budget in epoch equivalents, for each of the runs compared.",
+    help="Budget in epoch equivalents, for each of the runs compared.  "
+    f"[default: {FIRST_EPOCHS}, an objective's own, or {OTHER_EPOCHS} with --dataset]",
 )
 @click.option(
     "--detector",
@@ -190,7 +197,8 @@ _LOSS = (
 @click.option(
     "--train-size",
     type=int,
-    help="Use a stratified subset of this many training examples; of an objective, as its factory understands it.",
+    help="Use a stratified subset of this many training examples; of an objective, as its factory understands it.  "
+    f"[default: all, without --dataset {FIRST_EXAMPLES}]",
 )
 @click.option(
     "--seed", type=int, default=TwoPhaseConfig.seed, show_default=True, help="Of weights, order of examples and subset."

@@ -200,9 +200,7 @@ class HostedRun:
             self._record({}, landmark=True)
         if trajectory.switch is None:
             self._settle()
-        write_summary(
-            self.run, self._config, self._choice, trajectory, trajectory.summary(), baselines={}, oracle=None
-        )
+        write_summary(self.run, self._config, self._choice, trajectory, trajectory.summary(), baselines={}, oracle=None)
         self._journal.close()
 
     def state_dict(self) -> dict[str, Any]:
