@@ -23,7 +23,7 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
+from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
@@ -34,7 +34,15 @@ from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
-from convexlab.training.config import DEFAULT_DATASET, DEFAULT_DTYPE, DEFAULT_LOSS, DEFAULT_MODEL
+from convexlab.training.config import (
+    DEFAULT_DATASET,
+    DEFAULT_DTYPE,
+    DEFAULT_LOSS,
+    DEFAULT_MODEL,
+    FIRST_EPOCHS,
+    FIRST_EXAMPLES,
+    OTHER_EPOCHS,
+)
 from convexlab.wording.lines import Lines
 from convexlab.wording.terminal import printable
 
@@ -121,7 +129,7 @@ def _open_standard_files() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
     """Say what was put up with in a line of its own; other libraries' warnings as they are."""
-    if issubclass(category, DamageWarning):
+    if issubclass(category, DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
         click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
@@ -171,9 +179,8 @@ _LOSS = (
 @click.option(
     "--epochs",
     type=int,
-    default=TwoPhaseConfig.epochs,
-    show_default=True,
-    help="Budget in epoch equivalents, for each of the runs compared.",
+    help="Budget in epoch equivalents, for each of the runs compared.  "
+    f"[default: {FIRST_EPOCHS}, an objective's own, or {OTHER_EPOCHS} with --dataset]",
 )
 @click.option(
     "--detector",
@@ -194,7 +201,8 @@ _LOSS = (
 @click.option(
     "--train-size",
     type=int,
-    help="Use a stratified subset of this many training examples; of an objective, as its factory understands it.",
+    help="Use a stratified subset of this many training examples; of an objective, as its factory understands it.  "
+    f"[default: all, without --dataset {FIRST_EXAMPLES}]",
 )
 @click.option(
     "--seed", type=int, default=TwoPhaseConfig.seed, show_default=True, help="Of weights, order of examples and subset."
@@ -221,6 +229,7 @@ _LOSS = (
     help=f"To train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
 )
 @_device
+@click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
@@ -247,13 +256,21 @@ def two_phase(
         out = default_directory(TwoPhaseConfig.of(options))
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+    diverged: FailureError | None = None
     with _interruptible(remedy), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        try:
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+        except FailureError as error:
+            if out is None or Run(out).summary is None:
+                raise
+            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
         _say(line, err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
+    if diverged is not None:
+        raise diverged
 
 
 @main.command()
@@ -327,6 +344,11 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
+    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+        raise FailureError(
+            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
+            "report say why."
+        )
 
 
 @main.command()

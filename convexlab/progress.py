@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Listener", "Progress", "silent"]
+__all__ = ["Listener", "Log", "Progress", "silent"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+Log = Callable[[Mapping[str, float], int], None]
+"""Called with finite numbers by name, and the epoch that they are of."""
 
 
 def silent(progress: Progress) -> None:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from convexlab.checkpoints import (
     Checkpoint,
@@ -37,6 +37,7 @@ from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
@@ -62,6 +63,18 @@ class Probe:
     def checkpoints(self) -> list[ProbedCheckpoint]:
         """The same with attributes."""
         return [ProbedCheckpoint.from_row(row) for row in self.rows]
+
+    def to_frame(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``; densities and slices, which are lists, are left out.
+
+        Raises:
+            MisuseError: pandas is not installed.
+        """
+        return to_frame(self.rows)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the same as CSV, which needs no other package, and return the path."""
+        return write_csv(self.rows, path)
 
 
 def probe(
@@ -321,7 +334,7 @@ def _decide(
 
 def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
     """Return whether a checkpoint's row is not measured again."""
-    if keep == "nothing" or row is None:
+    if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
     if row.key is None:  # Of an earlier version: nobody can compare it.
         return keep == "these weights"

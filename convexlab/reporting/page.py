@@ -35,6 +35,7 @@ from convexlab.reporting.parts.tables import (
 )
 from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
+from convexlab.reporting.words.repeats import repeats_sentences
 from convexlab.reporting.words.run import headline, judgement, place, verdict_name
 from convexlab.reporting.words.several import joint_headline
 from convexlab.reporting.words.signs import Signal, signals
@@ -202,6 +203,7 @@ def render(runs: Sequence[RunFacts]) -> str:
         "sections": [_section(facts, anchor, compact=compact) for facts, anchor in zip(runs, anchors, strict=True)],
         "settings": settings_tables(runs),
         "environment": environment_table(runs),
+        "repeats": repeats_sentences(runs),
     }
     page = template("report.html.j2")
     # The data get the room that the rest of the page leaves; 200 bytes a link are its words.
