@@ -64,6 +64,16 @@ def main() -> None:
     Start here:
       convexlab train two-phase     train on real digits in two phases, and write a report
       convexlab probe RUN           measure the curvature at every checkpoint of the run
+
+    \b
+    Afterwards:
+      convexlab show RUN            print its results again
+      convexlab open RUN            open its report in the browser
+      convexlab compare RUN RUN     print several runs side by side
+      convexlab report RUN RUN      write one page about several
+
+    \b
+    Exit status: 0 done, 1 it went wrong, 2 wrong use, 130 interrupted (what was done is kept).
     """  # noqa: D301 - click reads the backspace
 
 
@@ -245,7 +255,8 @@ def two_phase(
     With no option: the digits of scikit-learn, about two and a half minutes on two cores. With --objective pinn-burgers
     --epochs 5000: a physics-informed network. Ends by naming the report it wrote.
     """
-    from convexlab.reporting import summary_lines, write_report
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
 
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
@@ -265,8 +276,8 @@ def two_phase(
                 raise
             run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
-    for line in [*summary_lines([run]), f"report: {report}"]:
-        _say(line, err=as_json)
+    click.echo(run_text(run), err=as_json)
+    _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
     if diverged is not None:
@@ -321,9 +332,10 @@ def two_phase(
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
 @_trust
+@click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
     Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
@@ -333,13 +345,12 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
     """  # noqa: D301 - click reads the backspace
     from convexlab.reporting import write_report
-    from convexlab.reporting.words.run import judgement, place
+    from convexlab.reporting.terminal import curvature_text
 
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
-    for checkpoint in result.checkpoints:
-        _say(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
+    click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
@@ -360,6 +371,39 @@ def report(paths: tuple[Path, ...], out: Path | None) -> None:
     from convexlab.reporting import write_report
 
     _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def show(path: Path) -> None:
+    """Print the results of a run again."""
+    from convexlab.reporting.terminal import run_text
+
+    click.echo(run_text(Run.open(path)))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_handles_errors
+def compare(paths: tuple[Path, ...]) -> None:
+    """Print several runs side by side."""
+    from convexlab.reporting.terminal import comparison_text
+
+    click.echo(comparison_text([Run.open(path) for path in paths]))
+
+
+@main.command("open")
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def open_report(path: Path) -> None:
+    """Write the report of a run, and open it in the browser."""
+    from convexlab.reporting import write_report
+
+    report = write_report([Run.open(path)])
+    _say(f"report: {report}")
+    if click.launch(str(report)) != 0:
+        raise FailureError(f"no browser could be started. Open {str(report)!r} in one.")
 
 
 @main.command()
