@@ -224,14 +224,14 @@ def test_the_page_has_both_and_says_what_may_be_concluded(run: Run) -> None:
     assert not re.findall(r"(?<!non-)\bconvex\b", text[text.index(">Loss surface<") : text.index(">Results<")])
 
 
-def test_six_long_runs_with_everything_fit_on_a_page(make_run: MakeRun) -> None:
-    """The limit is 2 MB, and so many runs stand on a page in full."""
+def test_long_runs_with_everything_fit_on_a_page(make_run: MakeRun) -> None:
+    """The limit is 2 MB, and `MANY` runs stand on a page in full; of two of them it takes their share."""
     run = make_run(epochs=1000, switch=300)
     add_surface(run)
-    copies = [run.path.with_name(f"copy-{place}") for place in range(page_module.MANY)]
+    copies = [run.path.with_name(f"copy-{place}") for place in range(2)]
     for copy in copies:
         shutil.copytree(run.path, copy)
-    assert write_report([Run(copy) for copy in copies]).stat().st_size < 2e6
+    assert write_report([Run(copy) for copy in copies]).stat().st_size < 2e6 * len(copies) / page_module.MANY
 
 
 @pytest.mark.usefixtures("undrawn")
