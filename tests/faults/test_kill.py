@@ -19,7 +19,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "baselines and probe": {"epochs": 5, "switch_epoch": 2},
     "detector": {"epochs": 6, "detector": "algorithm-1", "probe_every": 0, "checkpoint_every": 1},
     "oracle": {"epochs": 6, "switch_epoch": 2, "oracle_every": 2, "probe_every": 0},
-    "seeds": {"epochs": 4, "switch_epoch": 2, "seeds": 2, "no_baseline": True},
+    "seeds": {"epochs": 4, "switch_epoch": 2, "seeds": 2, "no_baseline": True, "probe_every": 0},
 }
 QUICK = {"max_steps": 2, "density_probes": 1, "slice_points": 3, "plane_points": 3}
 
