@@ -172,6 +172,7 @@ main()
 """
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("name", "module"),
     [("SIGINT", "torch"), ("SIGINT", "torch.nn"), ("SIGTERM", "numpy"), ("SIGHUP", "convexlab.training")],
