@@ -14,10 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from torch import Tensor, nn
 
 import convexlab as cl
 import convexlab.reporting  # Which the commands import when they need it: here once, and not in every child.
 from convexlab.cli import main
+from convexlab.errors import ShortageError, ShortageWarning
 from convexlab.runs import Run
 from tests.faults.killing import contents, differences, leftovers, status_in_child
 
@@ -85,6 +88,34 @@ def test_a_disk_that_takes_no_more(
         assert status_in_child(train(cut, "--resume"), None, refuse)[0] == 0
         assert list(differences(contents(cut), contents(whole))) == []
         assert leftovers(cut) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of address space")
+def test_memory_that_the_system_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    """Fewer examples at a time, said; then the error that names what to set. Not simulated: the limit is real."""
+    import resource
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 100_000), nn.Tanh(), nn.Linear(100_000, 1))
+    x = torch.linspace(-1, 1, 512).reshape(128, 4)
+    v = torch.ones(600_001)
+
+    def measured(micro_batch: int | None = 128) -> tuple[float, Tensor]:
+        objective = cl.Objective(model, [(x, x[:, :1])], nn.MSELoss(), micro_batch=micro_batch)
+        return objective.value(), objective.hessian("exact") @ v
+
+    def work() -> None:
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000, -1))  # An example takes 400,000 bytes a layer.
+        with pytest.warns(ShortageWarning, match="examples at a time"):
+            loss, product = measured()
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert float((product - expected[1]).norm() / expected[1].norm()) < 1e-4
+        with pytest.raises(ShortageError, match="pass micro_batch="):
+            measured(None)
+
+    expected = measured()
+    assert status_in_child(work, None, lambda *_: None)[0] == 0, capfd.readouterr().err
 
 
 def test_a_folder_that_vanishes_is_not_trained_to_the_end(
