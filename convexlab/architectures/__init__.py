@@ -66,7 +66,9 @@ def model_names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
-def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: int = 32) -> nn.Module:
+def build_model(
+    name: str, *, channels: int | None = 3, classes: int | None = 10, image_size: int | None = 32
+) -> nn.Module:
     """Build a network by its name, with fresh weights from torch's global random generator.
 
     The toy models have one parameter, take vectors (N, units) instead of images and ignore the three sizes.
@@ -74,7 +76,7 @@ def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: 
     Args:
         name: one of `model_names`, or ``package.module:factory`` or ``file.py:factory``, whose factory returns a module
             and is called with those of the keyword arguments below that it names.
-        channels: channels of an image.
+        channels: channels of an image; None leaves it to the factory, likewise the next two.
         classes: outputs.
         image_size: height and width in pixels.
 
@@ -82,7 +84,8 @@ def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: 
         MisuseError: an unknown name, a size below 1 or that the network cannot take, or a factory that cannot be
             imported or returns no module.
     """
-    sizes = {"channels": channels, "classes": classes, "image_size": image_size}
+    asked = {"channels": channels, "classes": classes, "image_size": image_size}
+    sizes = {size: value for size, value in asked.items() if value is not None}
     for size, value in sizes.items():
         if value < 1:
             raise MisuseError(f"expected {size} of at least 1, got {value}.")

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, unflatten
+from convexlab.linalg.vectors import accumulation_dtype, flatten, scale_of, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
@@ -139,8 +139,8 @@ class ObjectiveOperator(SymmetricOperator):
         """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
 
         The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
-        batch where it is not cut: two products and two gradients over these, once an operator, as a fault may be
-        invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
+        batch where it is not cut: two products and one or two gradients over these, once an operator, as a fault may
+        be invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
         objective.
         """
         self._loss.require_one_function()
@@ -322,19 +322,22 @@ class GaussNewtonOperator(ObjectiveOperator):
 
     def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
         """Compare J v with differences of the output: that product alone takes second derivatives."""
-        directions, output = random_unit(point.leaves, 0), self._output(loss, point, batch)
+
+        def output_of(leaves: list[Tensor]) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            return self._output(loss, replace(point, leaves=leaves), batch)
+
+        def output_at(step: float) -> Tensor:
+            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
+            return output_of(moved).detach().reshape(-1)
+
+        directions, output = random_unit(point.leaves, 0), output_of(point.leaves)
         dummy = torch.zeros_like(output, requires_grad=True)
         transposed = differentiate([output], point.leaves, [dummy], create_graph=True)
         (along,) = differentiate(transposed, [dummy], directions)
-
-        def output_at(step: float) -> Tensor:
-            seed_all(generators_of(loss.device), 1)
-            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
-            return self._output(loss, replace(point, leaves=moved), batch).detach().reshape(-1)
-
-        size = float(norm(output.detach().reshape(-1)))
-        eps = coarsest_eps(lambda: self._output(loss, point, batch))
-        comparison = compare(along.detach().reshape(-1), output_at, scale=scale_of(point.leaves), size=size, eps=eps)
+        here, along = output.detach().reshape(-1), along.detach().reshape(-1)
+        eps = coarsest_eps(lambda: output_of(point.leaves))
+        comparison = compare(along, output_at, here, scale=scale_of(point.leaves), eps=eps)
         return ProductCheck(comparison, asymmetry=0.0)
 
 

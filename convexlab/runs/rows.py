@@ -464,7 +464,7 @@ def _either(kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or a list of that", lambda value: kind.fits(value) or several.fits(value))
 
 
-_TEXTS = ("kind", "objective", "model", "dataset", "loss", "detector", "phase_two", "dtype", "device")
+_TEXTS = ("kind", "objective", "model", "dataset", "loss", "data", "detector", "phase_two", "dtype", "device")
 _WHOLES = ("epochs", "switch_epoch", "batch_size", "train_size", "seed", "seeds", "probe_every", "checkpoint_every")
 
 CONFIG = Schema(

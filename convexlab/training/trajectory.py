@@ -74,11 +74,13 @@ class Trajectory:
     not.
     """
 
-    def __init__(self, name: str, problem: Problem, *, lr: float, seed: int) -> None:
-        """Begin at the problem's present weights."""
+    def __init__(
+        self, name: str, problem: Problem, *, lr: float, seed: int, adam: torch.optim.Adam | None = None
+    ) -> None:
+        """Begin at the problem's present weights; None makes an Adam of all of them."""
         self.name = name
         self.problem = problem
-        self.adam = torch.optim.Adam(problem.model.parameters(), lr=lr)
+        self.adam = adam or torch.optim.Adam(problem.model.parameters(), lr=lr)
         self.second: FlatOptimizer | None = None
         self.epoch = 0
         self.phase = "start"
@@ -123,10 +125,14 @@ class Trajectory:
             )
         if before is not None and loss < self.best.loss:
             self.best = Best(loss, self.epoch, before)
-        self.account.charge(_ADAM, 1.0)
+        self.take_adam_epoch(1.0)
+        return loss
+
+    def take_adam_epoch(self, cost: float, seconds: float = 0.0) -> None:
+        """Take in an epoch of Adam's that was made."""
+        self.account.charge(_ADAM, cost, seconds)
         self.epoch += 1
         self.phase = _ADAM
-        return loss
 
     def take(self, phase: str, step: Step) -> None:
         """Take in a step of the second phase.

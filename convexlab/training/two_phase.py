@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint, write_moments
+from convexlab.checkpoints import load_weights, read_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.importing import check_trusted
-from convexlab.machine.atomic import make_folder, remove_folder
-from convexlab.machine.environment import describe_environment, describe_process, dtype_name
+from convexlab.machine.atomic import remove_folder
+from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import create, held_alone
 from convexlab.probing import probe
 from convexlab.problems import Problem
@@ -27,22 +27,19 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.oracle import Oracle, hindsight
+from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
 
-# Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
-_CHECKPOINTS = 6
 # Records, and measurements for a detector, along a budget of steps that each see the whole batch.
 _RECORDS = 500
 # Validations along a run, besides start, switch and end.
 _VALIDATIONS = 20
-# Fields of an outcome that are no validation's.
-_NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown", "diverged"})
 # Settings that may name code or files.
-_NAMES = ("objective", "model", "dataset", "loss")
+_NAMES = ("objective", "model", "dataset", "loss", "data")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
@@ -160,7 +157,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
         begun = getattr(config, name)
         if begun != value:
             settings = f"{name}={begun!r}, not {value!r}"
-            if config.objective is not None and name in ("model", "dataset", "loss"):
+            if config.objective is not None and name in _NAMES and name != "objective":
                 settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
                 f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
@@ -207,6 +204,7 @@ def _train(
             model=config.model,
             dataset=config.dataset,
             loss=config.loss,
+            data=config.data,
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
@@ -283,7 +281,7 @@ class _TwoPhaseTraining:
                 oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
         finally:
             self.journal.flush()
-        write_json(self.run.summary_path, self._summary(two_phase, result, baselines, oracle))
+        write_summary(self.run, self.config, self.choice, two_phase, result, baselines=baselines, oracle=oracle)
         self.journal.close()
 
     def two_phase(self) -> Trajectory:
@@ -317,7 +315,7 @@ class _TwoPhaseTraining:
         if not self.run.checkpoint_path(best.epoch).exists():
             self.problem.model.load_state_dict(best.weights)
             phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
-            self._write_checkpoint(best.epoch, phase)
+            write_weights(self.run, self.config, trajectory, at=(best.epoch, phase))
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -437,7 +435,7 @@ class _TwoPhaseTraining:
     def _due(self, trajectory: Trajectory) -> bool:
         """Whether this epoch is recorded."""
         epoch = trajectory.epoch
-        kept = trajectory.name == "two-phase" and epoch % self._checkpoint_every() == 0
+        kept = trajectory.name == "two-phase" and epoch % checkpoint_every(self.config) == 0
         return kept or epoch % self.every == 0 or epoch in self.oracle.epochs
 
     def _record_second_phase(self, trajectory: Trajectory) -> None:
@@ -479,7 +477,7 @@ class _TwoPhaseTraining:
         if shared or trajectory.name == "adam-constant":
             # Before the epoch's own state: what is written last says that the epoch is done.
             self.oracle.keep(trajectory)
-        if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
+        if two_phase and trajectory.epoch % checkpoint_every(self.config) == 0:
             self._checkpoint(trajectory)
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
         step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note)
@@ -492,58 +490,8 @@ class _TwoPhaseTraining:
         """Return the epochs between two validations: of those that are recorded."""
         return self.every * math.ceil(self.config.epochs / _VALIDATIONS / self.every)
 
-    def _checkpoint_every(self) -> int:
-        config = self.config
-        return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
-
     def _checkpoint(self, trajectory: Trajectory) -> None:
-        path = self._write_checkpoint(trajectory.epoch, trajectory.phase)
-        if trajectory.second is None:
-            write_moments(path, self.problem.model, trajectory.adam)  # For the curvature in Adam's metric.
-
-    def _write_checkpoint(self, epoch: int, phase: str) -> Path:
-        """Write the model's weights as they are now."""
-        setting, problem = self.config.setting, self.problem
-        described = (
-            {"format": "convexlab"}
-            | setting.names
-            | {
-                "train_size": self.config.train_size,
-                "seed": self.config.seed,
-                "dtype": dtype_name(problem.objective.dtype),
-            }
-            | problem.metadata()
-            | {"epoch": epoch, "phase": phase}
-        )
-        metadata = {key: str(value) for key, value in described.items() if value is not None}
-        path = self.run.checkpoint_path(epoch)
-        make_folder(path.parent)
-        write_checkpoint(path, problem.model.state_dict(), metadata)
-        return path
-
-    def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
-        config, problem = self.config, self.problem
-        model: Row = {"name": config.model or config.setting.label, "parameters": problem.objective.size}
-        if problem.overdetermination is not None:
-            model["overdetermination"] = problem.overdetermination
-        return {
-            "schema": VERSION,
-            "model": model,
-            "dataset": {"name": config.dataset or problem.about or config.setting.label} | problem.facts(),
-            "loss": config.loss or "the objective's own",
-            "measures": [name for name in two_phase if name not in _NOT_MEASURES],
-            "budget": config.epochs,
-            "batch_size": problem.batch_size,
-            "switch": trajectory.switch,
-            "safe_resort": trajectory.safe_resort,
-            "phase_two": self.choice.name,
-            "phase_two_reason": self.choice.reason,
-            "two_phase": two_phase,
-            "baselines": baselines,
-            "oracle": oracle,
-            "seed": config.seed,
-            "environment": describe_environment(problem.objective.device, dtype_name(problem.objective.dtype)),
-        }
+        write_weights(self.run, self.config, trajectory)
 
 
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
