@@ -60,8 +60,8 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
 
     Args:
         trainer: that it is added to.
-        objective: the training loss, or a function of the model that returns it; None is the loss that the model
-            returns for its labels, over the batches of the trainer's loader, which are drawn once and kept in memory.
+        objective: the training loss, or a function of the model that returns it; None is the trainer's own loss
+            (``compute_loss``) over the batches of its loader, which are drawn once and kept in memory.
         resume_from: the checkpoint that training is resumed from, where that is not in the trainer's ``output_dir``.
         **settings: the fields of `Settings`.
 
@@ -161,7 +161,9 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             return self._objective
         if self._objective is not None:
             return self._objective(model)
-        return Objective.from_batch_loss(model, list(loader), _loss, _weight)
+        return Objective.from_batch_loss(
+            model, list(loader), lambda model, batch: self._trainer.compute_loss(model, dict(batch)), _weight
+        )
 
     def _keep_loss(self, module: Any, args: Any, output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None
@@ -184,13 +186,6 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             )
         stored: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return stored
-
-
-def _loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    loss = model(**batch).loss
-    if loss is None:
-        raise MisuseError("the model returned no loss: expected batches with labels. Pass an objective.")
-    return loss  # type: ignore[no-any-return]
 
 
 def _weight(batch: Mapping[str, Any]) -> float:
