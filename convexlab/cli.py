@@ -30,7 +30,7 @@ from convexlab.objective import PRODUCTS
 from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import DEFAULT_DATASET, DEFAULT_DTYPE, DEFAULT_LOSS, DEFAULT_MODEL
@@ -193,13 +193,25 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
 )
 @_device
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
 @_json
 @click.pass_context
 @_handles_errors
 def two_phase(
-    context: click.Context, /, out: Path | None, resume: bool, trust: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    out: Path | None,
+    tensorboard: Path | None,
+    resume: bool,
+    trust: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
@@ -218,8 +230,8 @@ def two_phase(
         out = default_directory(TwoPhaseConfig.of(options))
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
-    with _interruptible(remedy), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
+        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
     report = write_report([run])
     for line in [*summary_lines([run]), f"report: {report}"]:
         _say(line, err=as_json)
@@ -360,6 +372,18 @@ def _interruptible(remedy: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _series(folder: Path | None) -> Iterator[Log | None]:
+    """Yield what writes series for TensorBoard, if a folder for them is named."""
+    if folder is None:
+        yield None
+        return
+    from convexlab.integrations.tensorboard import TensorBoard
+
+    with TensorBoard(folder) as log:
+        yield log
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
         self._resume_from = resume_from
         self._hosted: HostedRun | None = None
         self._losses: list[Tensor] = []
-        self._began, self._batch_cost = 0.0, 1.0
+        self._began = 0.0
         self._adams_epoch = True
 
     @property
@@ -100,7 +100,6 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
         _check(args)
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         steps_an_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
-        self._batch_cost = 1.0 / steps_an_epoch
         optimizer = kwargs["optimizer"]
         self._hosted = HostedRun(
             "huggingface",
@@ -108,6 +107,7 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             getattr(optimizer, "optimizer", optimizer),  # Within accelerate's.
             self._settings,
             budget=state.max_steps / steps_an_epoch,
+            steps=steps_an_epoch,
             clipped=args.max_grad_norm is not None and args.max_grad_norm > 0,
             state=self._stored(args, state),
         )
@@ -116,12 +116,14 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to count."""
         self._losses, self._began = [], time.perf_counter()
-        self._adams_epoch = not self._running.in_second_phase
+        self._adams_epoch = not (self._running.in_second_phase or self._running.over)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """In the second phase take its steps instead of Adam's, which finds no gradients and does nothing."""
         if self._running.in_second_phase:
-            self._log(self._running.second_phase(self._batch_cost))
+            self._log(self._running.second_phase())
+            kwargs["optimizer"].zero_grad()
+        elif self._running.over:  # Resumed where the budget is spent: the trainer takes a step before it stops.
             kwargs["optimizer"].zero_grad()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

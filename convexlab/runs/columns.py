@@ -63,7 +63,7 @@ def to_frame(rows: Iterable[Mapping[str, Any]]) -> Any:
         pandas = importlib.import_module("pandas")
     except ImportError as error:
         raise MisuseError(
-            "expected pandas to be installed, for a frame. Install it (pip install pandas), or write CSV by to_csv(path)."
+            "expected pandas to be installed, for a frame. Install it (pip install pandas), or write CSV: to_csv(path)."
         ) from error
     columns, table = _table(rows)
     return pandas.DataFrame(table, columns=columns)
