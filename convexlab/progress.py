@@ -19,6 +19,10 @@ class Progress:
     """In the unit of ``done``; what the unit is does not matter to a listener."""
     note: str = ""
     """A few words on the present state, such as the loss."""
+    within: bool = False
+    """Whether it is within a step that is finished and stored before work stops where somebody asks for that."""
+    landmark: bool = False
+    """Whether it is worth a line at once, where progress is lines of a log."""
 
 
 Listener = Callable[[Progress], None]

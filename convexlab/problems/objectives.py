@@ -16,11 +16,21 @@ from convexlab.importing import accepts, call_accepted, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.physics_informed import DifferentialEquation, Points, burgers, convection
+from convexlab.problems.physics_informed import (
+    DifferentialEquation,
+    Points,
+    allen_cahn,
+    burgers,
+    convection,
+    helmholtz,
+    klein_gordon,
+    wave,
+)
 from convexlab.problems.problem import Problem
 from convexlab.problems.regression import friedman
+from convexlab.problems.text import text
 
-__all__ = ["Factory", "build_objective", "objective_names", "physics_informed"]
+__all__ = ["Factory", "build_objective", "objective_epochs", "objective_names", "physics_informed"]
 
 _POINTS = 1000
 
@@ -31,23 +41,27 @@ Factory = Callable[..., Problem | Objective]
 def physics_informed(
     equation: DifferentialEquation,
     *,
+    width: int = 50,
+    depth: int = 4,
     train_size: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> Problem:
-    """Return a physics-informed network of 4 × 50 tanh units (7,851 parameters, float32), trained on the whole batch.
+    """Return a physics-informed network of tanh units (7,851 parameters, float32), trained on the whole batch.
 
     Its validation gives ``validation_loss``, at as many other points, and the solution's ``relative_error``.
 
     Args:
         equation: the equation that it has to solve.
+        width: units of a hidden layer.
+        depth: hidden layers.
         train_size: random points in the interior; None is 1,000. Of the initial condition there are 100, of the
             boundary 100 pairs.
         seed: of the weights and of the points.
         device: where to evaluate; None is the CPU.
     """
     size = _POINTS if train_size is None else train_size
-    model = drawn_from(seed, Perceptron).to(device=device)
+    model = drawn_from(seed, lambda: Perceptron(width=width, depth=depth)).to(device=device)
 
     def loss_at(seed: int) -> Objective:
         points = Points(*(part.to(device) for part in equation.points(size, seed=seed)))
@@ -65,18 +79,36 @@ def physics_informed(
 class _Named:
     description: str
     build: Factory
+    epochs: int
+    """The budget of a training that is asked for by the name alone."""
+
+
+def _pinn(equation: Callable[[], DifferentialEquation], width: int, depth: int, epochs: int) -> _Named:
+    return _Named(
+        f"physics-informed, {depth} x {width} tanh units: {equation().description}",
+        partial(physics_informed, equation(), width=width, depth=depth),
+        epochs,
+    )
 
 
 _OBJECTIVES: Mapping[str, _Named] = MappingProxyType(
     {
-        f"pinn-{name}": _Named(
-            f"physics-informed, 4 x 50 tanh units: {equation().description}",
-            partial(physics_informed, equation()),
-        )
-        for name, equation in {"convection": convection, "burgers": burgers}.items()
+        "pinn-helmholtz": _pinn(helmholtz, 30, 3, 2000),
+        "pinn-klein-gordon": _pinn(klein_gordon, 30, 3, 2000),
+        "pinn-allen-cahn": _pinn(allen_cahn, 30, 3, 2000),
+        "pinn-wave": _pinn(wave, 30, 3, 2000),
+        "pinn-convection": _pinn(convection, 50, 4, 5000),
+        "pinn-burgers": _pinn(burgers, 50, 4, 5000),
+        "friedman": _Named("regression: Friedman's first function of 8 variables, 2 x 64 tanh units", friedman, 150),
+        "text": _Named("language: names of Unicode characters by bytes, a 2-layer decoder-only transformer", text, 100),
     }
-    | {"friedman": _Named("regression: Friedman's first function of 8 variables, 2 x 64 tanh units", friedman)}
 )
+
+
+def objective_epochs(name: str) -> int | None:
+    """Return the budget in epochs that goes with an objective's name; None where it has none."""
+    named = _OBJECTIVES.get(name)
+    return None if named is None else named.epochs
 
 
 def objective_names() -> dict[str, str]:

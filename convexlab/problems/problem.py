@@ -35,6 +35,7 @@ _TAKEN = frozenset(
         "cost_breakdown",
         "switch_epoch",
         "safe_resort",
+        "diverged",
     ]
 )
 

@@ -96,6 +96,8 @@ class Trajectory:
         """State of the rules that give the second phase up."""
         self.watch: Mapping[str, float] = {}
         """State of the watch that measures for the detector."""
+        self.diverged: int | None = None
+        """The epoch in which the loss or its gradient became infinite or NaN."""
         self._seed = seed
         self._order = torch.Generator().manual_seed(seed)
 
@@ -141,18 +143,28 @@ class Trajectory:
         self.account.charge(phase, step.cost, step.seconds)
         self.epoch += 1
         self.phase = phase
-        self._stand(step.loss, step.gradient_norm)
+        self.stand(step.loss, step.gradient_norm)
         if step.given_up is not None:
             self.safe_resort = {"epoch": self.epoch, "reason": step.given_up}
 
-    def measure(self) -> None:
-        """Evaluate the loss and its gradient over the whole training set, for the record.
+    def measure(self) -> tuple[float, float]:
+        """Evaluate the loss and its gradient over the whole training set, for the record; return it and the norm.
 
         Raises:
             FailureError: one of them is not finite.
         """
         loss, gradient = self.problem.objective.value_and_gradient()
-        self._stand(loss, float(norm(gradient)))
+        self.stand(loss, float(norm(gradient)))
+        return self.train_loss, self.gradient_norm
+
+    @contextmanager
+    def until_it_diverges(self) -> Iterator[None]:
+        """End the block, and not the run, where the loss became infinite or NaN: the best point stands."""
+        try:
+            yield
+        except FailureError:
+            if self.diverged is None:
+                raise
 
     def row(self, name: str | None = None, account: Account | None = None) -> EpochRow:
         """Return this epoch's row of ``metrics.jsonl``, under another name and account if asked."""
@@ -182,6 +194,7 @@ class Trajectory:
                 "epoch": self.best.epoch,
                 "cost_breakdown": dict(self.account.costs),
             }
+            | ({} if self.diverged is None else {"diverged": self.diverged})
         )
 
     def state(self) -> dict[str, Any]:
@@ -224,19 +237,24 @@ class Trajectory:
             "order": self._order.get_state(),
         }
 
-    def _stand(self, loss: float, gradient_norm: float) -> None:
+    def stand(self, loss: float, gradient_norm: float) -> None:
+        """Take in what was measured where the model stands.
+
+        Raises:
+            FailureError: one of them is not finite.
+        """
         self.train_loss, self.gradient_norm = loss, gradient_norm
-        if loss < self.best.loss:
-            self.best = Best(loss, self.epoch, _weights(self.problem.model))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             if self.epoch == 0:
                 raise FailureError(
                     f"the training loss is {loss}, its gradient's norm {gradient_norm}, before the first step. Look "
                     "for a NaN or an infinity in the data, in the initial weights and in the loss itself."
                 )
-            raise FailureError(
-                f"the training loss became {loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
-            )
+            self.diverged = self.epoch
+            what = f"gradient's norm became {gradient_norm}" if math.isfinite(loss) else f"training loss became {loss}"
+            raise FailureError(f"the {what} in epoch {self.epoch} of {self.name}. Try a smaller --lr.")
+        if loss < self.best.loss:
+            self.best = Best(loss, self.epoch, _weights(self.problem.model))
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

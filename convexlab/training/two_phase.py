@@ -39,7 +39,7 @@ _RECORDS = 500
 # Validations along a run, besides start, switch and end.
 _VALIDATIONS = 20
 # Settings that may name code or files.
-_NAMES = ("objective", "model", "dataset", "loss")
+_NAMES = ("objective", "model", "dataset", "loss", "data")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
@@ -72,13 +72,15 @@ def train_two_phase(
 
     Raises:
         MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss became infinite or NaN; what was done is kept.
+        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so
+            in any of the seeds: then the run is finished all the same, and its summary says so.
     """
     path = _place(out, resume, options)
     with held_alone(path):
         run, config = _open(path, resume, trust, options)
         if config.seeds == 1:
             _train(run, config, progress, log)
+            _raise_where_diverged(run)
             return run
         for seed in range(config.seed, config.seed + config.seeds):
             member = Run(run.path / f"seed-{seed}")
@@ -88,7 +90,19 @@ def train_two_phase(
                 series = None if log is None else _prefixed(log, f"seed-{seed}/")
                 _train(member, single, _labelled(progress, f"seed {seed}: "), series, parent=(run, config))
         write_json(run.summary_path, _over_seeds(run, config))
+        _raise_where_diverged(run)
         return run
+
+
+def _raise_where_diverged(run: Run) -> None:
+    """Raise a FailureError if a run did, or that of a seed; all is stored by then."""
+    for member in run.members:
+        outcome = (member.summary or {}).get("two_phase") or {}
+        if outcome.get("diverged") is not None:
+            raise FailureError(
+                f"the training loss became infinite or NaN in epoch {outcome['diverged']} of {str(member.path)!r}. Try "
+                f"a smaller --lr. Its best weights, of epoch {outcome['epoch']}, are kept."
+            )
 
 
 def _labelled(progress: Listener, label: str) -> Listener:
@@ -155,7 +169,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
         begun = getattr(config, name)
         if begun != value:
             settings = f"{name}={begun!r}, not {value!r}"
-            if config.objective is not None and name in ("model", "dataset", "loss"):
+            if config.objective is not None and name in _NAMES and name != "objective":
                 settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
                 f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
@@ -191,9 +205,10 @@ def _train(
             problem = dataclasses.replace(problem)
         problem.objective.require_one_function()
         training = _TwoPhaseTraining(run, config, problem, progress, log)
-        # Only now is it known that there is something to train.
+        # Only now is it known that there is something to train, and nothing of a run that is refused is left behind.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
+                training.start()
                 made_by = describe_process(problem.objective.device, dtype_name(problem.objective.dtype))
                 directory.write_config(settings.as_dict(), made_by)
         training.train()
@@ -205,6 +220,7 @@ def _train(
             model=config.model,
             dataset=config.dataset,
             loss=config.loss,
+            data=config.data,
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
@@ -248,9 +264,21 @@ class _TwoPhaseTraining:
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
         """Epochs between two records, and between two updates of a detector."""
+        self._start: tuple[float, float] | None = None
         self.at_start = problem.measures()
         """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
         work."""
+
+    def start(self) -> tuple[float, float]:
+        """Return loss and gradient norm where every trajectory begins; they are measured once.
+
+        Raises:
+            FailureError: one of them is not finite.
+        """
+        if self._start is None:
+            self.problem.reset()
+            self._start = Trajectory("start", self.problem, lr=self.config.lr, seed=self.config.seed).measure()
+        return self._start
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
@@ -258,7 +286,9 @@ class _TwoPhaseTraining:
             two_phase = self.two_phase()
             result = two_phase.summary()
             baselines: dict[str, Row] = {}
-            if not self.config.no_baseline:
+            # Where Adam diverged before any switch, there is nothing to compare: it is the baseline.
+            compared = two_phase.diverged is None or two_phase.switch is not None
+            if not self.config.no_baseline and compared:
                 # Rounded up, in the baselines' favour: Adam is paid in whole epochs.
                 epochs = math.ceil(two_phase.cost - 1e-9)
                 baselines = {
@@ -266,7 +296,7 @@ class _TwoPhaseTraining:
                     "adam-cosine": self.adam_cosine(epochs).summary(),
                 }
             oracle = None
-            if self.config.oracle_every is not None:
+            if self.config.oracle_every is not None and compared:
                 oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
         finally:
             self.journal.flush()
@@ -276,11 +306,11 @@ class _TwoPhaseTraining:
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
-        try:
+        with trajectory.until_it_diverges():
             self._both_phases(trajectory)
-        except FailureError:
+        if trajectory.diverged is not None:
             self._keep_best(trajectory)
-            raise
+            return trajectory
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
         return trajectory
@@ -299,7 +329,7 @@ class _TwoPhaseTraining:
                 self._record(trajectory, landmark=True)
 
     def _keep_best(self, trajectory: Trajectory) -> None:
-        """Store the best weights of a run that ended in a loss that is no number, unless their epoch is stored."""
+        """Store the best weights of a run that diverged, unless their epoch is stored."""
         best = trajectory.best
         if not self.run.checkpoint_path(best.epoch).exists():
             self.problem.model.load_state_dict(best.weights)
@@ -325,9 +355,9 @@ class _TwoPhaseTraining:
             last = trajectory.epoch == epochs
             if not (last or self._due(trajectory)):
                 continue
-            try:
+            with trajectory.until_it_diverges():
                 trajectory.measure()
-            except FailureError:  # It diverged: its best epoch stands.
+            if trajectory.diverged is not None:
                 break
             self._record(trajectory, budget=epochs, landmark=last)
         else:
@@ -347,7 +377,7 @@ class _TwoPhaseTraining:
             self._forget_after(trajectory)
             return trajectory
         self._forget_after(trajectory, -1)
-        trajectory.measure()
+        trajectory.stand(*self.start())
         self._record(trajectory, landmark=True)
         return trajectory
 

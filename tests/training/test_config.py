@@ -20,6 +20,25 @@ def test_defaults_are_valid_and_survive_storage() -> None:
     config = TwoPhaseConfig()
     assert TwoPhaseConfig.of(json.loads(json.dumps(config.as_dict()))) == config
     assert (config.model, config.dataset, config.loss) == ("vit-mlp", "digits", "mse")
+    assert (config.train_size, config.epochs) == (500, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "epochs"),
+    [
+        ({"model": "vit-nomlp"}, 500, 100),
+        ({"epochs": 7, "train_size": 20}, 20, 7),
+        ({"dataset": "digits"}, None, 30),
+        ({"dataset": "digits", "epochs": 7}, None, 7),
+        ({"objective": "pinn-helmholtz"}, None, 2000),
+        ({"objective": "pinn-helmholtz", "epochs": 7}, None, 7),
+        ({"objective": "mine.py:make"}, None, 30),
+        ({"objective": friedman}, None, 30),
+    ],
+)
+def test_size_and_budget_go_with_what_is_trained(options: dict[str, Any], size: int | None, epochs: int) -> None:
+    config = TwoPhaseConfig(**options)
+    assert (config.train_size, config.epochs) == (size, epochs)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +80,6 @@ def test_what_has_no_name_is_stored_as_such(subject: Any) -> None:
         ({"epochs": 0}, "expected epochs to be a whole number from 1, got 0."),
         ({"epochs": 2.5}, "expected epochs to be a whole number from 1, got 2.5."),
         ({"epochs": True}, "expected epochs to be a whole number from 1, got True."),
-        ({"epochs": None}, "expected epochs to be a whole number from 1, got None."),
         ({"seeds": 0}, "expected seeds to be a whole number from 1, got 0."),
         ({"seed": -1}, "expected seed to be a whole number from 0, got -1."),
         ({"batch_size": 0}, "expected batch_size to be a whole number from 1, got 0."),
@@ -105,3 +123,16 @@ def test_second_phases_by_name() -> None:
         assert phase_two(name).search_cost in (1 / 3, 1.0)  # a value, or a gradient
     with pytest.raises(MisuseError, match="unknown phase two 'sgd'"):
         phase_two("sgd")
+
+
+@pytest.mark.parametrize(("name", "most"), [("epochs", 10_000_000), ("seeds", 10_000)])
+def test_work_that_would_never_end_has_to_be_forced(name: str, most: int) -> None:
+    assert getattr(TwoPhaseConfig.of({name: most}), name) == most
+    with pytest.raises(MisuseError, match=rf"{name} to be at most {most:,}, got {most + 1:,}: .* Pass --force"):
+        TwoPhaseConfig.of({name: most + 1})
+    forced = TwoPhaseConfig.of({name: 10**15, "force": True})
+    assert TwoPhaseConfig.of(forced.as_dict()) == forced
+    with pytest.raises(MisuseError, match=r"at most 9,223,372,036,854,775,807, got [\d,]+: that would never end\.$"):
+        TwoPhaseConfig.of({name: 2**63, "force": True})
+    with pytest.raises(MisuseError, match="expected force to be True or False, got 1"):
+        TwoPhaseConfig.of({"force": 1})

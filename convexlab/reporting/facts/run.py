@@ -57,6 +57,8 @@ class RunFacts:
     measures: tuple[str, ...]
     """Names of what was measured beside the training loss, in order: they stand in outcomes and curves."""
     environment: dict[str, Any]
+    made_by: dict[str, Any]
+    """How the numbers were made; empty in older runs."""
     curves: dict[str, Curve]
     """By the `run` of `metrics.jsonl`."""
     probe: tuple[ProbedCheckpoint, ...]
@@ -156,6 +158,7 @@ def read_facts(run: Run, label: str) -> RunFacts:
         baselines=baselines,
         measures=_measures(summary, curves),
         environment=mapping_of(result, "environment"),
+        made_by=dict(run.made_by),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
         plane=read_plane(run.landscape_path),
