@@ -59,7 +59,8 @@ class ProgressiveLBFGS(LBFGS):
         sample_size: of the first sample.
         theta: θ, positive; the source's 0.9 asks that the direction descend with a probability of about 87 %.
         seed: of the order of the examples.
-        **options: those of `LBFGS`, but for ``reuse``.
+        **options: those of `LBFGS`, but for ``reuse``; 100 pairs that are not scaled unless asked for otherwise, for a
+            sample that grows soon changes the function.
 
     Raises:
         MisuseError: settings other than these.
@@ -85,7 +86,7 @@ class ProgressiveLBFGS(LBFGS):
         self.examples = examples
         self.theta = theta
         self.seed = seed
-        super().__init__(params, **options)
+        super().__init__(params, **{"history": 100, "self_scaled": False} | options)
         self.param_groups[0]["sample_size"] = min(sample_size, examples)
 
     @property
