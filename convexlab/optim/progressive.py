@@ -127,6 +127,7 @@ class ProgressiveLBFGS(LBFGS):
         """Search on the present sample, and on twice as many where that fails, for at most ``left`` single examples."""
         first: Tensor | None = None
         values = gradients = 0
+        seconds = 0.0
         while True:
             size = self.sample_size
             self._take_up(sample, size)
@@ -138,7 +139,8 @@ class ProgressiveLBFGS(LBFGS):
             assert report is not None
             left -= report.gradients * size
             values, gradients = values + report.values, gradients + report.gradients
-            self.report = replace(report, values=values, gradients=gradients)
+            seconds += report.evaluation_seconds
+            self.report = replace(report, values=values, gradients=gradients, evaluation_seconds=seconds)
             self._memory.kept_examples = size
             wanted = self._wanted_size(sample, size) if report.failed is None else 2 * size
             self.param_groups[0]["sample_size"] = min(self.examples, max(size, wanted))

@@ -159,12 +159,14 @@ class Outcome:
     """Gradient equivalents by what they were spent on."""
     measures: dict[str, float] = field(default_factory=dict)
     """Every other number by its name."""
+    vector_seconds: float | None = None
+    """Of the seconds, what a second phase took beside the loss and its gradients."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
         """Read `two_phase` or one of `baselines` of `summary.json`."""
         parts = mapping_of(row, "cost_breakdown")
-        known = {"train_loss", "gradient_equivalents", "seconds", "epoch"}
+        known = {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch"}
         others = {name: number_of(row, name) for name in row if name not in known}
         return cls(
             train_loss=number_of(row, "train_loss"),
@@ -173,6 +175,7 @@ class Outcome:
             epoch=number_of(row, "epoch"),
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
             measures={name: value for name, value in others.items() if value is not None},
+            vector_seconds=number_of(row, "vector_seconds"),
         )
 
 
@@ -443,7 +446,7 @@ _KINDS: dict[Any, Kind] = {
 }
 _NUMBERS = object_of(others=number())
 _SPENT = {"epoch": number(0), "gradient_equivalents": number(0), "seconds": number(0)}
-_OUTCOME_KINDS = _SPENT | {"train_loss": number(), "cost_breakdown": _NUMBERS}
+_OUTCOME_KINDS = _SPENT | {"vector_seconds": number(0), "train_loss": number(), "cost_breakdown": _NUMBERS}
 _OUTCOME = object_of(_OUTCOME_KINDS, others=number())
 _SWITCH = object_of(
     {"epoch": number(0), "detector": text, "train_loss": number(), "gradient_norm": number(0), "reason": text}

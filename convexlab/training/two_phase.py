@@ -40,7 +40,9 @@ _RECORDS = 500
 # Validations along a run, besides start, switch and end.
 _VALIDATIONS = 20
 # Fields of an outcome that are no validation's.
-_NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown"})
+_NOT_MEASURES = frozenset(
+    {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch", "cost_breakdown"}
+)
 # Settings that may name code or files.
 _NAMES = ("objective", "model", "dataset", "loss")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
