@@ -92,8 +92,8 @@ class LBFGS(FlatOptimizer):
 
     Not scaled, the first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
 
-    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, what drops out of the history
-    included (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows, and the product
+    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, what drops out of
+    the history included (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows, and the product
     Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less curvature
     than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last step, at most 1, for
     α = 1 often goes too far. It wants a long history, best a pair for every step. From one switch point at equal cost,
