@@ -67,7 +67,14 @@ class ProbeOptions:
     """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
+        """Refuse what is of another kind, or out of range."""
+        for name in ("floor", "confidence", "density_probes", "density_steps", "trace_samples", "seed", "slice_points"):
+            value = getattr(self, name)
+            kind: Any = (int, float) if name in ("floor", "confidence") else int
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise MisuseError(f"expected {name} to be a {'whole ' * (kind is int)}number, got {value!r}.")
+        if not 0 <= self.floor < math.inf:
+            raise MisuseError(f"expected floor to be a number from 0, got {self.floor!r}.")
         check_confidence(self.confidence)
         if self.density_probes < 1 or self.density_steps < 1:
             raise MisuseError(
@@ -77,7 +84,7 @@ class ProbeOptions:
             raise MisuseError(f"expected top to be a whole number of eigenpairs from 0, got {self.top!r}.")
         if self.trace_samples < 2:
             raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
-        if self.max_steps is not None and self.max_steps < 1:
+        if self.max_steps is not None and (not isinstance(self.max_steps, int) or self.max_steps < 1):
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
         products = self.density_probes * self.density_steps
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
