@@ -57,7 +57,7 @@ def _open(path: str, split: str) -> ImageFolder:
     if not path or not folder.is_dir():
         raise MisuseError(f"no folder at {str(folder)!r}; imagefolder:DIR expects {LAYOUT}.")
     try:
-        return torchvision_datasets(f"imagefolder:{path}").ImageFolder(str(folder))  # type: ignore[no-any-return]
+        return torchvision_datasets(f"imagefolder:{path}").ImageFolder(str(folder))
     except OSError as error:
         raise MisuseError(f"{str(folder)!r}: {error} imagefolder:DIR expects {LAYOUT}.") from error
 
