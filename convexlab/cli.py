@@ -31,7 +31,7 @@ from convexlab.objective import PRODUCTS
 from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import (
@@ -64,6 +64,16 @@ def main() -> None:
     Start here:
       convexlab train two-phase     train on real digits in two phases, and write a report
       convexlab probe RUN           measure the curvature at every checkpoint of the run
+
+    \b
+    Afterwards:
+      convexlab show RUN            print its results again
+      convexlab open RUN            open its report in the browser
+      convexlab compare RUN RUN     print several runs side by side
+      convexlab report RUN RUN      write one page about several
+
+    \b
+    Exit status: 0 done, 1 it went wrong, 2 wrong use, 130 interrupted (what was done is kept).
     """  # noqa: D301 - click reads the backspace
 
 
@@ -231,13 +241,25 @@ _LOSS = (
 @_device
 @click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
 @_json
 @click.pass_context
 @_handles_errors
 def two_phase(
-    context: click.Context, /, out: Path | None, resume: bool, trust: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    out: Path | None,
+    tensorboard: Path | None,
+    resume: bool,
+    trust: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
@@ -245,7 +267,8 @@ def two_phase(
     With no option: the digits of scikit-learn, about two and a half minutes on two cores. With --objective pinn-burgers
     --epochs 5000: a physics-informed network. Ends by naming the report it wrote.
     """
-    from convexlab.reporting import summary_lines, write_report
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
 
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
@@ -257,16 +280,16 @@ def two_phase(
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
     diverged: FailureError | None = None
-    with _interruptible(remedy), _progress() as listener:
+    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
         try:
-            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
         except FailureError as error:
             if out is None or Run(out).summary is None:
                 raise
             run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
-    for line in [*summary_lines([run]), f"report: {report}"]:
-        _say(line, err=as_json)
+    click.echo(run_text(run), err=as_json)
+    _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
     if diverged is not None:
@@ -321,9 +344,10 @@ def two_phase(
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
 @_trust
+@click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
     Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
@@ -333,13 +357,12 @@ def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
     """  # noqa: D301 - click reads the backspace
     from convexlab.reporting import write_report
-    from convexlab.reporting.words.run import judgement, place
+    from convexlab.reporting.terminal import curvature_text
 
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
-    for checkpoint in result.checkpoints:
-        _say(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
+    click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
@@ -360,6 +383,39 @@ def report(paths: tuple[Path, ...], out: Path | None) -> None:
     from convexlab.reporting import write_report
 
     _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def show(path: Path) -> None:
+    """Print the results of a run again."""
+    from convexlab.reporting.terminal import run_text
+
+    click.echo(run_text(Run.open(path)))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_handles_errors
+def compare(paths: tuple[Path, ...]) -> None:
+    """Print several runs side by side."""
+    from convexlab.reporting.terminal import comparison_text
+
+    click.echo(comparison_text([Run.open(path) for path in paths]))
+
+
+@main.command("open")
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def open_report(path: Path) -> None:
+    """Write the report of a run, and open it in the browser."""
+    from convexlab.reporting import write_report
+
+    report = write_report([Run.open(path)])
+    _say(f"report: {report}")
+    if click.launch(str(report)) != 0:
+        raise FailureError(f"no browser could be started. Open {str(report)!r} in one.")
 
 
 @main.command()
@@ -415,6 +471,18 @@ def _interruptible(remedy: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _series(folder: Path | None) -> Iterator[Log | None]:
+    """Yield what writes series for TensorBoard, if a folder for them is named."""
+    if folder is None:
+        yield None
+        return
+    from convexlab.integrations.tensorboard import TensorBoard
+
+    with TensorBoard(folder) as log:
+        yield log
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,8 @@ class CountedClosure:
         self._takes_backward = _takes_backward(closure)
         self.values = 0
         self.gradients = 0
+        self.seconds = 0.0
+        """Of the calls, until their numbers were there: the rest of a step is the optimiser's own vector work."""
 
     @property
     def evaluations(self) -> int:
@@ -73,8 +76,11 @@ class CountedClosure:
         if not self._takes_backward:
             return None
         self.values += 1
+        begin = time.perf_counter()
         with torch.enable_grad():
-            return _numbers(self._closure(backward=False))[0]
+            loss = _numbers(self._closure(backward=False))[0]
+        self.seconds += time.perf_counter() - begin
+        return loss
 
     def evaluate(self, direction: Tensor | None = None) -> tuple[Evaluation, float]:
         """Return loss and gradient, and the gradient's product with the direction (NaN without one).
@@ -83,6 +89,7 @@ class CountedClosure:
             MisuseError: the closure has not called backward, or its loss does not depend on the parameters.
         """
         self.gradients += 1
+        begin = time.perf_counter()
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -93,6 +100,7 @@ class CountedClosure:
         if direction is not None:
             products.append(dot(gradient, direction))
         value, squared_norm, *slope = _numbers(loss, *products)
+        self.seconds += time.perf_counter() - begin
         if squared_norm == 0.0:
             self._check_backward(loss)
         return Evaluation(value, gradient, squared_norm), slope[0] if slope else math.nan

@@ -59,7 +59,8 @@ class ProgressiveLBFGS(LBFGS):
         sample_size: of the first sample.
         theta: θ, positive; the source's 0.9 asks that the direction descend with a probability of about 87 %.
         seed: of the order of the examples.
-        **options: those of `LBFGS`, but for ``reuse``.
+        **options: those of `LBFGS`, but for ``reuse``; 100 pairs that are not scaled unless asked for otherwise, for a
+            sample that grows soon changes the function.
 
     Raises:
         MisuseError: settings other than these.
@@ -85,7 +86,7 @@ class ProgressiveLBFGS(LBFGS):
         self.examples = examples
         self.theta = theta
         self.seed = seed
-        super().__init__(params, **options)
+        super().__init__(params, **{"history": 100, "self_scaled": False} | options)
         self.param_groups[0]["sample_size"] = min(sample_size, examples)
 
     @property
@@ -126,6 +127,7 @@ class ProgressiveLBFGS(LBFGS):
         """Search on the present sample, and on twice as many where that fails, for at most ``left`` single examples."""
         first: Tensor | None = None
         values = gradients = 0
+        seconds = 0.0
         while True:
             size = self.sample_size
             self._take_up(sample, size)
@@ -137,7 +139,8 @@ class ProgressiveLBFGS(LBFGS):
             assert report is not None
             left -= report.gradients * size
             values, gradients = values + report.values, gradients + report.gradients
-            self.report = replace(report, values=values, gradients=gradients)
+            seconds += report.evaluation_seconds
+            self.report = replace(report, values=values, gradients=gradients, evaluation_seconds=seconds)
             self._memory.kept_examples = size
             wanted = self._wanted_size(sample, size) if report.failed is None else 2 * size
             self.param_groups[0]["sample_size"] = min(self.examples, max(size, wanted))

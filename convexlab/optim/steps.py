@@ -49,6 +49,8 @@ class StepReport:
     """How the step ended."""
     changed: str | None = None
     """None, or what somebody has changed since the last step: the weights, or the closure."""
+    evaluation_seconds: float = 0.0
+    """Of the step's seconds, those of the closure; the others are vector work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +125,5 @@ def report_of(start: Start, call: CountedClosure, attempt: Attempt, state: StepS
         None if state == "moved" else "; then ".join(attempt.failures),
         state,
         start.changed,
+        call.seconds,
     )

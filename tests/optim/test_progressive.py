@@ -59,7 +59,7 @@ def test_all_examples_from_the_start_is_plain_lbfgs() -> None:
     examples = Examples()
     x, optimiser = begin(examples, sample_size=N)
     other = nn.Parameter(examples.start.clone())
-    plain = LBFGS([other])
+    plain = LBFGS([other], history=100, self_scaled=False)
 
     def closure() -> Tensor:
         other.grad = None

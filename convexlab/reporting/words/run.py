@@ -19,6 +19,7 @@ from convexlab.wording.verdict import verdict_sentence
 __all__ = [
     "algorithm_name",
     "counted",
+    "curvature_headline",
     "has_paid",
     "has_switched",
     "headline",
@@ -75,6 +76,11 @@ def headline(facts: RunFacts) -> list[str]:
     first = [_probe_sentence(facts)] if facts.is_probe else outcome
     verdicts = (_verdict_at_switch(facts), _last_verdict(facts), _last_sample(facts))
     return [part for part in (*first, oracle_sentence(facts), *verdicts) if part]
+
+
+def curvature_headline(facts: RunFacts) -> list[str]:
+    """Return the sentences on curvature alone."""
+    return [part for part in (_probe_sentence(facts), _verdict_at_switch(facts), _last_verdict(facts)) if part]
 
 
 def has_paid(facts: RunFacts) -> bool:
