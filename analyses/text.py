@@ -56,7 +56,7 @@ def train(scale: str, protocol: str) -> Run:
 def convexity(facts: RunFacts) -> str:
     """Say whether claim 1 holds along the probed checkpoints."""
     verdicts = [point.verdict for point in facts.probe]
-    count = {kind: verdicts.count(kind) for kind in ("non-convex", "no-negative-curvature", "unresolved")}
+    proven, nothing, open_ = (verdicts.count(kind) for kind in ("non-convex", "no-negative-curvature", "unresolved"))
     last = max((place for place, kind in enumerate(verdicts) if kind == "non-convex"), default=-1)
     convex = [kind == "no-negative-curvature" for kind in verdicts[last + 1 :]]
     if convex and all(convex):
@@ -64,9 +64,8 @@ def convexity(facts: RunFacts) -> str:
     else:
         outcome = "fails: training ends in a region that is proven non-convex" if not convex else "is undecided"
     return (
-        f"Claim 1, first non-convex, then convex, {outcome}. Of {len(verdicts)} probed points "
-        f"{count['non-convex']} are proven non-convex, at {count['no-negative-curvature']} no negative curvature was found, "
-        f"{count['unresolved']} are unresolved."
+        f"Claim 1, first non-convex, then convex, {outcome}. Of {len(verdicts)} probed points {proven} are proven "
+        f"non-convex, at {nothing} no negative curvature was found, {open_} are unresolved."
     )
 
 
