@@ -425,9 +425,7 @@ def main() -> None:
 @click.option("--steps", default=1000, show_default=True, help="Of Adam, before the switch.")
 @click.option("--evaluations", default=1000, show_default=True, help="After it.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS, help="JSON lines, added to.")
-def run_command(
-    problems: str, methods: str, seeds: str, dtype: str, steps: int, evaluations: int, out: Path
-) -> None:
+def run_command(problems: str, methods: str, seeds: str, dtype: str, steps: int, evaluations: int, out: Path) -> None:
     """Make the runs that are not yet in the file."""
     torch.set_num_threads(1)
     importlib.import_module("pytorch_optimizer")  # Not within what is timed.

@@ -16,7 +16,17 @@ from convexlab.problems.objectives import Factory, objective_epochs
 from convexlab.problems.setting import refuse_beside_objective
 from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
-__all__ = ["DEFAULT_DATASET", "DEFAULT_DTYPE", "DEFAULT_LOSS", "DEFAULT_MODEL", "FIRST_EPOCHS", "FIRST_EXAMPLES", "FROM_PYTHON", "OTHER_EPOCHS", "TwoPhaseConfig"]
+__all__ = [
+    "DEFAULT_DATASET",
+    "DEFAULT_DTYPE",
+    "DEFAULT_LOSS",
+    "DEFAULT_MODEL",
+    "FIRST_EPOCHS",
+    "FIRST_EXAMPLES",
+    "FROM_PYTHON",
+    "OTHER_EPOCHS",
+    "TwoPhaseConfig",
+]
 
 DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
 

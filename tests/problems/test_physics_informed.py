@@ -95,9 +95,7 @@ def test_the_solution_of_allen_and_cahn_solves() -> None:
     assert residual.median() < 1e-3
     assert residual.max() < 0.2
     start = torch.stack([x, torch.zeros_like(x)], dim=1)
-    torch.testing.assert_close(
-        allen_cahn().solution(start)[:, 0], x**2 * torch.cos(math.pi * x), rtol=0.0, atol=1e-6
-    )
+    torch.testing.assert_close(allen_cahn().solution(start)[:, 0], x**2 * torch.cos(math.pi * x), rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
