@@ -45,8 +45,8 @@ class Watch:
     noise, unless a step's gradient is accumulated from equal parts, with `accumulated` called after each backward pass
     except the last: then the noise is taken out, and measured too (`GradientStatistics`).
 
-    Where the objective is a single batch, a step sees all of it and an update after every step would tell the detector of
-    each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
+    Where the objective is a single batch, a step sees all of it, and an update after every step would tell the detector
+    of each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
     for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and

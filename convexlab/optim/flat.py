@@ -79,9 +79,9 @@ class FlatOptimizer(torch.optim.Optimizer):
     report: StepReport | None
     """What the last step did; None before the first."""
     processes: str | None
-    """Of several processes of torch.distributed: ``"averaged"``, loss and gradient are averaged over all of them, which
-    have to step together, each on an equal share of the data (DDP); ``"alone"``, this one decides by itself. None, as at
-    first, refuses to step where there are several."""
+    """Of several processes of torch.distributed. ``"averaged"``: loss and gradient are averaged over all of them, which
+    have to step together, each on an equal share of the data (DDP). ``"alone"``: this one decides by itself. None, as
+    at first, refuses to step where there are several."""
 
     def __init__(
         self,
@@ -161,8 +161,9 @@ class FlatOptimizer(torch.optim.Optimizer):
             The loss where the step began, 0-dimensional.
 
         Raises:
-            MisuseError: several processes of which nothing is said, no closure, one that does not return one real number or leaves no gradient, inference mode or
-                autocast around the step, or settings of the groups out of range.
+            MisuseError: several processes of which nothing is said, no closure, one that does not return one real
+                number or leaves no gradient, inference mode or autocast around the step, or settings of the groups out
+                of range.
         """
         check_processes(self.processes, type(self).__name__)
         call = CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")

@@ -16,8 +16,8 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor, nn
 
-from convexlab.errors import MisuseError
 from convexlab import optim
+from convexlab.errors import MisuseError
 from convexlab.optim import DiagonalPreconditioner, line_search_names
 from convexlab.optim.line_search import HagerZhang, Line, SearchResult
 from tests.optim.networks import (
