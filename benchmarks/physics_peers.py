@@ -221,7 +221,7 @@ def _all_pairs(adam: torch.optim.Adam) -> LBFGS:
 
 
 class _RowWise:
-    """The network with a copy of its parameters for every row of every call: so all rows of the Jacobian come at once."""
+    """The network with a copy of its parameters for every row of a call: all rows of the Jacobian come at once."""
 
     def __init__(self, model: nn.Module, theta: Tensor) -> None:
         self._shapes = [parameter.shape for parameter in model.parameters()]
