@@ -52,7 +52,7 @@ class FigureScale:
 
 
 SCALES = {
-    "toy": FigureScale("digits", "vit-nomlp-wkewq-wvwo", 30, 6, 10, 3),
+    "toy": FigureScale("digits", "vit-nomlp-wkewq-wvwo", 20, 4, 10, 4),
     "desk": FigureScale("cifar10", "vit-mlp", 2000, 100, 64, 10),
     "paper": FigureScale("cifar10", "vit-mlp", None, 700, 512, 35, "auto"),
 }

@@ -62,7 +62,7 @@ class PinnScale:
         return self.epochs * STEPS
 
 
-SCALES = {"toy": PinnScale(6, 1, 50), "desk": PinnScale(250, 3, POINTS), "paper": PinnScale(1000, 10, 10 * POINTS)}
+SCALES = {"toy": PinnScale(4, 1, 30), "desk": PinnScale(250, 3, POINTS), "paper": PinnScale(1000, 10, 10 * POINTS)}
 
 
 def peer() -> PhaseTwo:

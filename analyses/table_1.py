@@ -45,8 +45,8 @@ class TableScale:
 
 
 def toy() -> Iterator[TableCase]:
-    """Yield the five networks on digits, which need no files."""
-    for model in MODELS:
+    """Yield two of the networks on digits, which need no files."""
+    for model in MODELS[-2:]:
         yield case("digits", model, 30, 4, 10, 0, "cpu")
 
 

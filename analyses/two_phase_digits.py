@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "late": {},
 }
 SCALES: dict[str, dict[str, Any]] = {
-    "toy": {"epochs": 5, "seeds": 1, "train_size": 80, "model": "vit-nomlp-wkewq-wvwo", "probe_every": 0},
+    "toy": {"epochs": 4, "seeds": 1, "train_size": 40, "model": "vit-nomlp-wkewq-wvwo", "probe_every": 0},
     "desk": {"epochs": EPOCHS, "seeds": 3},
     "paper": {"epochs": 700, "seeds": 3},
 }

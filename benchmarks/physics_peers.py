@@ -5,8 +5,8 @@ results/physics_peers.jsonl; those that are there are not made again.
 
 From one switch point, after full-batch Adam at the rate 1e-3, every method goes on until it has spent as many
 evaluations, and as many processor seconds, as ``auto`` took for its budget. The lowest loss within either limit counts.
-An evaluation is a value with its gradient; a Hessian product counts two. Levenberg-Marquardt is run for the seconds
-alone: its Jacobians are no evaluations. L-BFGS of torch begins again where it stops by itself.
+An evaluation is a value with its gradient; a Hessian product counts two. Levenberg-Marquardt is for the seconds alone:
+its Jacobians are no evaluations. L-BFGS of torch begins again where it stops by itself.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _all_pairs(adam: torch.optim.Adam) -> LBFGS:
 
 
 class _RowWise:
-    """The network with a copy of its parameters for every row of a call: all rows of the Jacobian come at once."""
+    """The network with a copy of its parameters for every row of every call: the Jacobian's rows at once."""
 
     def __init__(self, model: nn.Module, theta: Tensor) -> None:
         self._shapes = [parameter.shape for parameter in model.parameters()]

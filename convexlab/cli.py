@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,15 +23,15 @@ from convexlab.architectures import ARCHITECTURES, build_model
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, MisuseError
-from convexlab.importing import is_spec
+from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
+from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
 from convexlab.objective import PRODUCTS
 from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import (
@@ -42,11 +43,14 @@ from convexlab.training.config import (
     FIRST_EXAMPLES,
     OTHER_EPOCHS,
 )
+from convexlab.wording.lines import Lines
 from convexlab.wording.terminal import printable
 
 __all__ = ["main"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_HALF_A_MINUTE = 30.0
 
 _interrupts: ContextVar[Interrupts] = ContextVar("interrupts")
 
@@ -60,6 +64,16 @@ def main() -> None:
     Start here:
       convexlab train two-phase     train on real digits in two phases, and write a report
       convexlab probe RUN           measure the curvature at every checkpoint of the run
+
+    \b
+    Afterwards:
+      convexlab show RUN            print its results again
+      convexlab open RUN            open its report in the browser
+      convexlab compare RUN RUN     print several runs side by side
+      convexlab report RUN RUN      write one page about several
+
+    \b
+    Exit status: 0 done, 1 it went wrong, 2 wrong use, 130 interrupted (what was done is kept).
     """  # noqa: D301 - click reads the backspace
 
 
@@ -86,17 +100,25 @@ def _handles_errors(command: Command) -> Command:
             except OSError as error:
                 message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
                 raise click.ClickException(printable(message)) from error
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise click.ClickException(f"out of memory. {_SMALLER}") from error
             except KeyboardInterrupt:
                 click.echo("\ninterrupted", err=True)
                 raise SystemExit(INTERRUPTED) from None
+            except Exception as error:
+                if message := _about_reader(error):
+                    raise click.ClickException(message) from error
+                raise
             finally:
                 _interrupts.reset(token)
 
     return handled  # type: ignore[return-value]
+
+
+def _about_reader(error: Exception) -> str:
+    """Return a message about an error of the reader's machine or code; "" if it is of ours."""
+    if is_out_of_memory(error):
+        return f"out of memory. {_SMALLER}"
+    failure = failure_in(error)
+    return printable(f"your code failed: {failure}.") if failure else ""
 
 
 _SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (--batch-size), or a smaller model."
@@ -117,7 +139,7 @@ def _open_standard_files() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
     """Say what was put up with in a line of its own; other libraries' warnings as they are."""
-    if issubclass(category, DamageWarning):
+    if issubclass(category, DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
         click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
@@ -137,16 +159,33 @@ _trust = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 
 
+_data = click.option(
+    "--data",
+    help="Batches of your own, instead of --dataset: package.module:loader or file.py:loader. The loader returns a "
+    "list, a DataLoader or what else gives batches again and again; it may take train_size, batch_size, seed and "
+    "device.",
+)
+_LOSS = (
+    "mse, cross-entropy, package.module:function or file.py:function. A function whose first argument is called model, "
+    "net, network or module is called with (model, batch), any other of two arguments with (output, target); one that "
+    "needs none makes the loss."
+)
+
+
 @train.command("two-phase")
 @click.option(
     "--objective",
-    help="Any loss with its model, instead of --model, --dataset and --loss: a name (see `convexlab objectives`), "
+    help="Any loss with its model, instead of --model, --data and --loss: a name (see `convexlab objectives`), "
     "package.module:factory or file.py:factory. The factory returns a convexlab.Objective, whose batches are Adam's "
     "mini-batches, or a convexlab.Problem; it may take seed, train_size, batch_size and device.",
 )
-@click.option("--model", help=f"Name (see `convexlab models`) or package.module:factory.  [default: {DEFAULT_MODEL}]")
+@click.option(
+    "--model",
+    help=f"Name (see `convexlab models`), package.module:factory or file.py:factory.  [default: {DEFAULT_MODEL}]",
+)
 @click.option("--dataset", help=f"Name (see `convexlab datasets`), npz:FILE, ...  [default: {DEFAULT_DATASET}]")
-@click.option("--loss", help=f"mse, cross-entropy, or package.module:factory.  [default: {DEFAULT_LOSS}]")
+@_data
+@click.option("--loss", help=f"{_LOSS}  [default: {DEFAULT_LOSS}]")
 @click.option(
     "--epochs",
     type=int,
@@ -200,14 +239,27 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the summary 
     help=f"To train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
 )
 @_device
+@click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
 @_json
 @click.pass_context
 @_handles_errors
 def two_phase(
-    context: click.Context, /, out: Path | None, resume: bool, trust: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    out: Path | None,
+    tensorboard: Path | None,
+    resume: bool,
+    trust: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
@@ -215,7 +267,8 @@ def two_phase(
     With no option: the digits of scikit-learn, about two and a half minutes on two cores. With --objective pinn-burgers
     --epochs 5000: a physics-informed network. Ends by naming the report it wrote.
     """
-    from convexlab.reporting import summary_lines, write_report
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
 
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
@@ -224,25 +277,34 @@ def two_phase(
             click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
     elif out is None:
         out = default_directory(TwoPhaseConfig.of(options))
-    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "loss"))
+    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
-    with _interruptible(remedy), _progress() as listener:
-        run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+    diverged: FailureError | None = None
+    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
+        try:
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
+        except FailureError as error:
+            if out is None or Run(out).summary is None:
+                raise
+            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
     report = write_report([run])
-    for line in [*summary_lines([run]), f"report: {report}"]:
-        _say(line, err=as_json)
+    click.echo(run_text(run), err=as_json)
+    _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
+    if diverged is not None:
+        raise diverged
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]")
 @click.option("--dataset", help="Name, npz:FILE, ...  [default: what the checkpoint says]")
-@click.option("--loss", help="mse, cross-entropy or package.module:factory.  [default: what the checkpoint says]")
+@_data
+@click.option("--loss", help=f"{_LOSS}  [default: what the checkpoint says]")
 @click.option(
     "--objective",
-    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --dataset and "
+    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --data and "
     "--loss: a name (see `convexlab objectives`), package.module:factory or file.py:factory. The factory returns a "
     "convexlab.Objective; it may take seed, train_size and device.  [default: what the checkpoint says]",
 )
@@ -282,26 +344,34 @@ def two_phase(
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
 @_trust
+@click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
-    Checkpoints of images and labels need --model, --dataset and --loss, those of any other loss --objective, unless
-    they say so themselves.
-    """
+    Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
+    --objective, for any other loss with its model. Those of a run of ours say so themselves.
+
+    \b
+    convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
+    """  # noqa: D301 - click reads the backspace
     from convexlab.reporting import write_report
-    from convexlab.reporting.words.run import judgement, place
+    from convexlab.reporting.terminal import curvature_text
 
     with _interruptible("the same command with --resume"), _progress() as listener:
         result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
-    for checkpoint in result.checkpoints:
-        _say(f"{place(checkpoint)}: {judgement(checkpoint)}", err=as_json)
+    click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
+    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+        raise FailureError(
+            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
+            "report say why."
+        )
 
 
 @main.command()
@@ -313,6 +383,39 @@ def report(paths: tuple[Path, ...], out: Path | None) -> None:
     from convexlab.reporting import write_report
 
     _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def show(path: Path) -> None:
+    """Print the results of a run again."""
+    from convexlab.reporting.terminal import run_text
+
+    click.echo(run_text(Run.open(path)))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_handles_errors
+def compare(paths: tuple[Path, ...]) -> None:
+    """Print several runs side by side."""
+    from convexlab.reporting.terminal import comparison_text
+
+    click.echo(comparison_text([Run.open(path) for path in paths]))
+
+
+@main.command("open")
+@click.argument("path", type=click.Path(path_type=Path))
+@_handles_errors
+def open_report(path: Path) -> None:
+    """Write the report of a run, and open it in the browser."""
+    from convexlab.reporting import write_report
+
+    report = write_report([Run.open(path)])
+    _say(f"report: {report}")
+    if click.launch(str(report)) != 0:
+        raise FailureError(f"no browser could be started. Open {str(report)!r} in one.")
 
 
 @main.command()
@@ -371,22 +474,54 @@ def _interruptible(remedy: str) -> Iterator[None]:
 
 
 @contextmanager
+def _series(folder: Path | None) -> Iterator[Log | None]:
+    """Yield what writes series for TensorBoard, if a folder for them is named."""
+    if folder is None:
+        yield None
+        return
+    from convexlab.integrations.tensorboard import TensorBoard
+
+    with TensorBoard(folder) as log:
+        yield log
+
+
+@contextmanager
 def _progress() -> Iterator[Any]:
-    """Show progress with the remaining time on stderr, if that is a terminal, and stop after a step where asked to."""
-    with _interrupts.get().gentle() as check, _bars() as show:
+    """Show progress on stderr, as bars or lines, and stop after a step where asked to."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    with _interrupts.get().gentle() as check, _bars() if terminal else _lines() as show:
 
         def listener(step: Progress) -> None:
             show(step)
-            check()
+            if not step.within:
+                check()
 
         yield listener
 
 
 @contextmanager
-def _bars() -> Iterator[Listener]:
-    if sys.stderr is None or not sys.stderr.isatty():
+def _lines() -> Iterator[Listener]:
+    """Say a line every half minute where there is no terminal, whatever the work is at, and landmarks at once."""
+    if sys.stderr is None:
         yield silent
         return
+    lines, over = Lines(lambda line: _say(line, err=True)), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_HALF_A_MINUTE):
+            lines.tell()
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConvexLabError", "DamageWarning", "FailureError", "MisuseError", "unknown_name"]
+__all__ = [
+    "ConvexLabError",
+    "DamageWarning",
+    "FailureError",
+    "MisuseError",
+    "ShortageError",
+    "ShortageWarning",
+    "unknown_name",
+]
 
 
 class ConvexLabError(Exception):
@@ -18,6 +26,14 @@ class MisuseError(ConvexLabError, ValueError):
 
 class FailureError(ConvexLabError, RuntimeError):
     """The request was sound but could not be finished, such as a loss that became NaN (exit status 1)."""
+
+
+class ShortageError(FailureError):
+    """Memory does not suffice for the least that a loss can be evaluated with at a time."""
+
+
+class ShortageWarning(UserWarning):
+    """Memory was short in a way that can be put up with; the text says what is done instead."""
 
 
 class DamageWarning(UserWarning):

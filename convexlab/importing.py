@@ -6,20 +6,42 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import re
 import shlex
+import site
 import sys
+import sysconfig
+import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from convexlab.errors import ConvexLabError, FailureError, MisuseError
 
-__all__ = ["accepts", "call_accepted", "check_trusted", "is_spec", "load_object", "remember"]
+__all__ = [
+    "accepts",
+    "call_accepted",
+    "check_trusted",
+    "failure_in",
+    "is_spec",
+    "load_object",
+    "remember",
+    "required_of",
+]
 
 # Kinds of data sets whose name goes on with a path.
 _FILES = frozenset({"npz", "imagefolder"})
+# Where code lies that is neither of this package nor the reader's own.
+_PACKAGE = str(Path(__file__).parent)
+_LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_INSTALLED = [*_LIBRARIES, *site.getsitepackages(), site.getusersitepackages()]
+# How torch passes on what a worker process of a DataLoader raised.
+_IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+# Of an error's own words.
+_MOST_WORDS = 600
 # What the user has named in this process, or vouched for: naming it again in a file adds nothing.
 _REMEMBERED: set[str] = set()
 
@@ -120,16 +142,70 @@ def call_accepted(factory: Callable[..., Any], spec: str, **available: object) -
     accepted = {name: value for name, value in available.items() if name in named and _takes_keyword(named[name])}
     missing = [name for name, parameter in named.items() if name not in accepted and _is_required(parameter)]
     if missing:
+        offered = f"at most the keyword arguments {', '.join(available)}" if available else "no argument"
         raise MisuseError(
-            f"{spec!r} requires {', '.join(missing)}: expected a callable that needs at most the keyword arguments "
-            f"{', '.join(available)}. Give the others defaults."
+            f"{spec!r} requires {', '.join(missing)}: expected a callable that needs {offered}. Give the others "
+            "defaults."
         )
     try:
         return factory(**accepted)
     except ConvexLabError:
         raise
     except Exception as error:
-        raise FailureError(f"{spec!r} raised {type(error).__name__}: {error}") from error
+        raise FailureError(f"{spec!r} raised {failure_in(error) or _words_of(error)}") from error
+
+
+def required_of(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the positional arguments that a function needs; none where its signature is not told."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in _parameters(function) if p.kind in positional and _is_required(p)]
+
+
+def failure_in(error: BaseException) -> str:
+    """Return what went wrong in the reader's code and where, "ValueError: no (/home/me/net.py:12, in forward)".
+
+    That is the innermost place in a file that is neither of this package nor of an installed one, or in a package that
+    the reader has named; "" where there is none.
+    """
+    place = _place_in_worker(str(error)) or _place_in(error.__traceback__)
+    return f"{_words_of(error)} ({place})" if place else ""
+
+
+def _words_of(error: BaseException) -> str:
+    text = str(error).strip()
+    if worker := _IN_WORKER.match(text):
+        return f"{worker[1]}: {text.splitlines()[-1].partition(': ')[2]}"
+    return f"{type(error).__name__}: {text[:_MOST_WORDS]}{'...' * (len(text) > _MOST_WORDS)}"
+
+
+def _place_in(trace: TracebackType | None) -> str:
+    frames = list(traceback.walk_tb(trace))
+    ours = [number for number, (frame, _) in enumerate(frames) if _is_within(frame.f_code.co_filename, [_PACKAGE])]
+    own, named = "", ""
+    for frame, line in frames[ours[0] if ours else 0 :]:
+        code, module = frame.f_code, str(frame.f_globals.get("__name__", ""))
+        place = f"{code.co_filename}:{line}, in {code.co_name}"
+        if _is_readers(code.co_filename):
+            own = place
+        elif module.partition(".")[0] in {spec.partition(".")[0].partition(":")[0] for spec in _REMEMBERED} - {"torch"}:
+            named = place
+    return own or named
+
+
+def _place_in_worker(text: str) -> str:
+    """Return the place that a worker process of a DataLoader wrote into the error's text."""
+    if not _IN_WORKER.match(text):
+        return ""
+    places = [f"{file}:{line}, in {name}" for file, line, name in _FRAME.findall(text) if _is_readers(file)]
+    return places[-1] if places else ""
+
+
+def _is_readers(file: str) -> bool:
+    return not (file.startswith("<frozen") or _is_within(file, [_PACKAGE, *_INSTALLED]))
+
+
+def _is_within(file: str, folders: Iterable[str]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 def _load_module(name: str, spec: str) -> ModuleType:
@@ -203,7 +279,7 @@ def _import_errors(spec: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise MisuseError(
-            f"importing {spec!r} failed: {type(error).__name__}: {error}. Mend that code first."
+            f"importing {spec!r} failed: {failure_in(error) or _words_of(error)}. Mend that code first."
         ) from error
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Listener", "Progress", "silent"]
+__all__ = ["Listener", "Log", "Progress", "silent"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,16 @@ class Progress:
     """In the unit of ``done``; what the unit is does not matter to a listener."""
     note: str = ""
     """A few words on the present state, such as the loss."""
+    within: bool = False
+    """Whether it is within a step that is finished and stored before work stops where somebody asks for that."""
+    landmark: bool = False
+    """Whether it is worth a line at once, where progress is lines of a log."""
 
 
 Listener = Callable[[Progress], None]
+
+Log = Callable[[Mapping[str, float], int], None]
+"""Called with finite numbers by name, and the epoch that they are of."""
 
 
 def silent(progress: Progress) -> None:

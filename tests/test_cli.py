@@ -24,9 +24,12 @@ from safetensors.torch import load_file, save_file
 import convexlab
 from convexlab import cli
 from convexlab.cli import main
-from convexlab.reporting.words.run import judgement, place
+from convexlab.reporting import summary_lines
+from convexlab.reporting.facts.run import read_facts
+from convexlab.reporting.words.run import judgement, place, verdict_name
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint
+from convexlab.wording.numbers import number, signed
 from tests.tiny import write_problem
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # But for the run of the module's fixture, which is drawn.
@@ -228,15 +231,62 @@ def test_train_without_out_makes_a_folder_under_runs(
     assert re.search(r"^report: runs/npz-small-\d{8}-\d{6}/report\.html$", result.stdout, re.MULTILINE), result.stdout
 
 
+def _unwrapped(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_probe_a_run(run: Run) -> None:
     result = call("probe", run.path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     checkpoints = [ProbedCheckpoint.from_row(row) for row in run.probe]
-    told = [f"{place(checkpoint)}: {judgement(checkpoint)}" for checkpoint in checkpoints]
-    assert lines[:-1] == told
+    for checkpoint in checkpoints:
+        (row,) = (line for line in lines if line.strip().startswith(f"{place(checkpoint)} "))
+        assert number(checkpoint.train_loss) in row
+        assert verdict_name(checkpoint.verdict) in row
+        assert signed(checkpoint.largest, checkpoint.rounding_floor) in row
+    assert max(map(len, lines[:-1])) <= 100
     assert lines[-1] == f"report: {run.report_path}"
     assert len(run.probe) == len(run.checkpoints)
+    assert "\x1b" not in result.stdout
+
+
+def test_more_words_and_the_same_numbers_again(run: Run) -> None:
+    verbose = _unwrapped(call("probe", run.path, "--resume", "--verbose").stdout)
+    shown = call("show", run.path).stdout
+    for checkpoint in map(ProbedCheckpoint.from_row, run.probe):
+        assert _unwrapped(f"{place(checkpoint)}: {judgement(checkpoint)}") in verbose
+        assert signed(checkpoint.smallest, checkpoint.rounding_floor) in shown
+    assert _unwrapped(" ".join(summary_lines([run]))) in _unwrapped(shown)
+    for name, outcome in read_facts(run, "").outcomes.items():
+        assert number(outcome.train_loss) in shown, name
+
+
+def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "the other"
+    shutil.copytree(run.path, other)
+    result = call("compare", run.path, other)
+    assert result.exit_code == 0, result.stderr
+    assert "the other" in result.stdout
+    assert _unwrapped(" ".join(summary_lines([run, Run(other)]))) in _unwrapped(result.stdout)
+    alone = call("compare", run.path)
+    assert alone.exit_code == 2
+    assert "expected at least two runs to compare" in alone.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_report_is_opened(run: Run, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def launch(path: str) -> int:
+        opened.append(path)
+        return status
+
+    monkeypatch.setattr("click.launch", launch)
+    result = call("open", run.path)
+    assert opened == [str(run.report_path)]
+    assert result.exit_code == status
+    assert ("no browser could be started" in result.stderr) == bool(status)
 
 
 def test_probe_files_as_json(run: Run, options: list[str], tmp_path: Path) -> None:
@@ -254,7 +304,7 @@ def test_probe_files_as_json(run: Run, options: list[str], tmp_path: Path) -> No
 
     printed = json.loads(result.stdout, parse_constant=refuse)
     assert printed == {"rows": Run(tmp_path / "out").probe, "report": str(tmp_path / "out" / "report.html")}
-    assert "The loss is not finite here" in result.stderr
+    assert "The loss is not finite here" in _unwrapped(result.stderr)
 
 
 # Misuse: status 2 (or 1 where the reader's own code or the disk fails), one message, nothing written
@@ -408,8 +458,9 @@ def test_options_of_the_run_that_is_resumed(run: Run) -> None:
 def test_a_loss_that_is_not_finite_is_a_failure(options: list[str], tmp_path: Path) -> None:
     result = call("train", "two-phase", *options, "--lr", "1e30", "--out", tmp_path / "r")
     assert result.exit_code == 1
-    assert re.fullmatch(r"Error: the training loss became (inf|nan) in epoch 1 of two-phase\. Try a.*\n", result.stderr)
-    assert (tmp_path / "r" / "metrics.jsonl").exists()
+    assert re.fullmatch(r"Error: the training loss became infinite or NaN in epoch 1 of .*\n", result.stderr)
+    assert "diverged: in epoch 1" in result.stdout
+    assert (tmp_path / "r" / "report.html").exists()
 
 
 # Interrupted: status 130

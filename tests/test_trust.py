@@ -21,7 +21,7 @@ from convexlab.cli import main
 from convexlab.reporting import summary_lines
 from convexlab.runs import Run
 
-NAMES = ("model", "dataset", "loss", "objective")
+NAMES = ("model", "dataset", "data", "loss", "objective")
 QUICK = ("--max-steps", "2", "--density-probes", "1", "--density-steps", "2")
 
 PLANTED = """

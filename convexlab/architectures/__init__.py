@@ -11,6 +11,7 @@ from torch import nn
 
 from convexlab.architectures.perceptron import Perceptron
 from convexlab.architectures.tanh import OneLayerTanh, TwoLayerTanh
+from convexlab.architectures.text_transformer import TextTransformer
 from convexlab.architectures.vgg import VGG5
 from convexlab.architectures.vision_transformer import VisionTransformer
 from convexlab.errors import MisuseError, unknown_name
@@ -22,6 +23,7 @@ __all__ = [
     "Architecture",
     "OneLayerTanh",
     "Perceptron",
+    "TextTransformer",
     "TwoLayerTanh",
     "VisionTransformer",
     "build_model",
@@ -66,7 +68,9 @@ def model_names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
-def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: int = 32) -> nn.Module:
+def build_model(
+    name: str, *, channels: int | None = 3, classes: int | None = 10, image_size: int | None = 32
+) -> nn.Module:
     """Build a network by its name, with fresh weights from torch's global random generator.
 
     The toy models have one parameter, take vectors (N, units) instead of images and ignore the three sizes.
@@ -74,7 +78,7 @@ def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: 
     Args:
         name: one of `model_names`, or ``package.module:factory`` or ``file.py:factory``, whose factory returns a module
             and is called with those of the keyword arguments below that it names.
-        channels: channels of an image.
+        channels: channels of an image; None leaves it to the factory, likewise the next two.
         classes: outputs.
         image_size: height and width in pixels.
 
@@ -82,7 +86,8 @@ def build_model(name: str, *, channels: int = 3, classes: int = 10, image_size: 
         MisuseError: an unknown name, a size below 1 or that the network cannot take, or a factory that cannot be
             imported or returns no module.
     """
-    sizes = {"channels": channels, "classes": classes, "image_size": image_size}
+    asked = {"channels": channels, "classes": classes, "image_size": image_size}
+    sizes = {size: value for size, value in asked.items() if value is not None}
     for size, value in sizes.items():
         if value < 1:
             raise MisuseError(f"expected {size} of at least 1, got {value}.")

@@ -143,9 +143,11 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         key: the name in a PyTorch file that the weights are under; None takes the first that is known, see `state_of`.
 
     Raises:
-        MisuseError: no such path, a damaged file, or one that holds anything but named tensors.
+        MisuseError: no such path, a damaged file, one that holds anything but named tensors, or a key beside
+            safetensors.
     """
-    parts = [_read_safetensors(part) if _is_safetensors(part) else _read_torch(part, key) for part in parts_of(path)]
+    files = _files_of(path, key)
+    parts = [_read_safetensors(part) if _is_safetensors(part) else _read_torch(part, key) for part in files]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     return Checkpoint(path, tensors, parts[0].metadata, parts[0].time.or_else(time_of_name(path)), parts[0].key)
 
@@ -158,7 +160,8 @@ def read_header(path: Path, key: str | None = None) -> CheckpointHeader:
     Raises:
         MisuseError: as `read_checkpoint` does.
     """
-    parts = [_read_header(part) if _is_safetensors(part) else _read_torch(part, key).header for part in parts_of(path)]
+    files = _files_of(path, key)
+    parts = [_read_header(part) if _is_safetensors(part) else _read_torch(part, key).header for part in files]
     shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
     real = frozenset().union(*(part.real for part in parts))
     return CheckpointHeader(
@@ -169,6 +172,16 @@ def read_header(path: Path, key: str | None = None) -> CheckpointHeader:
 def reread(header: CheckpointHeader) -> Checkpoint:
     """Return the checkpoint that a header was read of, its weights under the same name."""
     return read_checkpoint(header.path, header.key or None)
+
+
+def _files_of(path: Path, key: str | None) -> list[Path]:
+    files = parts_of(path)
+    if key is not None and any(map(_is_safetensors, files)):
+        raise MisuseError(
+            f"checkpoint {str(path)!r} is of safetensors, which hold tensors under no other name: expected no key, got "
+            f"{key!r}. Leave --key out."
+        )
+    return files
 
 
 def _is_safetensors(path: Path) -> bool:

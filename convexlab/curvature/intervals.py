@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 from scipy.optimize import brentq
-from scipy.stats import beta, t
+
+# Not scipy.stats, which takes a second to import.
+from scipy.special import betainc, betaincc, stdtrit
 from torch import Tensor
 
 from convexlab.errors import MisuseError
@@ -36,7 +38,7 @@ def standard_error(samples: Tensor) -> float:
 def student_reach(degrees: float, level: float) -> float:
     """Return how many standard errors an interval by Student's t reaches to either side; NaN without a degree."""
     check_level(level)
-    return float(t.ppf((1 + level) / 2, degrees)) if degrees > 0 else math.nan
+    return float(stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else math.nan
 
 
 def student_interval(value: float, error: float, degrees: float, level: float) -> Interval:
@@ -64,10 +66,10 @@ def share_interval(least: float, most: float, *, size: int, probes: int, level: 
     chance, concentration = (1 - level) / 2, probes * (size / 2 + 1) - 1
 
     def chance_of(seen: float, beyond: Callable[..., float]) -> Callable[[float], float]:
-        return lambda share: float(beyond(seen, share * concentration, (1 - share) * concentration)) - chance
+        return lambda share: float(beyond(share * concentration, (1 - share) * concentration, seen)) - chance
 
-    low = _crossing(chance_of(least, beta.sf), size, otherwise=least)
-    high = _crossing(chance_of(most, beta.cdf), size, otherwise=most)
+    low = _crossing(chance_of(least, betaincc), size, otherwise=least)
+    high = _crossing(chance_of(most, betainc), size, otherwise=most)
     return min(low, least), max(high, most)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -136,7 +137,13 @@ def steps_to_resolve(size: int, floor: float, confidence: float) -> int:
 
 
 def judge(
-    process: Lanczos, *, floor: float, confidence: float, meter: Meter, tolerance: float | None = None
+    process: Lanczos,
+    *,
+    floor: float,
+    confidence: float,
+    meter: Meter,
+    tolerance: float | None = None,
+    watch: Callable[[Lanczos], None] | None = None,
 ) -> Verdict:
     """Extend a Krylov run until it allows a verdict, and return that.
 
@@ -147,10 +154,13 @@ def judge(
         meter: of the effort.
         tolerance: extend the run, even if the verdict is clear before, until both ends are known to this share of the
             range of the spectrum.
+        watch: called with the run now and then.
     """
     verdict, next_look = None, 0.0
     for steps in stages(process.steps + 1, process.max_steps):
         process.extend(steps - process.steps)
+        if watch is not None:
+            watch(process)
         known, resolved = _outlook(process, floor, confidence, tolerance)
         # An assessment makes several products: after one without a verdict, the next is half as many steps later.
         promising = resolved or process.ritz()[0][0] < 0

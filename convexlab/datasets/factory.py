@@ -9,7 +9,9 @@ from convexlab.datasets.dataset import Dataset
 from convexlab.errors import MisuseError
 from convexlab.importing import call_accepted, load_object
 
-__all__ = ["read_factory"]
+__all__ = ["BY_DATA", "read_factory"]
+
+BY_DATA = "Batches of any kind go by --data file.py:loader instead of --dataset."
 
 EXPECTED = "a convexlab.datasets.Dataset or the four arrays (x_train, y_train, x_test, y_test)"
 
@@ -35,7 +37,7 @@ def read_factory(spec: str, image_size: int) -> Source | Dataset:
         return made
     if isinstance(made, tuple | list) and len(made) == 4:
         return source_from_arrays(spec, *made)
-    raise MisuseError(f"{spec} must return {EXPECTED}, got {_describe(made)}.")
+    raise MisuseError(f"{spec} must return {EXPECTED}, got {_describe(made)}. {BY_DATA}")
 
 
 def _describe(made: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from convexlab.datasets.arrays import Source
 from convexlab.datasets.dataset import Dataset
 from convexlab.datasets.digits import read_digits
-from convexlab.datasets.factory import read_factory
+from convexlab.datasets.factory import BY_DATA, read_factory
 from convexlab.datasets.imagefolder import read_imagefolder
 from convexlab.datasets.npz import read_npz
 from convexlab.datasets.preparing import prepare
@@ -77,7 +77,7 @@ def _read(name: str, image_size: int, root: str | Path | None) -> Source | Datas
     if name in TORCHVISION_SETS:
         return read_torchvision_set(name, root)
     if not is_spec(name):
-        raise unknown_name("dataset", name, _DESCRIPTIONS)
+        raise MisuseError(f"{unknown_name('dataset', name, _DESCRIPTIONS)} {BY_DATA}")
     kind, _, argument = name.partition(":")
     if kind not in ("npz", "imagefolder"):
         return read_factory(name, image_size)

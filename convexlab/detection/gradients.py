@@ -41,22 +41,28 @@ class GradientStatistics:
     negative.) Examples drawn without replacement, as in an epoch over N of them, leave a bias of -tr(Σ) / (N - 1), with
     the covariance Σ of their gradients.
 
-    Gradients are read as the optimiser gets them: clipped, if the loop clips them, and then parts are of no use. Of a
-    closure, the gradient of its first evaluation in a step is read.
+    Gradients are read as the optimiser gets them. A loop that clips them has changed them by then, which ``clipped``
+    says: they are then kept as each backward pass leaves them. Of a closure, the gradient of its first evaluation in a
+    step is read.
 
     Memory: during a step, the weights and the gradient in float64; with parts, as much again before it. The host does
     not wait for the device before `epoch`.
 
     Args:
         optimizer: its parameters' gradients are read as it steps; a parameter without a gradient has gradient zero.
+        clipped: whether the loop clips gradients between backward pass and step; takes the memory of one more gradient.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, clipped: bool = False) -> None:
         self._optimizer = optimizer
-        self._handles = [
+        self._handles: list[Any] = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
+        self._unclipped: dict[Tensor, Tensor] = {}
+        if clipped:
+            leaves = [parameter for parameter in self._parameters() if parameter.requires_grad]
+            self._handles += [leaf.register_post_accumulate_grad_hook(self._keep) for leaf in leaves]
         self._parts: list[Tensor] = []
         self._accumulated: Tensor | None = None
         self._weights: Tensor | None = None
@@ -108,8 +114,14 @@ class GradientStatistics:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
+    @torch.no_grad()
+    def _keep(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._unclipped[parameter] = parameter.grad.clone()
+
     def _read(self) -> Tensor:
-        gradient = flatten(map(gradient_of, self._parameters()))
+        kept = self._unclipped
+        gradient = flatten(kept[each] if each in kept else gradient_of(each) for each in self._parameters())
         return gradient.to(accumulation_dtype(gradient.device))  # Here, because every product would do so again.
 
     @torch.no_grad()
@@ -153,6 +165,7 @@ class GradientStatistics:
             self._projections.append(dot(step, self._gradient))
         # Free the memory, and drop the parts of a closure's later evaluations.
         self._weights = self._gradient = self._accumulated = None
+        self._unclipped.clear()
         self._parts = []
 
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -17,6 +19,8 @@ from convexlab.detection.gradients import GradientStatistics
 from convexlab.errors import FailureError, MisuseError
 from convexlab.linalg.vectors import dot
 from convexlab.objective import Objective
+from convexlab.progress import Log
+from convexlab.runs.columns import finite_numbers, to_frame, write_csv
 
 __all__ = ["Watch"]
 
@@ -68,6 +72,9 @@ class Watch:
             batch, else 1.
         adam_metric: measure the largest curvature in Adam's own metric too, which stands beside the border of its
             stability in `adam_history`. Each of the three then has a third of the share.
+        clipped: whether the loop clips gradients. They are then read as each backward pass leaves them, unclipped.
+        log: called at the end of every epoch with what was measured in it, by name, and the epoch, from 1: such as
+            ``lambda numbers, epoch: print(epoch, numbers)``, or a `convexlab.integrations.tensorboard.TensorBoard`.
 
     Raises:
         MisuseError: a share, or a number of examples or steps, out of range; a detector that needs curvature, or
@@ -84,6 +91,8 @@ class Watch:
         examples: int = 256,
         steps: int = 16,
         adam_metric: bool = False,
+        clipped: bool = False,
+        log: Log | None = None,
         every: int | None = None,
     ) -> None:
         if every is not None and every < 1:
@@ -109,7 +118,8 @@ class Watch:
         """Gradient equivalents of training: the sum of the costs that `update` was given."""
         self._share, self._steps = share, steps
         self._sample = objective.sample(examples) if share else objective
-        self._statistics = GradientStatistics(optimizer)
+        self._statistics = GradientStatistics(optimizer, clipped=clipped)
+        self._log = log
         self._optimizer = optimizer
         self._saved = {"along": 0.0, "ends": 0.0} | ({"adam": 0.0} if adam_metric else {})
         self._before = 0.0
@@ -178,7 +188,31 @@ class Watch:
         if "adam" in self._saved:
             self.adam_history.append(self._in_adam_metric())
         self.history.append(signals)
+        if self._log is not None:
+            numbers = finite_numbers(self._rows()[-1])
+            self._log(numbers, round(numbers.pop("epoch")))
         return self.detector is not None and self.detector.update(**vars(signals))
+
+    def to_frame(self) -> Any:
+        """Return the measurements, an epoch a row, as a ``pandas.DataFrame``.
+
+        Raises:
+            MisuseError: pandas is not installed.
+        """
+        return to_frame(self._rows())
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the same as CSV, which needs no other package, and return the path."""
+        return write_csv(self._rows(), path)
+
+    def _rows(self) -> list[dict[str, float | None]]:
+        rows: list[dict[str, float | None]] = [
+            {"epoch": epoch} | vars(signals) for epoch, signals in enumerate(self.history, start=1)
+        ]
+        for row, sharpness in zip(rows, self.adam_history, strict=False):
+            row["adam_sharpness"] = sharpness and sharpness.value
+            row["adam_threshold"] = sharpness and sharpness.threshold
+        return rows
 
     def close(self) -> None:
         """Stop measuring: the optimiser is left as it was."""

@@ -27,6 +27,8 @@ __all__ = [
 
 # Files that decide what is computed and how it is shown, anywhere in the checkout.
 _CODE = (":(top)*.py", ":(top)*.j2", ":(top)pyproject.toml")
+# Where torch takes its number of threads from.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -116,12 +118,15 @@ def describe_process(device: torch.device, dtype: str) -> dict[str, Any]:
     """Return how the numbers are made, for who wants to make them again: command line and libraries, too.
 
     The same seed on the same machine with as many threads gives the same bytes on a CPU; an accelerator's kernels may
-    add in another order each time.
+    add in another order each time, unless torch is told to take others.
     """
+    deterministic = torch.are_deterministic_algorithms_enabled()
     return describe_environment(device, dtype) | {
         "command": shlex.join(sys.argv),
         "numpy": np.__version__,
-        "repeats_exactly": device.type == "cpu",
+        "deterministic_algorithms": deterministic,
+        "threads_set": any(os.environ.get(name) for name in _THREADS),
+        "repeats_exactly": deterministic or device.type == "cpu",
     }
 
 

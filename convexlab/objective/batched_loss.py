@@ -12,6 +12,7 @@ import contextlib
 import copy
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from convexlab.errors import FailureError, MisuseError
+from convexlab.errors import FailureError, MisuseError, ShortageError, ShortageWarning
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, select_parameters
+from convexlab.machine.memory import is_out_of_memory, release_freed_memory
 from convexlab.machine.precision import full_float32
 from convexlab.machine.random_state import (
     fixed_random_state,
@@ -54,6 +56,17 @@ BatchLoss = Callable[[Any, Any], Tensor]
 # By how many ε loss and gradient may differ between two calls, relative to their scales.
 _SAME_VALUE = 100
 _SAME_GRADIENT = 10_000
+# Where memory is short, no fewer examples at a time: networks and losses that squeeze their output trip over one.
+_LEAST_ROWS = 2
+
+
+@dataclass
+class _Limit:
+    """How many examples at a time memory was found to hold; all copies of a loss share it."""
+
+    rows: int | None = None
+    said: int | None = None
+    """Of which the user was told."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,8 @@ class BatchedLoss:
         self._bound = _Bound(model, fn)
         self._outputs = _Bound(model, lambda module, batch: module(pair_of(batch)[0]))
         self._micro_batch = micro_batch
+        self._cuttable = micro_batch is not None
+        self._limit = _Limit()
         self.memory_budget = memory_budget
         self.cost = Cost()
         self._held: dict[str, tuple[Tensor, int]] = {}
@@ -174,6 +189,9 @@ class BatchedLoss:
 
     def value_at(self, point: Point) -> Tensor:
         """Return the loss at a point, as summed, in float64."""
+        return self.in_memory(lambda: self._value_at(point), Cost(values=1))
+
+    def _value_at(self, point: Point) -> Tensor:
         with self._charge(values=1), self.evaluating():
             total, weights = self._zero(), 0.0
             for batch, weight in self.parts():
@@ -183,6 +201,9 @@ class BatchedLoss:
 
     def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""
+        return self.in_memory(lambda: self._value_and_gradient_at(point), Cost(gradients=1))
+
+    def _value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
         with self._charge(gradients=1), self.evaluating():
             total, gradient, weights = self._zero(), self._zero(self.size), 0.0
             for batch, weight in self.parts():
@@ -191,6 +212,68 @@ class BatchedLoss:
                 gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
                 weights += weight
             return total / weights, gradient / weights
+
+    def in_memory(
+        self, evaluate: Callable[[], Result], unit: Cost, release: Callable[[], bool] = lambda: False
+    ) -> Result:
+        """Return what an evaluation gives; where memory is short, with half as many examples at a time, and again half.
+
+        It is said once, and holds from then on, in every copy of this loss.
+
+        Args:
+            evaluate: goes through all micro-batches.
+            unit: what an attempt that fails is charged: as much as one that does not.
+            release: frees what can be done without, and returns whether there was any; it is asked first.
+
+        Raises:
+            ShortageError: memory does not suffice for `_LEAST_ROWS` examples, or for a batch that cannot be cut.
+        """
+        while True:
+            try:
+                result = evaluate()
+                break
+            except FailureError:
+                raise
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only now, with the error, is what it was raised in let go of.
+            self.spend(unit)
+            if not release():
+                self._take_fewer_rows()
+            release_freed_memory()
+        if self._limit.rows != self._limit.said:
+            self._limit.said = self._limit.rows
+            warnings.warn(
+                f"memory was short: from now on the loss is evaluated on {self._limit.rows} examples at a time, which "
+                "changes its rounding and costs time. Free memory, or set micro_batch to that number at once.",
+                ShortageWarning,
+                stacklevel=2,
+            )
+        return result
+
+    def _take_fewer_rows(self) -> None:
+        """Halve the number of examples that are evaluated at a time."""
+        most = max((common_rows(batch) or 0 for batch in self._data), default=0)
+        present = min(most, self.rows_at_a_time or most)
+        if not self._cuttable or not most:
+            raise ShortageError(
+                f"memory is too short for a batch of {most or 'such'} examples, which this loss does not cut. Make "
+                "smaller batches, or, where the loss is a mean over rows, pass micro_batch=, the examples to take at a "
+                "time; or free memory."
+            )
+        if present <= _LEAST_ROWS:
+            raise ShortageError(
+                f"memory is too short for {present} examples at a time. Free memory, take a smaller model or fewer of "
+                "its parameters (params=), or another device (--device)."
+            )
+        self._limit.rows = max(_LEAST_ROWS, present // 2)
+
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """Examples that are evaluated at a time; None where batches stay whole, or nothing was evaluated yet."""
+        sizes = [size for size in (self._micro_batch, self._limit.rows) if isinstance(size, int)]
+        return min(sizes, default=None)
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         """Return the same loss evaluated in another dtype, with a cost of its own."""
@@ -206,6 +289,8 @@ class BatchedLoss:
         with torch.inference_mode(False):
             try:
                 return make(accumulation_dtype(self.device))
+            except ShortageError:
+                return make(self.dtype)
             except FailureError:
                 raise
             except RuntimeError:
@@ -431,13 +516,14 @@ class BatchedLoss:
     def _micro_batches(self, batch: Any) -> Iterator[Any]:
         if self._micro_batch == "auto":
             self._micro_batch = automatic_size(batch, self.device, self.memory_budget, self._graph_bytes)
-        rows = common_rows(batch)
-        if not self._cut_before and self._micro_batch is not None and rows is not None and rows > self._micro_batch:
+        rows, size = common_rows(batch), self.rows_at_a_time
+        if not self._cut_before and size is not None and rows is not None and rows > size:
             point = self.point(requires_grad=False)
             rounding = torch.finfo(self.dtype).eps
-            require_mean_over_rows(batch, partial(self._value_of, point), self.weight_of, rounding)
+            few = mapped(lambda item: item[: max(_LEAST_ROWS, size)], batch)
+            require_mean_over_rows(few, partial(self._value_of, point), self.weight_of, rounding)
             self._cut_before = True
-        return split(batch, self._micro_batch)
+        return split(batch, size)
 
     def _value_of(self, point: Point, batch: Any) -> float:
         return float(self.batch_loss(point, mapped(self._move, batch)).detach())

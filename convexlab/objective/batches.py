@@ -68,7 +68,8 @@ def pair_of(batch: Any) -> tuple[Any, Any]:
         got = type(batch).__name__
     raise MisuseError(
         f"expected batches that are pairs (input, target), got {got}. For batches of any other kind use "
-        "Objective.from_batch_loss(model, data, fn), where fn(model, batch) returns the mean loss."
+        "Objective.from_batch_loss(model, data, fn), where fn(model, batch) returns the mean loss; on the command line "
+        "--loss file.py:fn."
     )
 
 

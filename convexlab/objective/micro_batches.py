@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from convexlab.errors import MisuseError
-from convexlab.machine.memory import room_for_graphs
+from convexlab.machine.memory import is_out_of_memory, room_for_graphs
 from convexlab.objective.batches import common_rows, mapped
 
 __all__ = ["automatic_size", "require_mean_over_rows"]
@@ -82,6 +82,8 @@ def require_mean_over_rows(
     try:
         whole, *values = (value(piece) if share else 0.0 for piece, share in zip(pieces, weights, strict=True))
     except (RuntimeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise MisuseError(
             f"the loss of {rows} rows of a batch alone cannot be evaluated ({error}). {advice}"
         ) from error

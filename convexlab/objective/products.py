@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, unflatten
+from convexlab.linalg.vectors import accumulation_dtype, flatten, scale_of, unflatten
 from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.objective.batched_loss import BatchedLoss, Point
@@ -61,6 +61,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._room: int | None = None if keep_graphs else 0
         self._kept: list[Any] = []
         self._complete = False
+        self._kept_rows: int | None = None
         self._graph_bytes: int | None = None
         self._proven = False
 
@@ -75,6 +76,12 @@ class ObjectiveOperator(SymmetricOperator):
         The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
+            self._loss.in_memory(self._build_first, Cost(), self._release)
+        assert self._graph_bytes is not None
+        return self._graph_bytes
+
+    def _build_first(self) -> None:
+        if self._graph_bytes is None:
             with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
                 batch, weight = next(self._loss.parts())
                 linearised = self._linearise(batch)
@@ -84,7 +91,12 @@ class ObjectiveOperator(SymmetricOperator):
                 self._room = (room or 0) // self._graph_bytes
             if self._room > 0:
                 self._keep(linearised, weight)
-        return self._graph_bytes
+
+    def _release(self) -> bool:
+        """Drop the graphs that are kept, keep none any more, and return whether there were any."""
+        there = bool(self._kept)
+        self._room, self._kept, self._complete = 0, [], False
+        return there
 
     def graphs_to_come(self) -> int:
         """Return at most how many bytes of graphs are still to be built and kept."""
@@ -127,8 +139,8 @@ class ObjectiveOperator(SymmetricOperator):
         """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
 
         The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
-        batch where it is not cut: two products and two gradients over these, once an operator, as a fault may be
-        invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
+        batch where it is not cut: two products and one or two gradients over these, once an operator, as a fault may
+        be invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
         objective.
         """
         self._loss.require_one_function()
@@ -185,7 +197,12 @@ class ObjectiveOperator(SymmetricOperator):
         return differentiate(linearised, self._leaves, parts, retain_graph=True)
 
     def _multiply(self, v: Tensor) -> Tensor:
+        return self._loss.in_memory(lambda: self._multiplied(v), self._unit * v.shape[1], self._release)
+
+    def _multiplied(self, v: Tensor) -> Tensor:
         start = time.perf_counter()
+        if self._kept and not self._complete and self._kept_rows != self._loss.rows_at_a_time:
+            self._release()  # Another evaluation has cut the batches into smaller parts since.
         if self._room is None:
             self.graph_bytes()
         weights = 0.0
@@ -217,6 +234,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _keep(self, linearised: Any, weight: float) -> None:
         self._kept.append((linearised, weight))
+        self._kept_rows = self._loss.rows_at_a_time
         if self.device.type == "cpu":
             release_freed_memory()
 
@@ -304,19 +322,22 @@ class GaussNewtonOperator(ObjectiveOperator):
 
     def _compared(self, loss: BatchedLoss, point: Point, batch: Any) -> ProductCheck:
         """Compare J v with differences of the output: that product alone takes second derivatives."""
-        directions, output = random_unit(point.leaves, 0), self._output(loss, point, batch)
+
+        def output_of(leaves: list[Tensor]) -> Tensor:
+            seed_all(generators_of(loss.device), 1)
+            return self._output(loss, replace(point, leaves=leaves), batch)
+
+        def output_at(step: float) -> Tensor:
+            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
+            return output_of(moved).detach().reshape(-1)
+
+        directions, output = random_unit(point.leaves, 0), output_of(point.leaves)
         dummy = torch.zeros_like(output, requires_grad=True)
         transposed = differentiate([output], point.leaves, [dummy], create_graph=True)
         (along,) = differentiate(transposed, [dummy], directions)
-
-        def output_at(step: float) -> Tensor:
-            seed_all(generators_of(loss.device), 1)
-            moved = [leaf.detach() + step * part for leaf, part in zip(point.leaves, directions, strict=True)]
-            return self._output(loss, replace(point, leaves=moved), batch).detach().reshape(-1)
-
-        size = float(norm(output.detach().reshape(-1)))
-        eps = coarsest_eps(lambda: self._output(loss, point, batch))
-        comparison = compare(along.detach().reshape(-1), output_at, scale=scale_of(point.leaves), size=size, eps=eps)
+        here, along = output.detach().reshape(-1), along.detach().reshape(-1)
+        eps = coarsest_eps(lambda: output_of(point.leaves))
+        comparison = compare(along, output_at, here, scale=scale_of(point.leaves), eps=eps)
         return ProductCheck(comparison, asymmetry=0.0)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +36,18 @@ __all__ = [
 CHECKED_ROWS = 32
 """Examples at most on which products are checked."""
 CHECK_COST = 6.0
-"""Gradient equivalents over these: two products and two gradients; more only where these do not agree."""
+"""Gradient equivalents over these at most where the loss rounds to float64: two products and one or two gradients."""
 
-# Moves to try, relative to the length of the parameters. In float64 the first is right for nearly every function: it
-# crosses few kinks, and rounding is far below. The others are for functions that round more coarsely inside.
-_MOVES = (1e-7, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+# Moves to try, relative to the length of the parameters. Where a function rounds to float64, the first is right for
+# nearly every one: it crosses few kinks, and rounding is far below.
+_FINE_MOVES = (1e-7, 1e-8)
+_MOVES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 # Relative difference at which a product counts as confirmed, and nothing more is evaluated.
 _CONFIRMED = 1e-4
 # A product is refused where it is further from a difference than this many times what differences are from one another.
 _CONTRAST = 4.0
-# Where a function rounds more finely than this, two steps tell what all would.
+# Where a function rounds more finely than this, two one-sided differences tell what all would: only kinks keep them
+# apart, and larger ones cross more.
 _FINE = 1e-12
 # Rounding of a gradient, in ε of its length, that is allowed for, up to a relative error of a difference.
 _ROUNDING = 100.0
@@ -104,7 +106,7 @@ def random_unit(like: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves: list[Tensor]) -> ProductCheck:
-    """Check products of the second derivative of ``scalar`` at ``leaves``: two products, two gradients, seldom more.
+    """Check products of the second derivative of ``scalar`` at ``leaves``.
 
     Args:
         scalar: a function of such tensors, (), differentiable.
@@ -123,7 +125,7 @@ def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves:
             return flatten(differentiate([scalar(moved)], moved)).detach()
 
         eps = coarsest_eps(lambda: scalar(leaves))
-        comparison = compare(along_u, gradient_at, scale=scale_of(leaves), size=float(norm(slope)), eps=eps)
+        comparison = compare(along_u, gradient_at, slope, scale=scale_of(leaves), eps=eps)
     difference = float((dot(flatten(u), along_v) - dot(flatten(v), along_u)).abs())
     length = max(float(norm(along_u)), float(norm(along_v)))
     floor = _ROUNDING * eps * float(norm(slope)) / scale_of(leaves)
@@ -131,32 +133,37 @@ def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves:
     return ProductCheck(comparison, asymmetry)
 
 
-def compare(derivative: Tensor, at: Callable[[float], Tensor], *, scale: float, size: float, eps: float) -> Comparison:
-    """Compare a derivative along a direction with central differences of the function, step after step.
+def compare(derivative: Tensor, at: Callable[[float], Tensor], here: Tensor, *, scale: float, eps: float) -> Comparison:
+    """Compare a derivative along a direction with differences of the function, step after step.
 
     It ends with the first step that confirms it. If none does, the difference is taken that agrees best with the one of
-    the next larger step: noise makes small steps disagree, kinks and curvature large ones.
+    the next larger step: noise makes small steps disagree, kinks and curvature large ones. Differences are one-sided
+    where the function rounds finely; else they are central, and begin with the step that balances rounding and
+    curvature, ε^⅓ (Gill, Murray & Wright 1981, section 8.6).
 
     Args:
         derivative: (m,).
         at: maps a step along the direction to the function there, (m,).
+        here: the function without a step, (m,).
         scale: of the steps, the length of where the function is taken.
-        size: of the function's values, of which rounding is a share.
         eps: relative rounding inside the function.
     """
-    length, differences = float(norm(derivative)), {}
-    for move, difference in _differences(at, scale, eps):
-        differences[move] = difference
+    fine, length, size = eps < _FINE, float(norm(derivative)), float(norm(here))
+    differences: dict[float, Tensor] = {}
+    for move in _FINE_MOVES if fine else sorted(_moves(eps), key=lambda move: abs(math.log(move / eps ** (1 / 3)))):
+        step = move * scale
+        difference = differences[move] = (at(step) - here) / step if fine else _central(at, step)
         mismatch = float(norm(difference - derivative))
-        allowed = _CONFIRMED * length + min(_ROUNDING * eps * size / (move * scale), _ROUNDED * length)
+        allowed = _CONFIRMED * length + min(_ROUNDING * eps * size / step, _ROUNDED * length)
         if mismatch <= allowed:
-            return Comparison(mismatch / length if length else 0.0, 0.0, 2 * len(differences))
-        if eps < _FINE and len(differences) == 2:
-            break  # Both steps are far above rounding: only kinks keep them apart, and larger ones cross more.
-    best, spread = nearest_pair(differences)
-    longest = max(length, float(norm(differences[best])))
-    mismatch = float(norm(differences[best] - derivative))
-    return Comparison(mismatch / longest, max(spread / longest, eps), 2 * len(differences))
+            resolution = 0.0
+            break
+    else:
+        best, spread = nearest_pair(differences)
+        length = max(length, float(norm(differences[best])))
+        mismatch = float(norm(differences[best] - derivative))
+        resolution = max(spread / length, eps)
+    return Comparison(mismatch / length if length else 0.0, resolution, (1 if fine else 2) * len(differences))
 
 
 def differences_of(at: Callable[[float], Tensor], scale: float, eps: float) -> dict[float, Tensor]:
@@ -164,7 +171,7 @@ def differences_of(at: Callable[[float], Tensor], scale: float, eps: float) -> d
 
     No step is below ``eps``, the relative rounding inside the function.
     """
-    return dict(_differences(at, scale, eps))
+    return {move: _central(at, move * scale) for move in _moves(eps)}
 
 
 def nearest_pair(differences: dict[float, Tensor]) -> tuple[float, float]:
@@ -175,8 +182,9 @@ def nearest_pair(differences: dict[float, Tensor]) -> tuple[float, float]:
     return best, spreads[best]
 
 
-def _differences(at: Callable[[float], Tensor], scale: float, eps: float) -> Iterator[tuple[float, Tensor]]:
-    for move in _MOVES:
-        if move >= eps:
-            step = move * scale
-            yield move, (at(step) - at(-step)) / (2 * step)
+def _moves(eps: float) -> list[float]:
+    return [move for move in _MOVES if move >= eps]
+
+
+def _central(at: Callable[[float], Tensor], step: float) -> Tensor:
+    return (at(step) - at(-step)) / (2 * step)

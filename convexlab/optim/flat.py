@@ -242,6 +242,8 @@ class FlatOptimizer(torch.optim.Optimizer):
                 f"the state is of {memory.weights.numel():,} numbers, but the parameters have {size:,}. Load it into "
                 "an optimiser of the model that it was stored with."
             )
+        if misfit := memory.misfit(size):
+            raise MisuseError(f"the state is damaged: {misfit}. Go on without it: the optimiser then starts afresh.")
         return memory
 
     def _limit(self) -> int | None:

@@ -66,6 +66,17 @@ class PairMemory(Memory):
     taus: list[float] = field(default_factory=list)
     """τ of each pair, in rows; empty without ``self_scaled``."""
 
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """See `Memory`."""
+        rows = max(len(self.s) if self.s.ndim else 0, min(self.pairs, self.history))
+        vectors = dict.fromkeys(("s", "y"), (rows, size if rows else 0))
+        return super().shapes(size) | {"gradient": (size,)} | vectors | dict.fromkeys(("s_y", "y_p_y"), (rows, rows))
+
+    def misfit(self, size: int) -> str | None:
+        """See `Memory`."""
+        few = self.taus and len(self.taus) < min(self.pairs, self.history)
+        return super().misfit(size) or (f"taus has {len(self.taus)} numbers, which are too few" if few else None)
+
 
 class LBFGS(FlatOptimizer):
     """Limited-memory BFGS: d₊ = -Bg₊ with B ≈ H⁻¹ built from γP and the latest pairs (s, y), then a line search.

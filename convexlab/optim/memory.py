@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.optim.evaluation import Evaluation
 
 __all__ = ["ACCUMULATED", "Memory"]
+
+# Of a count; sums of it with others are still whole numbers of 64 bits.
+_LARGEST = 2**53
 
 ACCUMULATED: Mapping[str, bool] = MappingProxyType({"accumulated": True})
 """Metadata of a field whose tensor has the dtype of sums (`accumulation_dtype`), whatever the parameters' is."""
@@ -101,6 +104,34 @@ class Memory:
         sums = accumulation_dtype(like.device)
         dtypes = {each.name: sums if each.metadata == ACCUMULATED else like.dtype for each in fields(cls)}
         return cls(**{name: _copy(value, like.device, dtypes[name]) for name, value in stored.items()})
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """Return what shape each tensor that is set has, for parameters of so many numbers."""
+        return dict.fromkeys(("weights", "kept_gradient", "direction"), (size,))
+
+    def misfit(self, size: int) -> str | None:
+        """Return what is not as a step leaves it, for parameters of so many numbers; None where all is."""
+        kinds = get_type_hints(type(self))
+        for name, kind in kinds.items():
+            if not _fits(getattr(self, name), kind):
+                return f"{name} is a {type(getattr(self, name)).__name__} of no use there"
+        for name, shape in self.shapes(size).items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                return f"{name} has shape {tuple(tensor.shape)}, expected {shape}"
+        return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of the kind that a field is annotated with; whole numbers are of a count's size."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    kinds = get_args(kind) or (kind,)
+    if value is None or isinstance(value, bool | str | Tensor):
+        return isinstance(value, tuple(kinds))
+    if isinstance(value, float):
+        return float in kinds
+    return isinstance(value, int) and abs(value) <= _LARGEST and (float in kinds or (int in kinds and value >= 0))
 
 
 def _copy(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -38,6 +38,10 @@ class ConjugateMemory(Memory):
     age: int = 0
     """Steps since the last restart, that step included."""
 
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """See `Memory`."""
+        return super().shapes(size) | {"gradient": (size,)}
+
 
 class NonlinearCG(FlatOptimizer):
     """Nonlinear conjugate gradients: d₊ = -Pg₊ + βd, then a line search.

@@ -43,6 +43,10 @@ class MatrixMemory(Memory):
     newton: bool = False
     """Whether the last step was along -Hg."""
 
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """See `Memory`."""
+        return super().shapes(size) | {"gradient": (size,), "matrix": (size, size)}
+
 
 class SelfScaledBroyden(FlatOptimizer):
     """Self-scaled Broyden: d₊ = -H₊g₊ with a dense H that is scaled at every update, then a line search.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from convexlab.linalg.vectors import dot, norm
 from convexlab.objective import PRODUCTS, Objective, Products
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.probing.loss import ProbedLoss
+from convexlab.probing.teller import Teller
 from convexlab.runs.rows import LossSlice, PointMeasurement, ProbedCheckpoint, Sampling
 
 __all__ = ["ProbeOptions", "probe_objective", "probe_point"]
@@ -91,12 +93,12 @@ class ProbeOptions:
 
 
 def probe_point(
-    loss: ProbedLoss, options: ProbeOptions, metric: AdamMetric | None = None
+    loss: ProbedLoss, options: ProbeOptions, metric: AdamMetric | None = None, teller: Teller | None = None
 ) -> tuple[ProbedCheckpoint, Verdict | None]:
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density. With the
-    metric of an Adam there is one more, for the largest curvature in that.
+    metric of an Adam there is one more, for the largest curvature in that. ``teller`` tells the numbers as they come.
 
     Returns:
         A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
@@ -104,7 +106,7 @@ def probe_point(
     """
     objective = loss.objective
     with Meter(objective) as meter:
-        point, verdict = _measured(objective, options, meter, metric)
+        point, verdict = _measured(objective, options, meter, metric, teller or Teller())
         exact = options.products != "differences"
         sampling = sampling_error(loss.problem, verdict) if loss.problem is not None and exact else Sampling()
         slices = _slices(objective, verdict, point, options)
@@ -121,7 +123,7 @@ def probe_point(
 def probe_objective(objective: Objective, options: ProbeOptions) -> tuple[PointMeasurement, Verdict | None]:
     """Measure an objective as `probe_point` does, without slices and fresh examples."""
     with Meter(objective) as meter:
-        point, verdict = _measured(objective, options, meter)
+        point, verdict = _measured(objective, options, meter, None, Teller())
         return _charged(point, meter, verdict), verdict
 
 
@@ -146,15 +148,16 @@ def _charged(point: PointMeasurement, meter: Meter, verdict: Verdict | None) -> 
 
 
 def _measured(
-    objective: Objective, options: ProbeOptions, meter: Meter, metric: AdamMetric | None = None
+    objective: Objective, options: ProbeOptions, meter: Meter, metric: AdamMetric | None, teller: Teller
 ) -> tuple[PointMeasurement, Verdict | None]:
     value, gradient = objective.value_and_gradient()
     gradient_norm = float(norm(gradient))
+    teller.loss(value, gradient_norm)
     nothing = PointMeasurement(train_loss=value, gradient_norm=gradient_norm, verdict="unresolved", steps=0)
     if not (math.isfinite(value) and math.isfinite(gradient_norm)):
         return nothing, None
     try:
-        return _curvature(objective, value, gradient, options, meter, metric)
+        return _curvature(objective, value, gradient, options, meter, metric, teller)
     except FailureError as error:
         return replace(nothing, failure=str(error)), None
 
@@ -166,12 +169,22 @@ def _curvature(
     options: ProbeOptions,
     meter: Meter,
     metric: AdamMetric | None,
+    teller: Teller,
 ) -> tuple[PointMeasurement, Verdict]:
     operator = objective.hessian(options.products)
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
-    verdict = judge(first, floor=options.floor, confidence=options.confidence, tolerance=_TOLERANCE, meter=meter)
+    _forecast(first, options, teller)
+    verdict = judge(
+        first,
+        floor=options.floor,
+        confidence=options.confidence,
+        tolerance=_TOLERANCE,
+        meter=meter,
+        watch=teller.steps,
+    )
+    teller.verdict(verdict.kind, verdict.extremes.smallest, verdict.extremes.largest)
     top = _top(first, gradient, options.top) if options.top else {}
     trace, trace_error, degrees = trace_beside(first, options.trace_samples, generator)
     trace_low, trace_high = student_interval(trace, trace_error, degrees, LEVEL)
@@ -215,6 +228,15 @@ def _curvature(
         weights=density.weights[visible].numpy(),
     )
     return point, verdict
+
+
+def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:
+    """Make the first two products of a run, and tell how long it will take; the first one builds graphs, too."""
+    process.extend(1)
+    begin = time.perf_counter()
+    process.extend(1)
+    seconds = time.perf_counter() - begin
+    teller.forecast(seconds, process, tolerance=_TOLERANCE, confidence=options.confidence)
 
 
 def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from convexlab.checkpoints import (
     Checkpoint,
@@ -32,10 +32,12 @@ from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, check_free, files_of, names_of, places_of, target_of, times_of
 from convexlab.probing.point import ProbeOptions, probe_point
+from convexlab.probing.teller import Teller
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
+from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
@@ -62,6 +64,18 @@ class Probe:
         """The same with attributes."""
         return [ProbedCheckpoint.from_row(row) for row in self.rows]
 
+    def to_frame(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``; densities and slices, which are lists, are left out.
+
+        Raises:
+            MisuseError: pandas is not installed.
+        """
+        return to_frame(self.rows)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the same as CSV, which needs no other package, and return the path."""
+        return write_csv(self.rows, path)
+
 
 def probe(
     paths: Place | Sequence[Place],
@@ -69,6 +83,7 @@ def probe(
     model: str | None = None,
     dataset: str | None = None,
     loss: str | None = None,
+    data: str | None = None,
     objective: str | Factory | Problem | Objective | None = None,
     train_size: int | None = None,
     probe_size: int | None = None,
@@ -104,6 +119,8 @@ def probe(
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
+        data: what returns batches of any kind, in place of a data set, as for
+            `convexlab.problems.loaders.build_from_batches`; see ``model``.
         objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
             `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
@@ -156,6 +173,7 @@ def probe(
         "model": model,
         "dataset": dataset,
         "loss": loss,
+        "data": data,
         "objective": objective,
         "train_size": train_size,
         "probe_size": probe_size,
@@ -173,7 +191,8 @@ def probe(
         plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
         for done, item in enumerate(plan.missing):
             progress(Progress("probe", done, len(plan.missing), item.name))
-            plan.rows.write(_measure(item, plan.losses[item.setting], options, target))
+            teller = Teller(progress, item.name, done, len(plan.missing))
+            plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
         progress(Progress("probe", len(plan.missing), len(plan.missing)))
@@ -315,7 +334,7 @@ def _decide(
 
 def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
     """Return whether a checkpoint's row is not measured again."""
-    if keep == "nothing" or row is None:
+    if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
     if row.key is None:  # Of an earlier version: nobody can compare it.
         return keep == "these weights"
@@ -363,14 +382,15 @@ def _path(headers: _Headers, names: Mapping[Path, str], setting: Mapping[Path, S
     )
 
 
-def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run) -> ProbedCheckpoint:
+def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run, teller: Teller) -> ProbedCheckpoint:
     """Return the row of a checkpoint, which is loaded now; its witness is written."""
     weights = _load(loss.objective, item.header)
     loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
     # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
     place = item.header.path.name if item.epoch is None else item.epoch
     metric = _metric(item.header.path, loss.objective)
-    row, verdict = probe_point(loss, replace(options, seed=zlib.crc32(f"{options.seed} {place}".encode())), metric)
+    seed = zlib.crc32(f"{options.seed} {place}".encode())
+    row, verdict = probe_point(loss, replace(options, seed=seed), metric, teller)
     return replace(
         row,
         checkpoint=item.name,

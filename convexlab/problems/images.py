@@ -13,11 +13,12 @@ from convexlab.architectures import Perceptron, build_model
 from convexlab.datasets import Batches, Dataset, load_dataset
 from convexlab.datasets.subset import subset_of
 from convexlab.errors import MisuseError
+from convexlab.importing import failure_in
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.losses import Loss, accuracy, build_loss
+from convexlab.problems.losses import Loss, accuracy, build_loss, takes_model
 from convexlab.problems.minibatches import RandomRows
 from convexlab.problems.problem import Problem
 
@@ -159,6 +160,11 @@ def build_problem(
     sizes = {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
     network = drawn_from(seed, lambda: build_model(model, **sizes)).to(device=place, dtype=precision)
     criterion = build_loss(loss, classes=data.classes)
+    if takes_model(criterion):
+        raise MisuseError(
+            f"{loss!r} is a loss (model, batch): expected (output, target), as a data set of images has these two. "
+            "Name your batches by --data instead of --dataset, or call its first argument output."
+        )
     x, y = data.x_train.to(device=place, dtype=precision), data.y_train.to(place)
     # An accelerator is given all at once: the objective cuts what does not fit, if the memory that is free is known.
     whole = place.type != "cpu" and available_memory(place) is not None
@@ -195,7 +201,7 @@ def _check_fit(name: str, problem: ImageProblem) -> None:
         with problem.objective.evaluating(), torch.no_grad():
             problem.loss(problem.model(x), problem.y[:2])
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = failure_in(error) or (str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise MisuseError(
             f"model {name!r} does not fit the data: it fails on images of shape {tuple(x.shape[1:])} ({reason}). "
             "Choose another model or data set; `convexlab models` lists those there are."

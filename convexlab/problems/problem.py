@@ -36,6 +36,7 @@ _TAKEN = frozenset(
         "cost_breakdown",
         "switch_epoch",
         "safe_resort",
+        "diverged",
     ]
 )
 

@@ -12,21 +12,23 @@ from convexlab.errors import MisuseError
 from convexlab.importing import check_trusted
 from convexlab.objective import Objective
 from convexlab.problems.images import build_problem
+from convexlab.problems.loaders import build_from_batches
 from convexlab.problems.objectives import Factory, build_objective
 from convexlab.problems.problem import Problem
 from convexlab.runs import Row
 
-__all__ = ["Setting", "refuse_beside_objective", "setting_of"]
+__all__ = ["Setting", "refuse_beside_data", "refuse_beside_objective", "setting_of"]
 
 _NAMES = ("model", "dataset", "loss")
-_KEYS = ("objective", *_NAMES, "train_size", "probe_size", "seed", "dtype")
-# Options that have no meaning where an objective is named.
-_OF_NAMES = (*_NAMES, "probe_size")
+_KEYS = ("objective", *_NAMES, "data", "train_size", "probe_size", "seed", "dtype")
+# Options that have no meaning where an objective is named, and where data are.
+_OF_NAMES = (*_NAMES, "data", "probe_size")
+_OF_IMAGES = ("dataset", "probe_size")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An objective, or a model, a data set and a loss; by name, or an objective at hand."""
+    """An objective, or a model, a data set or data, and a loss; by name, or an objective at hand."""
 
     objective: str | Factory | Problem | Objective | None
     model: str
@@ -39,6 +41,8 @@ class Setting:
     """None is float32, or what the objective's factory chose."""
     batch_size: int | None = None
     """Adam's, for training; None is the problem's default."""
+    data: str | None = None
+    """What returns batches, in place of a data set."""
 
     def build(self, device: str) -> Problem:
         """Put it together, with fresh weights.
@@ -54,6 +58,8 @@ class Setting:
         }
         if self.objective is not None:
             return build_objective(self.objective, dtype=self.dtype, **common)
+        if self.data is not None:
+            return build_from_batches(self.model, self.data, self.loss, dtype=self.dtype, **common)
         dtype = self.dtype or "float32"
         return build_problem(self.model, self.dataset, self.loss, probe_size=self.probe_size, dtype=dtype, **common)
 
@@ -62,12 +68,13 @@ class Setting:
         """What it was asked for by, for ``config.json`` and the metadata of checkpoints; none of an object at hand."""
         if self.objective is not None:
             return {"objective": self.objective} if isinstance(self.objective, str) else {}
-        return {name: getattr(self, name) for name in _NAMES}
+        return {name: getattr(self, name) for name in (*_NAMES, "data") if getattr(self, name)}
 
     @property
     def as_row(self) -> Row:
         """All that decides the loss, as far as it has a name to store."""
-        return asdict(replace(self, objective=self.names.get("objective")))
+        row = asdict(replace(self, objective=self.names.get("objective")))
+        return {name: value for name, value in row.items() if name != "data" or value is not None}
 
     @property
     def label(self) -> str:
@@ -82,7 +89,8 @@ class Setting:
         """Likewise of a training run: data set and model, or the objective."""
         if self.objective is not None:
             return self.label
-        return f"{Path(self.dataset.partition(':')[0]).name.removesuffix('.py')}-{self.label}"
+        source = (self.data or self.dataset).partition(":")[0]
+        return f"{Path(source).name.removesuffix('.py')}-{self.label}"
 
 
 def refuse_beside_objective(given: Mapping[str, Any]) -> None:
@@ -96,6 +104,20 @@ def refuse_beside_objective(given: Mapping[str, Any]) -> None:
             raise MisuseError(
                 f"an objective comes with its model, data and loss: expected no {name} beside it, got {given[name]!r}. "
                 "Leave one of them out."
+            )
+
+
+def refuse_beside_data(given: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning where data are named, if they are.
+
+    Raises:
+        MisuseError: a data set or a sample is given beside them.
+    """
+    for name in _OF_IMAGES:
+        if given.get("data") is not None and given.get(name) is not None:
+            raise MisuseError(
+                f"data {given['data']!r} are all the batches there are: expected no {name} beside them, got "
+                f"{given[name]!r}. Leave one of them out."
             )
 
 
@@ -115,7 +137,8 @@ def setting_of(
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)
-    stored = {name: merged[name] for name in ("objective", *_NAMES) if name in merged and name not in given}
+    named = ("objective", *_NAMES, "data")
+    stored = {name: merged[name] for name in named if name in merged and name not in given}
     check_trusted(stored, checkpoint.path, trust=trust)
     merged |= given
     if "objective" not in merged:
@@ -127,7 +150,15 @@ def setting_of(
         raise MisuseError(f"checkpoint {str(checkpoint.path)!r} has damaged metadata ({error}).") from error
     model, dataset, loss = (merged.get(name, "") for name in _NAMES)
     return Setting(
-        merged.get("objective"), model, dataset, loss, train_size, probe_size, seed=seed, dtype=merged.get("dtype")
+        merged.get("objective"),
+        model,
+        dataset,
+        loss,
+        train_size,
+        probe_size,
+        seed=seed,
+        dtype=merged.get("dtype"),
+        data=merged.get("data"),
     )
 
 
@@ -141,10 +172,14 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
     if "objective" in given:
         refuse_beside_objective(given)
         dropped |= {*_OF_NAMES, "train_size", "seed"} if given["objective"] != stored.get("objective") else set()
-    elif any(name in given for name in _NAMES):
+    elif any(name in given for name in (*_NAMES, "data")):
         dropped.add("objective")
-    if given.get("dataset", stored.get("dataset")) != stored.get("dataset"):
-        dropped |= {"train_size", "probe_size", "seed"}  # The subset was taken of another data set.
+    refuse_beside_data(given)
+    for source, other in (("dataset", "data"), ("data", "dataset")):
+        if source in given:
+            dropped.add(other)
+        if given.get(source, stored.get(source)) != stored.get(source):
+            dropped |= {"train_size", "probe_size", "seed"}  # The subset was taken of another data set.
     if "train_size" in given:
         dropped.add("probe_size")  # Whoever names the training set means all of it.
     return {key: value for key, value in stored.items() if key not in dropped}
@@ -152,8 +187,9 @@ def _still_true(stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _require_names(checkpoint: Checkpoint | CheckpointHeader, merged: Mapping[str, Any]) -> None:
     for name in _NAMES:
-        if name not in merged:
+        if name not in merged and not (name == "dataset" and "data" in merged):
+            by_data = ", your own batches by --data file.py:loader" if name == "dataset" else ""
             raise MisuseError(
-                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}, or "
-                "a loss of another kind, such as a physics-informed network's, by --objective."
+                f"checkpoint {str(checkpoint.path)!r} does not say which {name} it belongs to. Name it by --{name}"
+                f"{by_data}, or a loss of another kind, such as a physics-informed network's, by --objective."
             )

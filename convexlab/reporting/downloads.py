@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from convexlab.reporting.tables import Table
+from convexlab.runs.columns import csv_text
 from convexlab.wording.numbers import plain_number
 
-__all__ = ["LARGEST", "Download", "csv_text", "data_address", "file_name", "table_download"]
+__all__ = ["LARGEST", "Download", "data_address", "file_name", "table_download"]
 
 # Bytes of a page with its data: less than 2 MB, which mail and code hosts still show.
 LARGEST = 1_950_000
 
-# What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection), wide forms among them.
-_FORMULA = tuple("=+-@\t\n＝＋－＠")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 # Of the characters that a URL's path and an attribute in double quotes both allow: each is one byte instead of three.
 _AS_THEY_ARE = ",:;/?@!$*()=+"
 
@@ -33,22 +27,6 @@ class Download:
     href: str
     note: str
     """What it holds, and what was left out of it."""
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([_guarded(cell) for cell in row] for row in (columns, *rows))
-    return file.getvalue()
-
-
-def _guarded(cell: Any) -> Any:
-    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
-        return cell
-    # The writer quotes line feeds only, and readers end a row at a carriage return.
-    text = cell.replace("\r\n", "\n").replace("\r", "\n")
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 
 def data_address(kind: str, text: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
 from convexlab.machine.environment import describe_source
 from convexlab.reporting.charts.comparison import comparison_chart
@@ -20,7 +19,8 @@ from convexlab.reporting.charts.slices import slice_chart
 from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.charts.training import cost_charts, norm_chart
 from convexlab.reporting.downloads import LARGEST
-from convexlab.reporting.facts.run import RunFacts, read_facts
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.facts.runs import read_runs
 from convexlab.reporting.parts.downloads import run_downloads
 from convexlab.reporting.parts.hindsight import OraclePart, oracle_part
 from convexlab.reporting.parts.tables import (
@@ -35,6 +35,7 @@ from convexlab.reporting.parts.tables import (
 )
 from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
+from convexlab.reporting.words.repeats import repeats_sentences
 from convexlab.reporting.words.run import headline, judgement, place, verdict_name
 from convexlab.reporting.words.several import joint_headline
 from convexlab.reporting.words.signs import Signal, signals
@@ -57,7 +58,7 @@ def write_report(runs: Sequence[Run], out: Path | None = None) -> Path:
     Raises:
         MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read.
     """
-    page = render(_read(runs))
+    page = render(read_runs(runs))
     path = _default_path(runs) if out is None else Path(out)
     # A file name may hold what UTF-8 cannot, such as a lone surrogate.
     write_atomically(path, page.encode("utf-8", "replace"))
@@ -70,24 +71,11 @@ def summary_lines(runs: Sequence[Run]) -> list[str]:
     Raises:
         MisuseError: as `write_report` does.
     """
-    return _top(_read(runs))
+    return _top(read_runs(runs))
 
 
 def _top(runs: Sequence[RunFacts]) -> list[str]:
     return headline(runs[0]) if len(runs) == 1 else joint_headline(runs)
-
-
-def _read(runs: Sequence[Run]) -> list[RunFacts]:
-    if not runs:
-        raise MisuseError("no run to report: expected at least one run directory.")
-    members = _members(runs)
-    return [read_facts(run, label) for run, label in zip(members, _labels(members), strict=True)]
-
-
-def _members(runs: Sequence[Run]) -> list[Run]:
-    """Return the single-seed runs in the order given, each once."""
-    members = (Run.open(member.path) for run in runs for member in run.members)
-    return list({member.path.resolve(): member for member in members}.values())
 
 
 def _default_path(runs: Sequence[Run]) -> Path:
@@ -202,6 +190,7 @@ def render(runs: Sequence[RunFacts]) -> str:
         "sections": [_section(facts, anchor, compact=compact) for facts, anchor in zip(runs, anchors, strict=True)],
         "settings": settings_tables(runs),
         "environment": environment_table(runs),
+        "repeats": repeats_sentences(runs),
     }
     page = template("report.html.j2")
     # The data get the room that the rest of the page leaves; 200 bytes a link are its words.

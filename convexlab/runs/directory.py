@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
-from convexlab.errors import DamageWarning, MisuseError
+from convexlab.errors import DamageWarning, MisuseError, unknown_name
 from convexlab.machine.atomic import clean
 from convexlab.machine.lock import LOCK
+from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import Row, read_json, read_json_lines, write_json
 from convexlab.runs.rows import CONFIG, METRICS, ORACLE, PROBE, SUMMARY
 from convexlab.runs.schema import VERSION, Schema
@@ -133,6 +135,28 @@ class Run:
     def oracle(self) -> list[Row]:
         """One row a switch that the oracle tried, by epoch."""
         return self._rows(self.oracle_path, ORACLE)
+
+    def to_frame(self, file: str = "metrics") -> Any:
+        """Return a file of rows as a ``pandas.DataFrame``, nested fields as ``outer.inner``; lists are left out.
+
+        Args:
+            file: "metrics", "probe" or "oracle".
+
+        Raises:
+            MisuseError: another name, pandas is not installed, or the file cannot be read.
+        """
+        return to_frame(self._file(file))
+
+    def to_csv(self, path: str | os.PathLike[str], file: str = "metrics") -> Path:
+        """Write the same as CSV, which needs no other package, and return the path."""
+        return write_csv(self._file(file), path)
+
+    def _file(self, name: str) -> list[Row]:
+        files = {"metrics": Run.metrics, "probe": Run.probe, "oracle": Run.oracle}
+        if name not in files:
+            raise unknown_name("file of rows", name, files)
+        rows: list[Row] = files[name].__get__(self)
+        return rows
 
     @staticmethod
     def _rows(path: Path, schema: Schema) -> list[Row]:

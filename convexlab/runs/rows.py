@@ -157,6 +157,8 @@ class Outcome:
     epoch: float | None
     cost_breakdown: dict[str, float | None]
     """Gradient equivalents by what they were spent on."""
+    diverged: float | None = None
+    """The epoch in which its loss or gradient became infinite or NaN; None where it did not."""
     measures: dict[str, float] = field(default_factory=dict)
     """Every other number by its name."""
     vector_seconds: float | None = None
@@ -166,7 +168,7 @@ class Outcome:
     def from_row(cls, row: Row) -> Outcome:
         """Read `two_phase` or one of `baselines` of `summary.json`."""
         parts = mapping_of(row, "cost_breakdown")
-        known = {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch"}
+        known = {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch", "diverged"}
         others = {name: number_of(row, name) for name in row if name not in known}
         return cls(
             train_loss=number_of(row, "train_loss"),
@@ -174,6 +176,7 @@ class Outcome:
             seconds=number_of(row, "seconds"),
             epoch=number_of(row, "epoch"),
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
+            diverged=number_of(row, "diverged"),
             measures={name: value for name, value in others.items() if value is not None},
             vector_seconds=number_of(row, "vector_seconds"),
         )
@@ -419,6 +422,11 @@ class ProbedCheckpoint(Sampling, PointMeasurement, _Identity):
     key: str | None = None
     """Digests of the weights, and of all options that decide the row; None in an older file."""
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything is known of curvature there."""
+        return self.smallest is not None
+
     @classmethod
     def from_row(cls, row: Row) -> ProbedCheckpoint:
         """Read one row of `probe.jsonl`; whatever is missing or damaged in it is None, empty or 0."""
@@ -446,7 +454,12 @@ _KINDS: dict[Any, Kind] = {
 }
 _NUMBERS = object_of(others=number())
 _SPENT = {"epoch": number(0), "gradient_equivalents": number(0), "seconds": number(0)}
-_OUTCOME_KINDS = _SPENT | {"vector_seconds": number(0), "train_loss": number(), "cost_breakdown": _NUMBERS}
+_OUTCOME_KINDS = _SPENT | {
+    "vector_seconds": number(0),
+    "train_loss": number(),
+    "cost_breakdown": _NUMBERS,
+    "diverged": number(0),
+}
 _OUTCOME = object_of(_OUTCOME_KINDS, others=number())
 _SWITCH = object_of(
     {"epoch": number(0), "detector": text, "train_loss": number(), "gradient_norm": number(0), "reason": text}
@@ -459,13 +472,13 @@ def _either(kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or a list of that", lambda value: kind.fits(value) or several.fits(value))
 
 
-_TEXTS = ("kind", "objective", "model", "dataset", "loss", "detector", "phase_two", "dtype", "device")
+_TEXTS = ("kind", "objective", "model", "dataset", "loss", "data", "detector", "phase_two", "dtype", "device")
 _WHOLES = ("epochs", "switch_epoch", "batch_size", "train_size", "seed", "seeds", "probe_every", "checkpoint_every")
 
 CONFIG = Schema(
     dict.fromkeys(_TEXTS, text)
     | dict.fromkeys((*_WHOLES, "oracle_every"), whole())
-    | {"lr": number(0), "no_baseline": flag, "made_by": object_of()}
+    | {"lr": number(0), "no_baseline": flag, "force": flag, "made_by": object_of()}
 )
 """Of `config.json`."""
 METRICS = Schema(

@@ -13,7 +13,7 @@ from convexlab.machine.environment import resolve_dtype
 from convexlab.objective import Objective
 from convexlab.problems import Problem, Setting
 from convexlab.problems.objectives import Factory, objective_epochs
-from convexlab.problems.setting import refuse_beside_objective
+from convexlab.problems.setting import refuse_beside_data, refuse_beside_objective
 from convexlab.training.phases import AUTO, phase_two, phase_two_names
 
 __all__ = [
@@ -61,6 +61,9 @@ class TwoPhaseConfig:
     """None is `DEFAULT_MODEL`, unless there is an objective, which comes with its model; likewise for the next two."""
     dataset: str | None = None
     loss: str | None = None
+    data: str | None = None
+    """What returns batches, in place of a data set, as for `convexlab.problems.loaders.build_from_batches`; None is the
+    data set."""
     epochs: int = None  # type: ignore[assignment]  # A number from the moment that the settings are made.
     """Budget in epoch equivalents, for the two-phase run and each baseline; None is `FIRST_EPOCHS` where no data set is
     named, what goes with an objective's name, else `OTHER_EPOCHS`."""
@@ -92,11 +95,16 @@ class TwoPhaseConfig:
     dtype: str | None = None
     """None is float32, or what an objective's factory chose."""
     device: str = "auto"
+    force: bool = False
+    """Take more epochs and seeds than end within a year."""
 
     def __post_init__(self) -> None:
+        for name in ("no_baseline", "force"):
+            if not isinstance(getattr(self, name), bool):
+                raise MisuseError(f"expected {name} to be True or False, got {getattr(self, name)!r}.")
         self._settle_size()
-        _within("epochs", self.epochs, 1, _MOST_EPOCHS)
-        _within("seeds", self.seeds, 1, _MOST_SEEDS)
+        _within("epochs", self.epochs, 1, _LARGEST_WHOLE if self.force else _MOST_EPOCHS)
+        _within("seeds", self.seeds, 1, _LARGEST_WHOLE if self.force else _MOST_SEEDS)
         for name in ("batch_size", "switch_epoch", "train_size", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 1)
@@ -125,7 +133,7 @@ class TwoPhaseConfig:
 
     def _settle_size(self) -> None:
         """Fill in the budget and, where nobody has named a data set, the examples."""
-        first = self.objective is None and self.dataset is None
+        first = self.objective is None and self.dataset is None and self.data is None
         if self.epochs is None:
             named = objective_epochs(self.objective) if isinstance(self.objective, str) else None
             object.__setattr__(self, "epochs", FIRST_EPOCHS if first else named or OTHER_EPOCHS)
@@ -133,14 +141,17 @@ class TwoPhaseConfig:
             object.__setattr__(self, "train_size", FIRST_EXAMPLES)
 
     def _settle_names(self) -> None:
-        """Fill in the defaults of images, or refuse what has no meaning beside an objective."""
+        """Fill in the defaults of images, or refuse what has no meaning beside an objective or data."""
         defaults = {"model": DEFAULT_MODEL, "dataset": DEFAULT_DATASET, "loss": DEFAULT_LOSS, "dtype": DEFAULT_DTYPE}
+        if self.objective is None and self.data is not None:
+            self._settle_data()
+            return
         if self.objective is None:
             for name, default in defaults.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, default)
             return
-        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss")})
+        refuse_beside_objective({name: getattr(self, name) for name in ("model", "dataset", "loss", "data")})
         if not isinstance(self.objective, Problem | Objective):
             return
         for name in ("train_size", "batch_size"):
@@ -155,6 +166,12 @@ class TwoPhaseConfig:
                 "that takes seed."
             )
 
+    def _settle_data(self) -> None:
+        refuse_beside_data({"data": self.data, "dataset": self.dataset})
+        for name in ("model", "loss"):
+            if getattr(self, name) is None:
+                raise MisuseError(f"data {self.data!r} are of any kind: name the {name} for them too, by --{name}.")
+
     @property
     def setting(self) -> Setting:
         """What is trained."""
@@ -168,6 +185,7 @@ class TwoPhaseConfig:
             self.seed,
             self.dtype,
             self.batch_size,
+            self.data,
         )
 
     def _check_oracle(self, every: int) -> None:
@@ -214,7 +232,7 @@ class TwoPhaseConfig:
 
 def _check_names(config: TwoPhaseConfig) -> None:
     """Refuse what is no name before it is looked up."""
-    for name in ("model", "dataset", "loss", "detector", "phase_two", "dtype", "device"):
+    for name in ("model", "dataset", "loss", "data", "detector", "phase_two", "dtype", "device"):
         value = getattr(config, name)
         optional = name not in ("detector", "phase_two", "device")
         if not isinstance(value, str) and not (optional and value is None):
@@ -225,4 +243,5 @@ def _within(name: str, value: object, least: int, most: int = _LARGEST_WHOLE) ->
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise MisuseError(f"expected {name} to be a whole number from {least}, got {value!r}.")
     if value > most:
-        raise MisuseError(f"expected {name} to be at most {most:,}, got {value:,}: that would never end.")
+        way_out = "" if most == _LARGEST_WHOLE else " Pass --force if it is to be tried all the same."
+        raise MisuseError(f"expected {name} to be at most {most:,}, got {value:,}: that would never end.{way_out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -52,26 +52,43 @@ class HandOver:
         Raises:
             FailureError: the loss became infinite or NaN.
         """
+        for _ in self.steps(trajectory, largest_norm):
+            record(trajectory)
+        while trajectory.safe_resort is not None and trajectory.cost + 1 <= self.budget:
+            trajectory.adam_epoch()
+            record(trajectory)
+
+    def steps(self, trajectory: Trajectory, largest_norm: float | None) -> Iterator[None]:
+        """Hand over if that is still to be done, and yield after every step that the trajectory has taken in.
+
+        It ends with the budget, where the second phase has converged, or where `Trajectory.safe_resort` says why Adam
+        is to go on. Between two steps it may be left, and asked for anew.
+
+        Args:
+            trajectory: as for `follow`.
+            largest_norm: as for `follow`.
+
+        Raises:
+            FailureError: the loss became infinite or NaN.
+        """
         if trajectory.second is None and trajectory.gradient_norm == 0.0:
             # A constant model, one class alone, the minimum: nothing to hand over, and no second moments to do it with.
             trajectory.safe_resort = {"epoch": trajectory.epoch, "reason": "the gradient is zero at the switch"}
         elif trajectory.second is None:
             trajectory.second = self.build(trajectory.adam)
-        if trajectory.safe_resort is None and trajectory.second is not None:
-            resort = Resort.of(self.problem, largest_norm, trajectory.resort)
-            steps = second_phase_steps(
-                trajectory.second,
-                self.phase,
-                self.problem.objective,
-                resort,
-                budget=self.budget - trajectory.cost,
-                closure=self.problem.loss_of_rows if self.phase.sampled else None,
-                examples=self.problem.examples,
-            )
-            for step in steps:
-                trajectory.take(self.name, step)
-                trajectory.resort = resort.state_dict()
-                record(trajectory)
-        while trajectory.safe_resort is not None and trajectory.cost + 1 <= self.budget:
-            trajectory.adam_epoch()
-            record(trajectory)
+        if trajectory.safe_resort is not None or trajectory.second is None:
+            return
+        resort = Resort.of(self.problem, largest_norm, trajectory.resort)
+        steps = second_phase_steps(
+            trajectory.second,
+            self.phase,
+            self.problem.objective,
+            resort,
+            budget=self.budget - trajectory.cost,
+            closure=self.problem.loss_of_rows if self.phase.sampled else None,
+            examples=self.problem.examples,
+        )
+        for step in steps:
+            trajectory.take(self.name, step)
+            trajectory.resort = resort.state_dict()
+            yield

@@ -7,7 +7,6 @@ cost is what the second phases take. A switch is followed exactly as the run its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from convexlab.errors import FailureError
 from convexlab.progress import Listener, Progress
@@ -79,7 +78,7 @@ class Oracle:
             self._journal.report(trajectory.name, trajectory.state, lambda: self._tell(epoch, trajectory))
 
         norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
-        with suppress(FailureError):  # It diverged: its best epoch stands.
+        with trajectory.until_it_diverges():
             self._hand_over.follow(trajectory, max(norms), record)
         return {"switch_epoch": epoch, "safe_resort": trajectory.safe_resort} | trajectory.summary()
 

@@ -49,7 +49,7 @@ class Step:
     given_up: str | None
     """None, or why Adam takes over again though the budget is not spent."""
     vector_seconds: float = 0.0
-    """Of the seconds, those beside the loss and its gradients, which gradient equivalents do not count."""
+    """Of the seconds, those beside the loss and its gradients; gradient equivalents do not count them."""
 
 
 class Resort:

@@ -74,11 +74,13 @@ class Trajectory:
     not.
     """
 
-    def __init__(self, name: str, problem: Problem, *, lr: float, seed: int) -> None:
-        """Begin at the problem's present weights."""
+    def __init__(
+        self, name: str, problem: Problem, *, lr: float, seed: int, adam: torch.optim.Adam | None = None
+    ) -> None:
+        """Begin at the problem's present weights; None makes an Adam of all of them."""
         self.name = name
         self.problem = problem
-        self.adam = torch.optim.Adam(problem.model.parameters(), lr=lr)
+        self.adam = adam or torch.optim.Adam(problem.model.parameters(), lr=lr)
         self.second: FlatOptimizer | None = None
         self.vector_seconds = 0.0
         """Of the second phase's seconds, those beside the loss and its gradients."""
@@ -96,6 +98,8 @@ class Trajectory:
         """State of the rules that give the second phase up."""
         self.watch: Mapping[str, float] = {}
         """State of the watch that measures for the detector."""
+        self.diverged: int | None = None
+        """The epoch in which the loss or its gradient became infinite or NaN."""
         self._seed = seed
         self._order = torch.Generator().manual_seed(seed)
 
@@ -123,10 +127,14 @@ class Trajectory:
             )
         if before is not None and loss < self.best.loss:
             self.best = Best(loss, self.epoch, before)
-        self.account.charge(_ADAM, 1.0)
+        self.take_adam_epoch(1.0)
+        return loss
+
+    def take_adam_epoch(self, cost: float, seconds: float = 0.0) -> None:
+        """Take in an epoch of Adam's that was made."""
+        self.account.charge(_ADAM, cost, seconds)
         self.epoch += 1
         self.phase = _ADAM
-        return loss
 
     def take(self, phase: str, step: Step) -> None:
         """Take in a step of the second phase.
@@ -138,18 +146,28 @@ class Trajectory:
         self.vector_seconds += step.vector_seconds
         self.epoch += 1
         self.phase = phase
-        self._stand(step.loss, step.gradient_norm)
+        self.stand(step.loss, step.gradient_norm)
         if step.given_up is not None:
             self.safe_resort = {"epoch": self.epoch, "reason": step.given_up}
 
-    def measure(self) -> None:
-        """Evaluate the loss and its gradient over the whole training set, for the record.
+    def measure(self) -> tuple[float, float]:
+        """Evaluate the loss and its gradient over the whole training set, for the record; return it and the norm.
 
         Raises:
             FailureError: one of them is not finite.
         """
         loss, gradient = self.problem.objective.value_and_gradient()
-        self._stand(loss, float(norm(gradient)))
+        self.stand(loss, float(norm(gradient)))
+        return self.train_loss, self.gradient_norm
+
+    @contextmanager
+    def until_it_diverges(self) -> Iterator[None]:
+        """End the block, and not the run, where the loss became infinite or NaN: the best point stands."""
+        try:
+            yield
+        except FailureError:
+            if self.diverged is None:
+                raise
 
     def row(self, name: str | None = None, account: Account | None = None) -> EpochRow:
         """Return this epoch's row of ``metrics.jsonl``, under another name and account if asked."""
@@ -178,6 +196,7 @@ class Trajectory:
             | measures
             | spent
             | {"epoch": self.best.epoch, "cost_breakdown": dict(self.account.costs)}
+            | ({} if self.diverged is None else {"diverged": self.diverged})
         )
 
     def state(self) -> dict[str, Any]:
@@ -226,19 +245,24 @@ class Trajectory:
             "order": self._order.get_state(),
         }
 
-    def _stand(self, loss: float, gradient_norm: float) -> None:
+    def stand(self, loss: float, gradient_norm: float) -> None:
+        """Take in what was measured where the model stands.
+
+        Raises:
+            FailureError: one of them is not finite.
+        """
         self.train_loss, self.gradient_norm = loss, gradient_norm
-        if loss < self.best.loss:
-            self.best = Best(loss, self.epoch, _weights(self.problem.model))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             if self.epoch == 0:
                 raise FailureError(
                     f"the training loss is {loss}, its gradient's norm {gradient_norm}, before the first step. Look "
                     "for a NaN or an infinity in the data, in the initial weights and in the loss itself."
                 )
-            raise FailureError(
-                f"the training loss became {loss} in epoch {self.epoch} of {self.name}. Try a smaller --lr."
-            )
+            self.diverged = self.epoch
+            what = f"gradient's norm became {gradient_norm}" if math.isfinite(loss) else f"training loss became {loss}"
+            raise FailureError(f"the {what} in epoch {self.epoch} of {self.name}. Try a smaller --lr.")
+        if loss < self.best.loss:
+            self.best = Best(loss, self.epoch, _weights(self.problem.model))
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

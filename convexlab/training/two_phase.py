@@ -11,40 +11,35 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from convexlab.checkpoints import load_weights, read_checkpoint, write_checkpoint, write_moments
+from convexlab.checkpoints import load_weights, read_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.importing import check_trusted
-from convexlab.machine.atomic import make_folder, remove_folder
-from convexlab.machine.environment import describe_environment, describe_process, dtype_name
+from convexlab.machine.atomic import remove_folder
+from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import create, held_alone
 from convexlab.probing import probe
 from convexlab.problems import Problem
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Row, Run, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
-from convexlab.training.journal import Journal
+from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
+from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
 
-# Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
-_CHECKPOINTS = 6
 # Records, and measurements for a detector, along a budget of steps that each see the whole batch.
 _RECORDS = 500
 # Validations along a run, besides start, switch and end.
 _VALIDATIONS = 20
-# Fields of an outcome that are no validation's.
-_NOT_MEASURES = frozenset(
-    {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch", "cost_breakdown"}
-)
 # Settings that may name code or files.
-_NAMES = ("objective", "model", "dataset", "loss")
+_NAMES = ("objective", "model", "dataset", "loss", "data")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
 # Images from which on these see every second one only: with all of them they took half as long as the training.
@@ -59,6 +54,7 @@ def train_two_phase(
     resume: bool = False,
     trust: bool = False,
     progress: Listener = silent,
+    log: Log | None = None,
     **options: Any,
 ) -> Run:
     """Train in two phases, and with Adam alone at equal cost, from the same start; what `convexlab train` calls.
@@ -69,6 +65,8 @@ def train_two_phase(
         trust: import what those settings name, and read the files; else only names of ours are taken from there, and
             names that the user gives again.
         progress: called with how far the work is.
+        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
+            such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -76,26 +74,45 @@ def train_two_phase(
 
     Raises:
         MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss became infinite or NaN; what was done is kept.
+        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so
+            in any of the seeds: then the run is finished all the same, and its summary says so.
     """
     path = _place(out, resume, options)
     with held_alone(path):
         run, config = _open(path, resume, trust, options)
         if config.seeds == 1:
-            _train(run, config, progress)
+            _train(run, config, progress, log)
+            _raise_where_diverged(run)
             return run
         for seed in range(config.seed, config.seed + config.seeds):
             member = Run(run.path / f"seed-{seed}")
             single = dataclasses.replace(config, seed=seed, seeds=1)
             with held_alone(member.path):
                 member.clean()
-                _train(member, single, _labelled(progress, f"seed {seed}: "), parent=(run, config))
+                series = None if log is None else _prefixed(log, f"seed-{seed}/")
+                _train(member, single, _labelled(progress, f"seed {seed}: "), series, parent=(run, config))
         write_json(run.summary_path, _over_seeds(run, config))
+        _raise_where_diverged(run)
         return run
+
+
+def _raise_where_diverged(run: Run) -> None:
+    """Raise a FailureError if a run did, or that of a seed; all is stored by then."""
+    for member in run.members:
+        outcome = (member.summary or {}).get("two_phase") or {}
+        if outcome.get("diverged") is not None:
+            raise FailureError(
+                f"the training loss became infinite or NaN in epoch {outcome['diverged']} of {str(member.path)!r}. Try "
+                f"a smaller --lr. Its best weights, of epoch {outcome['epoch']}, are kept."
+            )
 
 
 def _labelled(progress: Listener, label: str) -> Listener:
     return lambda step: progress(dataclasses.replace(step, task=label + step.task))
+
+
+def _prefixed(log: Log, prefix: str) -> Log:
+    return lambda numbers, epoch: log({prefix + name: value for name, value in numbers.items()}, epoch)
 
 
 def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Path:
@@ -134,6 +151,10 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
     stored = run.config
     if stored.get("kind") == "probe":
         raise MisuseError(f"{str(run.path)!r} holds a probe of checkpoints, not a training run. Check --out.")
+    if stored.get("host"):
+        raise MisuseError(
+            f"{str(run.path)!r} was trained by {stored['host']}: resume it there, from a checkpoint of its own."
+        )
     if stored.get("objective") == FROM_PYTHON:
         if options.get("objective") is None or isinstance(options["objective"], str):
             raise MisuseError(
@@ -150,7 +171,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
         begun = getattr(config, name)
         if begun != value:
             settings = f"{name}={begun!r}, not {value!r}"
-            if config.objective is not None and name in ("model", "dataset", "loss"):
+            if config.objective is not None and name in _NAMES and name != "objective":
                 settings = f"objective={config.as_dict()['objective']!r}, which comes with its {name}: got {value!r}"
             raise MisuseError(
                 f"{str(run.path)!r} was begun with {settings}. Leave the option out to resume it, or begin another run."
@@ -166,7 +187,11 @@ def default_directory(config: TwoPhaseConfig) -> Path:
 
 
 def _train(
-    run: Run, config: TwoPhaseConfig, progress: Listener, parent: tuple[Run, TwoPhaseConfig] | None = None
+    run: Run,
+    config: TwoPhaseConfig,
+    progress: Listener,
+    log: Log | None,
+    parent: tuple[Run, TwoPhaseConfig] | None = None,
 ) -> None:
     """Train one seed; ``parent`` is the run over several seeds that it belongs to."""
     at_hand = config.as_dict()["objective"] == FROM_PYTHON
@@ -181,21 +206,23 @@ def _train(
             load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
             problem = dataclasses.replace(problem)
         problem.objective.require_one_function()
-        training = _TwoPhaseTraining(run, config, problem, progress)
-        # Only now is it known that there is something to train.
+        training = _TwoPhaseTraining(run, config, problem, progress, log)
+        # Only now is it known that there is something to train, and nothing of a run that is refused is left behind.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
+                training.start()
                 made_by = describe_process(problem.objective.device, dtype_name(problem.objective.dtype))
                 directory.write_config(settings.as_dict(), made_by)
         training.train()
     if config.probe_every != 0:
-        probe(
+        probed = probe(
             [run.path],
             # By the names of the settings, whatever the checkpoints say by now.
             objective=problem if at_hand else config.objective,
             model=config.model,
             dataset=config.dataset,
             loss=config.loss,
+            data=config.data,
             probe_size=_probe_size(run, config),
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
@@ -206,6 +233,9 @@ def _train(
             other_options=True,
             progress=progress,
         )
+        if log is not None:
+            for row in probed.rows:
+                log_row(log, row, "probe")
     if at_hand and problem is not None:
         load_weights(problem.model, read_checkpoint(run.checkpoints[-1]))
 
@@ -232,20 +262,32 @@ def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
 class _TwoPhaseTraining:
     """The trajectories of one seed, in the order in which they can share work."""
 
-    def __init__(self, run: Run, config: TwoPhaseConfig, problem: Problem, progress: Listener) -> None:
+    def __init__(self, run: Run, config: TwoPhaseConfig, problem: Problem, progress: Listener, log: Log | None) -> None:
         self.run = run
         self.config = config
         self.problem = problem
         self.progress = progress
-        self.journal = Journal(run)
+        self.journal = Journal(run, log)
         self.choice = choose_phase_two(config.phase_two, list(problem.model.parameters()))
         self.hand_over = HandOver(self.choice.name, self.choice.phase, problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
         self.every = math.ceil(config.epochs / _RECORDS) if problem.whole_batch else 1
         """Epochs between two records, and between two updates of a detector."""
+        self._start: tuple[float, float] | None = None
         self.at_start = problem.measures()
         """The validation's numbers where every trajectory begins. One that is of no use is refused here, before any
         work."""
+
+    def start(self) -> tuple[float, float]:
+        """Return loss and gradient norm where every trajectory begins; they are measured once.
+
+        Raises:
+            FailureError: one of them is not finite.
+        """
+        if self._start is None:
+            self.problem.reset()
+            self._start = Trajectory("start", self.problem, lr=self.config.lr, seed=self.config.seed).measure()
+        return self._start
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
@@ -253,7 +295,9 @@ class _TwoPhaseTraining:
             two_phase = self.two_phase()
             result = two_phase.summary()
             baselines: dict[str, Row] = {}
-            if not self.config.no_baseline:
+            # Where Adam diverged before any switch, there is nothing to compare: it is the baseline.
+            compared = two_phase.diverged is None or two_phase.switch is not None
+            if not self.config.no_baseline and compared:
                 # Rounded up, in the baselines' favour: Adam is paid in whole epochs.
                 epochs = math.ceil(two_phase.cost - 1e-9)
                 baselines = {
@@ -261,21 +305,21 @@ class _TwoPhaseTraining:
                     "adam-cosine": self.adam_cosine(epochs).summary(),
                 }
             oracle = None
-            if self.config.oracle_every is not None:
+            if self.config.oracle_every is not None and compared:
                 oracle = hindsight(self.oracle.ask(self._begin), result["train_loss"])
         finally:
             self.journal.flush()
-        write_json(self.run.summary_path, self._summary(two_phase, result, baselines, oracle))
+        write_summary(self.run, self.config, self.choice, two_phase, result, baselines=baselines, oracle=oracle)
         self.journal.close()
 
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
-        try:
+        with trajectory.until_it_diverges():
             self._both_phases(trajectory)
-        except FailureError:
+        if trajectory.diverged is not None:
             self._keep_best(trajectory)
-            raise
+            return trajectory
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
         return trajectory
@@ -294,12 +338,12 @@ class _TwoPhaseTraining:
                 self._record(trajectory, landmark=True)
 
     def _keep_best(self, trajectory: Trajectory) -> None:
-        """Store the best weights of a run that ended in a loss that is no number, unless their epoch is stored."""
+        """Store the best weights of a run that diverged, unless their epoch is stored."""
         best = trajectory.best
         if not self.run.checkpoint_path(best.epoch).exists():
             self.problem.model.load_state_dict(best.weights)
             phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
-            self._write_checkpoint(best.epoch, phase)
+            write_weights(self.run, self.config, trajectory, at=(best.epoch, phase))
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -320,9 +364,9 @@ class _TwoPhaseTraining:
             last = trajectory.epoch == epochs
             if not (last or self._due(trajectory)):
                 continue
-            try:
+            with trajectory.until_it_diverges():
                 trajectory.measure()
-            except FailureError:  # It diverged: its best epoch stands.
+            if trajectory.diverged is not None:
                 break
             self._record(trajectory, budget=epochs, landmark=last)
         else:
@@ -342,7 +386,7 @@ class _TwoPhaseTraining:
             self._forget_after(trajectory)
             return trajectory
         self._forget_after(trajectory, -1)
-        trajectory.measure()
+        trajectory.stand(*self.start())
         self._record(trajectory, landmark=True)
         return trajectory
 
@@ -419,7 +463,7 @@ class _TwoPhaseTraining:
     def _due(self, trajectory: Trajectory) -> bool:
         """Whether this epoch is recorded."""
         epoch = trajectory.epoch
-        kept = trajectory.name == "two-phase" and epoch % self._checkpoint_every() == 0
+        kept = trajectory.name == "two-phase" and epoch % checkpoint_every(self.config) == 0
         return kept or epoch % self.every == 0 or epoch in self.oracle.epochs
 
     def _record_second_phase(self, trajectory: Trajectory) -> None:
@@ -461,7 +505,7 @@ class _TwoPhaseTraining:
         if shared or trajectory.name == "adam-constant":
             # Before the epoch's own state: what is written last says that the epoch is done.
             self.oracle.keep(trajectory)
-        if two_phase and trajectory.epoch % self._checkpoint_every() == 0:
+        if two_phase and trajectory.epoch % checkpoint_every(self.config) == 0:
             self._checkpoint(trajectory)
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
         step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note)
@@ -474,58 +518,8 @@ class _TwoPhaseTraining:
         """Return the epochs between two validations: of those that are recorded."""
         return self.every * math.ceil(self.config.epochs / _VALIDATIONS / self.every)
 
-    def _checkpoint_every(self) -> int:
-        config = self.config
-        return config.checkpoint_every or config.probe_every or max(1, config.epochs // _CHECKPOINTS)
-
     def _checkpoint(self, trajectory: Trajectory) -> None:
-        path = self._write_checkpoint(trajectory.epoch, trajectory.phase)
-        if trajectory.second is None:
-            write_moments(path, self.problem.model, trajectory.adam)  # For the curvature in Adam's metric.
-
-    def _write_checkpoint(self, epoch: int, phase: str) -> Path:
-        """Write the model's weights as they are now."""
-        setting, problem = self.config.setting, self.problem
-        described = (
-            {"format": "convexlab"}
-            | setting.names
-            | {
-                "train_size": self.config.train_size,
-                "seed": self.config.seed,
-                "dtype": dtype_name(problem.objective.dtype),
-            }
-            | problem.metadata()
-            | {"epoch": epoch, "phase": phase}
-        )
-        metadata = {key: str(value) for key, value in described.items() if value is not None}
-        path = self.run.checkpoint_path(epoch)
-        make_folder(path.parent)
-        write_checkpoint(path, problem.model.state_dict(), metadata)
-        return path
-
-    def _summary(self, trajectory: Trajectory, two_phase: Row, baselines: dict[str, Row], oracle: Row | None) -> Row:
-        config, problem = self.config, self.problem
-        model: Row = {"name": config.model or config.setting.label, "parameters": problem.objective.size}
-        if problem.overdetermination is not None:
-            model["overdetermination"] = problem.overdetermination
-        return {
-            "schema": VERSION,
-            "model": model,
-            "dataset": {"name": config.dataset or problem.about or config.setting.label} | problem.facts(),
-            "loss": config.loss or "the objective's own",
-            "measures": [name for name in two_phase if name not in _NOT_MEASURES],
-            "budget": config.epochs,
-            "batch_size": problem.batch_size,
-            "switch": trajectory.switch,
-            "safe_resort": trajectory.safe_resort,
-            "phase_two": self.choice.name,
-            "phase_two_reason": self.choice.reason,
-            "two_phase": two_phase,
-            "baselines": baselines,
-            "oracle": oracle,
-            "seed": config.seed,
-            "environment": describe_environment(problem.objective.device, dtype_name(problem.objective.dtype)),
-        }
+        write_weights(self.run, self.config, trajectory)
 
 
 def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:

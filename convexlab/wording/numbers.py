@@ -12,6 +12,7 @@ __all__ = [
     "count",
     "decade",
     "decimals",
+    "duration",
     "lower_bound",
     "number",
     "percent",
@@ -93,6 +94,16 @@ def decimals(value: float | None, places: int) -> str:
         return MISSING
     text = f"{abs(value):.{places}f}"
     return (_sign(value) if float(text) else "") + text
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, to about a tenth: ``0.4 s``, ``12 s``, ``3.5 min``, ``2 h``."""
+    space = "\N{NO-BREAK SPACE}"
+    if seconds < 90:
+        return f"{seconds:.2g}{space}s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.2g}{space}min"
+    return f"{number(seconds / 3600, 2)}{space}h"
 
 
 def plain_number(text: str) -> str:

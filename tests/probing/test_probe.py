@@ -273,9 +273,9 @@ def test_curvature_in_adams_metric_where_its_moments_are_stored(run: Run, tiny: 
 def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seeds = []
 
-    def watched(loss: Any, options: ProbeOptions, metric: Any) -> Any:
+    def watched(loss: Any, options: ProbeOptions, *others: Any) -> Any:
         seeds.append(options.seed)
-        return probe_point(loss, options, metric)
+        return probe_point(loss, options, *others)
 
     monkeypatch.setattr(importlib.import_module("convexlab.probing.probe"), "probe_point", watched)
     for out in ("first", "again"):

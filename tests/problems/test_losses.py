@@ -9,7 +9,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from convexlab.errors import MisuseError
-from convexlab.problems.losses import accuracy, build_loss, loss_names
+from convexlab.problems.losses import accuracy, build_loss, loss_names, takes_model
 
 EPSILON = np.finfo(np.float64).eps
 N, CLASSES = 7, 4
@@ -140,7 +140,7 @@ def test_loss_from_a_file_is_told_the_classes(tmp_path: Path) -> None:
     )
     loss = build_loss(f"{tmp_path / 'mine.py'}:scaled", classes=4)
     assert loss(torch.ones(2, 3), torch.zeros(2)).item() == 24
-    with pytest.raises(MisuseError, match="returned int: expected a callable"):
+    with pytest.raises(MisuseError, match="returned int: expected a loss"):
         build_loss(f"{tmp_path / 'mine.py'}:wrong", classes=4)
 
 
@@ -151,9 +151,12 @@ def test_loss_from_a_module_is_called_without_what_it_does_not_name(output: torc
     )
 
 
-def test_loss_in_place_of_its_factory_is_refused() -> None:
-    with pytest.raises(MisuseError, match="requires input, target"):
-        build_loss("torch.nn.functional:mse_loss", classes=CLASSES)
+def test_a_function_of_two_arguments_is_the_loss_itself() -> None:
+    loss = build_loss("torch.nn.functional:mse_loss", classes=CLASSES)
+    assert loss(torch.ones(2, 3), torch.zeros(2, 3)).item() == 1
+    assert not takes_model(loss)
+    with pytest.raises(MisuseError, match="requires input1, input2, target: expected a loss"):
+        build_loss("torch.nn.functional:margin_ranking_loss", classes=CLASSES)
 
 
 def test_accuracy_counts_hits_in_float64() -> None:

@@ -12,11 +12,12 @@ from urllib.parse import unquote
 import pytest
 
 from convexlab.reporting import downloads
-from convexlab.reporting.downloads import Download, csv_text, table_download
+from convexlab.reporting.downloads import Download, table_download
 from convexlab.reporting.facts.run import RunFacts, read_facts
 from convexlab.reporting.parts.downloads import run_downloads
 from convexlab.reporting.tables import make_table
 from convexlab.runs import Run
+from convexlab.runs.columns import csv_text
 
 MakeRun = Callable[..., Run]
 ROOM = 10**6

@@ -123,3 +123,16 @@ def test_second_phases_by_name() -> None:
         assert phase_two(name).search_cost in (1 / 3, 1.0)  # a value, or a gradient
     with pytest.raises(MisuseError, match="unknown phase two 'sgd'"):
         phase_two("sgd")
+
+
+@pytest.mark.parametrize(("name", "most"), [("epochs", 10_000_000), ("seeds", 10_000)])
+def test_work_that_would_never_end_has_to_be_forced(name: str, most: int) -> None:
+    assert getattr(TwoPhaseConfig.of({name: most}), name) == most
+    with pytest.raises(MisuseError, match=rf"{name} to be at most {most:,}, got {most + 1:,}: .* Pass --force"):
+        TwoPhaseConfig.of({name: most + 1})
+    forced = TwoPhaseConfig.of({name: 10**15, "force": True})
+    assert TwoPhaseConfig.of(forced.as_dict()) == forced
+    with pytest.raises(MisuseError, match=r"at most 9,223,372,036,854,775,807, got [\d,]+: that would never end\.$"):
+        TwoPhaseConfig.of({name: 2**63, "force": True})
+    with pytest.raises(MisuseError, match="expected force to be True or False, got 1"):
+        TwoPhaseConfig.of({"force": 1})

@@ -118,7 +118,7 @@ def test_interrupted_at_every_report_of_one_run(
     assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("share", [0.2, 0.8])
 def test_interrupted_long_after_its_state_was_stored(
     share: float,
     tiny: Options,
@@ -134,7 +134,7 @@ def test_interrupted_long_after_its_state_was_stored(
     assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
 
 
-@pytest.mark.parametrize("saves", [0, 2, 5, 8])
+@pytest.mark.parametrize("saves", [0, 5])
 def test_killed_between_rows_and_state(
     saves: int,
     tiny: Options,
@@ -175,7 +175,7 @@ def test_dropout_buffers_and_frozen_parameters_resume_too(
     assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@pytest.mark.parametrize("share", [0.4])
 def test_several_seeds_resume(
     share: float, tiny: Options, tmp_path: Path, uninterrupted: Callable[[Options], tuple[Run, list[Progress]]]
 ) -> None:

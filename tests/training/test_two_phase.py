@@ -20,6 +20,7 @@ import convexlab as cl
 from convexlab.optim import NonlinearCG, ProgressiveLBFGS, SampleClosure
 from convexlab.problems import build_problem
 from convexlab.progress import Progress
+from convexlab.reporting import summary_lines
 from convexlab.runs import Run
 from convexlab.training import default_directory, phase_two_names
 from convexlab.training.phases import _PHASES, SMALL, PhaseTwo
@@ -462,10 +463,13 @@ def test_a_network_too_large_for_a_dense_matrix_is_refused_before_any_work(
 
 
 def test_a_loss_that_is_not_finite_fails_and_keeps_what_was_done(tiny: Options, tmp_path: Path) -> None:
-    with pytest.raises(cl.FailureError, match=r"the training loss became (inf|nan) in epoch 1 of two-phase\. Try a"):
-        cl.train_two_phase(out=tmp_path / "run", **tiny | {"lr": 1e30})
+    for resume in (False, True):
+        with pytest.raises(cl.FailureError, match=r"became infinite or NaN in epoch 1 of .*run'\. Try a smaller --lr"):
+            cl.train_two_phase(out=tmp_path / "run", resume=resume, **tiny | {"lr": 1e30})
     run = Run.open(tmp_path / "run")
-    assert run.summary is None
+    assert run.summary is not None
+    assert (run.summary["two_phase"]["diverged"], run.summary["two_phase"]["epoch"]) == (1, 0)
+    assert (run.summary["switch"], run.summary["baselines"]) == (None, {})
     assert [(row["run"], row["epoch"]) for row in run.metrics] == [("two-phase", 0), ("adam-constant", 0)]
     assert run.checkpoints == [run.checkpoint_path(0)]
 
@@ -475,17 +479,23 @@ def test_a_baseline_that_diverges_counts_at_its_best_epoch(
 ) -> None:
     measure = Trajectory.measure
 
-    def explode(self: Trajectory) -> None:
-        measure(self)
+    def explode(self: Trajectory) -> tuple[float, float]:
         if self.name == "adam-cosine" and self.epoch == 3:
-            raise cl.FailureError("the training loss became nan")
+            self.stand(math.nan, math.nan)
+        return measure(self)
 
     monkeypatch.setattr(Trajectory, "measure", explode)
     made = cl.train_two_phase(out=tmp_path / "run", **tiny)
     rows = rows_of(made, "adam-cosine")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert made.summary is not None
-    assert made.summary["baselines"]["adam-cosine"]["epoch"] <= 3
+    cosine = made.summary["baselines"]["adam-cosine"]
+    assert cosine["epoch"] < cosine["diverged"] == 3
+    assert "diverged" not in made.summary["two_phase"]
+    sentence = (
+        "Adam, cosine rate diverged: in epoch 3 its loss or gradient became infinite or NaN. Its best weights, of"
+    )
+    assert summary_lines([made])[0].startswith(sentence)
     assert len(rows_of(made, "adam-constant")) > 3
 
 

@@ -15,7 +15,7 @@ from convexlab.runs.oracle import Oracle, read_oracle
 from convexlab.runs.plane import PathPlane, read_plane
 from convexlab.runs.rows import Curve, Outcome, ProbedCheckpoint, Records, Row, Switch, mapping_of, number_of, text_of
 
-__all__ = ["TWO_PHASE", "RunFacts", "read_facts", "value_at"]
+__all__ = ["TWO_PHASE", "RunFacts", "facts_of_probe", "read_facts", "value_at"]
 
 TWO_PHASE = "two-phase"
 # The measures of runs whose summary does not name them.
@@ -57,6 +57,8 @@ class RunFacts:
     measures: tuple[str, ...]
     """Names of what was measured beside the training loss, in order: they stand in outcomes and curves."""
     environment: dict[str, Any]
+    made_by: dict[str, Any]
+    """How the numbers were made; empty in older runs."""
     curves: dict[str, Curve]
     """By the `run` of `metrics.jsonl`."""
     probe: tuple[ProbedCheckpoint, ...]
@@ -156,11 +158,42 @@ def read_facts(run: Run, label: str) -> RunFacts:
         baselines=baselines,
         measures=_measures(summary, curves),
         environment=mapping_of(result, "environment"),
+        made_by=dict(run.made_by),
         curves=curves,
         probe=tuple(sorted(map(ProbedCheckpoint.from_row, probe), key=_by_epoch)),
         plane=read_plane(run.landscape_path),
         oracle=read_oracle(result, run.oracle),
         records=Records(result, probe, metrics),
+    )
+
+
+def facts_of_probe(probe: Iterable[ProbedCheckpoint]) -> RunFacts:
+    """Return what is known of checkpoints alone, without a run directory."""
+    return RunFacts(
+        label="",
+        config={},
+        finished=True,
+        is_probe=True,
+        model="model",
+        parameters=None,
+        overdetermination=None,
+        dataset="",
+        train_size=None,
+        seed="",
+        budget=None,
+        phase_two="",
+        phase_two_reason="",
+        switch=None,
+        safe_resort=None,
+        two_phase=None,
+        baselines={},
+        measures=(),
+        environment={},
+        curves={},
+        probe=tuple(probe),
+        plane=None,
+        oracle=None,
+        records=Records({}, (), ()),
     )
 
 

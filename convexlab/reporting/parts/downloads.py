@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from convexlab.reporting.downloads import Download, csv_text, data_address, file_name
+from convexlab.reporting.downloads import Download, data_address, file_name
 from convexlab.reporting.facts.run import RunFacts
+from convexlab.runs.columns import csv_text, flat
 from convexlab.runs.rows import Row, text_of, without_density
 from convexlab.wording.numbers import count
 
@@ -55,17 +56,17 @@ def _json(file: str, value: Any, note: str, room: int) -> Download:
 
 
 def _metrics(file: str, rows: Sequence[Row], room: int) -> Download:
-    flat = [_flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
+    table = [flat(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in table for key in row))
     step = 1
-    while step <= len(flat):
-        kept = _every(flat, step)
+    while step <= len(table):
+        kept = _every(table, step)
         href = data_address("text/csv", csv_text(columns, [[row.get(key) for key in columns] for row in kept]))
         if len(href) <= room:
-            thinned = "" if step == 1 else f", one in {step} of {count(len(flat))} to keep this page small"
+            thinned = "" if step == 1 else f", one in {step} of {count(len(table))} to keep this page small"
             return Download(file, href, f"{count(len(kept))} rows{thinned}")
         step = max(step + 1, math.ceil(step * len(href) / max(room, 1)))
-    return Download(file, "", f"{count(len(flat))} rows; too large for this page, see the run's directory")
+    return Download(file, "", f"{count(len(table))} rows; too large for this page, see the run's directory")
 
 
 def _every(rows: Sequence[Row], step: int) -> list[Row]:
@@ -74,11 +75,3 @@ def _every(rows: Sequence[Row], step: int) -> list[Row]:
     for row in rows:
         by_run.setdefault(text_of(row, "run"), []).append(row)
     return [row for group in by_run.values() for row in group[::step]]
-
-
-def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested objects as columns of their own, named ``outer.inner``."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return flat

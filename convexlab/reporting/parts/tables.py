@@ -10,6 +10,7 @@ from convexlab.reporting.tables import Cell, Column, Table, make_table, pairs_ta
 from convexlab.reporting.words.comparison import fairness
 from convexlab.reporting.words.measures import measure_heading, measure_value
 from convexlab.reporting.words.run import algorithm_name, place, verdict_name
+from convexlab.reporting.words.sampling import beyond_the_sample
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import (
     MISSING,
@@ -26,6 +27,7 @@ from convexlab.wording.numbers import (
 __all__ = [
     "comparison_table",
     "cost_table",
+    "curvature_summary",
     "curvature_table",
     "environment_table",
     "measures_table",
@@ -203,6 +205,38 @@ def curvature_table(facts: RunFacts) -> Table | None:
         ],
         rows,
     )
+
+
+def curvature_summary(facts: RunFacts) -> Table | None:
+    """Return of what was measured at every probed checkpoint the few numbers that matter; None without any."""
+    if not facts.probe:
+        return None
+    rows = [
+        (
+            Cell(place(c)),
+            number(c.train_loss),
+            verdict_name(c.verdict),
+            signed(c.smallest, c.rounding_floor),
+            lower_bound(c.smallest_lower_bound, c.rounding_floor),
+            signed(c.largest, c.rounding_floor),
+            _beyond(c),
+        )
+        for c in facts.probe
+    ]
+    columns: list[Column | str] = [
+        "Train loss",
+        Column("Verdict", False),
+        "Smallest",
+        "None below",
+        "Largest",
+        Column("Smallest, beyond the sample", False),
+    ]
+    return make_table("Eigenvalues of the Hessian", [Column("Checkpoint", False), *columns], rows)
+
+
+def _beyond(c: ProbedCheckpoint) -> str:
+    (value, _, _), sign = beyond_the_sample(c)
+    return f"{signed(value, c.rounding_floor)}, {sign}" if sign else MISSING
 
 
 def _beside_threshold(c: ProbedCheckpoint) -> str:

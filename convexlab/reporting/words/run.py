@@ -19,6 +19,7 @@ from convexlab.wording.verdict import verdict_sentence
 __all__ = [
     "algorithm_name",
     "counted",
+    "curvature_headline",
     "has_paid",
     "has_switched",
     "headline",
@@ -54,6 +55,8 @@ def algorithm_name(run: str, facts: RunFacts) -> str:
         return _ALGORITHMS.get(run, run)
     if facts.switch is not None and facts.switch.epoch is None:
         return "Two-phase, never switched"
+    if facts.switch is None and facts.two_phase is not None and facts.two_phase.diverged is not None:
+        return "Two-phase, before any switch"
     return f"Adam + {facts.phase_two}"
 
 
@@ -69,9 +72,15 @@ def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
 
 def headline(facts: RunFacts) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
-    first = [_probe_sentence(facts)] if facts.is_probe else [_outcome_sentence(facts), switch_sentence(facts)]
+    outcome = [*_divergences(facts), _outcome_sentence(facts), switch_sentence(facts)]
+    first = [_probe_sentence(facts)] if facts.is_probe else outcome
     verdicts = (_verdict_at_switch(facts), _last_verdict(facts), _last_sample(facts))
     return [part for part in (*first, oracle_sentence(facts), *verdicts) if part]
+
+
+def curvature_headline(facts: RunFacts) -> list[str]:
+    """Return the sentences on curvature alone."""
+    return [part for part in (_probe_sentence(facts), _verdict_at_switch(facts), _last_verdict(facts)) if part]
 
 
 def has_paid(facts: RunFacts) -> bool:
@@ -85,6 +94,16 @@ def has_paid(facts: RunFacts) -> bool:
 def has_switched(facts: RunFacts) -> bool:
     """Tell whether training is known to have left Adam."""
     return facts.switch is not None and facts.switch.epoch is not None
+
+
+def _divergences(facts: RunFacts) -> list[str]:
+    """Return which training runs diverged, and what stands for them."""
+    return [
+        f"{algorithm_name(run, facts)} diverged: in epoch {count(outcome.diverged)} its loss or gradient became "
+        f"infinite or NaN. Its best weights, of epoch {count(outcome.epoch)}, stand for it."
+        for run, outcome in reversed(facts.outcomes.items())
+        if outcome.diverged is not None
+    ]
 
 
 def _outcome_sentence(facts: RunFacts) -> str:

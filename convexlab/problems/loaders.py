@@ -1,0 +1,134 @@
+"""A model, batches and a loss from the reader's own functions, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from convexlab.architectures import build_model
+from convexlab.errors import ConvexLabError, MisuseError
+from convexlab.importing import accepts, call_accepted, failure_in, is_spec, load_object
+from convexlab.machine.environment import resolve_device, resolve_dtype
+from convexlab.machine.random_state import drawn_from
+from convexlab.objective import Objective
+from convexlab.problems.losses import build_loss, takes_model
+from convexlab.problems.problem import Problem
+
+__all__ = ["build_from_batches"]
+
+_EXPECTED = "batches that can be iterated again and again, such as a list of (input, target) or a DataLoader"
+
+
+def build_from_batches(
+    model: str,
+    data: str,
+    loss: str,
+    *,
+    train_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str = "auto",
+) -> Problem:
+    """Build the model with fresh weights drawn from ``seed``, get the batches, and evaluate the first one.
+
+    Args:
+        model: as for `build_model`; a factory gets no arguments.
+        data: ``package.module:loader`` or ``file.py:loader``, which returns batches, see `_batches`. It is called with
+            those of ``train_size``, ``batch_size``, ``seed`` and ``device`` that it names.
+        loss: as for `build_loss`. A loss of (output, target) needs batches that are pairs; one of (model, batch) takes
+            batches of any kind.
+        train_size: how many examples; None leaves it to the loader.
+        batch_size: Adam's; None leaves it to the loader.
+        seed: of the weights, and of what the loader draws.
+        dtype: of weights and batches; None is the model's own.
+        device: of weights and batches.
+
+    Raises:
+        MisuseError: an unknown name, what a loader returns that are no batches, or parts that do not fit each other.
+        FailureError: the factory or the loader raised an error of its own.
+    """
+    place, precision = resolve_device(device), None if dtype is None else resolve_dtype(dtype)
+    network = drawn_from(seed, lambda: build_model(model, channels=None, classes=None, image_size=None))
+    network = network.to(device=place, dtype=precision)
+    sizes = {"train_size": train_size, "batch_size": batch_size}
+    batches = _batches(data, {name: size for name, size in sizes.items() if size is not None}, seed, place)
+    function = build_loss(loss)
+    if takes_model(function):
+        objective, called = Objective.from_batch_loss(network, batches, function), "(model, batch)"
+    else:
+        objective, called = Objective(network, batches, function), "(output, target)"
+    _check_first(objective, f"the loss {loss!r}, called with {called}, of the model {model!r}", data)
+    return Problem(network, objective, about=data)
+
+
+def _batches(spec: str, sizes: Mapping[str, int], seed: int, device: torch.device) -> Iterable[Any]:
+    """Return what a loader returns; what a generator yields is read once, and kept."""
+    if not is_spec(spec):
+        raise MisuseError(
+            f"expected data as 'package.module:loader' or 'file.py:loader', got {spec!r}. Data sets of images that "
+            "have a name go by --dataset."
+        )
+    loader = load_object(spec)
+    for option, value in sizes.items():
+        if not accepts(loader, option):
+            raise MisuseError(f"{spec!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
+    made = call_accepted(loader, spec, seed=seed, device=device, **sizes)
+    if isinstance(made, Iterator):
+        generator = made
+        made = call_accepted(lambda: list(generator), spec)
+    if wrong := _not_batches(made):
+        raise MisuseError(f"{spec!r} returned {wrong}: expected {_EXPECTED}.")
+    return made  # type: ignore[no-any-return]
+
+
+def _not_batches(made: Any) -> str:
+    """Return what a loader has returned in place of batches; "" if it returned these."""
+    if isinstance(made, tuple) and made and all(isinstance(part, Tensor) for part in made):
+        return f"{described(made)}, which is one batch; put it into a list"
+    if isinstance(made, Dataset) and not isinstance(made, IterableDataset):
+        return f"a {type(made).__name__} of single examples; give it to a DataLoader"
+    if isinstance(made, Tensor | Mapping | str) or not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
+        return described(made)
+    return "no batch" if hasattr(made, "__len__") and len(made) == 0 else ""
+
+
+def _check_first(objective: Objective, what: str, data: str) -> None:
+    """Evaluate the first batch, to find out now that parts do not fit each other.
+
+    Raises:
+        MisuseError: they do not, or the batch holds no numbers.
+    """
+    first = next(iter(objective.data), None)
+    if first is None:
+        raise MisuseError(f"{data!r} returned no batch: expected {_EXPECTED}.")
+    try:
+        with torch.no_grad():
+            objective.over([first]).value()
+    except ConvexLabError:
+        raise
+    except Exception as error:
+        reason = failure_in(error) or f"{type(error).__name__}: {error}"
+        raise MisuseError(f"{what} fails on the first batch of {data!r}, {described(first)}: {reason}.") from error
+
+
+def described(batch: Any) -> str:
+    """Return what a batch is in words, such as "a tuple of (100, 3, 32, 32) float32 and (100,) int64"."""
+    if isinstance(batch, Tensor):
+        return f"a tensor {_shape(batch)}"
+    if isinstance(batch, Mapping):
+        parts = [f"{name} {_shape(part)}" for name, part in batch.items()]
+        return f"a {type(batch).__name__} with {', '.join(parts) or 'nothing'}"
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {' and '.join(map(_shape, batch[:4])) or 'nothing'}"
+    return f"a {type(batch).__name__}"
+
+
+def _shape(part: Any) -> str:
+    if isinstance(part, Tensor):
+        return f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+    return f"a {type(part).__name__}"

@@ -1,0 +1,136 @@
+"""Runs for a terminal: the headline, and the few numbers that matter as tables."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from convexlab.errors import MisuseError
+from convexlab.reporting.facts.runs import read_runs
+from convexlab.reporting.parts.tables import comparison_table, curvature_summary, results_table, top_table
+from convexlab.reporting.tables import Cell, Column, Table
+from convexlab.reporting.words.run import curvature_headline, headline, judgement, place
+from convexlab.reporting.words.several import joint_headline
+from convexlab.runs import Run
+from convexlab.wording.terminal import printable
+
+__all__ = ["comparison_text", "curvature_text", "run_text"]
+
+# Columns, where there is no terminal to ask.
+_WIDTH = 100
+# Columns of the page's table of results that are left out here, and those with a heading that is too wide.
+_LEFT_OUT = frozenset({"Model variant", "Q", "Best epoch"})
+_SHORTER = {"Gradient equivalents": "Cost"}
+
+
+def run_text(run: Run) -> str:
+    """Return what is known of a run, for `click.echo`: tables of results and of curvature, then the page's headline.
+
+    Args:
+        run: of one seed or of several, or a probe of files.
+
+    Raises:
+        MisuseError: there is no such run.
+    """
+    runs = read_runs([run])
+    console = _console()
+    for facts in runs:
+        for table in filter(None, (_short(results_table(facts)), curvature_summary(facts), top_table(facts))):
+            console.print(_set(table))
+    _print_sentences(console, headline(runs[0]) if len(runs) == 1 else joint_headline(runs))
+    return _printed(console)
+
+
+def curvature_text(run: Run, *, verbose: bool = False) -> str:
+    """Return what was measured of curvature along a run.
+
+    Args:
+        run: with one seed, or a probe of files.
+        verbose: say all that is known of every checkpoint in words, not only of those that nothing was measured at.
+
+    Raises:
+        MisuseError: there is no such run.
+    """
+    console = _console()
+    for facts in read_runs([run]):
+        for table in filter(None, (curvature_summary(facts), top_table(facts))):
+            console.print(_set(table))
+        in_words = [c for c in facts.probe if verbose or c.smallest is None]
+        _print_sentences(console, [f"{place(c)}: {judgement(c)}\n" for c in in_words])
+        _print_sentences(console, curvature_headline(facts))
+    return _printed(console)
+
+
+def comparison_text(runs: Sequence[Run]) -> str:
+    """Return several runs side by side.
+
+    Raises:
+        MisuseError: fewer than two, seeds counted.
+    """
+    facts = read_runs(runs)
+    if len(facts) < 2:
+        raise MisuseError("expected at least two runs to compare, got one. `convexlab show` prints one.")
+    console = _console()
+    console.print(_set(comparison_table(facts, [""] * len(facts))))
+    _print_sentences(console, joint_headline(facts))
+    return _printed(console)
+
+
+def _console() -> Console:
+    width, _ = shutil.get_terminal_size((_WIDTH, 24))
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=True, highlight=False, emoji=False, legacy_windows=False
+    )
+
+
+def _printed(console: Console) -> str:
+    """Return what was printed; `click.echo` takes the sequences for bold type out where they are of no use."""
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        console.print(_text(sentence))
+
+
+def _short(table: Table | None) -> Table | None:
+    """Return a table of results without what its rows share."""
+    if table is None:
+        return None
+    kept = [index for index, column in enumerate(table.columns) if column.title not in _LEFT_OUT]
+    columns = [
+        replace(table.columns[i], title=_SHORTER.get(table.columns[i].title, table.columns[i].title)) for i in kept
+    ]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return Table("Each at its best epoch; cost in gradient equivalents", tuple(columns), rows)
+
+
+def _set(table: Table) -> RenderableType:
+    grid = RichTable(title=_text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(table.columns):
+        grid.add_column(
+            _heading(column), justify="right" if column.numeric else "left", overflow="fold", no_wrap=index == 0
+        )
+    for row in table.rows:
+        grid.add_row(*map(_cell, row))
+    return grid
+
+
+def _heading(column: Column) -> Text:
+    return Text(printable(column.title), style="bold")
+
+
+def _cell(cell: Cell) -> Text:
+    return Text(printable(cell.text), style="bold" if cell.strong else "")
+
+
+def _text(sentence: str) -> Text:
+    return Text(printable(sentence))

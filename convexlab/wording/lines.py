@@ -1,0 +1,44 @@
+"""Progress as lines of a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from convexlab.progress import Progress
+from convexlab.wording.numbers import count, duration
+
+__all__ = ["Lines"]
+
+# Less of a task than this says nothing of its speed.
+_LEAST_SHARE = 0.05
+
+
+class Lines:
+    """A listener that keeps what it was last told, and says it when it is asked to, or at once at a landmark."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """``say`` prints a line."""
+        self._say = say
+        self._last: Progress | None = None
+        self._begins: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, step: Progress) -> None:
+        """Take down where the work stands."""
+        self._begins.setdefault(step.task, (time.monotonic(), step.done))
+        self._last = step
+        if step.landmark:
+            self.tell()
+
+    def tell(self) -> None:
+        """Say where the work stands, and how long the task will still take if it goes on like this."""
+        step = self._last
+        if step is None:
+            return
+        begin, before = self._begins[step.task]
+        gone = time.monotonic() - begin
+        parts = [f"{step.task}: {count(step.done)} of {count(step.total)}", f"{duration(gone)} gone"]
+        made, left = step.done - before, step.total - step.done
+        if made > _LEAST_SHARE * step.total and left > 0:
+            parts.append(f"about {duration(gone * left / made)} left")
+        self._say(f"{', '.join(parts)}{f'; {step.note}' if step.note else ''}")
