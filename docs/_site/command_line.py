@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "command-line.md"
 INTRODUCTION = """\
 # Command line
 
-What each command takes, as `convexlab COMMAND --help` says it. This page is made from the program: `python docs/_site/command_line.py`.
+What each command takes, as `convexlab COMMAND --help` says it. This page is made from the program itself.
 """
 COMPLETION = """\
 ## Completion in the shell
@@ -44,9 +44,9 @@ def commands(path: str, command: click.Command) -> list[tuple[str, click.Command
 
 def section(path: str, command: click.Command) -> str:
     """Return what is to say of one command."""
-    context = click.Context(command, info_name=path, **main.context_settings)
+    context = click.Context(command, info_name=path)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    records = [parameter.get_help_record(context) for parameter in command.params]
     options = [f"- **`{names}`** {text}" for names, text in filter(None, records)]
     return "\n".join([f"## {path}\n", f"```text\n{usage}\n```\n", prose(command.help or ""), "\n".join(options), ""])
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: what a page links to in the repository becomes a part of the site, so that no text is there twice."""
+"""Hooks of mkdocs: what a page links to in the repository becomes a part of the site; no text is there twice."""
 
 from __future__ import annotations
 
