@@ -52,6 +52,12 @@ def on_page_content(html: str, **others: Any) -> str:
     return html.replace("<p>::</p>", "")
 
 
+def on_post_page(output: str, **others: Any) -> str:
+    """Name the dialog that searches, for those who hear the page."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def resolved(path: str, target: str) -> str:
     """Return the repository's path of what a file links to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
