@@ -1,6 +1,8 @@
 """ConvexLab: is the loss region that training has reached convex, and is it time to hand over from Adam?"""
 
 # ruff: noqa: E402 - the command line is to be quiet if it is interrupted from here on
+from typing import TYPE_CHECKING, Any
+
 from convexlab.interrupts import quiet_while_starting
 
 quiet_while_starting()
@@ -77,6 +79,9 @@ from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, train_two_phase
 from convexlab.training.phases import second_phase
 
+if TYPE_CHECKING:
+    from convexlab.reporting.plot import plot
+
 __all__ = [
     "LBFGS",
     "AdamMetric",
@@ -132,6 +137,7 @@ __all__ = [
     "extreme_eigenvalues",
     "forecast_memory",
     "load_dataset",
+    "plot",
     "probe",
     "sampled_curvature",
     "second_phase",
@@ -141,3 +147,12 @@ __all__ = [
     "trace",
     "train_two_phase",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what draws when it is asked for: matplotlib would double the time that the package takes to start."""
+    if name == "plot":
+        from convexlab.reporting.plot import plot
+
+        return plot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

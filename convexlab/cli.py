@@ -31,7 +31,7 @@ from convexlab.objective import PRODUCTS
 from convexlab.probing import AXES
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory, phase_two_names, train_two_phase
 from convexlab.training.config import (
@@ -241,13 +241,25 @@ _LOSS = (
 @_device
 @click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
 @_trust
 @_json
 @click.pass_context
 @_handles_errors
 def two_phase(
-    context: click.Context, /, out: Path | None, resume: bool, trust: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    out: Path | None,
+    tensorboard: Path | None,
+    resume: bool,
+    trust: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train with Adam until the switch, then with a second-order method.
 
@@ -268,9 +280,9 @@ def two_phase(
     named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
     remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
     diverged: FailureError | None = None
-    with _interruptible(remedy), _progress() as listener:
+    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
         try:
-            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, **options)
+            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
         except FailureError as error:
             if out is None or Run(out).summary is None:
                 raise
@@ -459,6 +471,18 @@ def _interruptible(remedy: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _series(folder: Path | None) -> Iterator[Log | None]:
+    """Yield what writes series for TensorBoard, if a folder for them is named."""
+    if folder is None:
+        yield None
+        return
+    from convexlab.integrations.tensorboard import TensorBoard
+
+    with TensorBoard(folder) as log:
+        yield log
 
 
 @contextmanager

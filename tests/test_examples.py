@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 import runpy
+import warnings
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+# What needs another trainer, which may say what it likes while it starts.
+HOSTS = {"deepxde_hand_over": "deepxde", "huggingface_two_phases": "accelerate", "lightning_two_phases": "lightning"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(path), run_name="__main__")
+def test_example_runs(path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDE_BACKEND", "pytorch")
+    host = HOSTS.get(path.stem)
+    with warnings.catch_warnings(action="ignore" if host else "error"):
+        if host:
+            pytest.importorskip(host)
+        runpy.run_path(str(path), run_name="__main__")
     printed, complaints = capfd.readouterr()
-    assert not complaints
+    assert host or not complaints
     losses = [float(loss) for loss in re.findall(r"loss (\S+)$", printed, re.MULTILINE)]
     assert len(losses) == 3, "an example prints the losses at the switch, after it, and of Adam alone at equal cost"
     switch, lbfgs, adam = losses
@@ -23,5 +31,6 @@ def test_example_runs(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert lbfgs < adam
 
 
-def test_there_are_examples() -> None:
+def test_there_are_examples_and_they_are_short() -> None:
     assert EXAMPLES
+    assert [path.name for path in EXAMPLES if len(path.read_text(encoding="utf-8").splitlines()) >= 60] == []

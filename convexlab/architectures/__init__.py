@@ -11,6 +11,7 @@ from torch import nn
 
 from convexlab.architectures.perceptron import Perceptron
 from convexlab.architectures.tanh import OneLayerTanh, TwoLayerTanh
+from convexlab.architectures.text_transformer import TextTransformer
 from convexlab.architectures.vgg import VGG5
 from convexlab.architectures.vision_transformer import VisionTransformer
 from convexlab.errors import MisuseError, unknown_name
@@ -22,6 +23,7 @@ __all__ = [
     "Architecture",
     "OneLayerTanh",
     "Perceptron",
+    "TextTransformer",
     "TwoLayerTanh",
     "VisionTransformer",
     "build_model",

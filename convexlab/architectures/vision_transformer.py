@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from convexlab.errors import MisuseError
 
-__all__ = ["Attention", "EncoderLayer", "VisionTransformer", "sine_cosine_positions"]
+__all__ = ["Attention", "EncoderLayer", "VisionTransformer", "initialise_linear", "sine_cosine_positions"]
 
 INITIAL_STANDARD_DEVIATION = 0.02
 """Of all weight matrices: Dosovitskiy et al. state none; 0.02, truncated at ±2, is what timm and DeiT use."""
@@ -55,7 +55,15 @@ class Attention(nn.Module):
     value: Tensor
     output: Tensor
 
-    def __init__(self, width: int, heads: int, *, shared_query_key: bool = False, value_output: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        shared_query_key: bool = False,
+        value_output: bool = True,
+        causal: bool = False,
+    ) -> None:
         """Build the matrices.
 
         Args:
@@ -63,6 +71,7 @@ class Attention(nn.Module):
             heads: the number of heads.
             shared_query_key: whether one matrix, ``query_key``, serves as ``query`` and ``key``.
             value_output: whether there are ``value`` and ``output`` matrices; without, both are the identity.
+            causal: whether a token attends to itself and those before it alone.
 
         Raises:
             MisuseError: a width that the heads do not divide.
@@ -77,6 +86,7 @@ class Attention(nn.Module):
             self.register_parameter(name, nn.Parameter(_initial_matrix(width)))
         self.shared_query_key = shared_query_key
         self.value_output = value_output
+        self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended tokens, in the shape of ``x`` (..., tokens, width)."""
@@ -87,7 +97,11 @@ class Attention(nn.Module):
             keys = self._split(functional.linear(x, self.key))
             queries = self._split(functional.linear(x, self.query * self.scale))  # cheaper than scaling the scores
         values = self._split(functional.linear(x, self.value) if self.value_output else x)
-        mixed = torch.softmax(queries @ keys.mT, dim=-1) @ values
+        scores = queries @ keys.mT
+        if self.causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
+        mixed = torch.softmax(scores, dim=-1) @ values
         joined = mixed.transpose(-3, -2).flatten(-2)
         return functional.linear(joined, self.output) if self.value_output else joined
 
@@ -99,12 +113,21 @@ class EncoderLayer(nn.Module):
     """One layer: x ← x + attention(norm(x)), then x ← x + mlp(norm(x)); see `VisionTransformer` for the sizes."""
 
     def __init__(
-        self, width: int, heads: int, *, mlp: bool, shared_query_key: bool = False, value_output: bool = True
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp: bool,
+        shared_query_key: bool = False,
+        value_output: bool = True,
+        causal: bool = False,
     ) -> None:
         """Build the layer; without ``mlp`` the identity stands in its place."""
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, shared_query_key=shared_query_key, value_output=value_output)
+        self.attention = Attention(
+            width, heads, shared_query_key=shared_query_key, value_output=value_output, causal=causal
+        )
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = _mlp(width) if mlp else nn.Identity()
 
@@ -176,7 +199,7 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        self.apply(_initialise_linear)
+        self.apply(initialise_linear)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the outputs (N, classes) of images (N, channels, image_size, image_size)."""
@@ -201,7 +224,8 @@ def _initial_matrix(width: int) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(width, width), std=INITIAL_STANDARD_DEVIATION)
 
 
-def _initialise_linear(module: nn.Module) -> None:
+def initialise_linear(module: nn.Module) -> None:
+    """Start a linear layer as those of the Vision Transformer: see there."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=INITIAL_STANDARD_DEVIATION)
         if module.bias is not None:

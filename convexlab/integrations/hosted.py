@@ -47,6 +47,8 @@ class Settings:
     phase_two: str = AUTO
     share: float = 0.05
     """Of the cost of training, for curvature along the gradient and both ends of the spectrum; see `Watch`."""
+    examples: int = 256
+    """In the sample on which that is measured; fewer are measured more often."""
     measure_every: int = 10
     """Epochs between two measurements of loss and gradient norm on all training examples, besides start, switch and
     end. Each takes the time of one gradient; as everywhere, what is measured for the record alone is not charged."""
@@ -69,7 +71,7 @@ class HostedRun:
     """Measures along the host's epochs, decides, takes the steps of the second phase, and keeps the run directory.
 
     The host calls `adam_epoch` after each of its epochs until `in_second_phase`, then `second_phase` instead, until
-    `over`; `finish` at the end, whatever ended it.
+    `over`, from where on it takes no step; `finish` at the end, whatever ended it.
 
     Args:
         host: the trainer's name.
@@ -77,6 +79,7 @@ class HostedRun:
         optimizer: the host's own Adam or AdamW.
         settings: see `Settings`.
         budget: gradient equivalents that the trainer was given; None where it knows no end.
+        steps: that the trainer takes in an epoch.
         clipped: whether the host clips gradients.
         state: of `state_dict`, to go on from; weights and Adam are the host's to restore.
 
@@ -93,6 +96,7 @@ class HostedRun:
         settings: Settings,
         *,
         budget: float | None,
+        steps: float,
         clipped: bool = False,
         state: Mapping[str, Any] | None = None,
     ) -> None:
@@ -105,7 +109,7 @@ class HostedRun:
                 f"expected {host} to be given an end, in epochs or steps, got neither: pass budget=, in epochs."
             )
         problem = Problem(objective.model, objective, validate=settings.validate, about=settings.about)
-        self.budget = float(budget)
+        self.budget, self._batch_cost = float(budget), 1.0 / steps
         self._config = _config(problem, optimizer, settings, self.budget)
         self._choice = choose_phase_two(settings.phase_two, parameters)
         self._hand_over = HandOver(self._choice.name, self._choice.phase, problem, self.budget)
@@ -117,7 +121,12 @@ class HostedRun:
         self._settings, self._host = settings, host
         self._trajectory = Trajectory("two-phase", problem, lr=self._config.lr, seed=0, adam=optimizer)
         self._watch = Watch(
-            objective, optimizer, detector=_detector(self._config), share=settings.share, clipped=clipped
+            objective,
+            optimizer,
+            detector=_detector(self._config),
+            share=settings.share,
+            examples=settings.examples,
+            clipped=clipped,
         )
         self._ended, self._evaluated, self._landmark = False, 0.0, -1
         self.run = _directory(self._config, settings.out, state)
@@ -132,7 +141,7 @@ class HostedRun:
     @property
     def over(self) -> bool:
         """Whether the budget does not pay for what would come next, or nothing is left to gain."""
-        least = 0.0 if self._handed_over else 1.0
+        least = self._batch_cost + self._choice.phase.search_cost if self._handed_over else 1.0
         return self._ended or self._trajectory.cost + least > self.budget + _ROUNDING
 
     def adam_epoch(self, loss: float | None, *, cost: float, seconds: float) -> dict[str, float]:
@@ -166,22 +175,19 @@ class HostedRun:
             self._record(signals, landmark=landmark)
         return {name: value for name, value in signals.items() if value is not None and math.isfinite(value)}
 
-    def second_phase(self, batch_cost: float) -> dict[str, float]:
-        """Take steps of the second phase, and return loss and gradient norm by name.
-
-        Args:
-            batch_cost: gradient equivalents of the mini-batch that the host takes beside them.
+    def second_phase(self) -> dict[str, float]:
+        """Take steps of the second phase beside a mini-batch of the host's, and return loss and gradient norm by name.
 
         Raises:
             FailureError: the loss became infinite or NaN.
         """
         trajectory = self._trajectory
-        trajectory.account.charge(_OWN_BATCHES, batch_cost)
+        trajectory.account.charge(_OWN_BATCHES, self._batch_cost)
         begun, last = trajectory.cost, trajectory.epoch
         for _ in self._hand_over.steps(trajectory, self._largest_norm()):
             if trajectory.epoch % self._every == 0:
                 self._record({}, landmark=False)
-            if trajectory.cost - begun >= _STEPS_OVER_BATCH * batch_cost:
+            if trajectory.cost - begun >= _STEPS_OVER_BATCH * self._batch_cost:
                 break
         else:
             # Converged, or no step can be paid any more; or Adam is to go on.

@@ -36,7 +36,7 @@ _STATE = "convexlab.pt"
 _IGNORED = -100  # A label that Hugging Face's losses leave out.
 
 
-class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' own types are partial
+class TwoPhaseCallback(TrainerCallback):
     """Measures a training run, hands over from its Adam to the second phase, and writes a run directory.
 
     ::
@@ -60,8 +60,8 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
 
     Args:
         trainer: that it is added to.
-        objective: the training loss, or a function of the model that returns it; None is the loss that the model
-            returns for its labels, over the batches of the trainer's loader, which are drawn once and kept in memory.
+        objective: the training loss, or a function of the model that returns it; None is the trainer's own loss
+            (``compute_loss``) over the batches of its loader, which are drawn once and kept in memory.
         resume_from: the checkpoint that training is resumed from, where that is not in the trainer's ``output_dir``.
         **settings: the fields of `Settings`.
 
@@ -83,7 +83,7 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
         self._resume_from = resume_from
         self._hosted: HostedRun | None = None
         self._losses: list[Tensor] = []
-        self._began, self._batch_cost = 0.0, 1.0
+        self._began = 0.0
         self._adams_epoch = True
 
     @property
@@ -100,7 +100,6 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
         _check(args)
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         steps_an_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
-        self._batch_cost = 1.0 / steps_an_epoch
         optimizer = kwargs["optimizer"]
         self._hosted = HostedRun(
             "huggingface",
@@ -108,6 +107,7 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             getattr(optimizer, "optimizer", optimizer),  # Within accelerate's.
             self._settings,
             budget=state.max_steps / steps_an_epoch,
+            steps=steps_an_epoch,
             clipped=args.max_grad_norm is not None and args.max_grad_norm > 0,
             state=self._stored(args, state),
         )
@@ -116,12 +116,14 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to count."""
         self._losses, self._began = [], time.perf_counter()
-        self._adams_epoch = not self._running.in_second_phase
+        self._adams_epoch = not (self._running.in_second_phase or self._running.over)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """In the second phase take its steps instead of Adam's, which finds no gradients and does nothing."""
         if self._running.in_second_phase:
-            self._log(self._running.second_phase(self._batch_cost))
+            self._log(self._running.second_phase())
+            kwargs["optimizer"].zero_grad()
+        elif self._running.over:  # Resumed where the budget is spent: the trainer takes a step before it stops.
             kwargs["optimizer"].zero_grad()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -161,7 +163,12 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             return self._objective
         if self._objective is not None:
             return self._objective(model)
-        return Objective.from_batch_loss(model, list(loader), _loss, _weight)
+        return Objective.from_batch_loss(model, list(loader), self._loss, _weight)
+
+    def _loss(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        loss = self._trainer.compute_loss(model, dict(batch))
+        assert isinstance(loss, Tensor)  # Asked for outputs too, it returns a pair.
+        return loss
 
     def _keep_loss(self, module: Any, args: Any, output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None
@@ -184,13 +191,6 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             )
         stored: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return stored
-
-
-def _loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    loss = model(**batch).loss
-    if loss is None:
-        raise MisuseError("the model returned no loss: expected batches with labels. Pass an objective.")
-    return loss  # type: ignore[no-any-return]
 
 
 def _weight(batch: Mapping[str, Any]) -> float:

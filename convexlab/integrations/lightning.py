@@ -69,7 +69,9 @@ class TwoPhaseCallback(Callback):
         self._state: Mapping[str, Any] | None = None
         self._losses: list[torch.Tensor] = []
         self._began = 0.0
-        self._check_every: float | None = None
+        # The trainer's own, while an epoch of it is a batch.
+        self._batches: int | float = 1
+        self._check_every: int | float | None = None
 
     @property
     def run(self) -> Run:
@@ -98,11 +100,13 @@ class TwoPhaseCallback(Callback):
             trainer.optimizers[0],
             self._settings,
             budget=_budget(trainer),
+            steps=_steps_an_epoch(trainer),
             clipped=bool(trainer.gradient_clip_val),
             state=self._state,
         )
         self._check_every = None
         self._one_batch(trainer)
+        trainer.should_stop = trainer.should_stop or self._hosted.over
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, and in the second phase make the epoch short."""
@@ -122,14 +126,16 @@ class TwoPhaseCallback(Callback):
     ) -> None:
         """In the second phase take its steps instead of Adam's, which finds no gradients and does nothing."""
         if self._running.in_second_phase:
-            numbers = self._running.second_phase(1.0 / self._batches)
+            numbers = self._running.second_phase()
             pl_module.log_dict({f"convexlab/{name}": value for name, value in numbers.items()}, on_step=True)
+            optimizer.zero_grad(set_to_none=True)
+        elif self._running.over:  # The trainer was told to stop, and has its reasons to go on.
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in an epoch of Adam's, and end training where the budget is spent."""
         hosted, seconds = self._running, time.perf_counter() - self._began
-        if self._check_every is None:
+        if self._check_every is None and not hosted.over:
             loss = fmean(torch.stack(self._losses).tolist()) if self._losses else None
             numbers = hosted.adam_epoch(loss, cost=1.0, seconds=seconds)
             pl_module.log_dict({f"convexlab/{name}": value for name, value in numbers.items()})
@@ -151,18 +157,17 @@ class TwoPhaseCallback(Callback):
 
     def _one_batch(self, trainer: Trainer) -> None:
         """In the second phase, let an epoch of the trainer be a batch, and validate at its end as before."""
-        if not self._running.in_second_phase or self._check_every is not None:
-            self._batches = float(trainer.num_training_batches) if self._check_every is None else self._batches
+        if not self._running.in_second_phase:
             return
-        self._batches, self._check_every = float(trainer.num_training_batches), float(trainer.val_check_batch or 1)
+        if self._check_every is None:
+            self._batches, self._check_every = trainer.num_training_batches, trainer.val_check_batch
         trainer.fit_loop.max_batches = 1
         if self._check_every != math.inf:
-            trainer.val_check_batch = 1
+            trainer.val_check_batch = 1  # Of an infinite one, validation is by epochs alone.
 
     def _all_batches(self, trainer: Trainer) -> None:
         if self._check_every is not None:
-            trainer.fit_loop.max_batches = round(self._batches)
-            trainer.val_check_batch = self._check_every if self._check_every == math.inf else round(self._check_every)
+            trainer.fit_loop.max_batches, trainer.val_check_batch = self._batches, self._check_every
             self._check_every = None
 
 
@@ -194,9 +199,12 @@ def _check(trainer: Trainer, module: LightningModule) -> None:
 
 def _budget(trainer: Trainer) -> float | None:
     """Return the epochs that the trainer was given, in gradient equivalents; None where it knows no end."""
-    steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     ends = [
         float(trainer.max_epochs) if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf,
-        trainer.max_steps / steps_an_epoch if trainer.max_steps >= 0 else math.inf,
+        trainer.max_steps / _steps_an_epoch(trainer) if trainer.max_steps >= 0 else math.inf,
     ]
     return None if min(ends) == math.inf else min(ends)
+
+
+def _steps_an_epoch(trainer: Trainer) -> int:
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 
-__all__ = ["check_group", "check_groups", "check_parameters", "check_surroundings"]
+__all__ = ["check_group", "check_groups", "check_parameters", "check_processes", "check_surroundings", "process_count"]
 
 _GROUP_KEYS = frozenset({"params", "param_names", "name", "lr", "initial_lr", "max_evaluations", "sample_size"})
 
@@ -77,6 +77,28 @@ def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
         kinds = sorted({str(getattr(parameter, what)) for parameter in parameters})
         if len(kinds) > 1:
             raise MisuseError(f"{name} takes parameters of one {what}, got {', '.join(kinds)}. Convert them first.")
+
+
+def check_processes(processes: str | None, name: str) -> None:
+    """Refuse to search by losses of which other processes know nothing.
+
+    Raises:
+        MisuseError: there are several, and nothing is said of them, or something else than can be said.
+    """
+    if processes not in (None, "averaged", "alone"):
+        raise MisuseError(f"expected processes to be None, 'averaged' or 'alone', got {processes!r}.")
+    if processes is None and process_count() > 1:
+        raise MisuseError(
+            f"torch.distributed has {process_count()} processes. A line search that sees another loss in each would "
+            f"take other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them, where each sees "
+            f"an equal share of the data, or 'alone', where {name} runs in one of them or sees all data in each."
+        )
+
+
+def process_count() -> int:
+    """Return how many processes torch.distributed has; 1 without it."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 def check_surroundings(device: torch.device, name: str) -> None:

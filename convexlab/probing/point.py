@@ -16,6 +16,7 @@ from convexlab.curvature.adam_metric import AdamMetric, sharpness_in
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
+from convexlab.curvature.extremes import FIRST_LOOK
 from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
@@ -238,12 +239,15 @@ def _curvature(
 
 
 def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:
-    """Make the first two products of a run, and tell how long it will take; the first one builds graphs, too."""
+    """Take the steps before the first look at a run, and tell how long it will take; the first one builds graphs."""
     process.extend(1)
     begin = time.perf_counter()
     process.extend(1)
     seconds = time.perf_counter() - begin
     teller.forecast(seconds, process, tolerance=_TOLERANCE, confidence=options.confidence)
+    while process.steps < FIRST_LOOK - 1 and not process.exhausted:
+        process.extend(1)
+        teller.steps(process)
 
 
 def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:

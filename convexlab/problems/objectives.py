@@ -28,6 +28,7 @@ from convexlab.problems.physics_informed import (
 )
 from convexlab.problems.problem import Problem
 from convexlab.problems.regression import friedman
+from convexlab.problems.text import text
 
 __all__ = ["Factory", "build_objective", "objective_epochs", "objective_names", "physics_informed"]
 
@@ -99,6 +100,7 @@ _OBJECTIVES: Mapping[str, _Named] = MappingProxyType(
         "pinn-convection": _pinn(convection, 50, 4, 5000),
         "pinn-burgers": _pinn(burgers, 50, 4, 5000),
         "friedman": _Named("regression: Friedman's first function of 8 variables, 2 x 64 tanh units", friedman, 150),
+        "text": _Named("language: names of Unicode characters by bytes, a 2-layer decoder-only transformer", text, 100),
     }
 )
 

@@ -12,16 +12,26 @@ import torch
 
 from convexlab.errors import FailureError
 from convexlab.machine.atomic import make_folder, remove, remove_folder, write_atomically
+from convexlab.progress import Log
 from convexlab.runs import Row, Run, write_json_lines
+from convexlab.runs.columns import finite_numbers
 from convexlab.runs.files import digest_of
 from convexlab.training.state import read_state
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "log_row"]
 
 # Saving takes at most this share of the time.
 _SHARE = 0.1
 # Of a row, what an epoch is gone on from; a validation may be added to it later.
 _DECISIVE = ("epoch", "phase", "gradient_equivalents", "train_loss", "gradient_norm", "told")
+
+
+def log_row(log: Log, row: Mapping[str, Any], group: str) -> None:
+    """Log the numbers of a row at its epoch, under the name of a group; a row of no epoch has no place."""
+    numbers = finite_numbers(row)
+    epoch = numbers.pop("epoch", None)
+    if epoch is not None:
+        log({f"{group}/{name}": value for name, value in numbers.items()}, round(epoch))
 
 
 class Journal:
@@ -31,8 +41,12 @@ class Journal:
     A state names what was there before it, and is not gone on from without.
     """
 
-    def __init__(self, run: Run) -> None:
-        """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again."""
+    def __init__(self, run: Run, log: Log | None = None) -> None:
+        """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again.
+
+        ``log`` is called with the numbers of each row that is added, named ``run/number``.
+        """
+        self._log = log
         self.run = run
         self.folder = run.state_path
         self._rows = run.metrics
@@ -47,6 +61,9 @@ class Journal:
         """Add rows; they are written with the next state, or by `flush`."""
         self._rows.extend(rows)
         self._unwritten = True
+        if self._log is not None:
+            for row in rows:
+                log_row(self._log, row, row["run"])
 
     def flush(self) -> None:
         """Write the rows that are not written yet."""

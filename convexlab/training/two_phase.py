@@ -20,12 +20,12 @@ from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import create, held_alone
 from convexlab.probing import probe
 from convexlab.problems import Problem
-from convexlab.progress import Listener, Progress, silent
+from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Row, Run, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
-from convexlab.training.journal import Journal
+from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
 from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
@@ -42,6 +42,8 @@ _VALIDATIONS = 20
 _NAMES = ("objective", "model", "dataset", "loss", "data")
 # Steps of the short Krylov run made for every probed checkpoint of a training run; `convexlab probe` makes long ones.
 _PROBE_STEPS = 12
+# Images from which on these see every second one only: with all of them they took half as long as the training.
+_HALVED = 250
 # Of the loss along an extreme eigenvector: twelve values for both, a tenth of what such a short probe costs.
 _SLICE_POINTS = 7
 
@@ -52,6 +54,7 @@ def train_two_phase(
     resume: bool = False,
     trust: bool = False,
     progress: Listener = silent,
+    log: Log | None = None,
     **options: Any,
 ) -> Run:
     """Train in two phases, and with Adam alone at equal cost, from the same start; what `convexlab train` calls.
@@ -62,6 +65,8 @@ def train_two_phase(
         trust: import what those settings name, and read the files; else only names of ours are taken from there, and
             names that the user gives again.
         progress: called with how far the work is.
+        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
+            such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -76,7 +81,7 @@ def train_two_phase(
     with held_alone(path):
         run, config = _open(path, resume, trust, options)
         if config.seeds == 1:
-            _train(run, config, progress)
+            _train(run, config, progress, log)
             _raise_where_diverged(run)
             return run
         for seed in range(config.seed, config.seed + config.seeds):
@@ -84,7 +89,8 @@ def train_two_phase(
             single = dataclasses.replace(config, seed=seed, seeds=1)
             with held_alone(member.path):
                 member.clean()
-                _train(member, single, _labelled(progress, f"seed {seed}: "), parent=(run, config))
+                series = None if log is None else _prefixed(log, f"seed-{seed}/")
+                _train(member, single, _labelled(progress, f"seed {seed}: "), series, parent=(run, config))
         write_json(run.summary_path, _over_seeds(run, config))
         _raise_where_diverged(run)
         return run
@@ -103,6 +109,10 @@ def _raise_where_diverged(run: Run) -> None:
 
 def _labelled(progress: Listener, label: str) -> Listener:
     return lambda step: progress(dataclasses.replace(step, task=label + step.task))
+
+
+def _prefixed(log: Log, prefix: str) -> Log:
+    return lambda numbers, epoch: log({prefix + name: value for name, value in numbers.items()}, epoch)
 
 
 def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Path:
@@ -141,6 +151,10 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
     stored = run.config
     if stored.get("kind") == "probe":
         raise MisuseError(f"{str(run.path)!r} holds a probe of checkpoints, not a training run. Check --out.")
+    if stored.get("host"):
+        raise MisuseError(
+            f"{str(run.path)!r} was trained by {stored['host']}: resume it there, from a checkpoint of its own."
+        )
     if stored.get("objective") == FROM_PYTHON:
         if options.get("objective") is None or isinstance(options["objective"], str):
             raise MisuseError(
@@ -173,7 +187,11 @@ def default_directory(config: TwoPhaseConfig) -> Path:
 
 
 def _train(
-    run: Run, config: TwoPhaseConfig, progress: Listener, parent: tuple[Run, TwoPhaseConfig] | None = None
+    run: Run,
+    config: TwoPhaseConfig,
+    progress: Listener,
+    log: Log | None,
+    parent: tuple[Run, TwoPhaseConfig] | None = None,
 ) -> None:
     """Train one seed; ``parent`` is the run over several seeds that it belongs to."""
     at_hand = config.as_dict()["objective"] == FROM_PYTHON
@@ -188,7 +206,7 @@ def _train(
             load_weights(problem.model, read_checkpoint(run.checkpoint_path(0)))  # Where the run began.
             problem = dataclasses.replace(problem)
         problem.objective.require_one_function()
-        training = _TwoPhaseTraining(run, config, problem, progress)
+        training = _TwoPhaseTraining(run, config, problem, progress, log)
         # Only now is it known that there is something to train, and nothing of a run that is refused is left behind.
         for directory, settings in filter(None, (parent, (run, config))):
             if not directory.config_path.exists():
@@ -197,7 +215,7 @@ def _train(
                 directory.write_config(settings.as_dict(), made_by)
         training.train()
     if config.probe_every != 0:
-        probe(
+        probed = probe(
             [run.path],
             # By the names of the settings, whatever the checkpoints say by now.
             objective=problem if at_hand else config.objective,
@@ -205,6 +223,7 @@ def _train(
             dataset=config.dataset,
             loss=config.loss,
             data=config.data,
+            probe_size=_probe_size(run, config),
             checkpoints=_to_probe(run, config),
             max_steps=_PROBE_STEPS,
             density_probes=1,
@@ -214,8 +233,17 @@ def _train(
             other_options=True,
             progress=progress,
         )
+        if log is not None:
+            for row in probed.rows:
+                log_row(log, row, "probe")
     if at_hand and problem is not None:
         load_weights(problem.model, read_checkpoint(run.checkpoints[-1]))
+
+
+def _probe_size(run: Run, config: TwoPhaseConfig) -> int | None:
+    """Return how many of the images the short probes take; None is all."""
+    size = ((run.summary or {}).get("dataset") or {}).get("train_size")
+    return int(size) // 2 if config.objective is None and size and size >= _HALVED else None
 
 
 def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
@@ -234,12 +262,12 @@ def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
 class _TwoPhaseTraining:
     """The trajectories of one seed, in the order in which they can share work."""
 
-    def __init__(self, run: Run, config: TwoPhaseConfig, problem: Problem, progress: Listener) -> None:
+    def __init__(self, run: Run, config: TwoPhaseConfig, problem: Problem, progress: Listener, log: Log | None) -> None:
         self.run = run
         self.config = config
         self.problem = problem
         self.progress = progress
-        self.journal = Journal(run)
+        self.journal = Journal(run, log)
         self.choice = choose_phase_two(config.phase_two, list(problem.model.parameters()))
         self.hand_over = HandOver(self.choice.name, self.choice.phase, problem, float(config.epochs))
         self.oracle = Oracle(run, config, self.journal, self.hand_over, progress)
@@ -409,7 +437,7 @@ class _TwoPhaseTraining:
         self.journal.save("two-phase", trajectory.state())
 
     def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
-        watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost)
+        watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost, every=1)
         if trajectory.watch:
             watch.load_state_dict(trajectory.watch)
         return watch

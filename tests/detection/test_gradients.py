@@ -360,3 +360,25 @@ def test_the_host_waits_for_nothing_before_the_epochs_end() -> None:
     with _counted() as mode:
         torch.ones(1).item()
     assert mode.count == 1  # Else it counts nothing.
+
+
+def test_a_clipped_loop_is_read_before_it_clips() -> None:
+    read = {}
+    for clipped in (False, True):
+        model, x, y = _problem()
+        optimizer = torch.optim.Adam(model.parameters())
+        statistics = GradientStatistics(optimizer, clipped=clipped)
+        squares = []
+        for rows in (slice(0, 20), slice(20, 50)):
+            optimizer.zero_grad()
+            _backward(model, x[rows], y[rows], 0.5)
+            _backward(model, x[rows], y[rows], 0.5)
+            squares.append(float(_flat(model, of_gradient=True).square().sum()))
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+        read[clipped] = statistics.epoch().batch_gradient_norm
+        statistics.close()
+    assert read[True] == pytest.approx(math.sqrt(sum(squares) / 2), rel=1e-12)
+    assert read[False] == pytest.approx(1e-3, rel=1e-3)
+    _backward(model, x, y)
+    assert not statistics._unclipped  # closed: nothing is kept any more

@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -26,6 +26,8 @@ class Chart:
     description: str
     """The numbers in words, for those who do not see it."""
     svg: Markup
+    figure: Figure | None = field(default=None, repr=False, compare=False)
+    """What it was made of."""
 
 
 def chart(figure: Figure, *, key: str, title: str, caption: str, description: str) -> Chart:
@@ -44,7 +46,7 @@ def chart(figure: Figure, *, key: str, title: str, caption: str, description: st
         element.text = text
         root.insert(position, element)
     svg = Markup(ElementTree.tostring(root, encoding="unicode"))
-    return Chart(key, title, caption, description, svg)
+    return Chart(key, title, caption, description, svg, figure)
 
 
 _REFERENCE = re.compile(r'(?:url\(|href=")#([\w-]+)')

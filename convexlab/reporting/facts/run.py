@@ -15,7 +15,7 @@ from convexlab.runs.oracle import Oracle, read_oracle
 from convexlab.runs.plane import PathPlane, read_plane
 from convexlab.runs.rows import Curve, Outcome, ProbedCheckpoint, Records, Row, Switch, mapping_of, number_of, text_of
 
-__all__ = ["TWO_PHASE", "RunFacts", "read_facts", "value_at"]
+__all__ = ["TWO_PHASE", "RunFacts", "facts_of_probe", "read_facts", "value_at"]
 
 TWO_PHASE = "two-phase"
 # The measures of runs whose summary does not name them.
@@ -164,6 +164,37 @@ def read_facts(run: Run, label: str) -> RunFacts:
         plane=read_plane(run.landscape_path),
         oracle=read_oracle(result, run.oracle),
         records=Records(result, probe, metrics),
+    )
+
+
+def facts_of_probe(probe: Iterable[ProbedCheckpoint]) -> RunFacts:
+    """Return what is known of checkpoints alone, without a run directory."""
+    return RunFacts(
+        label="",
+        config={},
+        finished=True,
+        is_probe=True,
+        model="model",
+        parameters=None,
+        overdetermination=None,
+        dataset="",
+        train_size=None,
+        seed="",
+        budget=None,
+        phase_two="",
+        phase_two_reason="",
+        switch=None,
+        safe_resort=None,
+        two_phase=None,
+        baselines={},
+        measures=(),
+        environment={},
+        made_by={},
+        curves={},
+        probe=tuple(probe),
+        plane=None,
+        oracle=None,
+        records=Records({}, (), ()),
     )
 
 
