@@ -57,5 +57,6 @@ def write_problem(folder: Path) -> dict[str, Any]:
 def without_seconds(value: Any) -> Any:
     """Return a copy without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: without_seconds(item) for key, item in value.items() if key not in {"seconds", "peak_memory"}}
+        timed = {"seconds", "vector_seconds", "peak_memory"}
+        return {key: without_seconds(item) for key, item in value.items() if key not in timed}
     return [without_seconds(item) for item in value] if isinstance(value, list) else value

@@ -80,6 +80,11 @@ class GradientStatistics:
         self._parts.append(dot(part, part))
         self._accumulated = gradient
 
+    @property
+    def steps(self) -> int:
+        """How many there were since `epoch` was last called."""
+        return len(self._squares)
+
     @torch.no_grad()
     def epoch(self) -> StepStatistics:
         """Return the statistics of the steps since the last call, and begin again."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ __all__ = ["Watch"]
 _VALUE_AND_GRADIENT, _PRODUCT = 1.0, 2.0
 # Products that a Krylov run makes beside its steps, and the longest run that is made with exact products alone.
 _FRESH, _LONGEST = 2, 19
+# Steps on the whole batch that are put together for a detector. Told of every single one, `GradientNormPeak` took the
+# first steps of Adam for a peak, at step 14 of 2,000; told every 20, it fired at 300.
+_STEPS_TOGETHER = 20
 _CURVATURE = frozenset({"gradient_curvature", "smallest", "largest"})
 
 
@@ -45,6 +49,9 @@ class Watch:
     noise, unless a step's gradient is accumulated from equal parts, with `accumulated` called after each backward pass
     except the last: then the noise is taken out, and measured too (`GradientStatistics`).
 
+    Where the objective is a single batch, a step sees all of it, and an update after every step would tell the detector
+    of each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
+
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
     for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
     epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs; a little less often
@@ -61,6 +68,8 @@ class Watch:
             (benchmarks/README.md).
         examples: in the sample. With fewer, curvature is measured more often.
         steps: of the Krylov run, 2 to 19.
+        every: updates that are put together where each is of one step; None is 20 where the objective is a single
+            batch, else 1.
         adam_metric: measure the largest curvature in Adam's own metric too, which stands beside the border of its
             stability in `adam_history`. Each of the three then has a third of the share.
         clipped: whether the loop clips gradients. They are then read as each backward pass leaves them, unclipped.
@@ -84,7 +93,10 @@ class Watch:
         adam_metric: bool = False,
         clipped: bool = False,
         log: Log | None = None,
+        every: int | None = None,
     ) -> None:
+        if every is not None and every < 1:
+            raise MisuseError(f"expected every to be None or a whole number of steps from 1, got {every!r}.")
         if not 0 <= share < 1:
             raise MisuseError(f"expected share from 0 to below 1, got {share!r}.")
         if not 2 <= steps <= _LONGEST:
@@ -111,6 +123,11 @@ class Watch:
         self._optimizer = optimizer
         self._saved = {"along": 0.0, "ends": 0.0} | ({"adam": 0.0} if adam_metric else {})
         self._before = 0.0
+        # Not iterated: a loader that shuffles would draw another order for training.
+        whole = isinstance(objective.data, Sized) and len(objective.data) == 1
+        self._every = every or (_STEPS_TOGETHER if whole else 1)
+        self._losses: list[float] = []
+        """Of the updates that the detector has not been told of."""
 
     @property
     def spent(self) -> float:
@@ -137,7 +154,7 @@ class Watch:
         self._statistics.accumulated()
 
     def update(self, *, loss: float, cost: float = 1.0) -> bool:
-        """Take in an epoch and return whether the decision to switch has been made.
+        """Take in an epoch, or a step on the whole batch, and return whether the decision to switch has been made.
 
         Args:
             loss: the mean training loss over the epoch, as the loop has it.
@@ -150,10 +167,15 @@ class Watch:
         if not 0 <= cost < math.inf:
             raise MisuseError(f"expected the cost of an epoch in gradient equivalents, at least 0, got {cost!r}.")
         self.trained += cost
-        steps = self._statistics.epoch()
-        known = math.isfinite(steps.gradient_norm)
         for account in self._saved:
             self._saved[account] += self._share * cost / len(self._saved)
+        self._losses.append(loss)
+        if self._statistics.steps == len(self._losses) < self._every:  # An update a step.
+            return self.fired
+        loss = fmean(self._losses)
+        self._losses.clear()
+        steps = self._statistics.epoch()
+        known = math.isfinite(steps.gradient_norm)
         signals = Signals(
             loss=loss,
             gradient_norm=steps.gradient_norm if known else steps.batch_gradient_norm,

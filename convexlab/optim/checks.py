@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 
-__all__ = ["check_group", "check_groups", "check_parameters", "check_surroundings"]
+__all__ = ["check_group", "check_groups", "check_parameters", "check_processes", "check_surroundings", "process_count"]
 
 _GROUP_KEYS = frozenset({"params", "param_names", "name", "lr", "initial_lr", "max_evaluations", "sample_size"})
 
@@ -36,20 +36,30 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
         MisuseError: settings that differ or are out of range.
     """
     for name in ("max_evaluations", "lr"):
-        values = [group[name] for group in groups]
+        values = [group.get(name) for group in groups]
+        for value in values:
+            if not (value is None or _is_number(value)):
+                raise MisuseError(f"expected {name} of a parameter group to be a number, got {value!r}.")
         if any(value != values[0] for value in values):
             raise MisuseError(
                 f"a step moves all parameters along one direction: expected one {name} for all groups, got "
                 f"{', '.join(map(repr, values))}."
             )
-    limit, rate = groups[0]["max_evaluations"], groups[0]["lr"]
+    limit, rate = groups[0].get("max_evaluations"), groups[0].get("lr")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise MisuseError(f"max_evaluations must be None or an integer of at least 1, got {limit!r}.")
-    if not 0.0 < float(rate) < math.inf:
+    if rate is None or not 0.0 < rate <= sys.float_info.max:
         raise MisuseError(
             f"lr must be positive, got {rate!r}: it is a factor on the first trial of a search. Let the schedule end "
             "above zero."
         )
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or a tensor of one, as schedulers of captured steps have it."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
@@ -67,6 +77,28 @@ def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
         kinds = sorted({str(getattr(parameter, what)) for parameter in parameters})
         if len(kinds) > 1:
             raise MisuseError(f"{name} takes parameters of one {what}, got {', '.join(kinds)}. Convert them first.")
+
+
+def check_processes(processes: str | None, name: str) -> None:
+    """Refuse to search by losses of which other processes know nothing.
+
+    Raises:
+        MisuseError: there are several, and nothing is said of them, or something else than can be said.
+    """
+    if processes not in (None, "averaged", "alone"):
+        raise MisuseError(f"expected processes to be None, 'averaged' or 'alone', got {processes!r}.")
+    if processes is None and process_count() > 1:
+        raise MisuseError(
+            f"torch.distributed has {process_count()} processes. A line search that sees another loss in each would "
+            f"take other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them, where each sees "
+            f"an equal share of the data, or 'alone', where {name} runs in one of them or sees all data in each."
+        )
+
+
+def process_count() -> int:
+    """Return how many processes torch.distributed has; 1 without it."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 def check_surroundings(device: torch.device, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_of
+from convexlab.optim.checks import process_count
 
 __all__ = ["Closure", "CountedClosure", "Evaluation", "Ray"]
 
@@ -46,10 +48,11 @@ class Evaluation:
 class CountedClosure:
     """A closure, whether it can be asked for the value alone, and how often it was called.
 
-    Gradients are zeroed before every call: those of a closure that forgets it would add up.
+    Gradients are zeroed before every call: those of a closure that forgets it would add up. With ``averaged`` loss and
+    gradient are the means over all processes of torch.distributed.
     """
 
-    def __init__(self, closure: Closure | None, parameters: list[Tensor]) -> None:
+    def __init__(self, closure: Closure | None, parameters: list[Tensor], *, averaged: bool = False) -> None:
         if closure is None:
             raise MisuseError(
                 f"{_NEEDED}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out, for a "
@@ -59,9 +62,12 @@ class CountedClosure:
             raise MisuseError(f"{_NEEDED}, got {closure!r}.")
         self._closure = closure
         self._parameters = parameters
+        self._averaged = averaged and process_count() > 1
         self._takes_backward = _takes_backward(closure)
         self.values = 0
         self.gradients = 0
+        self.seconds = 0.0
+        """Of the calls, until their numbers were there: the rest of a step is the optimiser's own vector work."""
 
     @property
     def evaluations(self) -> int:
@@ -73,8 +79,11 @@ class CountedClosure:
         if not self._takes_backward:
             return None
         self.values += 1
+        begin = time.perf_counter()
         with torch.enable_grad():
-            return _numbers(self._closure(backward=False))[0]
+            loss = _numbers(self._mean(self._closure(backward=False)))[0]
+        self.seconds += time.perf_counter() - begin
+        return loss
 
     def evaluate(self, direction: Tensor | None = None) -> tuple[Evaluation, float]:
         """Return loss and gradient, and the gradient's product with the direction (NaN without one).
@@ -83,19 +92,29 @@ class CountedClosure:
             MisuseError: the closure has not called backward, or its loss does not depend on the parameters.
         """
         self.gradients += 1
+        begin = time.perf_counter()
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
         with torch.enable_grad():
             loss = self._called()
         gradient = flatten(gradient_of(parameter) for parameter in self._parameters)
+        if self._averaged:
+            # DDP has averaged it already: then this changes nothing.
+            loss, gradient = self._mean(loss), _mean_over_processes(gradient)
         products = [dot(gradient, gradient)]
         if direction is not None:
             products.append(dot(gradient, direction))
         value, squared_norm, *slope = _numbers(loss, *products)
+        self.seconds += time.perf_counter() - begin
         if squared_norm == 0.0:
             self._check_backward(loss)
         return Evaluation(value, gradient, squared_norm), slope[0] if slope else math.nan
+
+    def _mean(self, loss: Tensor | float) -> Tensor | float:
+        if not self._averaged:
+            return loss
+        return _mean_over_processes(torch.as_tensor(loss, device=self._parameters[0].device).detach().double())
 
     def _called(self) -> Tensor | float:
         try:
@@ -157,6 +176,15 @@ class Ray:
         evaluation, slope = self._call.evaluate(self._direction)
         self.last = (step, evaluation)
         return evaluation.loss, slope
+
+
+def _mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean, the same bits in every process."""
+    mean = values.clone()
+    torch.distributed.all_reduce(mean)
+    mean /= torch.distributed.get_world_size()
+    torch.distributed.broadcast(mean, src=0)
+    return mean
 
 
 def _takes_backward(closure: Closure) -> bool:

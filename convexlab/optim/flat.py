@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, norm, unflatten
-from convexlab.optim.checks import check_group, check_groups, check_parameters, check_surroundings
+from convexlab.optim.checks import check_group, check_groups, check_parameters, check_processes, check_surroundings
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
 from convexlab.optim.line_search.interface import RETREAT
@@ -78,6 +78,10 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     report: StepReport | None
     """What the last step did; None before the first."""
+    processes: str | None
+    """Of several processes of torch.distributed. ``"averaged"``: loss and gradient are averaged over all of them, which
+    have to step together, each on an equal share of the data (DDP). ``"alone"``: this one decides by itself. None, as
+    at first, refuses to step where there are several."""
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         if isinstance(preconditioner, DiagonalPreconditioner):
             preconditioner = preconditioner.of(self._parameters)
         self.preconditioner = preconditioner
-        self.report = None
+        self.report = self.processes = None
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own keeps only state and groups; a copy needs the settings too.
@@ -157,10 +161,12 @@ class FlatOptimizer(torch.optim.Optimizer):
             The loss where the step began, 0-dimensional.
 
         Raises:
-            MisuseError: no closure, one that does not return one real number or leaves no gradient, inference mode or
-                autocast around the step, or settings of the groups out of range.
+            MisuseError: several processes of which nothing is said, no closure, one that does not return one real
+                number or leaves no gradient, inference mode or autocast around the step, or settings of the groups out
+                of range.
         """
-        call = CountedClosure(closure, self._parameters)
+        check_processes(self.processes, type(self).__name__)
+        call = CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")
         limit = self._limit()
         weights = self._take_up_weights()
         try:

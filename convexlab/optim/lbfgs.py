@@ -23,7 +23,10 @@ from convexlab.optim.memory import Memory
 from convexlab.optim.preconditioners import Preconditioner, precondition
 from convexlab.optim.steps import Direction
 
-__all__ = ["LBFGS", "PairMemory"]
+__all__ = ["LBFGS", "PAIRS_MEMORY", "PairMemory"]
+
+PAIRS_MEMORY = 2 * 1024**3
+"""Bytes that pairs take at most unless asked otherwise; the same everywhere, for the pairs decide the run."""
 
 _DAMPED = 0.1  # Least sᵀy as a share of -sᵀg: 1 - σ, what every step that meets the Wolfe conditions has.
 _GROWTH = 1.2  # First trial of a self-scaled step, as a share of the step before.
@@ -87,16 +90,16 @@ class LBFGS(FlatOptimizer):
     The products SYᵀ and YPYᵀ are kept and extended by a row a step; the small triangular systems are solved on the host
     in float64. A step reads S and Y three times each, and P is applied three times.
 
-    The first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
+    Not scaled, the first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
 
-    With ``self_scaled`` B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, what drops out of the history
-    included (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows, and the product
-    Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less curvature
-    than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last step, at most 1, for
-    α = 1 often goes too far. It wants a long history, best a pair for every step. From one switch point at equal cost,
-    400 pairs, geometric mean of three seeds, it ended at 0.08 times the loss of 100 pairs that were not scaled on a
-    regression, at 0.86 times on a vision transformer; on a physics-informed network at 0.006, 0.5 and 0.001 times.
-    With 100 pairs, one seed: 0.57, 0.83 and 0.69.
+    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, what drops out of
+    the history included (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows, and
+    the product Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less
+    curvature than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last step, at
+    most 1, for α = 1 often goes too far. It wants a long history, best a pair for every step. From one switch point at
+    equal cost, 400 pairs, geometric mean of three seeds, it ended at 0.08 times the loss of 100 pairs that were not
+    scaled on a regression, at 0.86 times on a vision transformer; on a physics-informed network at 0.006, 0.5 and 0.001
+    times. With 100 pairs, one seed: 0.57, 0.83 and 0.69.
 
     * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite: Powell's
       damping (1978; Nocedal and Wright, procedure 18.2), at no cost, with B scaled so that it would have made the step
@@ -111,10 +114,11 @@ class LBFGS(FlatOptimizer):
 
     Args:
         params: parameters, or one group of them.
-        history: the number of pairs kept at most.
+        history: the number of pairs kept at most. More than 400 took longer to multiply with than a gradient of a small
+            network (docs/training.md).
         memory_budget: bytes that the pairs may take, of which there are fewer then, at least one; None for no limit.
         preconditioner: P, as in `NonlinearCG`, and linear. `adam_preconditioner` makes one of Adam's second moments.
-        self_scaled: whether B is scaled at every step.
+        self_scaled: whether B is scaled at every step; with False and 100 pairs it is the usual L-BFGS.
         line_search: a name from `line_search_names`, or a `LineSearch`. It should be one that uses slopes.
         max_evaluations: limit on the closure calls of a step's searches.
         reuse: whether the closure is the same function at every step.
@@ -127,10 +131,10 @@ class LBFGS(FlatOptimizer):
         self,
         params: Any,
         *,
-        history: int = 100,
-        memory_budget: int | None = None,
+        history: int = 400,
+        memory_budget: int | None = PAIRS_MEMORY,
         preconditioner: Preconditioner | None = None,
-        self_scaled: bool = False,
+        self_scaled: bool = True,
         line_search: str | LineSearch = "hager-zhang",
         max_evaluations: int | None = None,
         reuse: bool = True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ SampleClosure = Callable[[Tensor], Tensor]
 
 _GROUPS = 16  # Whose gradients tell how much single examples differ; each takes n numbers.
 
+# The examples held out, as a share of the first sample, and the fewest that are worth a look.
+_HELD_OUT_SHARE, _LEAST_HELD_OUT = 4, 16
+# The sample grows where, over this many steps, the held-out loss has fallen by less than this share of the sample's.
+_WINDOW, _FOLLOWS = 10, 0.5
+
 
 @dataclass
 class SampleMemory(PairMemory):
@@ -30,6 +35,14 @@ class SampleMemory(PairMemory):
 
     kept_examples: int = 0
     """|S| of the kept loss and gradient; 0 before the first step."""
+    window: list[float] = field(default_factory=list)
+    """Losses of the sample and of the examples held out, one after the other, at the ends of the latest steps on it."""
+    first_weights: Tensor | None = None
+    """x where the first step began, (n,); None where nothing is held out."""
+    first_losses: list[float] = field(default_factory=list)
+    """There: losses of the sample and of the examples held out."""
+    first_examples: int = 0
+    """|S| of the former."""
 
 
 class ProgressiveLBFGS(LBFGS):
@@ -48,6 +61,13 @@ class ProgressiveLBFGS(LBFGS):
     costs a gradient of what is added alone. The search is `LBFGS`'s, not stochastic backtracking. A search
     that fails, since the sample has no more to tell, doubles it.
 
+    A sample can be learnt by heart. So some examples V, the last ones of the order, are held out until the sample
+    reaches them, and evaluated after every step: |V| / N of an evaluation. Where their loss falls by less than half as
+    much as the sample's over ten steps, the sample doubles. S and V together estimate the loss of the whole set, as
+    (|S| f_S + (N - |S|) f_V) / N; where the first step began it is estimated from the same examples, so what joins the
+    sample is evaluated there too. A step that would raise it above that is taken back, and the sample doubles. `report`
+    has both losses.
+
     An evaluation costs |S| / N. When S is the whole set, everything is as in `LBFGS`.
 
     Its own argument of ``step`` is a closure of rows: ``optimizer.step(lambda rows: ...)``, see `SampleClosure`. Losses
@@ -57,9 +77,12 @@ class ProgressiveLBFGS(LBFGS):
         params: parameters, or one group of them.
         examples: N.
         sample_size: of the first sample.
+        held_out: |V|; None is a quarter of the first sample. Of fewer than 16, or where so few are left, nothing is
+            watched.
         theta: θ, positive; the source's 0.9 asks that the direction descend with a probability of about 87 %.
         seed: of the order of the examples.
-        **options: those of `LBFGS`, but for ``reuse``.
+        **options: those of `LBFGS`, but for ``reuse``; 100 pairs that are not scaled unless asked for otherwise, for a
+            sample that grows soon changes the function.
 
     Raises:
         MisuseError: settings other than these.
@@ -71,6 +94,7 @@ class ProgressiveLBFGS(LBFGS):
         *,
         examples: int,
         sample_size: int = 512,
+        held_out: int | None = None,
         theta: float = 0.9,
         seed: int = 0,
         **options: Any,
@@ -78,6 +102,8 @@ class ProgressiveLBFGS(LBFGS):
         for name, value in (("examples", examples), ("sample_size", sample_size)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise MisuseError(f"expected {name} to be a whole number from 1, got {value!r}.")
+        if held_out is not None and (not isinstance(held_out, int) or not 0 <= held_out < examples):
+            raise MisuseError(f"expected held_out to be None or a whole number below {examples}, got {held_out!r}.")
         if not 0.0 < theta < math.inf:
             raise MisuseError(f"expected theta to be a positive number, got {theta!r}.")
         if "reuse" in options:
@@ -85,8 +111,9 @@ class ProgressiveLBFGS(LBFGS):
         self.examples = examples
         self.theta = theta
         self.seed = seed
-        super().__init__(params, **options)
-        self.param_groups[0]["sample_size"] = min(sample_size, examples)
+        super().__init__(params, **{"history": 100, "self_scaled": False} | options)
+        self.held_out = sample_size // _HELD_OUT_SHARE if held_out is None else held_out
+        self.param_groups[0].update(sample_size=min(sample_size, examples))
 
     @property
     def sample_size(self) -> int:
@@ -126,9 +153,15 @@ class ProgressiveLBFGS(LBFGS):
         """Search on the present sample, and on twice as many where that fails, for at most ``left`` single examples."""
         first: Tensor | None = None
         values = gradients = 0
+        seconds = 0.0
         while True:
             size = self.sample_size
             self._take_up(sample, size)
+            held_out = self._rows(max(size, self.examples - self.held_out), self.examples)
+            watched = len(held_out) >= _LEAST_HELD_OUT
+            begun = self._begun(sample, held_out, size) if watched or size == self.examples else self._memory
+            left = max(size, left - len(held_out) * watched)
+            weights = flatten(self._parameters)
             sample.rows = self._rows(0, size)
             self.param_groups[0]["max_evaluations"] = None if left == math.inf else int(left // size)
             loss = super().step(sample)
@@ -137,14 +170,91 @@ class ProgressiveLBFGS(LBFGS):
             assert report is not None
             left -= report.gradients * size
             values, gradients = values + report.values, gradients + report.gradients
-            self.report = replace(report, values=values, gradients=gradients)
-            self._memory.kept_examples = size
+            seconds += report.evaluation_seconds
+            self.report = replace(report, values=values, gradients=gradients, evaluation_seconds=seconds)
+            if begun.first_losses and math.isnan(begun.first_losses[0]):
+                begun.first_losses[0] = float(loss)
+            self._keep(begun, size)
+            if watched:
+                self._look(sample, held_out, weights, size)
+            elif size == self.examples:
+                self._compare()
+            report = self.report
             wanted = self._wanted_size(sample, size) if report.failed is None else 2 * size
+            wanted = 2 * size if self._parted() else wanted
             self.param_groups[0]["sample_size"] = min(self.examples, max(size, wanted))
             # As many again to take up, then all of them once: where that is too much, the next step does it.
-            if report.failed is None or size == self.examples or left < 3 * size:
+            if report.failed is None or size == self.examples or left < 3 * size + 2 * len(held_out):
                 return first
             left -= size
+
+    def _begun(self, sample: _Sample, held_out: Tensor, size: int) -> SampleMemory:
+        """Return the memory with what is known of where the first step began, on the present examples."""
+        memory, weights = self._memory, flatten(self._parameters)
+        if memory.first_weights is None:
+            if not len(held_out):
+                return memory
+            losses = [math.nan, float(sample.mean(held_out)[0])]  # The step evaluates the former.
+            return replace(memory, first_weights=weights, first_losses=losses, first_examples=size)
+        if memory.first_examples == size:
+            return memory
+        self._write(memory.first_weights)
+        share = memory.first_examples / size
+        joined = float(sample.mean(self._rows(memory.first_examples, size))[0])
+        there = memory.first_losses[1]
+        if 0 < len(held_out) < self.held_out:
+            there = float(sample.mean(held_out)[0])
+        self._write(weights)
+        sampled = memory.first_losses[0] * share + joined * (1.0 - share)
+        return replace(memory, first_losses=[sampled, there], first_examples=size)
+
+    def _keep(self, begun: SampleMemory, size: int) -> None:
+        """Carry over what a step that drops the memory must not forget."""
+        memory = self._memory
+        memory.kept_examples = size
+        memory.first_weights, memory.first_losses = begun.first_weights, begun.first_losses
+        memory.first_examples = begun.first_examples
+
+    def _look(self, sample: _Sample, held_out: Tensor, before: Tensor, size: int) -> None:
+        """Evaluate the examples held out where a step has ended; take it back where the whole loss rose too far."""
+        report, memory, share = self.report, self._memory, size / self.examples
+        assert report is not None
+        loss = float(sample.mean(held_out)[0])
+        sampled = report.loss if memory.kept is None else memory.kept.loss
+        self.report = replace(report, held_out_loss=loss)
+        whole, first = (
+            share * ours + (1.0 - share) * others for ours, others in ([sampled, loss], memory.first_losses)
+        )
+        if report.failed is None and not whole <= first:
+            self._write(before)
+            self.restart()
+            self._keep(memory, 0)
+            failed = (
+                f"on {len(held_out)} examples held out the loss went to {loss:.6g} while that of the sample fell to "
+                f"{sampled:.6g}: the whole loss would have been above where it began"
+            )
+            self.report = replace(self.report, failed=failed, state="stuck", step_size=0.0)
+            return
+        memory.window = [*memory.window, sampled, loss][-2 * _WINDOW - 2 :]
+
+    def _compare(self) -> None:
+        """Go back to where the first step began if the loss of all examples, known at last, is lower there."""
+        memory = self._memory
+        higher = memory.kept is not None and memory.first_losses and not memory.kept.loss <= memory.first_losses[0]
+        if memory.first_weights is not None and higher:
+            self._write(memory.first_weights)
+            self.restart()
+        self._memory.first_weights, self._memory.first_losses = None, []
+
+    def _parted(self) -> bool:
+        """Whether the examples held out no longer follow the sample; the next window then begins."""
+        window = self._memory.window
+        if len(window) < 2 * _WINDOW + 2:
+            return False
+        parted = window[1] - window[-1] < _FOLLOWS * (window[0] - window[-2])
+        if parted:
+            self._memory.window = []
+        return parted
 
     def _rows(self, begin: int, end: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -164,7 +274,7 @@ class ProgressiveLBFGS(LBFGS):
         old, new = before / size, 1.0 - before / size
         gradient = kept.gradient * old + gradient * new
         merged = Evaluation(kept.loss * old + float(loss) * new, gradient, dot(gradient, gradient).item())
-        self._remember(replace(memory.keeping(merged), kept_examples=size))
+        self._remember(replace(memory.keeping(merged), kept_examples=size, window=[]))
 
     def _wanted_size(self, sample: _Sample, size: int) -> int:
         """Return the size that the test asks for, at least the present one."""

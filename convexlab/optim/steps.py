@@ -49,6 +49,10 @@ class StepReport:
     """How the step ended."""
     changed: str | None = None
     """None, or what somebody has changed since the last step: the weights, or the closure."""
+    evaluation_seconds: float = field(default=0.0, compare=False)
+    """Of the step's seconds, those of the closure; the others are vector work."""
+    held_out_loss: float | None = None
+    """Of `ProgressiveLBFGS`: mean loss of the examples held out where the step ended; None where none are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +127,5 @@ def report_of(start: Start, call: CountedClosure, attempt: Attempt, state: StepS
         None if state == "moved" else "; then ".join(attempt.failures),
         state,
         start.changed,
+        call.seconds,
     )

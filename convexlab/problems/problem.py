@@ -29,6 +29,7 @@ _TAKEN = frozenset(
         "epoch",
         "gradient_equivalents",
         "seconds",
+        "vector_seconds",
         "train_loss",
         "gradient_norm",
         "told",

@@ -161,12 +161,14 @@ class Outcome:
     """The epoch in which its loss or gradient became infinite or NaN; None where it did not."""
     measures: dict[str, float] = field(default_factory=dict)
     """Every other number by its name."""
+    vector_seconds: float | None = None
+    """Of the seconds, what a second phase took beside the loss and its gradients."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
         """Read `two_phase` or one of `baselines` of `summary.json`."""
         parts = mapping_of(row, "cost_breakdown")
-        known = {"train_loss", "gradient_equivalents", "seconds", "epoch", "diverged"}
+        known = {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch", "diverged"}
         others = {name: number_of(row, name) for name in row if name not in known}
         return cls(
             train_loss=number_of(row, "train_loss"),
@@ -176,6 +178,7 @@ class Outcome:
             cost_breakdown={str(key): number_of(parts, key) for key in parts},
             diverged=number_of(row, "diverged"),
             measures={name: value for name, value in others.items() if value is not None},
+            vector_seconds=number_of(row, "vector_seconds"),
         )
 
 
@@ -451,7 +454,12 @@ _KINDS: dict[Any, Kind] = {
 }
 _NUMBERS = object_of(others=number())
 _SPENT = {"epoch": number(0), "gradient_equivalents": number(0), "seconds": number(0)}
-_OUTCOME_KINDS = _SPENT | {"train_loss": number(), "cost_breakdown": _NUMBERS, "diverged": number(0)}
+_OUTCOME_KINDS = _SPENT | {
+    "vector_seconds": number(0),
+    "train_loss": number(),
+    "cost_breakdown": _NUMBERS,
+    "diverged": number(0),
+}
 _OUTCOME = object_of(_OUTCOME_KINDS, others=number())
 _SWITCH = object_of(
     {"epoch": number(0), "detector": text, "train_loss": number(), "gradient_norm": number(0), "reason": text}

@@ -19,7 +19,9 @@ __all__ = ["checkpoint_every", "write_summary", "write_weights"]
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
 # Fields of an outcome that are no validation's.
-_NOT_MEASURES = frozenset({"train_loss", "gradient_equivalents", "seconds", "epoch", "cost_breakdown", "diverged"})
+_NOT_MEASURES = frozenset(
+    {"train_loss", "gradient_equivalents", "seconds", "vector_seconds", "epoch", "cost_breakdown", "diverged"}
+)
 
 
 def checkpoint_every(config: TwoPhaseConfig) -> int:

@@ -36,8 +36,6 @@ _DENSE_ON_CPU = 3_000
 """Parameters up to which a dense matrix earns its seconds on a CPU, and on any other device as long as it is taken at
 all; measured in docs/training.md. It decides by counts alone, so that a run is the same on every machine."""
 
-_PAIRS_MEMORY = 2 * 1024**3  # Bytes; the same everywhere, for the pairs decide the run.
-
 
 @dataclass(frozen=True)
 class PhaseTwo:
@@ -83,8 +81,7 @@ class Choice(NamedTuple):
 
 
 def _scaled(params: Iterable[nn.Parameter], adam: torch.optim.Adam, examples: int) -> LBFGS:
-    preconditioner = adam_preconditioner(adam)
-    return LBFGS(params, history=400, memory_budget=_PAIRS_MEMORY, self_scaled=True, preconditioner=preconditioner)
+    return LBFGS(params, preconditioner=adam_preconditioner(adam))
 
 
 def _chosen(params: Iterable[nn.Parameter], adam: torch.optim.Adam, examples: int) -> FlatOptimizer:
@@ -112,19 +109,19 @@ _PHASES: Mapping[str, PhaseTwo] = MappingProxyType(
             lambda params, adam, examples: NonlinearCG(params, preconditioner=adam_preconditioner(adam)),
         ),
         "lbfgs": PhaseTwo(
-            "L-BFGS, 100 pairs", lambda params, adam, examples: LBFGS(params, memory_budget=_PAIRS_MEMORY)
+            "L-BFGS, 100 pairs", lambda params, adam, examples: LBFGS(params, history=100, self_scaled=False)
         ),
         "lbfgs-adam": PhaseTwo(
             "L-BFGS, 100 pairs, preconditioned by Adam's second moments",
             lambda params, adam, examples: LBFGS(
-                params, memory_budget=_PAIRS_MEMORY, preconditioner=adam_preconditioner(adam)
+                params, history=100, self_scaled=False, preconditioner=adam_preconditioner(adam)
             ),
         ),
         LARGE: PhaseTwo("self-scaled L-BFGS, 400 pairs, preconditioned by Adam's second moments", _scaled),
         "lbfgs-adam-progressive": PhaseTwo(
             "lbfgs-adam on a growing sample of the training set, for large ones",
             lambda params, adam, examples: ProgressiveLBFGS(
-                params, examples=examples, memory_budget=_PAIRS_MEMORY, preconditioner=adam_preconditioner(adam)
+                params, examples=examples, preconditioner=adam_preconditioner(adam)
             ),
             sampled=True,
         ),

@@ -48,6 +48,8 @@ class Step:
     """None, or why the weights stand where they stood."""
     given_up: str | None
     """None, or why Adam takes over again though the budget is not spent."""
+    vector_seconds: float = 0.0
+    """Of the seconds, those beside the loss and its gradients; gradient equivalents do not count them."""
 
 
 class Resort:
@@ -106,6 +108,8 @@ class _Purse:
         self.left = budget
         self.cost = 0.0
         """Of the step, counted from zero: the same bits after a resume."""
+        self.evaluation_seconds = 0.0
+        """Of the step."""
 
     def pay(self, price: float) -> None:
         """Pay for an evaluation, or end the step."""
@@ -116,7 +120,7 @@ class _Purse:
     def next_step(self) -> None:
         """Close the account of the step."""
         self.left -= self.cost
-        self.cost = 0.0
+        self.cost = self.evaluation_seconds = 0.0
 
 
 def second_phase_steps(
@@ -177,6 +181,7 @@ def second_phase_steps(
                 _limit(optimizer, (purse.left - opening) / phase.search_cost)
                 optimizer.step(charged)
                 failed = _failure(optimizer)
+                purse.evaluation_seconds += _evaluation_seconds(optimizer)
         except _BudgetSpentError:
             pass  # Only a peer that does not read its limit comes here.
         seconds = time.perf_counter() - begin
@@ -185,7 +190,8 @@ def second_phase_steps(
         loss, gradient_norm = _known(optimizer) or (measure or (lambda: _measured(objective)))()
         converged = _converged(optimizer)
         given_up = None if converged else resort.against(gradient_norm, failed)
-        yield Step(purse.cost, seconds, loss, gradient_norm, failed, given_up)
+        vector_seconds = max(0.0, seconds - purse.evaluation_seconds)
+        yield Step(purse.cost, seconds, loss, gradient_norm, failed, given_up, vector_seconds)
         if converged or given_up is not None:
             return
         purse.next_step()
@@ -204,6 +210,7 @@ def _steps_on_samples(
         _limit(optimizer, affordable)
         optimizer.step(closure)
         failed = _failure(optimizer)
+        purse.evaluation_seconds += _evaluation_seconds(optimizer)
     return failed
 
 
@@ -221,6 +228,11 @@ def _known(optimizer: Any) -> tuple[float, float] | None:
 def _failure(optimizer: Any) -> str | None:
     report = getattr(optimizer, "report", None)  # Which only ours write.
     return None if report is None else report.failed
+
+
+def _evaluation_seconds(optimizer: Any) -> float:
+    report = getattr(optimizer, "report", None)
+    return 0.0 if report is None else report.evaluation_seconds
 
 
 def _converged(optimizer: Any) -> bool:

@@ -82,6 +82,8 @@ class Trajectory:
         self.problem = problem
         self.adam = adam or torch.optim.Adam(problem.model.parameters(), lr=lr)
         self.second: FlatOptimizer | None = None
+        self.vector_seconds = 0.0
+        """Of the second phase's seconds, those beside the loss and its gradients."""
         self.epoch = 0
         self.phase = "start"
         self.account = Account()
@@ -141,6 +143,7 @@ class Trajectory:
             FailureError: its loss or gradient is not finite.
         """
         self.account.charge(phase, step.cost, step.seconds)
+        self.vector_seconds += step.vector_seconds
         self.epoch += 1
         self.phase = phase
         self.stand(step.loss, step.gradient_norm)
@@ -185,21 +188,25 @@ class Trajectory:
         self.problem.model.load_state_dict(self.best.weights)
         measures = self.problem.measures()
         self.problem.model.load_state_dict(present)
+        spent: Row = {"gradient_equivalents": self.cost, "seconds": sum(self.account.seconds.values())}
+        if self.second is not None:
+            spent["vector_seconds"] = self.vector_seconds
         return (
             {"train_loss": self.best.loss}
             | measures
-            | {
-                "gradient_equivalents": self.cost,
-                "seconds": sum(self.account.seconds.values()),
-                "epoch": self.best.epoch,
-                "cost_breakdown": dict(self.account.costs),
-            }
+            | spent
+            | {"epoch": self.best.epoch, "cost_breakdown": dict(self.account.costs)}
             | ({} if self.diverged is None else {"diverged": self.diverged})
         )
 
     def state(self) -> dict[str, Any]:
         """Return all that training goes on from: numbers, strings and tensors."""
-        notes = {"switch": self.switch, "safe_resort": self.safe_resort, "watch": dict(self.watch)} | self.resort
+        notes = {
+            "switch": self.switch,
+            "safe_resort": self.safe_resort,
+            "watch": dict(self.watch),
+            "vector_seconds": self.vector_seconds,
+        } | self.resort
         return self._state(self.account, {name: note for name, note in notes.items() if note})
 
     def adam_state(self) -> dict[str, Any]:
@@ -214,6 +221,7 @@ class Trajectory:
         self.best = Best(*state["best"])
         notes = dict(state["notes"])
         self.switch, self.safe_resort = notes.pop("switch", None), notes.pop("safe_resort", None)
+        self.vector_seconds = notes.pop("vector_seconds", 0.0)
         self.watch, self.resort = notes.pop("watch", {}), notes
         self.problem.model.load_state_dict(state["weights"])
         self.adam.load_state_dict(state["adam"])

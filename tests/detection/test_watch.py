@@ -94,6 +94,21 @@ def _known(watch: cl.Watch, name: str) -> list[int]:
     return [epoch for epoch, signals in enumerate(watch.history, start=1) if math.isfinite(getattr(signals, name))]
 
 
+def test_single_steps_on_the_whole_batch_are_put_together() -> None:
+    loop = tiny()
+    adam, alone = loop.adam(), cl.GradientNormPeak()
+    watch = cl.Watch(loop.objective, adam, detector=cl.GradientNormPeak(), share=0.0)
+    for step in range(1, 61):
+        loop.train(None, adam, 1)
+        watch.update(loss=float(step))
+        assert len(watch.history) == step // 20
+        if step % 20 == 0:
+            signals = watch.history[-1]
+            assert signals.loss == pytest.approx(step - 9.5)
+            assert alone.update(loss=signals.loss, gradient_norm=signals.gradient_norm) == watch.fired
+    assert watch.trained == 60.0
+
+
 # The share of the cost.
 
 
@@ -106,7 +121,7 @@ def test_it_keeps_within_its_share_and_measures_as_often_as_that_pays_for(
     adam = loop.adam()
     loop.objective.require_one_function()
     before = loop.objective.cost
-    watch = cl.Watch(loop.objective, adam, share=share, examples=examples, steps=steps)
+    watch = cl.Watch(loop.objective, adam, share=share, examples=examples, steps=steps, every=1)
     for epoch in range(1, epochs + 1):
         loop.train(watch, adam, 1)
         # Of rounding in sums of `epochs` terms.
@@ -140,7 +155,7 @@ def test_what_other_evaluations_cost_is_not_its_own() -> None:
 def test_a_share_of_nothing_measures_nothing_and_costs_nothing() -> None:
     loop = tiny()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam, share=0.0)
+    watch = cl.Watch(loop.objective, adam, share=0.0, every=1)
     loop.train(watch, adam, 50)
     assert watch.spent == watch.seconds == 0.0
     assert loop.objective.cost == cl.Cost()
@@ -153,7 +168,7 @@ def test_a_share_of_nothing_measures_nothing_and_costs_nothing() -> None:
 def test_epochs_that_cost_nothing_pay_for_nothing() -> None:
     loop = tiny()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam, share=0.9)
+    watch = cl.Watch(loop.objective, adam, share=0.9, every=1)
     for _ in range(20):
         loop.cost = 0.0
         loop.train(watch, adam, 1)
@@ -167,7 +182,7 @@ def test_epochs_that_cost_nothing_pay_for_nothing() -> None:
 def test_what_it_measures_is_what_a_dense_hessian_has() -> None:
     loop = tiny()
     adam, names = loop.adam(), [name for name, _ in loop.model.named_parameters()]
-    watch = cl.Watch(loop.objective, adam, share=0.9, examples=12, steps=16)
+    watch = cl.Watch(loop.objective, adam, share=0.9, examples=12, steps=16, every=1)
     ((x, y), _), *none = loop.objective.sample(12).parts()
     assert not none
     assert len(x) == 12
@@ -196,7 +211,7 @@ def test_halves_of_a_batch_take_the_noise_out() -> None:
     loop = perceptron()
     x, y = next(iter(loop.objective._data))
     adam = torch.optim.SGD(loop.model.parameters(), lr=0.0)
-    watch = cl.Watch(loop.objective, adam)
+    watch = cl.Watch(loop.objective, adam, every=1)
     products = []
     for part in (x[:40], x[40:80]), (x[20:60], x[60:100]):
         adam.zero_grad()
@@ -237,7 +252,7 @@ class CurvatureAlong(cl.Detector):
 def test_a_detector_gets_what_it_needs_and_fires() -> None:
     loop = tiny()
     adam, detector = loop.adam(), CurvatureAlong()
-    watch = cl.Watch(loop.objective, adam, detector=detector, share=0.9, examples=3)
+    watch = cl.Watch(loop.objective, adam, detector=detector, share=0.9, examples=3, every=1)
     assert not watch.fired
     assert watch.reason == "no epoch was seen"
     answers = []
@@ -254,7 +269,7 @@ def test_a_detector_gets_what_it_needs_and_fires() -> None:
 def test_the_papers_algorithm_through_a_watch() -> None:
     loop = perceptron()
     adam = loop.adam()
-    watch, alone = cl.Watch(loop.objective, adam, detector=cl.Algorithm1(), share=0.0), cl.Algorithm1()
+    watch, alone = cl.Watch(loop.objective, adam, detector=cl.Algorithm1(), share=0.0, every=1), cl.Algorithm1()
     for _ in range(200):
         loop.train(watch, adam, 1)
         signals = watch.history[-1]
@@ -269,7 +284,7 @@ def test_the_papers_algorithm_through_a_watch() -> None:
 def test_without_a_detector_it_only_measures() -> None:
     loop = tiny()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam)
+    watch = cl.Watch(loop.objective, adam, every=1)
     loop.train(watch, adam, 2)
     assert not watch.fired
     assert watch.reason == "there is no detector"
@@ -313,7 +328,7 @@ def test_training_is_bit_for_bit_the_same(share: float) -> None:
 def test_closed_it_looks_on_no_longer() -> None:
     loop = tiny()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam)
+    watch = cl.Watch(loop.objective, adam, every=1)
     watch.close()
     loop.train(watch, adam, 1)
     assert math.isnan(watch.history[-1].gradient_norm)
@@ -325,7 +340,7 @@ def test_closed_it_looks_on_no_longer() -> None:
 def test_epochs_whose_loss_is_not_finite_decide_nothing() -> None:
     loop = tiny()
     adam, detector = loop.adam(), cl.Algorithm1()
-    watch = cl.Watch(loop.objective, adam, detector=detector)
+    watch = cl.Watch(loop.objective, adam, detector=detector, every=1)
     loop.train(None, adam, 1)
     for loss in (math.nan, math.inf):
         assert not watch.update(loss=loss)
@@ -337,7 +352,7 @@ def test_epochs_whose_loss_is_not_finite_decide_nothing() -> None:
 def test_weights_that_are_not_finite_have_no_curvature(value: float) -> None:
     loop = tiny()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam, share=0.9, examples=3)
+    watch = cl.Watch(loop.objective, adam, share=0.9, examples=3, every=1)
     loop.train(watch, adam, 12)
     before, measured = watch.spent, len(_known(watch, "smallest"))
     assert measured
@@ -404,7 +419,7 @@ def test_an_epoch_that_costs_no_number(cost: float) -> None:
 def test_the_curvature_in_adams_metric_is_measured_within_its_share() -> None:
     loop = perceptron()
     adam = loop.adam()
-    watch = cl.Watch(loop.objective, adam, share=0.9, examples=20, adam_metric=True)
+    watch = cl.Watch(loop.objective, adam, share=0.9, examples=20, adam_metric=True, every=1)
     loop.train(watch, adam, 60)
     places = [place for place, sharpness in enumerate(watch.adam_history) if sharpness is not None]
     assert len(watch.adam_history) == 60

@@ -14,16 +14,19 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from torch import Tensor, nn
 
 import convexlab as cl
 import convexlab.reporting  # Which the commands import when they need it: here once, and not in every child.
 from convexlab.cli import main
+from convexlab.errors import ShortageError, ShortageWarning
 from convexlab.runs import Run
 from tests.faults.killing import contents, differences, leftovers, status_in_child
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.usefixtures("undrawn", "begun"),  # Whose imports the children find made.
+    pytest.mark.usefixtures("unrendered", "begun"),  # Whose imports the children find made.
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here"),
 ]
 
@@ -36,6 +39,12 @@ def command(*arguments: object) -> Callable[[], object]:
 
 def train(out: Path, *more: object) -> Callable[[], object]:
     return command("train", "two-phase", *OPTIONS, "--out", out, *more)
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on a page has no part in whether it can be written, and making it takes half the time of a tiny run."""
+    monkeypatch.setattr("convexlab.reporting.page.render", lambda runs: "<!doctype html>")
 
 
 @pytest.fixture
@@ -60,6 +69,8 @@ def test_a_disk_that_takes_no_more(
 ) -> None:
     """Exit 1 with a message that names the file; resumed with room again, the same files as without the fault."""
     leave_out(number != errno.ENOSPC, asked)
+    if number != errno.ENOSPC:
+        places = max(1, places // 3)  # To the code they are one.
 
     def refuse(step: str, path: Path) -> None:
         raise OSError(number, os.strerror(number))
@@ -77,6 +88,34 @@ def test_a_disk_that_takes_no_more(
         assert status_in_child(train(cut, "--resume"), None, refuse)[0] == 0
         assert list(differences(contents(cut), contents(whole))) == []
         assert leftovers(cut) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of address space")
+def test_memory_that_the_system_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    """Fewer examples at a time, said; then the error that names what to set. Not simulated: the limit is real."""
+    import resource
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 100_000), nn.Tanh(), nn.Linear(100_000, 1))
+    x = torch.linspace(-1, 1, 512).reshape(128, 4)
+    v = torch.ones(600_001)
+
+    def measured(micro_batch: int | None = 128) -> tuple[float, Tensor]:
+        objective = cl.Objective(model, [(x, x[:, :1])], nn.MSELoss(), micro_batch=micro_batch)
+        return objective.value(), objective.hessian("exact") @ v
+
+    def work() -> None:
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000, -1))  # An example takes 400,000 bytes a layer.
+        with pytest.warns(ShortageWarning, match="examples at a time"):
+            loss, product = measured()
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert float((product - expected[1]).norm() / expected[1].norm()) < 1e-4
+        with pytest.raises(ShortageError, match="pass micro_batch="):
+            measured(None)
+
+    expected = measured()
+    assert status_in_child(work, None, lambda *_: None)[0] == 0, capfd.readouterr().err
 
 
 def test_a_folder_that_vanishes_is_not_trained_to_the_end(
@@ -164,6 +203,7 @@ main()
 """
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("name", "module"),
     [("SIGINT", "torch"), ("SIGINT", "torch.nn"), ("SIGTERM", "numpy"), ("SIGHUP", "convexlab.training")],

@@ -19,7 +19,8 @@ SCENES: dict[str, dict[str, Any]] = {
     "baselines and probe": {"epochs": 5, "switch_epoch": 2},
     "detector": {"epochs": 6, "detector": "algorithm-1", "probe_every": 0, "checkpoint_every": 1},
     "oracle": {"epochs": 6, "switch_epoch": 2, "oracle_every": 2, "probe_every": 0},
-    "seeds": {"epochs": 4, "switch_epoch": 2, "seeds": 2, "no_baseline": True},
+    "seeds": {"epochs": 4, "switch_epoch": 2, "seeds": 2, "no_baseline": True, "probe_every": 0},
+    "diverging": {"epochs": 4, "switch_epoch": 2, "lr": 1e25, "probe_every": 0, "checkpoint_every": 1},
 }
 QUICK = {"max_steps": 2, "density_probes": 1, "slice_points": 3, "plane_points": 3}
 
@@ -76,12 +77,15 @@ def test_train(
         pytest.skip("the other half: only where the faults are asked for")
     monkeypatch.setattr("convexlab.training.journal.Journal.due", due)
     options = SMALL | SCENES[scene]
-    check_every(
-        points,
-        tmp_path,
-        lambda out: cl.train_two_phase(out=out, **options),
-        lambda out: cl.train_two_phase(out=out, resume=True, **options),
-    )
+
+    def work(out: Path, *, resume: bool = False) -> None:
+        if scene != "diverging":
+            cl.train_two_phase(out=out, resume=resume, **options)
+            return
+        with pytest.raises(cl.FailureError, match="became infinite or NaN"):
+            cl.train_two_phase(out=out, resume=resume, **options)
+
+    check_every(points, tmp_path, work, lambda out: work(out, resume=True))
 
 
 @pytest.fixture

@@ -364,8 +364,8 @@ def test_the_first_trial_is_as_long_as_adams_last_step() -> None:
 @pytest.mark.parametrize(
     ("stored", "loaded", "message"),
     [
-        ({}, {"self_scaled": True}, "stored with self_scaled=False, but this LBFGS has True"),
-        ({}, {"history": 7}, "stored with history=100, but this LBFGS has 7"),
+        ({}, {"self_scaled": False}, "stored with self_scaled=True, but this LBFGS has False"),
+        ({}, {"history": 7}, "stored with history=400, but this LBFGS has 7"),
         ({"preconditioner": True}, {}, "preconditioner='DiagonalPreconditioner', but this LBFGS has None"),
     ],
 )

@@ -47,7 +47,7 @@ class Examples:
 
 def begin(examples: Examples, **options: Any) -> tuple[nn.Parameter, ProgressiveLBFGS]:
     x = nn.Parameter(examples.start.clone())
-    settings: dict[str, Any] = {"examples": N, "sample_size": SIZE} | options
+    settings: dict[str, Any] = {"examples": N, "sample_size": SIZE, "held_out": 0} | options
     return x, ProgressiveLBFGS([x], **settings)
 
 
@@ -59,7 +59,7 @@ def test_all_examples_from_the_start_is_plain_lbfgs() -> None:
     examples = Examples()
     x, optimiser = begin(examples, sample_size=N)
     other = nn.Parameter(examples.start.clone())
-    plain = LBFGS([other])
+    plain = LBFGS([other], history=100, self_scaled=False)
 
     def closure() -> Tensor:
         other.grad = None
@@ -272,3 +272,83 @@ def test_a_step_without_a_closure() -> None:
     _, optimiser = begin(Examples())
     with pytest.raises(MisuseError, match="step needs a closure that takes the rows of examples, got None"):
         optimiser.step(None)  # type: ignore[arg-type]
+
+
+class Memorised(Examples):
+    """Forty weights on eight numbers of noise beside eight that count: sixteen examples are learnt by heart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.inputs = torch.randn(N, 40, generator=generator, dtype=torch.float64)
+        self.values = self.inputs[:, :8].sum(dim=1) + torch.randn(N, generator=generator, dtype=torch.float64)
+        self.start = torch.linalg.lstsq(self.inputs, self.values[:, None]).solution[:, 0]
+
+    def losses(self, x: Tensor, rows: Tensor) -> Tensor:
+        return (self.inputs[rows] @ x - self.values[rows]).square()
+
+
+HELD_OUT = 64
+
+
+def test_the_report_has_the_loss_of_what_is_held_out() -> None:
+    examples = Examples()
+    x, optimiser = begin(examples, held_out=HELD_OUT)
+    optimiser.step(examples.closure(x))
+    held_out = examples.loss(x.detach(), order()[-HELD_OUT:])
+    assert optimiser.report.held_out_loss == pytest.approx(float(held_out), rel=1e-12)
+    # Once at the start and once at the end, beside the sample.
+    assert examples.seen.count(HELD_OUT) == 2
+    x, optimiser = begin(examples, sample_size=N)
+    optimiser.step(examples.closure(x))
+    assert optimiser.report.held_out_loss is None
+
+
+def test_a_step_that_raises_the_whole_loss_is_taken_back_and_the_sample_doubles() -> None:
+    # From the solution of the whole set steps on a sample lead away.
+    examples = Memorised()
+    x, optimiser = begin(examples, held_out=HELD_OUT, theta=100.0, max_evaluations=13)
+    for _ in range(30):
+        before, size = x.detach().clone(), optimiser.sample_size
+        optimiser.step(examples.closure(x))
+        if optimiser.report.failed is not None:
+            break
+    assert "held out the loss went to" in optimiser.report.failed
+    assert optimiser.report.state == "stuck"
+    assert torch.equal(x, before)
+    assert optimiser.sample_size == 2 * size
+
+
+def test_the_whole_loss_ends_below_where_it_began() -> None:
+    examples = Memorised()
+    examples.start = examples.start + 0.3
+    x, optimiser = begin(examples, held_out=HELD_OUT, theta=100.0)
+    before = float(examples.loss(x.detach(), torch.arange(N)))
+    whole = []
+    for _ in range(60):
+        optimiser.step(examples.closure(x))
+        whole.append(float(examples.loss(x.detach(), torch.arange(N))))
+    assert max(whole) < before
+    assert optimiser.sample_size > SIZE
+    # Without what is held out the first sample is learnt by heart, and the rest is lost.
+    y, alone = begin(examples, theta=100.0)
+    for _ in range(60):
+        alone.step(examples.closure(y))
+    assert float(examples.loss(y.detach(), torch.arange(N))) > whole[-1]
+
+
+def test_what_is_held_out_is_remembered_by_the_state() -> None:
+    examples = Memorised()
+    examples.start = examples.start + 0.3
+    x, optimiser = begin(examples, held_out=HELD_OUT)
+    for _ in range(5):
+        optimiser.step(examples.closure(x))
+    other_x, other = begin(examples, held_out=HELD_OUT)
+    with torch.no_grad():
+        other_x.copy_(x)
+    other.load_state_dict(optimiser.state_dict())
+    for _ in range(10):
+        optimiser.step(examples.closure(x))
+        other.step(examples.closure(other_x))
+        assert torch.equal(x, other_x)
+        assert optimiser.report.held_out_loss == other.report.held_out_loss

@@ -387,9 +387,9 @@ def test_detectors_see_a_whole_batch(detector: str, tmp_path: Path) -> None:
 def test_every_switch_of_the_oracle_is_a_run(tmp_path: Path) -> None:
     run = cl.train_two_phase(out=tmp_path / "run", **INFORMED | {"oracle_every": 15})
     assert [row["switch_epoch"] for row in run.oracle] == [15, 30]
-    same = dict(run.oracle[0]) | {"seconds": 0.0}
+    same = dict(run.oracle[0]) | {"seconds": 0.0, "vector_seconds": 0.0}
     two_phase = summary_of(run)["two_phase"]
-    assert {name: same[name] for name in two_phase} == two_phase | {"seconds": 0.0}
+    assert {name: same[name] for name in two_phase} == two_phase | {"seconds": 0.0, "vector_seconds": 0.0}
 
 
 def test_a_second_phase_that_fails_goes_back_to_adam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,8 @@ def test_metrics_are_complete(which: str, request: pytest.FixtureRequest) -> Non
         outcome = outcome if name == "two-phase" else outcome[name]
         assert outcome["gradient_equivalents"] == pytest.approx(costs[-1], abs=ROUNDING)
         assert outcome["seconds"] == pytest.approx(seconds[-1])
+        assert ("vector_seconds" in outcome) == (name == "two-phase")
+        assert 0 < outcome.get("vector_seconds", 0.01) < outcome["seconds"]
         assert math.fsum(outcome["cost_breakdown"].values()) == pytest.approx(costs[-1], abs=ROUNDING)
         # Each is counted at its best epoch.
         assert outcome["epoch"] == min(rows, key=lambda row: row["train_loss"])["epoch"]
@@ -336,7 +338,8 @@ class Stuck:
     def step(self, closure: Callable[[], Tensor]) -> None:
         closure()
         failed = "the search failed" if self._fails(self._steps) else None
-        self.report = type("Report", (), {"failed": failed, "state": "stuck" if failed else "moved"})
+        state = "stuck" if failed else "moved"
+        self.report = type("Report", (), {"failed": failed, "state": state, "evaluation_seconds": 0.0})
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
