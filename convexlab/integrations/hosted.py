@@ -127,6 +127,7 @@ class HostedRun:
             detector=_detector(self._config),
             share=settings.share,
             examples=settings.examples,
+            every=1,
             clipped=clipped,
         )
         self._ended, self._evaluated, self._landmark = False, 0.0, -1
