@@ -20,7 +20,8 @@ dde.config.set_random_seed(0)
 
 def equation(x: Tensor, u: Tensor) -> Tensor:
     """Return the residual of -u'' = π² sin(πx), whose solution is sin(πx)."""
-    return -dde.grad.hessian(u, x) - torch.pi**2 * torch.sin(torch.pi * x)
+    residual: Tensor = -dde.grad.hessian(u, x) - torch.pi**2 * torch.sin(torch.pi * x)
+    return residual
 
 
 domain = dde.geometry.Interval(-1, 1)

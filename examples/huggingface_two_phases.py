@@ -4,6 +4,7 @@ Needs ``pip install 'convexlab[huggingface]'`` and runs in seconds: ``python exa
 """
 
 import tempfile
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -34,15 +35,16 @@ class Digits(nn.Module):
 def train(folder: str, epochs: int, *, two_phase: bool) -> float:
     """Train for so many epochs' worth of gradients, and return the loss over all data."""
     set_seed(0)
-    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    schedule = {"num_train_epochs": epochs, "learning_rate": 5e-3, "lr_scheduler_type": "constant"}
+    quiet: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    schedule: dict[str, Any] = {"num_train_epochs": epochs, "learning_rate": 5e-3, "lr_scheduler_type": "constant"}
     arguments = TrainingArguments(folder, per_device_train_batch_size=128, use_cpu=True, **schedule, **quiet)
-    trainer = Trainer(Digits(), arguments, train_dataset=data)
+    model = Digits()
+    trainer = Trainer(model, arguments, train_dataset=data)
     trainer.remove_callback(PrinterCallback)
     if two_phase:
         trainer.add_callback(TwoPhaseCallback(trainer, out=f"{folder}/run"))
     trainer.train()
-    return float(trainer.model.eval()(x, y)["loss"].detach())
+    return float(model.eval()(x, y)["loss"].detach())
 
 
 with tempfile.TemporaryDirectory() as folder:

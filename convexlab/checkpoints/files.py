@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from convexlab.checkpoints.distributed import DistributedCheckpoint, is_distributed
 from convexlab.checkpoints.layouts import parts_of, state_of
+from convexlab.checkpoints.packing import check_packing
 from convexlab.checkpoints.timing import NO_TIME, Time, time_in, time_of_name
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
@@ -146,6 +147,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         MisuseError: no such path, a damaged file, one that holds anything but named tensors, or a key beside
             safetensors.
     """
+    if is_distributed(path):
+        return _read_distributed(path, key)
     files = _files_of(path, key)
     parts = [_read_safetensors(part) if _is_safetensors(part) else _read_torch(part, key) for part in files]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
@@ -160,6 +163,8 @@ def read_header(path: Path, key: str | None = None) -> CheckpointHeader:
     Raises:
         MisuseError: as `read_checkpoint` does.
     """
+    if is_distributed(path):
+        return _read_distributed(path, key, stand_ins=True).header
     files = _files_of(path, key)
     parts = [_read_header(part) if _is_safetensors(part) else _read_torch(part, key).header for part in files]
     shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
@@ -223,14 +228,11 @@ def _safetensors(path: Path) -> Iterator[Any]:  # safe_open ships no types
         ) from error
 
 
-def _check_packing(path: Path) -> None:
-    """Refuse an archive that would be larger in memory than it is as a file: torch packs nothing."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(part.file_size for part in archive.infolist())
-    if size > path.stat().st_size:
-        raise ValueError(f"{size} bytes packed into {path.stat().st_size}")
+def _read_distributed(path: Path, key: str | None, *, stand_ins: bool = False) -> Checkpoint:
+    stored = DistributedCheckpoint(path)
+    state, name = state_of(stored.content, path, key)
+    tensors = {name: tensor if stand_ins else stored.tensor(tensor) for name, tensor in state.items()}
+    return Checkpoint(path, tensors, {}, time_in(stored.content).or_else(time_of_name(path)), name)
 
 
 def _read_torch(path: Path, key: str | None) -> Checkpoint:
@@ -246,7 +248,7 @@ def torch_content(path: Path) -> Any:
         MisuseError: it is damaged, or holds anything else.
     """
     try:
-        _check_packing(path)
+        check_packing(path, path.stat().st_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What torch thinks of foreign files is no use to the reader.
             return torch.load(path, map_location="cpu", weights_only=True)

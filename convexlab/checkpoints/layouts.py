@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from convexlab.checkpoints.distributed import is_distributed
 from convexlab.errors import MisuseError
 
-__all__ = ["STATE_NAMES", "is_weights_folder", "parts_of", "state_of"]
+__all__ = ["STATE_NAMES", "is_adapter", "is_weights_folder", "parts_of", "state_of"]
 
 STATE_NAMES = (
     "state_dict",
@@ -33,13 +34,25 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.safetensors",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
+# Beside weights that are an adapter's alone.
+_ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
 
 
 def is_weights_folder(path: Path) -> bool:
-    """Return whether a folder holds the weights of one model, as Hugging Face's `save_pretrained` makes one."""
-    return any((path / name).is_file() or (path / f"{name}{_INDEX}").is_file() for name in _WEIGHTS)
+    """Return whether a folder holds the weights of one model, as `save_pretrained` or torch's `dcp.save` make one."""
+    return is_distributed(path) or any(
+        (path / name).is_file() or (path / f"{name}{_INDEX}").is_file() for name in _WEIGHTS
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a folder, or a file in one, holds an adapter of a model, as PEFT stores a LoRA."""
+    folder = path if path.is_dir() else path.parent
+    return (folder / _ADAPTER).is_file() and not any((folder / name).is_file() for name in _WEIGHTS[:3])
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -55,11 +68,6 @@ def parts_of(path: Path) -> list[Path]:
                 "model.safetensors."
             )
         return [path]
-    if (path / ".metadata").is_file():
-        raise MisuseError(
-            f"{str(path)!r} is a distributed checkpoint, whose index is a pickle and is not read. Convert it by "
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt."
-        )
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ __all__ = ["Match", "match_names"]
 
 # What `torch.compile` puts before the names of a module, wherever it is.
 _COMPILED = "_orig_mod."
+# PEFT's names: of what an adapter adds, before its name; of whole modules that it replaces; of the first adapter.
+_LORA, _SAVED, _DEFAULT = "lora_", "modules_to_save", "default"
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,19 @@ class Match:
         return ""
 
 
-def match_names(model: nn.Module, names: Iterable[str]) -> Match:
+def match_names(model: nn.Module, names: Iterable[str], *, adapter: bool = False) -> Match:
     """Match a checkpoint's names with a model's.
 
     A prefix that all of them have is removed where that leaves more names of the model: ``module.`` of DataParallel,
     ``model.`` of Lightning, several in a row; ``_orig_mod.`` of compiled modules wherever it is. A name that is missing
     because its tensor is that of another name is filled from that.
+
+    Of an ``adapter`` only the places in the model that it fills count. PEFT stores their names without that of the
+    adapter, such as ``default``, which is taken where there are several.
     """
     state = model.state_dict(keep_vars=True)
+    if adapter:
+        return _match_adapter(state, list(names))
     plain = {name if name in state else _uncompiled(name, state): name for name in names}
     prefix = _prefix(plain, state)
     sources = {short.removeprefix(prefix): name for short, name in plain.items()}
@@ -59,11 +66,42 @@ def match_names(model: nn.Module, names: Iterable[str]) -> Match:
     )
 
 
+def _match_adapter(state: Mapping[str, Tensor], names: list[str]) -> Match:
+    places: dict[str, str] = {}
+    for name in state:
+        for short, is_default in _without_adapter(name):
+            if is_default or short not in places:
+                places[short] = name
+    prefix = _prefix(names, places)
+    stored = {name.removeprefix(prefix): name for name in names}
+    sources = {places[short]: name for short, name in stored.items() if short in places}
+    kinds = {part for name in stored for part in name.split(".") if part.startswith(_LORA)}
+    wanted = {name for short, name in places.items() if short != name and kinds & set(name.split("."))}
+    return Match(
+        {name: sources[name] for name in state if name in sources},
+        prefix,
+        tuple(sorted(wanted - sources.keys())),
+        tuple(sorted(stored.keys() - places.keys())),
+    )
+
+
+def _without_adapter(name: str) -> Iterator[tuple[str, bool]]:
+    """Yield what PEFT may call a tensor in a file, and whether it is that of the default adapter."""
+    yield name, True
+    parts = name.split(".")
+    for place in range(1, len(parts)):
+        before = parts[place - 1]
+        if before.startswith(_LORA):
+            yield ".".join(parts[:place] + parts[place + 1 :]), parts[place] == _DEFAULT
+        elif before == _SAVED:
+            yield ".".join(parts[: place - 1] + parts[place + 1 :]), parts[place] == _DEFAULT
+
+
 def _uncompiled(name: str, state: Mapping[str, Tensor]) -> str:
     return name if any(_COMPILED in known for known in state) else name.replace(_COMPILED, "")
 
 
-def _prefix(names: Iterable[str], state: Mapping[str, Tensor]) -> str:
+def _prefix(names: Iterable[str], state: Container[str]) -> str:
     """Return the prefix of all names, ending in a dot, without which the most of them are of the state."""
     every = list(names)
     best, most = "", sum(name in state for name in every)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NO_TIME", "Time", "time_in", "time_of_name"]
+__all__ = ["NO_TIME", "TIME_KEYS", "Time", "time_in", "time_of_name"]
 
 _NUMBER = r"[=_-]?(\d+)(?![\d.]*\d*e[+-]?\d)"
 _EPOCH = re.compile(rf"(?:^|[^a-z])(?:epochs?|ep){_NUMBER}", re.IGNORECASE)
@@ -18,6 +18,8 @@ _STEP = re.compile(rf"(?:^|[^a-z])(?:global_?step|steps?|iterations?|iters?){_NU
 _SAVED = re.compile(rf"(?:^|[^a-z])(?:checkpoint){_NUMBER}", re.IGNORECASE)
 _LAST = re.compile(r"(?:^|(?<!\de)[=_\-])(\d+)$")
 _EPOCH_KEYS, _STEP_KEYS = ("epoch", "epochs"), ("global_step", "step", "iteration", "iter", "steps")
+TIME_KEYS = frozenset(_EPOCH_KEYS + _STEP_KEYS)
+"""Under which names a file says when along training it was stored."""
 
 
 @dataclass(frozen=True)

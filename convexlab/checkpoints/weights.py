@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from convexlab.checkpoints.files import Checkpoint, CheckpointHeader
+from convexlab.checkpoints.layouts import is_adapter
 from convexlab.checkpoints.names import Match, match_names
 from convexlab.errors import MisuseError
 
@@ -15,13 +16,14 @@ _BY_OBJECTIVE = "Let the factory that --objective names build the model that it 
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tensors into the model.
+    """Copy a checkpoint's tensors into the model; those of an adapter into its places, the others stay.
 
     Raises:
         MisuseError: names or shapes differ; the model is left as it was.
     """
     match = check_fit(model, checkpoint.header)
-    model.load_state_dict({name: checkpoint.tensors[source] for name, source in match.sources.items()})
+    state = {name: checkpoint.tensors[source] for name, source in match.sources.items()}
+    model.load_state_dict(state, strict=not is_adapter(checkpoint.path))
 
 
 def check_fit(model: nn.Module, checkpoint: CheckpointHeader, *, by_objective: bool = False) -> Match:
@@ -35,7 +37,7 @@ def check_fit(model: nn.Module, checkpoint: CheckpointHeader, *, by_objective: b
     Raises:
         MisuseError: the checkpoint has not the model's tensors by name, shape and kind of number.
     """
-    match = match_names(model, checkpoint.shapes)
+    match = match_names(model, checkpoint.shapes, adapter=is_adapter(checkpoint.path))
     state = model.state_dict()
     found = {name: (checkpoint.shapes[source], source in checkpoint.real) for name, source in match.sources.items()}
     shapes = [

@@ -19,6 +19,7 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.objective.differences import CentralDifferences
 
 __all__ = [
+    "FIRST_LOOK",
     "Ends",
     "ExtremeEigenvalues",
     "ends_of",
@@ -30,6 +31,8 @@ __all__ = [
     "start_confidence_of",
 ]
 
+FIRST_LOOK = 10
+"""Steps after which a run is looked at first."""
 # Share of the tolerance that a run on cheap products leaves to their error.
 _DEVIATION_SHARE = 0.25
 # Above this share the run is made again with exact products.
@@ -176,7 +179,7 @@ def _extend_until(process: Lanczos, tolerance: float, confidence: float, deviati
 
 def stages(least: int, most: int) -> Iterator[int]:
     """Yield numbers of steps at which to look at a run, a twentieth apart, up to ``most``."""
-    steps = max(least, 10)
+    steps = max(least, FIRST_LOOK)
     while steps < most:
         yield steps
         steps += max(1, steps // 20)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convexlab.datasets.arrays import Source
 from convexlab.datasets.preparing import resize
+from convexlab.datasets.torchvision_sets import torchvision_datasets
 from convexlab.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -52,13 +53,11 @@ def read_imagefolder(path: str, image_size: int) -> Source:
 
 
 def _open(path: str, split: str) -> ImageFolder:
-    from torchvision.datasets import ImageFolder
-
     folder = Path(path).expanduser().absolute() / split
     if not path or not folder.is_dir():
         raise MisuseError(f"no folder at {str(folder)!r}; imagefolder:DIR expects {LAYOUT}.")
     try:
-        return ImageFolder(str(folder))
+        return torchvision_datasets(f"imagefolder:{path}").ImageFolder(str(folder))
     except OSError as error:
         raise MisuseError(f"{str(folder)!r}: {error} imagefolder:DIR expects {LAYOUT}.") from error
 

@@ -14,11 +14,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from convexlab.datasets.arrays import Source, source_from_arrays
 from convexlab.errors import MisuseError
 
-__all__ = ["TORCHVISION_SETS", "TorchvisionSet", "data_folder", "read_torchvision_set"]
+__all__ = ["TORCHVISION_SETS", "TorchvisionSet", "data_folder", "read_torchvision_set", "torchvision_datasets"]
 
 VARIABLE = "CONVEXLAB_DATA"
 _IDX = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -74,10 +75,9 @@ def read_torchvision_set(name: str, root: str | Path | None = None) -> Source:
         MisuseError: the files are not there and cannot be downloaded, or are there and cannot be read.
     """
     wanted, folder = TORCHVISION_SETS[name], data_folder(root)
+    datasets = torchvision_datasets(name)
     if wanted.missing(folder):
         _download(name, wanted, folder)
-    from torchvision import datasets
-
     kind = getattr(datasets, wanted.torchvision_name)
     try:
         train, test = (kind(str(folder), train=is_train, download=False) for is_train in (True, False))
@@ -89,9 +89,24 @@ def read_torchvision_set(name: str, root: str | Path | None = None) -> Source:
     return source_from_arrays(name, train.data, train.targets, test.data, test.targets)
 
 
-def _download(name: str, wanted: TorchvisionSet, folder: Path) -> None:
-    from torchvision import datasets
+def torchvision_datasets(name: str) -> ModuleType:
+    """Return torchvision's data sets; all else works without it.
 
+    Raises:
+        MisuseError: it is not installed.
+    """
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError as error:
+        raise MisuseError(
+            f"{name} needs torchvision, which is not installed. Install it (pip install torchvision), or use data that "
+            "need none: digits, npz:FILE, or your own batches by --data."
+        ) from error
+    return datasets  # type: ignore[no-any-return]
+
+
+def _download(name: str, wanted: TorchvisionSet, folder: Path) -> None:
+    datasets = torchvision_datasets(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Into a folder beside, then renamed: torchvision takes a half-extracted file for a whole one ever after.

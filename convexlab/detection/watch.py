@@ -210,8 +210,8 @@ class Watch:
             {"epoch": epoch} | vars(signals) for epoch, signals in enumerate(self.history, start=1)
         ]
         for row, sharpness in zip(rows, self.adam_history, strict=False):
-            row["adam_sharpness"] = sharpness and sharpness.value
-            row["adam_threshold"] = sharpness and sharpness.threshold
+            row["adam_sharpness"] = None if sharpness is None else sharpness.value
+            row["adam_threshold"] = None if sharpness is None else sharpness.threshold
         return rows
 
     def close(self) -> None:

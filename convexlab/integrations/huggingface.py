@@ -36,7 +36,7 @@ _STATE = "convexlab.pt"
 _IGNORED = -100  # A label that Hugging Face's losses leave out.
 
 
-class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' own types are partial
+class TwoPhaseCallback(TrainerCallback):
     """Measures a training run, hands over from its Adam to the second phase, and writes a run directory.
 
     ::
@@ -163,9 +163,12 @@ class TwoPhaseCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
             return self._objective
         if self._objective is not None:
             return self._objective(model)
-        return Objective.from_batch_loss(
-            model, list(loader), lambda model, batch: self._trainer.compute_loss(model, dict(batch)), _weight
-        )
+        return Objective.from_batch_loss(model, list(loader), self._loss, _weight)
+
+    def _loss(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        loss = self._trainer.compute_loss(model, dict(batch))
+        assert isinstance(loss, Tensor)  # Asked for outputs too, it returns a pair.
+        return loss
 
     def _keep_loss(self, module: Any, args: Any, output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None

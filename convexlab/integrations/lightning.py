@@ -69,7 +69,9 @@ class TwoPhaseCallback(Callback):
         self._state: Mapping[str, Any] | None = None
         self._losses: list[torch.Tensor] = []
         self._began = 0.0
-        self._batches, self._check_every = 1.0, None  # The trainer's own, while an epoch of it is a batch.
+        # The trainer's own, while an epoch of it is a batch.
+        self._batches: int | float = 1
+        self._check_every: int | float | None = None
 
     @property
     def run(self) -> Run:

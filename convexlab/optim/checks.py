@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,20 +36,30 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
         MisuseError: settings that differ or are out of range.
     """
     for name in ("max_evaluations", "lr"):
-        values = [group[name] for group in groups]
+        values = [group.get(name) for group in groups]
+        for value in values:
+            if not (value is None or _is_number(value)):
+                raise MisuseError(f"expected {name} of a parameter group to be a number, got {value!r}.")
         if any(value != values[0] for value in values):
             raise MisuseError(
                 f"a step moves all parameters along one direction: expected one {name} for all groups, got "
                 f"{', '.join(map(repr, values))}."
             )
-    limit, rate = groups[0]["max_evaluations"], groups[0]["lr"]
+    limit, rate = groups[0].get("max_evaluations"), groups[0].get("lr")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise MisuseError(f"max_evaluations must be None or an integer of at least 1, got {limit!r}.")
-    if not 0.0 < float(rate) < math.inf:
+    if rate is None or not 0.0 < rate <= sys.float_info.max:
         raise MisuseError(
             f"lr must be positive, got {rate!r}: it is a factor on the first trial of a search. Let the schedule end "
             "above zero."
         )
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or a tensor of one, as schedulers of captured steps have it."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_parameters(parameters: Sequence[Tensor], name: str) -> None:

@@ -16,6 +16,7 @@ from convexlab.curvature.adam_metric import AdamMetric, sharpness_in
 from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
+from convexlab.curvature.extremes import FIRST_LOOK
 from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
@@ -67,7 +68,14 @@ class ProbeOptions:
     """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
+        """Refuse what is of another kind, or out of range."""
+        for name in ("floor", "confidence", "density_probes", "density_steps", "trace_samples", "seed", "slice_points"):
+            value = getattr(self, name)
+            kind: Any = (int, float) if name in ("floor", "confidence") else int
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise MisuseError(f"expected {name} to be a {'whole ' * (kind is int)}number, got {value!r}.")
+        if not 0 <= self.floor < math.inf:
+            raise MisuseError(f"expected floor to be a number from 0, got {self.floor!r}.")
         check_confidence(self.confidence)
         if self.density_probes < 1 or self.density_steps < 1:
             raise MisuseError(
@@ -77,7 +85,7 @@ class ProbeOptions:
             raise MisuseError(f"expected top to be a whole number of eigenpairs from 0, got {self.top!r}.")
         if self.trace_samples < 2:
             raise MisuseError(f"expected at least two samples of the trace, got {self.trace_samples!r}.")
-        if self.max_steps is not None and self.max_steps < 1:
+        if self.max_steps is not None and (not isinstance(self.max_steps, int) or self.max_steps < 1):
             raise MisuseError(f"expected max_steps of at least 1, got {self.max_steps!r}.")
         products = self.density_probes * self.density_steps
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
@@ -231,12 +239,15 @@ def _curvature(
 
 
 def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:
-    """Make the first two products of a run, and tell how long it will take; the first one builds graphs, too."""
+    """Take the steps before the first look at a run, and tell how long it will take; the first one builds graphs."""
     process.extend(1)
     begin = time.perf_counter()
     process.extend(1)
     seconds = time.perf_counter() - begin
     teller.forecast(seconds, process, tolerance=_TOLERANCE, confidence=options.confidence)
+    while process.steps < FIRST_LOOK - 1 and not process.exhausted:
+        process.extend(1)
+        teller.steps(process)
 
 
 def _top(process: Lanczos, gradient: Tensor, count: int) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Probe:
     run: Run
     """Where the rows are stored."""
     rows: list[Row]
-    """One a checkpoint, in the order asked for; as stored in ``probe.jsonl``, so None where a number is not finite."""
+    """One a checkpoint, along the axis, those without a place on it last; as stored in ``probe.jsonl``, so None where a
+    number is not finite."""
 
     @property
     def checkpoints(self) -> list[ProbedCheckpoint]:
@@ -313,6 +314,7 @@ def _decide(
         _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
         for header in headers.wanted
     ]
+    items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
     # What the report will read: a damaged file is to be found now, not when everything is measured.
     for present, part in ((target.config_path, "config"), (target.metrics_path, "metrics"), (target.path, "summary")):
         if present.exists():

@@ -47,7 +47,7 @@ class Teller:
         left = "" if self.total == 1 else f", and there are {self.total - self.done}"
         self._tell(
             _FIRST,
-            f"a product takes {duration(seconds)}, the checkpoint {times[0]} to {times[1]}{left}",
+            f"a product takes {duration(seconds)}, the checkpoint {times[0]} or more and {times[1]} at most{left}",
             landmark=self.done == 0 and seconds * (least + _BESIDE) > _PATIENCE,
         )
 

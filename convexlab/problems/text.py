@@ -17,7 +17,7 @@ from convexlab.problems.problem import Problem
 
 __all__ = ["character_names", "text"]
 
-_PLACES, _WINDOWS, _VALIDATION = 32, 500, 250
+_PLACES, _WINDOWS, _VALIDATION = 32, 300, 250
 _LARGEST_BATCH, _LEAST_BATCH = 512, 16
 # All bytes of the text lie from the first on; so many are printable and no small letters.
 _FIRST, _SYMBOLS = 32, 64
@@ -26,7 +26,7 @@ _LAST = 0x3000
 
 
 def character_names() -> str:
-    """Return the names of the characters below U+3000 in Unicode 3.2, a semicolon after each: 150 kB of ASCII.
+    """Return the names of the characters below U+3000 in Unicode 3.2, a semicolon after each: 210 kB of ASCII.
 
     Python keeps that version's data for good, and Unicode never changes a name (its stability policy).
     """
@@ -48,7 +48,7 @@ def text(
     in nats.
 
     Args:
-        train_size: windows; None is 500.
+        train_size: windows; None is 300.
         batch_size: Adam's; None is a twentieth of the windows, from 16 to 512.
         seed: of the weights; the windows are always the same.
         device: where to train; None is the CPU.

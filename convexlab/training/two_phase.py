@@ -243,7 +243,8 @@ def _train(
 def _probe_size(run: Run, config: TwoPhaseConfig) -> int | None:
     """Return how many of the images the short probes take; None is all."""
     size = ((run.summary or {}).get("dataset") or {}).get("train_size")
-    return int(size) // 2 if config.objective is None and size and size >= _HALVED else None
+    images = config.objective is None and config.data is None
+    return int(size) // 2 if images and size and size >= _HALVED else None
 
 
 def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 from convexlab.progress import Progress
-from convexlab.wording.numbers import count, duration
+from convexlab.wording.numbers import duration, percent
 
 __all__ = ["Lines"]
 
-# Less of a task than this says nothing of its speed.
+# Less of a task than this says nothing of its speed; within a step, less than a whole one.
 _LEAST_SHARE = 0.05
 
 
@@ -37,8 +37,9 @@ class Lines:
             return
         begin, before = self._begins[step.task]
         gone = time.monotonic() - begin
-        parts = [f"{step.task}: {count(step.done)} of {count(step.total)}", f"{duration(gone)} gone"]
+        done = f"{percent(step.done / step.total, 0)} done" if step.total else "under way"
+        parts = [f"{step.task}: {done}", f"{duration(gone)} gone"]
         made, left = step.done - before, step.total - step.done
-        if made > _LEAST_SHARE * step.total and left > 0:
+        if made > (1.0 if step.within else _LEAST_SHARE * step.total) and left > 0:
             parts.append(f"about {duration(gone * left / made)} left")
         self._say(f"{', '.join(parts)}{f'; {step.note}' if step.note else ''}")

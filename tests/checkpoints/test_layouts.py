@@ -99,6 +99,13 @@ def test_folders_of_one_file_or_of_several(parts: int, tmp_path: Path) -> None:
     assert read_header(path).time == Time(step=12)
 
 
+def test_a_key_beside_safetensors_is_refused(tmp_path: Path) -> None:
+    save_file(_state(), tmp_path / "a.safetensors")
+    for read in (read_checkpoint, read_header):
+        with pytest.raises(MisuseError, match="hold tensors under no other name: expected no key, got 'model'"):
+            read(tmp_path / "a.safetensors", "model")
+
+
 def test_a_trainers_folder_is_a_row_of_checkpoints(tmp_path: Path) -> None:
     folders = [_folder(tmp_path / f"checkpoint-{step}", parts=1) for step in (10, 100, 20)]
     assert sorted(files_of([tmp_path], None)) == sorted(folders)
@@ -116,7 +123,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"lacks b\.safetensors",
     ),
     "a damaged index": (lambda path: (path / "pytorch_model.bin.index.json").write_text("[1]"), "expected an index"),
-    "a distributed checkpoint": (lambda path: (path / ".metadata").write_bytes(b"x"), "dcp_to_torch"),
+    "a damaged distributed checkpoint": (lambda path: (path / ".metadata").write_bytes(b"x"), "dcp_to_torch"),
     "nothing": (lambda path: None, "holds no weights"),
 }
 
@@ -155,6 +162,74 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     load_weights(model, read_checkpoint(tmp_path / "model.safetensors"))
     assert torch.equal(model.head.weight, weight)
     assert model.head.weight is model.inner.weight
+
+
+def _adapted(*, second: bool = False) -> nn.Module:
+    """A model with the names of PEFT 0.21, and those of a second adapter that no file is about."""
+    model = nn.Module()
+    layer, head = nn.Module(), nn.Module()
+    adapters = ("other", "default") if second else ("default",)
+    layer.base_layer = nn.Linear(4, 5)
+    layer.lora_A = nn.ModuleDict({name: nn.Linear(4, 2, bias=False) for name in adapters})
+    layer.lora_B = nn.ModuleDict({name: nn.Linear(2, 5, bias=False) for name in adapters})
+    layer.lora_embedding_A = nn.ParameterDict({"default": torch.zeros(2, 7)})
+    head.original_module = nn.Linear(5, 3)
+    head.modules_to_save = nn.ModuleDict({"default": nn.Linear(5, 3)})
+    model.layer, model.head = layer, head
+    return model
+
+
+ADAPTER = {
+    "layer.lora_A.weight": torch.full((2, 4), 1.0),
+    "layer.lora_B.weight": torch.full((5, 2), 2.0),
+    "layer.lora_embedding_A": torch.full((2, 7), 3.0),
+    "head.weight": torch.full((3, 5), 4.0),
+    "head.bias": torch.full((3,), 5.0),
+}
+
+
+def _adapter(folder: Path, state: dict[str, Tensor]) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file(
+        {f"base_model.model.{name}": tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+def test_an_adapter_goes_into_the_model_that_the_factory_adapted(second: bool, whole: bool, tmp_path: Path) -> None:
+    inner = _adapted(second=second)
+    model = nn.ModuleDict({"base_model": nn.ModuleDict({"model": inner})}) if whole else inner
+    before = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+    folder = _adapter(tmp_path / "checkpoint-30", ADAPTER)
+    check_fit(model, read_header(folder))
+    load_weights(model, read_checkpoint(folder))
+    places = {
+        "layer.lora_A.default.weight": 1.0,
+        "layer.lora_B.default.weight": 2.0,
+        "layer.lora_embedding_A.default": 3.0,
+        "head.modules_to_save.default.weight": 4.0,
+        "head.modules_to_save.default.bias": 5.0,
+    }
+    for name, tensor in inner.state_dict().items():
+        assert torch.equal(tensor, torch.full_like(tensor, places[name]) if name in places else before[name]), name
+    assert read_header(folder).time == Time(step=30)
+    load_weights(model, read_checkpoint(folder / "adapter_model.safetensors"))
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    few = _adapter(tmp_path / "few", {name: tensor for name, tensor in ADAPTER.items() if "lora_B" not in name})
+    check_fit(_adapted(), read_header(few))  # What it does not speak of, no place waits for.
+    half = _adapter(tmp_path / "half", {f"other.{name}": tensor.clone() for name, tensor in ADAPTER.items()} | ADAPTER)
+    with pytest.raises(MisuseError, match=r"not in the model other\.head\.bias, other\.head\.weight"):
+        check_fit(_adapted(), read_header(half))
+    twice = nn.ModuleDict({"layer": _adapted().layer, "more": _adapted().layer, "head": _adapted().head})
+    with pytest.raises(MisuseError, match=r"missing more\.lora_A\.default\.weight, more\.lora_B\.default\.weight"):
+        check_fit(twice, read_header(_adapter(tmp_path / "one", ADAPTER)))
+    with pytest.raises(MisuseError, match=r"not in the model layer\.lora_A\.weight"):
+        check_fit(nn.ModuleDict({"layer": nn.Linear(4, 5), "head": nn.Linear(5, 3)}), read_header(tmp_path / "one"))
 
 
 def test_a_prefix_of_the_models_own_stays() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_heavy_packages_are_imported_only_when_needed() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "set()"
+
+
+def test_without_torchvision_its_sets_alone_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # As if it were not installed.
+    assert load_dataset("digits", train_size=50).train_size == 50
+    (tmp_path / "train").mkdir()
+    for name in ("mnist", f"imagefolder:{tmp_path}"):
+        with pytest.raises(MisuseError, match=f"^{re.escape(name)} needs torchvision, which is not installed"):
+            load_dataset(name)
 
 
 @pytest.mark.data

@@ -44,8 +44,8 @@ def test_numbers_as_they_come(
     first = [step.note.replace("\N{NO-BREAK SPACE}", " ") for step in told if step.within and step.done < 1]
     patterns = [
         r"ckpt-1\.pt: loss 0\.\d+, gradient 0\.\d+$",
-        r", a product takes [\d.e-]+ s, the checkpoint [\d.e-]+ s to [\d.e-]+ s, and there are 2$",
-        r", curvature −?[\d.]+ to [\d.]+ after 10 products$",
+        r", a product takes [\d.e-]+ s, the checkpoint [\d.e-]+ s or more and [\d.e-]+ s at most, and there are 2$",
+        r", curvature −?[\d.]+ to [\d.]+ after \d products$",
         r", (non-convex|no negative curvature|unresolved), curvature −?[\d.]+ to [\d.]+$",
     ]
     found = [next((place for place, note in enumerate(first) if re.search(p, note)), -1) for p in patterns]
@@ -73,7 +73,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(
     monkeypatch.setattr(cli, "_HALF_A_MINUTE", 0.02)
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    assert re.search(r"probe: [\d.]+ of 2, .* gone.*; .*ckpt-1\.pt: loss 0\.\d+, gradient", done.stderr)
+    assert re.search(r"probe: \d+\s% done, .* gone.*; .*ckpt-1\.pt: loss 0\.\d+, gradient", done.stderr)
     assert "probe:" not in done.stdout
     monkeypatch.setattr(cli, "_HALF_A_MINUTE", 30.0)
     quiet = CliRunner().invoke(main, [*words, "--resume"])

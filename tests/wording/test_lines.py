@@ -29,12 +29,15 @@ def test_the_last_state_with_what_is_left_and_landmarks_at_once(clock: list[floa
     lines.tell()
     # 30 s for a half, and 3.5 are left.
     lines(Progress("probe", 1.5, 5, "c.pt", landmark=True))
+    # Within a step, less than a whole one says nothing.
+    lines(Progress("probe", 1.9, 5, "c.pt", within=True, landmark=True))
     lines(Progress("plane", 0, 9))
     lines.tell()
     assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in said] == [
-        "probe: 1.2 of 5, 30 s gone; b.pt: loss 2",
-        "probe: 1.5 of 5, 30 s gone, about 3.5 min left; c.pt",
-        "plane: 0 of 9, 0 s gone",
+        "probe: 24 % done, 30 s gone; b.pt: loss 2",
+        "probe: 30 % done, 30 s gone, about 3.5 min left; c.pt",
+        "probe: 38 % done, 30 s gone; c.pt",
+        "plane: 0 % done, 0 s gone",
     ]
 
 

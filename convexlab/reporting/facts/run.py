@@ -193,6 +193,7 @@ def facts_of_probe(probe: Iterable[ProbedCheckpoint]) -> RunFacts:
         baselines={},
         measures=(),
         environment={},
+        made_by={},
         curves={},
         probe=tuple(probe),
         plane=None,

@@ -1,0 +1,147 @@
+"""Do the paper's claims hold for a language model, which the paper announces as its next step?
+
+Claim: the paper's claims 1 to 4, for a decoder-only transformer of 30,400 parameters that predicts a text byte by byte:
+the loss is first non-convex, then convex; the gradient norm's peak marks the change; Adam until there, then conjugate
+gradients with golden section, ends at a lower training loss than Adam alone.
+Command: ``python analyses/text.py --scale desk`` (an interrupted study goes on where it was).
+Run time: toy seconds; desk about ten minutes on one core; paper, all windows that the text has, a day.
+Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy; each claim
+answered by counts of proven points, or by losses at equal cost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import convexlab as cl
+from convexlab.reporting import Part, Study, write_study
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.training import cost_charts, norm_chart
+from convexlab.reporting.facts.run import RunFacts, read_facts
+from convexlab.reporting.parts.tables import curvature_table, results_table
+from convexlab.runs import Run
+from convexlab.wording.numbers import number
+
+# Frozen settings: what differs from the command line's defaults.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "half": {"switch_epoch": 0.5, "no_baseline": True, "probe_every": 0},
+    "paper": {"detector": "algorithm-1", "phase_two": "cg-golden", "no_baseline": True, "probe_every": 0},
+}
+"""Ours, the same switched at half of the budget, and the paper's Algorithm 1."""
+SCALES: dict[str, dict[str, Any]] = {
+    "toy": {"epochs": 6, "train_size": 20, "probe_every": 3},
+    "desk": {"epochs": 100, "train_size": 300, "probe_every": 10},
+    "paper": {"epochs": 700, "train_size": 6000, "probe_every": 50},
+}
+NAMES = {
+    "default": "Adam to 30 %, then L-BFGS with Adam’s second moments",
+    "half": "the same from 50 % on",
+    "paper": "Algorithm 1: Adam to the detected peak, then conjugate gradients with golden section",
+}
+
+
+def train(scale: str, protocol: str) -> Run:
+    """Return the run of a protocol, gone on with where it was interrupted."""
+    path = Path("runs/text") / scale / protocol
+    settings = {"objective": "text"} | SCALES[scale] | PROTOCOLS[protocol]
+    if "switch_epoch" in settings:
+        settings["switch_epoch"] = round(settings["switch_epoch"] * settings["epochs"])
+    return cl.train_two_phase(out=path, resume=(path / "config.json").exists(), **settings)
+
+
+def convexity(facts: RunFacts) -> str:
+    """Say whether claim 1 holds along the probed checkpoints."""
+    verdicts = [point.verdict for point in facts.probe]
+    proven, nothing, open_ = (verdicts.count(kind) for kind in ("non-convex", "no-negative-curvature", "unresolved"))
+    last = max((place for place, kind in enumerate(verdicts) if kind == "non-convex"), default=-1)
+    convex = [kind == "no-negative-curvature" for kind in verdicts[last + 1 :]]
+    if convex and all(convex):
+        outcome = "holds" if "no-negative-curvature" not in verdicts[: last + 1] else "fails: there is a patchwork"
+    else:
+        outcome = "fails: training ends in a region that is proven non-convex" if not convex else "is undecided"
+    return (
+        f"Claim 1, first non-convex, then convex, {outcome}. Of {len(verdicts)} probed points {proven} are proven "
+        f"non-convex, at {nothing} no negative curvature was found, {open_} are unresolved."
+    )
+
+
+def peak(facts: RunFacts) -> str:
+    """Say whether claim 2 holds along Adam alone, whose norms are measured every epoch."""
+    curve = facts.curves["adam-constant"]
+    highest = int(curve.norm[1:].argmax()) + 1
+    behind = [point for point in facts.probe if point.epoch is not None and point.epoch > curve.epoch[highest]]
+    still = sum(point.verdict == "non-convex" for point in behind)
+    inside = 1 < highest < len(curve.norm) - 1
+    outcome = "holds" if inside and behind and not still else "fails"
+    return (
+        f"Claim 2, the norm’s peak is the border, {outcome}. Along Adam the norm is {number(curve.norm[0])} at the "
+        f"start, highest behind it in epoch {curve.epoch[highest]:.0f} of {curve.epoch[-1]:.0f}, "
+        f"{number(curve.norm[highest])}, and {number(curve.norm[-1])} at the end; of the {len(behind)} points probed "
+        f"behind that peak {still} are proven non-convex."
+    )
+
+
+def ends(runs: dict[str, RunFacts]) -> list[str]:
+    """Say when Algorithm 1 switched, and whether what it leads to is ahead of Adam at equal cost: claims 3 and 4."""
+    better = runs["default"].better_baseline
+    assert better is not None
+    name, adam = better
+    answers = []
+    for protocol, facts in runs.items():
+        switch = facts.switch.epoch if facts.switch else None
+        assert facts.two_phase is not None
+        ratio = (facts.two_phase.train_loss or 0.0) / (adam.train_loss or 1.0)
+        when = "never switches" if switch is None else f"switches after epoch {switch:.0f}"
+        verdict = {"paper": f"Claims 3 and 4 {'hold' if ratio < 1 and switch is not None else 'fail'}. "}.get(
+            protocol, ""
+        )
+        answers.append(
+            f"{verdict}{NAMES[protocol]}: {when}, and ends at {number(facts.two_phase.train_loss)}, "
+            f"{number(ratio)} of the better Adam ({name}, {number(adam.train_loss)}) at equal cost."
+        )
+    return answers
+
+
+def study(runs: dict[str, RunFacts], scale: str) -> Study:
+    """Return the page."""
+    ours = runs["default"]
+    charts = [norm_chart(ours, "norm"), eigenvalue_chart(ours, "ends"), mass_chart(ours, "mass")]
+    tables = [results_table(ours), curvature_table(ours)]
+    return Study(
+        title="A language model: do the claims hold?",
+        claim="The paper’s claims 1 to 4 hold for a small language model, its announced next step: first non-convex, "
+        "then convex; the norm’s peak between; Adam until there, then conjugate gradients, beats Adam.",
+        answer=[convexity(ours), peak(ours), *ends(runs)],
+        command=f"python analyses/text.py --scale {scale}",
+        parts=[
+            Part(
+                "Along training",
+                [
+                    "A decoder-only transformer of two layers of width 32 (30,400 parameters) predicts the names of "
+                    "Unicode characters byte by byte, from up to 32 bytes before. One seed; what was found of it need "
+                    "not hold for larger ones.",
+                ],
+                charts=[chart for chart in charts if chart is not None],
+            ),
+            Part("Loss over cost", charts=cost_charts(ours, "cost")[:1], tables=[t for t in tables if t is not None]),
+        ],
+        settings=SCALES[scale] | {"text": "names of the characters below U+3000 in Unicode 3.2", "loss": "nats a byte"},
+    )
+
+
+@click.command()
+@click.option("--scale", type=click.Choice(list(SCALES)), default="desk", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/text.html"), show_default=True)
+def main(scale: str, out: Path) -> None:
+    """Train by every protocol, and write one page."""
+    runs = {protocol: read_facts(train(scale, protocol), protocol) for protocol in PROTOCOLS}
+    page = study(runs, scale)
+    click.echo("\n".join([*page.answer, str(write_study(page, out))]))
+
+
+if __name__ == "__main__":
+    main()
