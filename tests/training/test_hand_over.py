@@ -140,9 +140,7 @@ def test_what_the_phase_cannot_do_is_refused_at_once(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("spent", "budget", "said"), [(9, 30, True), (30, 100, False), (24, 30, False), (29, 78, True), (50, 100, False)]
 )
-def test_few_evaluations_on_mini_batches_are_warned_of(
-    spent: int, budget: int, said: bool, problem: Problem
-) -> None:
+def test_few_evaluations_on_mini_batches_are_warned_of(spent: int, budget: int, said: bool, problem: Problem) -> None:
     sentence = expectation(problem, spent, budget)
     assert (sentence is not None) == said
     assert not said or sentence.startswith(f"{budget - spent} evaluations are left")
