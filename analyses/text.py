@@ -56,7 +56,7 @@ NAMES = {
 def train(scale: str, protocol: str) -> Run:
     """Return the run of a protocol, gone on with where it was interrupted."""
     path = Path("runs/text") / scale / protocol
-    settings = {"objective": "text", "probe_every": 0} | SCALES[scale] | PROTOCOLS[protocol]
+    settings: dict[str, Any] = {"objective": "text", "probe_every": 0} | SCALES[scale] | PROTOCOLS[protocol]
     if protocol == PROBED:
         settings["checkpoint_every"] = max(1, settings["epochs"] // POINTS)
     if "switch_epoch" in settings:
