@@ -264,8 +264,8 @@ def two_phase(
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: the digits of scikit-learn, about two and a half minutes on two cores. With --objective pinn-burgers
-    --epochs 5000: a physics-informed network. Ends by naming the report it wrote.
+    With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
+    a physics-informed network, about a minute. Ends by naming the report it wrote.
     """
     from convexlab.reporting import write_report
     from convexlab.reporting.terminal import run_text

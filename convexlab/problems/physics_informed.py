@@ -306,7 +306,8 @@ def _allen_cahn_spline(diffusion: float) -> Any:
     spread = np.exp(-diffusion * step * (np.pi * np.arange(_MODES // 2 + 1)) ** 2)
 
     def react(u: NDArray[np.float64], time: float) -> NDArray[np.float64]:
-        return u / np.sqrt(u**2 + (1.0 - u**2) * np.exp(-10.0 * time))
+        reacted: NDArray[np.float64] = u / np.sqrt(u**2 + (1.0 - u**2) * np.exp(-10.0 * time))
+        return reacted
 
     path = [x**2 * np.cos(np.pi * x)]
     for _ in times[1:]:

@@ -24,7 +24,7 @@ from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Row, Run, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
-from convexlab.training.hand_over import HandOver
+from convexlab.training.hand_over import HandOver, expectation
 from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
 from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
@@ -243,7 +243,8 @@ def _train(
 def _probe_size(run: Run, config: TwoPhaseConfig) -> int | None:
     """Return how many of the images the short probes take; None is all."""
     size = ((run.summary or {}).get("dataset") or {}).get("train_size")
-    return int(size) // 2 if config.objective is None and size and size >= _HALVED else None
+    images = config.objective is None and config.data is None
+    return int(size) // 2 if images and size and size >= _HALVED else None
 
 
 def _to_probe(run: Run, config: TwoPhaseConfig) -> list[Path]:
@@ -430,6 +431,9 @@ class _TwoPhaseTraining:
             if detector.fired
             else f"no switch within the budget of {budget} epoch equivalents: {detector.reason}",
         }
+        expected = expectation(self.problem, trajectory.cost, budget) if detector.fired else None
+        if expected is not None:
+            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
         if not self.config.no_baseline:
             # What the constant-rate baseline will find.
             self.journal.save("switch", trajectory.adam_state())

@@ -152,6 +152,11 @@ def test_the_choice_of_the_second_phase_has_its_reason(make_run: MakeRun) -> Non
     assert headline(facts)[1].endswith(" That second phase was chosen for its size: 33 parameters, at most the 3,000.")
 
 
+def test_what_was_expected_of_a_switch_is_said(make_run: MakeRun) -> None:
+    facts = read_facts(make_run(summary={"expectation": "21 evaluations are left. It will lose."}), "run")
+    assert " Before it: 21 evaluations are left. It will lose." in headline(facts)[1]
+
+
 def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:
     first = headline(read_facts(make_run(baselines=False), "run"))[0]
     assert first == (

@@ -12,7 +12,7 @@ import convexlab.training.second_phase as rules
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.problems import Problem, friedman
-from convexlab.training.hand_over import HandOver
+from convexlab.training.hand_over import HandOver, expectation
 from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
 from convexlab.training.trajectory import Trajectory
 
@@ -135,3 +135,14 @@ def test_what_the_phase_cannot_do_is_refused_at_once(problem: Problem) -> None:
     name = "lbfgs-adam-progressive"
     with pytest.raises(MisuseError, match=r"expected mini-batches that are rows in memory. Choose another --phase-two"):
         HandOver(name, phase_two(name), whole, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("spent", "budget", "said"), [(9, 30, True), (30, 100, False), (24, 30, False), (29, 78, True), (50, 100, False)]
+)
+def test_few_evaluations_on_mini_batches_are_warned_of(spent: int, budget: int, said: bool, problem: Problem) -> None:
+    sentence = expectation(problem, spent, budget)
+    assert (sentence is not None) == said
+    assert not said or sentence.startswith(f"{budget - spent} evaluations are left")
+    whole = Problem(problem.model, problem.objective)
+    assert expectation(whole, spent, budget) is None

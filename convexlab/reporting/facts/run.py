@@ -48,6 +48,8 @@ class RunFacts:
     phase_two: str
     phase_two_reason: str
     """Why it was chosen; empty where it was asked for by name."""
+    expectation: str
+    """What was expected of the switch, before it, where that was worse than Adam; else empty."""
     switch: Switch | None
     """None when neither the summary nor the curve shows one."""
     safe_resort: Switch | None
@@ -152,6 +154,7 @@ def read_facts(run: Run, label: str) -> RunFacts:
         budget=number_of(result, "budget") or number_of(config, "epochs"),
         phase_two=phase_two,
         phase_two_reason=text_of(result, "phase_two_reason"),
+        expectation=text_of(result, "expectation"),
         switch=_switch(result, curves.get(TWO_PHASE)),
         safe_resort=Switch.from_row(resort) if resort else None,
         two_phase=Outcome.from_row(two_phase) if two_phase else None,
@@ -183,6 +186,7 @@ def facts_of_probe(probe: Iterable[ProbedCheckpoint]) -> RunFacts:
         budget=None,
         phase_two="",
         phase_two_reason="",
+        expectation="",
         switch=None,
         safe_resort=None,
         two_phase=None,
