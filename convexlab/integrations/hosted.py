@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from convexlab.detection import DEFAULT_DETECTOR, Detector, FixedEpoch, Signals, Watch, build_detector
-from convexlab.errors import MisuseError
+from convexlab.errors import FailureError, MisuseError
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.objective import Objective
 from convexlab.problems import Problem
@@ -126,6 +127,7 @@ class HostedRun:
             detector=_detector(self._config),
             share=settings.share,
             examples=settings.examples,
+            every=1,
             clipped=clipped,
         )
         self._ended, self._evaluated, self._landmark = False, 0.0, -1
@@ -155,6 +157,10 @@ class HostedRun:
         Raises:
             FailureError: the loss became infinite or NaN.
         """
+        with self._keeping_rows():
+            return self._adam_epoch(loss, cost, seconds)
+
+    def _adam_epoch(self, loss: float | None, cost: float, seconds: float) -> dict[str, float]:
         trajectory, watch = self._trajectory, self._watch
         trajectory.take_adam_epoch(cost, seconds)
         signals: dict[str, float | None] = {}
@@ -181,6 +187,10 @@ class HostedRun:
         Raises:
             FailureError: the loss became infinite or NaN.
         """
+        with self._keeping_rows():
+            return self._second_phase()
+
+    def _second_phase(self) -> dict[str, float]:
         trajectory = self._trajectory
         trajectory.account.charge(_OWN_BATCHES, self._batch_cost)
         begun, last = trajectory.cost, trajectory.epoch
@@ -279,6 +289,15 @@ class HostedRun:
         if landmark or trajectory.epoch % checkpoint_every(self._config) == 0:
             write_weights(self.run, self._config, trajectory)
             self._journal.flush()
+
+    @contextmanager
+    def _keeping_rows(self) -> Iterator[None]:
+        """Store what was recorded where the block fails: the host ends with it, and asks for nothing any more."""
+        try:
+            yield
+        except FailureError:
+            self._journal.flush()
+            raise
 
     def _largest_norm(self) -> float | None:
         norms = [row["gradient_norm"] for row in self._journal.rows("two-phase") if row["phase"] == "adam"]

@@ -124,6 +124,8 @@ def _check_notes(notes: Mapping[str, Any]) -> None:
         if not isinstance(value, int | float):
             raise TypeError(f"field 'watch': expected numbers, got {value!r}")
     for name, expected in (("switch", _SWITCH), ("safe_resort", _RESORT)):
+        if not isinstance(notes.get(name), Mapping | None):
+            raise TypeError(f"field {name!r}: expected fields by name, got {type(notes[name]).__name__}")
         for key, kind in expected.items() if notes.get(name) is not None else ():
             if not isinstance(notes[name][key], kind):
                 raise TypeError(f"field {name!r}: {key!r} is {notes[name][key]!r}")

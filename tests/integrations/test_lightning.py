@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convexlab as cl
-from convexlab.errors import MisuseError
+from convexlab.errors import FailureError, MisuseError
 from convexlab.reporting import write_report
 from convexlab.runs import Run
 
@@ -148,6 +148,13 @@ def test_where_there_is_nothing_to_hand_over_adam_goes_on(tmp_path: Path) -> Non
     assert 7 < callback.run.summary["two_phase"]["gradient_equivalents"] <= 8
     assert host.global_step == 7 * ROWS // BATCH + 1  # an epoch was the batch beside which nothing was handed over
     assert {row["phase"] for row in callback.run.metrics} == {"start", "adam"}
+
+
+def test_a_loss_that_becomes_infinite_ends_the_run_and_its_rows_are_kept(tmp_path: Path) -> None:
+    module = Curve(optimizer=lambda parameters, lr: torch.optim.Adam(parameters, lr=1e30))
+    with pytest.raises(FailureError, match="became"):
+        fit(tmp_path, module=module, measure_every=1)
+    assert [row["phase"] for row in Run(tmp_path / "run").metrics] == ["start"]
 
 
 def test_clipping_accumulation_and_steps_as_a_budget(tmp_path: Path) -> None:

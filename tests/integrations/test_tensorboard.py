@@ -50,7 +50,7 @@ def test_a_watch_writes_what_it_measures(tmp_path: Path) -> None:
     data = [(torch.ones(4, 3), torch.zeros(4, 1))]
     adam = torch.optim.Adam(model.parameters())
     with TensorBoard(tmp_path) as log:
-        watch = cl.Watch(cl.Objective(model, data, nn.MSELoss()), adam, share=0.9, log=log)
+        watch = cl.Watch(cl.Objective(model, data, nn.MSELoss()), adam, share=0.9, every=1, log=log)
         for _ in range(8):
             model.zero_grad()
             nn.functional.mse_loss(model(data[0][0]), data[0][1]).backward()
