@@ -37,13 +37,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 PROBED = "late"
 """Its checkpoints are probed: along most of Adam, then to the end of the second phase."""
 SCALES: dict[str, dict[str, Any]] = {
-    "toy": {"epochs": 6, "train_size": 20},
+    "toy": {"epochs": 5, "train_size": 10},
     "desk": {"epochs": 100, "train_size": 300},
     "paper": {"epochs": 700, "train_size": 6000},
 }
 POINTS = 5
 """Probed in equal distances, besides the end."""
-KRYLOV_STEPS = 32
+KRYLOV_STEPS = {"toy": 6, "desk": 32, "paper": 64}
 """What they cannot decide is unresolved."""
 NAMES = {
     "default": "Adam to 30 %, then L-BFGS with Adam’s second moments",
@@ -56,14 +56,14 @@ NAMES = {
 def train(scale: str, protocol: str) -> Run:
     """Return the run of a protocol, gone on with where it was interrupted."""
     path = Path("runs/text") / scale / protocol
-    settings = {"objective": "text", "probe_every": 0} | SCALES[scale] | PROTOCOLS[protocol]
+    settings: dict[str, Any] = {"objective": "text", "probe_every": 0} | SCALES[scale] | PROTOCOLS[protocol]
     if protocol == PROBED:
         settings["checkpoint_every"] = max(1, settings["epochs"] // POINTS)
     if "switch_epoch" in settings:
         settings["switch_epoch"] = round(settings["switch_epoch"] * settings["epochs"])
     run = cl.train_two_phase(out=path, resume=(path / "config.json").exists(), **settings)
     if protocol == PROBED:
-        cl.probe(run.path, max_steps=KRYLOV_STEPS, slice_points=0, resume=True)
+        cl.probe(run.path, max_steps=KRYLOV_STEPS[scale], slice_points=0, resume=True)
     return run
 
 
@@ -151,7 +151,7 @@ def study(runs: dict[str, RunFacts], scale: str) -> Study:
         ],
         settings=SCALES[scale]
         | {
-            "krylov_steps": KRYLOV_STEPS,
+            "krylov_steps": KRYLOV_STEPS[scale],
             "text": "names of the characters below U+3000 in Unicode 3.2",
             "loss": "nats a byte",
         },

@@ -49,9 +49,11 @@ def test_every_name_builds_and_is_described() -> None:
         problem = build_objective(name, train_size=20)
         informed = name.startswith("pinn-")
         sizes = {"pinn-convection": 7851, "pinn-burgers": 7851, "friedman": 8 * 64 + 64 + 64 * 64 + 64 + 64 + 1}
+        sizes["text"] = 30_400
         assert problem.objective.size == sizes.get(name, 1981)
         assert objective_epochs(name) > 0
-        assert description.startswith("physics-informed" if informed else "regression")
+        kinds = {"friedman": "regression", "text": "language"}
+        assert description.startswith("physics-informed" if informed else kinds[name])
         assert problem.objective.value() > 0
         assert problem.measures().keys() == {"validation_loss"} | ({"relative_error"} if informed else set())
         assert problem.about
