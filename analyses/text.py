@@ -5,9 +5,9 @@ the loss is first non-convex, then convex; the gradient norm's peak marks the ch
 gradients with golden section, ends at a lower training loss than Adam alone.
 Command: ``python analyses/text.py --scale desk`` (an interrupted study goes on where it was).
 Run time: toy seconds; desk a quarter of an hour on a busy core; paper, 6,000 windows of the text, days.
-Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy. No claim holds:
-all six probed points are proven non-convex, three of them behind the norm's peak; Algorithm 1 switches after epoch 2 and
-ends far above Adam. Our second phase is ahead of the better Adam from 80 % of the budget on, level from 50 %.
+Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy. No claim
+holds: all six probed points are proven non-convex, three behind the norm's peak; Algorithm 1 switches after epoch
+2 and ends far above Adam. Our second phase is level with the better Adam from 50 % of the budget on, ahead from 80 %.
 """
 
 from __future__ import annotations
