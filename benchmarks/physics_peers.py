@@ -65,7 +65,7 @@ class Problem:
         self.residuals, self.rows = _regression(seed, dtype) if name == "regression" else _equation(name, seed, dtype)
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """Of the network."""
         return list(self.model.parameters())
 
@@ -169,7 +169,7 @@ Method = Callable[[Meter, torch.optim.Adam], None]
 def _ours(make: Callable[[torch.optim.Adam], torch.optim.Optimizer], meter: Meter, adam: torch.optim.Adam) -> None:
     optimizer = make(adam)
     while True:
-        optimizer.step(meter.closure)
+        optimizer.step(meter.closure)  # type: ignore[arg-type]  # Ours take torch's closures of tensors, too.
         if optimizer.report.state == "converged":  # type: ignore[attr-defined]
             return
 
@@ -460,7 +460,7 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
             _methods(setting["evaluations"])[name](meter, again)
         except _SpentError:
             pass
-        except torch.linalg.LinAlgError as error:
+        except RuntimeError as error:
             click.echo(f"{name} ended: {error}", err=True)
         seconds = meter.seconds if name == "auto" else seconds
         line = dict(setting) | {
@@ -519,13 +519,20 @@ def _table(lines: Sequence[Mapping[str, Any]], column: str, floor: float) -> str
         if both:
             losses[name] = {run: min(part[run] for part in both if run in part) for run in set().union(*both)}
     problems = [name for name in PROBLEMS if any(run[0] == name for run in losses["auto"])]
-    rows = [["", *problems, "auto over it, geometric mean"], ["---"] * (len(problems) + 2)]
+    rows = [["", *problems, "auto over it, equations", "... all"], ["---"] * (len(problems) + 3)]
     for name, runs in losses.items():
         medians = [_median(loss for run, loss in runs.items() if run[0] == problem) for problem in problems]
-        common = [run for run in losses["auto"] if run in runs]
-        ratio = math.exp(fmean(math.log(losses["auto"][run] / runs[run]) for run in common)) if common else math.nan
-        rows.append([name, *medians, "1" if name == "auto" else f"{ratio:.2g}"])
+        rows.append([name, *medians, *(_ratio(losses["auto"], runs, within) for within in (_EQUATIONS, PROBLEMS))])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratio(
+    ours: Mapping[tuple[str, int], float], theirs: Mapping[tuple[str, int], float], problems: Iterable[str]
+) -> str:
+    """Return the geometric mean of ours over theirs, over all runs of these problems that both have."""
+    within = set(problems)
+    logarithms = [math.log(ours[run] / theirs[run]) for run in ours if run in theirs and run[0] in within]
+    return f"{math.exp(fmean(logarithms)):.2g}" if logarithms else "–"
 
 
 def _median(losses: Iterable[float]) -> str:

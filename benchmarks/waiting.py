@@ -47,7 +47,7 @@ def switches() -> dict[str, list[Switches]]:
     runs: dict[str, list[Switches]] = defaultdict(list)
     for lines in grouped.values():
         if {None, *_PLACES} <= lines.keys():
-            adam = lines.pop(None)
+            adam = lines[None]
             runs[adam["problem"]].append(
                 {
                     place: (_fall(adam, float(place)), _log(lines[place]["loss"]) - _log(adam["loss"]))
@@ -59,12 +59,13 @@ def switches() -> dict[str, list[Switches]]:
 
 def _fall(adam: Mapping[str, Any], share: float) -> float:
     """Return the logarithm by which Adam is expected to fall in what is left after this share of the budget."""
-    at = share * adam["budget"]
-    return (_lowest(adam, at * 2 / 3) - _lowest(adam, at)) / (at / 3) * (adam["budget"] - at)
+    budget = float(adam["budget"])
+    at = share * budget
+    return (_lowest(adam, at * 2 / 3) - _lowest(adam, at)) / (at / 3) * (budget - at)
 
 
 def _lowest(adam: Mapping[str, Any], until: float) -> float:
-    return min(_log(loss) for cost, loss, *_ in adam["curve"] if cost <= until)
+    return _log(min(float(loss) for cost, loss, *_ in adam["curve"] if cost <= until))
 
 
 def _log(loss: float) -> float:

@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What no test environment has installed, so that nothing tells which distribution brings it.
-ELSEWHERE = {"hessian_eigenthings": "hessian-eigenthings", "pyhessian": "pyhessian", "torchmin": "pytorch-minimize"}
+ELSEWHERE = {
+    "hessian_eigenthings": "hessian-eigenthings",
+    "pyhessian": "pyhessian",
+    "torchmin": "pytorch-minimize",
+    "pytorch_optimizer": "pytorch-optimizer",
+}
 # Of other people's trainers and loggers: imported in one room alone.
 HOSTS = ("deepxde", "huggingface", "lightning", "tensorboard")
 EXTRAS: dict[str, tuple[str, ...]] = {
