@@ -69,6 +69,7 @@ ENTRIES = (
     Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6"),
     Entry("Beyond: digits", "Not in the paper: its protocol and two of ours on a short budget.", "two-phase-digits"),
     Entry("Beyond: physics", "Not in the paper: physics-informed networks.", "pinn"),
+    Entry("Beyond: language", "Announced by the paper as its next step: a language model.", "text"),
 )
 
 

@@ -4,9 +4,10 @@ Claim: the paper's claims 1 to 4, for a decoder-only transformer of 30,400 param
 the loss is first non-convex, then convex; the gradient norm's peak marks the change; Adam until there, then conjugate
 gradients with golden section, ends at a lower training loss than Adam alone.
 Command: ``python analyses/text.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about ten minutes on one core; paper, all windows that the text has, a day.
-Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy; each claim
-answered by counts of proven points, or by losses at equal cost.
+Run time: toy seconds; desk a quarter of an hour on a busy core; paper, 6,000 windows of the text, days.
+Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy. No claim
+holds: all six probed points are proven non-convex, three behind the norm's peak; Algorithm 1 switches after epoch
+2 and ends far above Adam. Our second phase is level with the better Adam from 50 % of the budget on, ahead from 80 %.
 """
 
 from __future__ import annotations

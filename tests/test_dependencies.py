@@ -18,11 +18,12 @@ ELSEWHERE = {
     "pyhessian": "pyhessian",
     "torchmin": "pytorch-minimize",
     "pytorch_optimizer": "pytorch-optimizer",
+    "atheris": "atheris",
 }
 # Of other people's trainers and loggers: imported in one room alone.
 HOSTS = ("deepxde", "huggingface", "lightning", "tensorboard")
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "tests": ("test", *HOSTS),
+    "tests": ("test", "fuzz", *HOSTS),
     "benchmarks": ("bench",),
     "examples": HOSTS,
     "convexlab/integrations": HOSTS,

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the readers of binary files, by atheris, which is no dependency: pip install atheris.
+"""Coverage-guided fuzzing of the readers of binary files, by atheris: pip install .[fuzz].
 
     python -m tests.faults.atheris_readers safetensors|npz|pt|state [FOLDER -runs=20000 -seed=1]
 
