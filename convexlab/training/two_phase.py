@@ -431,14 +431,14 @@ class _TwoPhaseTraining:
             if detector.fired
             else f"no switch within the budget of {budget} epoch equivalents: {detector.reason}",
         }
-        expected = expectation(self.problem, trajectory.cost, budget) if detector.fired else None
-        if expected is not None:
-            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
         if not self.config.no_baseline:
             # What the constant-rate baseline will find.
             self.journal.save("switch", trajectory.adam_state())
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
+        expected = expectation(self.problem, trajectory.cost, budget) if detector.fired else None
+        if expected is not None:
+            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
 
     def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
         watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost, every=1)
