@@ -182,12 +182,16 @@ def _place_in(trace: TracebackType | None) -> str:
     frames = list(traceback.walk_tb(trace))
     ours = [number for number, (frame, _) in enumerate(frames) if _is_within(frame.f_code.co_filename, [_PACKAGE])]
     own, named = "", ""
+    packages = {spec.partition(".")[0].partition(":")[0] for spec in _REMEMBERED} - {
+        "torch",
+        __name__.partition(".")[0],
+    }
     for frame, line in frames[ours[0] if ours else 0 :]:
         code, module = frame.f_code, str(frame.f_globals.get("__name__", ""))
         place = f"{code.co_filename}:{line}, in {code.co_name}"
         if _is_readers(code.co_filename):
             own = place
-        elif module.partition(".")[0] in {spec.partition(".")[0].partition(":")[0] for spec in _REMEMBERED} - {"torch"}:
+        elif module.partition(".")[0] in packages:
             named = place
     return own or named
 

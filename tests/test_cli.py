@@ -39,7 +39,8 @@ SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner)
 
 
 def call(*arguments: object) -> Result:
-    result = CliRunner(**SEPARATE).invoke(main, [str(argument) for argument in arguments], prog_name="convexlab")
+    runner = CliRunner(env={"COLUMNS": "100"}, **SEPARATE)  # What the tests are run in may have another width.
+    result = runner.invoke(main, [str(argument) for argument in arguments], prog_name="convexlab")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.stdout + result.stderr
     return result

@@ -23,7 +23,7 @@ from convexlab.wording.terminal import printable
 
 __all__ = ["comparison_text", "curvature_text", "run_text"]
 
-# Columns, where there is no terminal to ask.
+# Columns of tables, and of sentences where there is no terminal to ask.
 _WIDTH = 100
 # Columns of the page's table of results that are left out here, and those with a heading that is too wide.
 _LEFT_OUT = frozenset({"Model variant", "Q", "Best epoch"})
@@ -43,7 +43,7 @@ def run_text(run: Run) -> str:
     console = _console()
     for facts in runs:
         for table in filter(None, (_short(results_table(facts)), curvature_summary(facts), top_table(facts))):
-            console.print(_set(table))
+            _print_table(console, table)
     _print_sentences(console, headline(runs[0]) if len(runs) == 1 else joint_headline(runs))
     return _printed(console)
 
@@ -61,7 +61,7 @@ def curvature_text(run: Run, *, verbose: bool = False) -> str:
     console = _console()
     for facts in read_runs([run]):
         for table in filter(None, (curvature_summary(facts), top_table(facts))):
-            console.print(_set(table))
+            _print_table(console, table)
         in_words = [c for c in facts.probe if verbose or c.smallest is None]
         _print_sentences(console, [f"{place(c)}: {judgement(c)}\n" for c in in_words])
         _print_sentences(console, curvature_headline(facts))
@@ -78,7 +78,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
     if len(facts) < 2:
         raise MisuseError("expected at least two runs to compare, got one. `convexlab show` prints one.")
     console = _console()
-    console.print(_set(comparison_table(facts, [""] * len(facts))))
+    _print_table(console, comparison_table(facts, [""] * len(facts)))
     _print_sentences(console, joint_headline(facts))
     return _printed(console)
 
@@ -94,6 +94,11 @@ def _printed(console: Console) -> str:
     """Return what was printed; `click.echo` takes the sequences for bold type out where they are of no use."""
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _print_table(console: Console, table: Table) -> None:
+    # A narrow terminal breaks its lines, and nothing is cut off.
+    console.print(_set(table), width=max(console.width, _WIDTH), crop=False)
 
 
 def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
@@ -114,10 +119,16 @@ def _short(table: Table | None) -> Table | None:
 
 
 def _set(table: Table) -> RenderableType:
-    grid = RichTable(title=_text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = RichTable(
+        title=_text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for index, column in enumerate(table.columns):
+        texts = [column.title, *(row[index].text for row in table.rows)]
         grid.add_column(
-            _heading(column), justify="right" if column.numeric else "left", overflow="fold", no_wrap=index == 0
+            _heading(column),
+            justify="right" if column.numeric else "left",
+            no_wrap=index == 0,
+            min_width=max(len(word) for text in texts for word in text.split(" ")),  # No word is broken.
         )
     for row in table.rows:
         grid.add_row(*map(_cell, row))

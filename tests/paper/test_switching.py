@@ -25,7 +25,7 @@ class _Failing(torch.optim.SGD):
     """A second phase whose every search fails."""
 
     class report:  # noqa: N801
-        failed, state = "it never works", "stuck"
+        failed, state, evaluation_seconds = "it never works", "stuck", 0.0
 
     def step(self, closure: Any) -> Any:
         return closure()

@@ -232,6 +232,7 @@ def test_an_error_of_the_readers_code_is_one_message(command: str, data: str, pl
 
 def test_an_error_of_ours_is_not_blamed_on_the_reader(code: Path) -> None:
     load_object(f"{code}:net")
+    load_object("convexlab.objective:Objective")  # Whoever names something of ours.
     with pytest.raises(TypeError) as raised:
         build_from_batches(None, "", "")  # type: ignore[arg-type]
     assert failure_in(raised.value) == ""
