@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 
 from convexlab import MisuseError
 from convexlab.optim import LBFGS
 
 _STEPS, _EXAMPLES = 6, 12
+_PATIENCE = timedelta(seconds=120)
+"""For the other process, which may have died."""
 
 
 def _fit() -> tuple[nn.Module, Tensor, Tensor]:
@@ -38,7 +43,9 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, processes: str | None) -> Ten
 
 
 def _work(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=_PATIENCE
+    )
     model, x, y = _fit()
     share = slice(rank, None, 2)
     with pytest.raises(MisuseError, match=r"has 2 processes.*processes = 'averaged'"):
@@ -49,11 +56,12 @@ def _work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_half_the_data_each_step_as_one_with_all(tmp_path: Path) -> None:
-    other = multiprocessing.get_context("spawn").Process(target=_work, args=(1, str(tmp_path)))
-    other.start()
-    _work(0, str(tmp_path))
-    other.join()
-    assert other.exitcode == 0
+    with subprocess.Popen([sys.executable, __file__, "1", str(tmp_path)]) as other:
+        try:
+            _work(0, str(tmp_path))
+            assert other.wait(_PATIENCE.total_seconds()) == 0
+        finally:
+            other.kill()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     # Sums in another order, twelve evaluations amplified by condition numbers of some 100.
@@ -63,3 +71,7 @@ def test_two_processes_with_half_the_data_each_step_as_one_with_all(tmp_path: Pa
 def test_what_is_said_of_processes_is_checked() -> None:
     with pytest.raises(MisuseError, match="expected processes to be None, 'averaged' or 'alone', got 'some'"):
         _train(*_fit(), "some")
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]), sys.argv[2])
