@@ -23,6 +23,7 @@ from convexlab.errors import ConvexLabError, FailureError, MisuseError
 __all__ = [
     "accepts",
     "call_accepted",
+    "call_asked",
     "check_trusted",
     "failure_in",
     "is_spec",
@@ -155,6 +156,20 @@ def call_accepted(factory: Callable[..., Any], spec: str, **available: object) -
         raise FailureError(f"{spec!r} raised {failure_in(error) or _words_of(error)}") from error
 
 
+def call_asked(factory: Callable[..., Any], spec: str, asked: Mapping[str, object | None], **available: object) -> Any:
+    """Call a factory as `call_accepted` does, also with what was asked for; what is None was not.
+
+    Raises:
+        MisuseError: it does not take what was asked for, or as `call_accepted`.
+        FailureError: as `call_accepted`.
+    """
+    given = {option: value for option, value in asked.items() if value is not None}
+    for option, value in given.items():
+        if not accepts(factory, option):
+            raise MisuseError(f"{spec!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
+    return call_accepted(factory, spec, **available, **given)
+
+
 def required_of(function: Callable[..., Any]) -> list[str]:
     """Return the names of the positional arguments that a function needs; none where its signature is not told."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -182,10 +197,7 @@ def _place_in(trace: TracebackType | None) -> str:
     frames = list(traceback.walk_tb(trace))
     ours = [number for number, (frame, _) in enumerate(frames) if _is_within(frame.f_code.co_filename, [_PACKAGE])]
     own, named = "", ""
-    packages = {spec.partition(".")[0].partition(":")[0] for spec in _REMEMBERED} - {
-        "torch",
-        __name__.partition(".")[0],
-    }
+    packages = {spec.partition(".")[0].partition(":")[0] for spec in _REMEMBERED} - {"torch", "convexlab"}
     for frame, line in frames[ours[0] if ours else 0 :]:
         code, module = frame.f_code, str(frame.f_globals.get("__name__", ""))
         place = f"{code.co_filename}:{line}, in {code.co_name}"

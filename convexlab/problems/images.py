@@ -19,16 +19,13 @@ from convexlab.machine.memory import available_memory
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
 from convexlab.problems.losses import Loss, accuracy, build_loss, takes_model
-from convexlab.problems.minibatches import RandomRows
+from convexlab.problems.minibatches import RandomRows, default_batch_size
 from convexlab.problems.problem import Problem
 
 __all__ = ["ImageProblem", "build_problem", "perceptron"]
 
 # Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
 _BATCH = 512
-# Adam's batch is the paper's 512, or a twentieth of a smaller training set, at least this. With 1,400 examples 512
-# would make three steps an epoch, and an epoch, the unit in which norms are compared, would be hardly any training.
-_LEAST_BATCH = 16
 # Least batches of a sample that a standard error is taken over; with 32 it errs by 1 / √62 = 13 % itself.
 _LEAST_BATCHES = 32
 _PERCEPTRON_SIDE = 8
@@ -173,7 +170,7 @@ def build_problem(
     problem = ImageProblem(
         network,
         Objective(network, batches, criterion),
-        minibatches=RandomRows((x, y), len(y), batch_size or min(512, max(_LEAST_BATCH, len(y) // 20))),
+        minibatches=RandomRows((x, y), len(y), batch_size or default_batch_size(len(y))),
         dataset=data,
         loss=criterion,
         x=x,

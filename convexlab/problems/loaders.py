@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from convexlab.architectures import build_model
 from convexlab.errors import ConvexLabError, MisuseError
-from convexlab.importing import accepts, call_accepted, failure_in, is_spec, load_object
+from convexlab.importing import call_accepted, call_asked, failure_in, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
@@ -55,8 +55,7 @@ def build_from_batches(
     place, precision = resolve_device(device), None if dtype is None else resolve_dtype(dtype)
     network = drawn_from(seed, lambda: build_model(model, channels=None, classes=None, image_size=None))
     network = network.to(device=place, dtype=precision)
-    sizes = {"train_size": train_size, "batch_size": batch_size}
-    batches = _batches(data, {name: size for name, size in sizes.items() if size is not None}, seed, place)
+    batches = _batches(data, {"train_size": train_size, "batch_size": batch_size}, seed, place)
     function = build_loss(loss)
     if takes_model(function):
         objective, called = Objective.from_batch_loss(network, batches, function), "(model, batch)"
@@ -66,7 +65,7 @@ def build_from_batches(
     return Problem(network, objective, about=data)
 
 
-def _batches(spec: str, sizes: Mapping[str, int], seed: int, device: torch.device) -> Iterable[Any]:
+def _batches(spec: str, sizes: Mapping[str, int | None], seed: int, device: torch.device) -> Iterable[Any]:
     """Return what a loader returns; what a generator yields is read once, and kept."""
     if not is_spec(spec):
         raise MisuseError(
@@ -74,10 +73,7 @@ def _batches(spec: str, sizes: Mapping[str, int], seed: int, device: torch.devic
             "have a name go by --dataset."
         )
     loader = load_object(spec)
-    for option, value in sizes.items():
-        if not accepts(loader, option):
-            raise MisuseError(f"{spec!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
-    made = call_accepted(loader, spec, seed=seed, device=device, **sizes)
+    made = call_asked(loader, spec, sizes, seed=seed, device=device)
     if isinstance(made, Iterator):
         generator = made
         made = call_accepted(lambda: list(generator), spec)

@@ -11,7 +11,11 @@ from torch import Tensor
 from convexlab.machine.random_state import loader_generators, restore_all, seed_all
 from convexlab.objective.batches import mapped
 
-__all__ = ["LoaderBatches", "MiniBatches", "RandomRows"]
+__all__ = ["LoaderBatches", "MiniBatches", "RandomRows", "default_batch_size"]
+
+# With 1,400 examples 512 would make three steps an epoch, and an epoch, the unit in which norms are compared, would be
+# hardly any training.
+_LARGEST, _LEAST = 512, 16
 
 
 @runtime_checkable
@@ -44,6 +48,11 @@ class RandomRows:
     def of(self, rows: Tensor) -> Any:
         """Return the batch of some rows (m,)."""
         return mapped(lambda tensor: tensor[rows.to(tensor.device)], self._tensors)
+
+
+def default_batch_size(examples: int) -> int:
+    """Return Adam's batch where nobody names one: the paper's 512, or a twentieth of a smaller set, at least 16."""
+    return min(_LARGEST, max(_LEAST, examples // 20))
 
 
 class LoaderBatches:

@@ -12,7 +12,7 @@ import torch
 
 from convexlab.architectures import Perceptron
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.importing import accepts, call_accepted, is_spec, load_object
+from convexlab.importing import call_asked, is_spec, load_object
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
@@ -147,9 +147,6 @@ def build_objective(
     if isinstance(subject, Problem | Objective):
         return _in_dtype(Problem.of(subject), precision)
     place = resolve_device(device)
-    # A default of the factory's own stands where nothing is asked for.
-    sizes = {"train_size": train_size, "batch_size": batch_size}
-    asked = {option: value for option, value in sizes.items() if value is not None}
     if not (isinstance(subject, str) or callable(subject)):
         raise MisuseError(
             "expected an objective by name, a factory of one, a convexlab.Objective or a convexlab.Problem, got "
@@ -157,10 +154,9 @@ def build_objective(
         )
     factory = _factory(subject) if isinstance(subject, str) else subject
     name = subject if isinstance(subject, str) else getattr(subject, "__qualname__", repr(subject))
-    for option, value in asked.items():
-        if not accepts(factory, option):
-            raise MisuseError(f"{name!r} takes no {option}, got {value!r}: it decides that itself. Leave {option} out.")
-    made = call_accepted(factory, name, seed=seed, device=place, **asked)
+    # A default of the factory's own stands where nothing is asked for.
+    asked = {"train_size": train_size, "batch_size": batch_size}
+    made = call_asked(factory, name, asked, seed=seed, device=place)
     if not isinstance(made, Problem | Objective):
         raise MisuseError(
             f"{name!r} returned {type(made).__name__}: expected a convexlab.Objective or a convexlab.Problem. Build "

@@ -8,14 +8,13 @@ from torch import nn
 from convexlab.architectures import Perceptron
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.minibatches import RandomRows
+from convexlab.problems.minibatches import RandomRows, default_batch_size
 from convexlab.problems.problem import Problem
 
 __all__ = ["friedman"]
 
 _EXAMPLES, _VALIDATION = 1000, 2000
 _NOISE, _INPUTS, _WIDTH, _DEPTH = 0.1, 8, 64, 2
-_LARGEST_BATCH, _LEAST_BATCH = 512, 16
 
 
 def friedman(
@@ -46,7 +45,7 @@ def friedman(
     # One batch: the network is too small to fall out of the cache, and calls cost more than arithmetic.
     objective = Objective(model, [(x[:size], y[:size])], criterion, micro_batch=None)
     held_out = Objective(model, [(x[size:], y[size:])], criterion, micro_batch=None)
-    batch_size = batch_size or min(_LARGEST_BATCH, max(_LEAST_BATCH, size // 20))
+    batch_size = batch_size or default_batch_size(size)
     return Problem(
         model,
         objective,

@@ -12,13 +12,12 @@ from convexlab.architectures import TextTransformer
 from convexlab.errors import MisuseError
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.minibatches import RandomRows
+from convexlab.problems.minibatches import RandomRows, default_batch_size
 from convexlab.problems.problem import Problem
 
 __all__ = ["character_names", "text"]
 
 _PLACES, _WINDOWS, _VALIDATION = 32, 300, 250
-_LARGEST_BATCH, _LEAST_BATCH = 512, 16
 # All bytes of the text lie from the first on; so many are printable and no small letters.
 _FIRST, _SYMBOLS = 32, 64
 # Of the scripts and symbols before the large blocks that are numbered, not named.
@@ -61,7 +60,7 @@ def text(
     model = drawn_from(seed, lambda: TextTransformer(_SYMBOLS, _PLACES)).to(device)
     pair = (train[:, :-1], train[:, 1:])
     held_out = Objective(model, [(validation[:, :-1], validation[:, 1:])], _cross_entropy)
-    batch_size = batch_size or min(_LARGEST_BATCH, max(_LEAST_BATCH, size // 20))
+    batch_size = batch_size or default_batch_size(size)
     return Problem(
         model,
         Objective(model, [pair], _cross_entropy),

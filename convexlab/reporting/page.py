@@ -37,7 +37,7 @@ from convexlab.reporting.tables import Table
 from convexlab.reporting.templating import template
 from convexlab.reporting.words.repeats import repeats_sentences
 from convexlab.reporting.words.run import headline, judgement, place, verdict_name
-from convexlab.reporting.words.several import joint_headline
+from convexlab.reporting.words.several import headline_of
 from convexlab.reporting.words.signs import Signal, signals
 from convexlab.reporting.words.tiles import joint_tiles, tiles
 from convexlab.runs import Run
@@ -71,11 +71,7 @@ def summary_lines(runs: Sequence[Run]) -> list[str]:
     Raises:
         MisuseError: as `write_report` does.
     """
-    return _top(read_runs(runs))
-
-
-def _top(runs: Sequence[RunFacts]) -> list[str]:
-    return headline(runs[0]) if len(runs) == 1 else joint_headline(runs)
+    return headline_of(read_runs(runs))
 
 
 def _default_path(runs: Sequence[Run]) -> Path:
@@ -84,16 +80,6 @@ def _default_path(runs: Sequence[Run]) -> Path:
     siblings = {member.path.resolve() for member in parent.members}
     given = {run.path.resolve() for run in runs}
     return parent.report_path if first.path.resolve() in siblings <= given else first.report_path
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Return the shortest names that tell runs apart: directory, with its parent, or numbered."""
-    paths = [run.path.resolve() for run in runs]
-    for depth in (1, 2, 3):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
 class CheckpointVerdict(NamedTuple):
@@ -181,7 +167,7 @@ def render(runs: Sequence[RunFacts]) -> str:
         "title": _title(runs),
         "commit": describe_source(Path(__file__).parent),
         "several": several,
-        "headline": _top(runs),
+        "headline": headline_of(runs),
         "tiles": joint_tiles(runs) if several else tiles(runs[0]),
         "comparison": comparison,
         "measures": measures,

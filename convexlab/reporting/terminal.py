@@ -16,14 +16,14 @@ from convexlab.errors import MisuseError
 from convexlab.reporting.facts.runs import read_runs
 from convexlab.reporting.parts.tables import comparison_table, curvature_summary, results_table, top_table
 from convexlab.reporting.tables import Cell, Column, Table
-from convexlab.reporting.words.run import curvature_headline, headline, judgement, place
-from convexlab.reporting.words.several import joint_headline
+from convexlab.reporting.words.run import curvature_headline, judgement, place
+from convexlab.reporting.words.several import headline_of
 from convexlab.runs import Run
 from convexlab.wording.terminal import printable
 
 __all__ = ["comparison_text", "curvature_text", "run_text"]
 
-# Columns of tables, and of sentences where there is no terminal to ask.
+# Columns, where there is no terminal to ask.
 _WIDTH = 100
 # Columns of the page's table of results that are left out here, and those with a heading that is too wide.
 _LEFT_OUT = frozenset({"Model variant", "Q", "Best epoch"})
@@ -44,7 +44,7 @@ def run_text(run: Run) -> str:
     for facts in runs:
         for table in filter(None, (_short(results_table(facts)), curvature_summary(facts), top_table(facts))):
             _print_table(console, table)
-    _print_sentences(console, headline(runs[0]) if len(runs) == 1 else joint_headline(runs))
+    _print_sentences(console, headline_of(runs))
     return _printed(console)
 
 
@@ -79,7 +79,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
         raise MisuseError("expected at least two runs to compare, got one. `convexlab show` prints one.")
     console = _console()
     _print_table(console, comparison_table(facts, [""] * len(facts)))
-    _print_sentences(console, joint_headline(facts))
+    _print_sentences(console, headline_of(facts))
     return _printed(console)
 
 
@@ -98,7 +98,7 @@ def _printed(console: Console) -> str:
 
 def _print_table(console: Console, table: Table) -> None:
     # A narrow terminal breaks its lines, and nothing is cut off.
-    console.print(_set(table), width=max(console.width, _WIDTH), crop=False)
+    console.print(_set(table), crop=False)
 
 
 def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
@@ -110,12 +110,10 @@ def _short(table: Table | None) -> Table | None:
     """Return a table of results without what its rows share."""
     if table is None:
         return None
-    kept = [index for index, column in enumerate(table.columns) if column.title not in _LEFT_OUT]
-    columns = [
-        replace(table.columns[i], title=_SHORTER.get(table.columns[i].title, table.columns[i].title)) for i in kept
-    ]
-    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
-    return Table("Each at its best epoch; cost in gradient equivalents", tuple(columns), rows)
+    kept = {index: column for index, column in enumerate(table.columns) if column.title not in _LEFT_OUT}
+    columns = tuple(replace(column, title=_SHORTER.get(column.title, column.title)) for column in kept.values())
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return Table("Each at its best epoch; cost in gradient equivalents", columns, rows)
 
 
 def _set(table: Table) -> RenderableType:

@@ -280,20 +280,19 @@ def cost_table(facts: RunFacts) -> Table | None:
     parts = list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.cost_breakdown))
     if not parts:
         return None
-    timed = any(outcome.vector_seconds is not None for outcome in outcomes.values())
     rows = [
         _row(
             Cell(algorithm_name(run, facts)),
             *(count(outcome.cost_breakdown.get(part)) for part in parts),
             count(outcome.cost),
             number(outcome.seconds),
-            *([number(outcome.vector_seconds)] if timed else []),
+            number(outcome.vector_seconds),
         )
         for run, outcome in outcomes.items()
     ]
     return make_table(
         "Cost in gradient equivalents: one is a value and gradient over the whole training set.",
-        [Column("Run", False), *parts, "Recorded total", "Seconds", *(["of these vector work"] if timed else [])],
+        [Column("Run", False), *parts, "Recorded total", "Seconds", "of these vector work"],
         rows,
     )
 

@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from convexlab.reporting.facts.comparison import BaselineComparison, compare, geometric_mean
 from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.words.hindsight import joint_oracle_sentence
-from convexlab.reporting.words.run import counted, has_paid, has_switched, verdict_name
+from convexlab.reporting.words.run import counted, has_paid, has_switched, headline, verdict_name
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import count, number, percent
 
-__all__ = ["joint_headline", "switch_range"]
+__all__ = ["headline_of", "joint_headline", "switch_range"]
 
 _WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
 _ALWAYS_NAMED = ("better", "worse")
+
+
+def headline_of(runs: Sequence[RunFacts]) -> list[str]:
+    """Return the sentences that answer for one run, or for several together."""
+    return headline(runs[0]) if len(runs) == 1 else joint_headline(runs)
 
 
 def joint_headline(runs: Sequence[RunFacts]) -> list[str]:
