@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convexlab.detection import DEFAULT_DETECTOR, Detector, FixedEpoch, Signals, Watch, build_detector
+from convexlab.detection import DEFAULT_DETECTOR, Signals, Watch
 from convexlab.errors import FailureError, MisuseError
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.objective import Objective
@@ -24,6 +24,7 @@ from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
 from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
 from convexlab.training.phases import AUTO, choose_phase_two, trained_by
+from convexlab.training.switch import detector_of, switch_row
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["HostedRun", "Settings"]
@@ -124,7 +125,7 @@ class HostedRun:
         self._watch = Watch(
             objective,
             optimizer,
-            detector=_detector(self._config),
+            detector=detector_of(self._config),
             share=settings.share,
             examples=settings.examples,
             every=1,
@@ -194,7 +195,7 @@ class HostedRun:
         trajectory = self._trajectory
         trajectory.account.charge(_OWN_BATCHES, self._batch_cost)
         begun, last = trajectory.cost, trajectory.epoch
-        for _ in self._hand_over.steps(trajectory, self._largest_norm()):
+        for _ in self._hand_over.steps(trajectory, self._journal.largest_norm("two-phase")):
             if trajectory.epoch % self._every == 0:
                 self._record({}, landmark=False)
             if trajectory.cost - begun >= _STEPS_OVER_BATCH * self._batch_cost:
@@ -266,15 +267,7 @@ class HostedRun:
         """Decide on the switch, where the trajectory stands."""
         trajectory, watch = self._trajectory, self._watch
         fired = watch.fired and not self.over
-        trajectory.switch = {
-            "epoch": trajectory.epoch if fired else None,
-            "detector": "switch-epoch" if self._config.switch_epoch is not None else self._config.detector,
-            "train_loss": trajectory.train_loss,
-            "gradient_norm": trajectory.gradient_norm,
-            "reason": watch.reason
-            if fired
-            else f"no switch within the budget of {self.budget:g} epoch equivalents: {watch.reason}",
-        }
+        trajectory.switch = switch_row(self._config, trajectory, watch.reason, fired=fired, budget=f"{self.budget:g}")
         watch.close()
 
     def _record(self, signals: Mapping[str, float | None], *, landmark: bool) -> None:
@@ -299,10 +292,6 @@ class HostedRun:
             self._journal.flush()
             raise
 
-    def _largest_norm(self) -> float | None:
-        norms = [row["gradient_norm"] for row in self._journal.rows("two-phase") if row["phase"] == "adam"]
-        return max(norms, default=None)
-
     @property
     def _handed_over(self) -> bool:
         switch = self._trajectory.switch
@@ -321,12 +310,6 @@ def _config(problem: Problem, adam: torch.optim.Adam, settings: Settings, budget
         no_baseline=True,
         probe_every=0,
     )
-
-
-def _detector(config: TwoPhaseConfig) -> Detector:
-    if config.switch_epoch is not None:
-        return FixedEpoch(config.switch_epoch)
-    return build_detector(config.detector, budget=config.epochs)
 
 
 def _directory(config: TwoPhaseConfig, out: str | Path | None, state: Mapping[str, Any] | None) -> Run:

@@ -12,27 +12,7 @@ from convexlab.training.phases import PhaseTwo, trained_by
 from convexlab.training.second_phase import Resort, second_phase_steps
 from convexlab.training.trajectory import Trajectory
 
-__all__ = ["HandOver", "expectation"]
-
-# Evaluations of a second phase from an early switch on mini-batches below which it is expected to lose to Adam. With 21
-# it lost on digits, with 70 it won (README); between them nothing is measured.
-_FEW = 50
-
-
-def expectation(problem: Problem, spent: float, budget: float) -> str | None:
-    """Return what a switch is expected to bring, in a sentence, where that is worse than Adam; None elsewhere.
-
-    It is no rule: nobody is kept from switching. Rules by how fast Adam still falls did not tell the cases apart
-    (docs/switching.md).
-    """
-    left = int(budget - spent)
-    if problem.whole_batch or left >= _FEW or spent > 0.5 * budget:
-        return None
-    return (
-        f"{left} evaluations are left to the second phase. With so few, after mini-batches, it is expected to end "
-        "above Adam: with 21 on 1,442 digits it ended at 5 to 12 times Adam's loss, with 70 on 500 digits below it in "
-        "four of five runs."
-    )
+__all__ = ["HandOver"]
 
 
 class HandOver:

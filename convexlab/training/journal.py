@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,11 @@ class Journal:
         if self._log is not None:
             for row in rows:
                 log_row(self._log, row, row["run"])
+
+    def largest_norm(self, name: str, until: float = math.inf) -> float | None:
+        """Return the largest gradient norm after Adam's epochs of a trajectory, to an epoch; None without any."""
+        adam = (row for row in self.rows(name) if row["phase"] == "adam" and row["epoch"] <= until)
+        return max((row["gradient_norm"] for row in adam), default=None)
 
     def flush(self) -> None:
         """Write the rows that are not written yet."""

@@ -77,9 +77,8 @@ class Oracle:
                 trajectory.measure()
             self._journal.report(trajectory.name, trajectory.state, lambda: self._tell(epoch, trajectory))
 
-        norms = [row["gradient_norm"] for row in self._journal.rows("adam-constant") if 0 < row["epoch"] <= epoch]
         with trajectory.until_it_diverges():
-            self._hand_over.follow(trajectory, max(norms), record)
+            self._hand_over.follow(trajectory, self._journal.largest_norm("adam-constant", until=epoch), record)
         return {"switch_epoch": epoch, "safe_resort": trajectory.safe_resort} | trajectory.summary()
 
     def _tell(self, epoch: int, trajectory: Trajectory) -> None:

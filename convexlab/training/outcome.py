@@ -11,8 +11,8 @@ from convexlab.machine.environment import describe_environment, dtype_name
 from convexlab.runs import Row, Run, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import TwoPhaseConfig
-from convexlab.training.hand_over import expectation
 from convexlab.training.phases import Choice
+from convexlab.training.switch import expectation_of
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["checkpoint_every", "write_summary", "write_weights"]
@@ -96,7 +96,7 @@ def write_summary(
         "safe_resort": trajectory.safe_resort,
         "phase_two": choice.name,
         "phase_two_reason": choice.reason,
-        "expectation": _expectation(config, trajectory),
+        "expectation": expectation_of(config, trajectory),
         "two_phase": two_phase,
         "baselines": dict(baselines),
         "oracle": oracle,
@@ -104,9 +104,3 @@ def write_summary(
         "environment": describe_environment(problem.objective.device, dtype_name(problem.objective.dtype)),
     }
     write_json(run.summary_path, summary)
-
-
-def _expectation(config: TwoPhaseConfig, trajectory: Trajectory) -> str | None:
-    """Return what was expected of the switch before it was made."""
-    epoch = (trajectory.switch or {}).get("epoch")
-    return None if epoch is None else expectation(trajectory.problem, epoch, config.epochs)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from convexlab.checkpoints import load_weights, read_checkpoint
-from convexlab.detection import Detector, FixedEpoch, Watch, build_detector
+from convexlab.detection import Detector, FixedEpoch, Watch
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.importing import check_trusted
 from convexlab.machine.atomic import remove_folder
@@ -24,12 +24,13 @@ from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Row, Run, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
-from convexlab.training.hand_over import HandOver, expectation
+from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
 from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
+from convexlab.training.switch import detector_of, expectation_of, switch_row
 from convexlab.training.trajectory import Trajectory
 
 __all__ = ["default_directory", "train_two_phase"]
@@ -330,8 +331,7 @@ class _TwoPhaseTraining:
             self._adam_until_switch(trajectory)
         assert trajectory.switch is not None
         if trajectory.switch["epoch"] is not None:
-            norms = [row["gradient_norm"] for row in self.journal.rows("two-phase") if row["phase"] == "adam"]
-            self.hand_over.follow(trajectory, max(norms, default=None), self._record_second_phase)
+            self.hand_over.follow(trajectory, self.journal.largest_norm("two-phase"), self._record_second_phase)
             last = self.journal.rows("two-phase")[-1]
             if last["epoch"] != trajectory.epoch or not last.keys() >= self.at_start.keys():
                 # No step could be paid any more, though the end did not seem near.
@@ -422,21 +422,15 @@ class _TwoPhaseTraining:
                 self._record(trajectory, signals=signals, landmark=last)
         if watch is not None:
             watch.close()
-        trajectory.switch = {
-            "epoch": trajectory.epoch if detector.fired else None,
-            "detector": self._detector_name(),
-            "train_loss": trajectory.train_loss,
-            "gradient_norm": trajectory.gradient_norm,
-            "reason": detector.reason
-            if detector.fired
-            else f"no switch within the budget of {budget} epoch equivalents: {detector.reason}",
-        }
+        trajectory.switch = switch_row(
+            self.config, trajectory, detector.reason, fired=detector.fired, budget=str(budget)
+        )
         if not self.config.no_baseline:
             # What the constant-rate baseline will find.
             self.journal.save("switch", trajectory.adam_state())
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
-        expected = expectation(self.problem, trajectory.cost, budget) if detector.fired else None
+        expected = expectation_of(self.config, trajectory)
         if expected is not None:
             self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
 
@@ -448,10 +442,7 @@ class _TwoPhaseTraining:
 
     def _detector(self, trajectory: Trajectory) -> Detector:
         """Return the detector, with all that it was given until here."""
-        if self.config.switch_epoch is not None:
-            detector: Detector = FixedEpoch(self.config.switch_epoch)
-        else:
-            detector = build_detector(self.config.detector, budget=self.config.epochs)
+        detector = detector_of(self.config)
         if isinstance(detector, FixedEpoch):
             for _ in range(trajectory.epoch):
                 detector.update(loss=math.nan, gradient_norm=math.nan)
@@ -460,9 +451,6 @@ class _TwoPhaseTraining:
             if "told" in row and not detector.fired:
                 detector.update(**{name: math.nan if value is None else value for name, value in row["told"].items()})
         return detector
-
-    def _detector_name(self) -> str:
-        return "switch-epoch" if self.config.switch_epoch is not None else self.config.detector
 
     def _due(self, trajectory: Trajectory) -> bool:
         """Whether this epoch is recorded."""

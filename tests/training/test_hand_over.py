@@ -12,8 +12,9 @@ import convexlab.training.second_phase as rules
 from convexlab.errors import MisuseError
 from convexlab.objective import Objective
 from convexlab.problems import Problem, friedman
-from convexlab.training.hand_over import HandOver, expectation
+from convexlab.training.hand_over import HandOver
 from convexlab.training.phases import PhaseTwo, phase_two, phase_two_names
+from convexlab.training.switch import expectation
 from convexlab.training.trajectory import Trajectory
 
 # Costs are sums of up to a hundred thirds below 100, each addition rounded by at most half of 1.4e-14.
