@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 PATIENCE = 600.0
 """Seconds after which a rank that does not answer counts as lost, where nobody says otherwise."""
 
+# For the store of torchrun to answer.
+_BRIEFLY = timedelta(seconds=10)
 # A mark is a whole number below this: sums of squares over thousands of ranks are exact in float64.
 _MARKS = 2**20
 # An error of one rank is raised in all, as the first of these kinds that it is; anything else as a FailureError.
@@ -57,6 +59,7 @@ class Ranks:
         """From 0."""
         self.size = 1 if group is None else distributed.get_world_size(group)
         self._calls = 0
+        self._store: distributed.Store | None = None
         self._lost = ""
         self._changing = False
 
@@ -77,6 +80,19 @@ class Ranks:
         if group not in _known:
             _known[group] = cls(group)
         return _known[group]
+
+    def speaks_first(self) -> bool:
+        """Return whether no rank has called this before: of an error that all of them meet, one is to tell.
+
+        It does not wait for the others, which may be gone.
+        """
+        if self._store is None:
+            return self.is_writer
+        try:
+            self._store.set_timeout(_BRIEFLY)
+            return int(self._store.add("convexlab/spoken", 1)) == 1
+        except RuntimeError:  # The store is gone too.
+            return True
 
     def __deepcopy__(self, memo: object) -> Ranks:
         return self  # A group cannot be copied.
@@ -348,12 +364,16 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # A rank that is lost is an error, not an abort.
+    timeout, backends = timedelta(seconds=patience), "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=timedelta(seconds=patience))
+        store, rank, size = next(distributed.rendezvous("env://", timeout=timeout))
+        distributed.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise LostRankError(f"the ranks that torchrun announces did not meet: {error}") from error
     try:
-        yield Ranks.of(distributed.group.WORLD)
+        ranks = Ranks.of(distributed.group.WORLD)
+        ranks._store = store
+        yield ranks
     finally:
         distributed.destroy_process_group()
 

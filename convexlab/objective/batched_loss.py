@@ -46,7 +46,7 @@ from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
+__all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point", "divisible"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -431,9 +431,54 @@ class BatchedLoss:
         It is taken at the model's live parameters, on their device and in their dtype, where the batch is moved; in the
         model's present mode, with its buffers and the random state, all of which may change. It is not counted in
         `cost`.
+
+        Of several ranks each evaluates its share of the rows, and the gradient is summed by one all-reduce. Where the
+        loss draws at random, as in dropout, every rank has draws of its own. A batch that is not to be cut is evaluated
+        by all of them alike, which saves no time: that of a loss that is no mean over rows, or of a model with batch
+        normalisation.
         """
         live = next(iter(self._parameters.values()))
-        return _scalar(self._bound(mapped(partial(moved, device=live.device, dtype=live.dtype), batch)))
+        batch = mapped(partial(moved, device=live.device, dtype=live.dtype), batch)
+        if self.ranks.shared and divisible(self._model) and self._has_rows_for_all(batch):
+            return self._training_loss_of_ranks(batch)
+        return _scalar(self._bound(batch))
+
+    def _training_loss_of_ranks(self, batch: Any) -> Tensor:
+        """Return a scalar with the value and the gradient of the mean loss over all ranks' shares of a batch."""
+        with self.evaluating():
+            share = self.share_of(batch, 0)
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in parameters]
+        seed = int(torch.randint(2**62, ())) + self.ranks.rank
+        zero = torch.zeros((), dtype=accumulation_dtype(self.device), device=parameters[0].device)
+
+        def fill(total: Tensor) -> None:
+            weight = self.weight_of(share)
+            if weight == 0:
+                return
+            with fixed_random_state(self.device, seed, everything=True):
+                loss = _scalar(self._bound(share))
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            used, sums = total[-2 - len(sizes) : -2], total.split([*sizes, len(sizes) + 2])[:-1]
+            for place, (gradient, part) in enumerate(zip(gradients, sums, strict=True)):
+                if gradient is not None:
+                    part.add_(gradient.to_dense().reshape(-1), alpha=weight)
+                    used[place] = 1
+            total[-2], total[-1] = loss.detach() * weight, weight
+
+        marks = ("training", *map(_sum_of_bits, self._model.state_dict().values()))
+        total = self.ranks.total(sum(sizes) + len(sizes) + 2, zero, fill, marks)
+        mean = total / total[-1].clone()
+        used = (total[-2 - len(sizes) : -2] > 0).tolist()
+        sums = mean.split([*sizes, len(sizes) + 2])[:-1]
+        known = [
+            (parameter, gradient.view_as(parameter).to(parameter))
+            for parameter, gradient, is_used in zip(parameters, sums, used, strict=True)
+            if is_used
+        ]
+        gradients, value = [gradient for _, gradient in known], mean[-2].to(parameters[0].dtype)
+        loss: Tensor = _WithGradient.apply(value, gradients, *(parameter for parameter, _ in known))
+        return loss
 
     def batch_loss(self, point: Point, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch."""
@@ -554,11 +599,15 @@ class BatchedLoss:
         """Return this rank's share of the batch of that number, see `parts`; None where it has none."""
         ranks, rows = self.ranks, common_rows(batch)
         place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
-        if ranks.size == 1 or self._micro_batch is None or rows is None or rows < _LEAST_ROWS * ranks.size:
+        if ranks.size == 1 or rows is None or not self._has_rows_for_all(batch):
             return batch if place == 0 else None
         self._require_cuttable(batch)
         begin, end = rows * place // ranks.size, rows * (place + 1) // ranks.size
         return mapped(lambda item: item[begin:end], batch)
+
+    def _has_rows_for_all(self, batch: Any) -> bool:
+        """Whether a batch is to be cut, and has rows enough for every rank."""
+        return self._micro_batch is not None and (common_rows(batch) or 0) >= _LEAST_ROWS * self.ranks.size
 
     def _state(self, point: Point) -> dict[str, Tensor]:
         # Buffers are copied, so that a layer that updates one changes the copy.
@@ -623,6 +672,24 @@ class BatchedLoss:
             return saved_bytes(
                 lambda: self.batch_loss(point, examples), examples, (*point.leaves, *point.rest.values())
             )
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient in some tensors is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, *(gradient * scale for gradient in ctx.gradients)
+
+
+def divisible(model: nn.Module) -> bool:
+    """Whether a mini-batch's gradient in training is the mean of its parts': not with batch normalisation."""
+    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _require_weight(total: float) -> None:
