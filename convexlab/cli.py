@@ -529,7 +529,7 @@ def _series(folder: Path | None, ranks: Ranks) -> Iterator[Log | None]:
 
 @contextmanager
 def _progress(ranks: Ranks) -> Iterator[Any]:
-    """Show progress on stderr, as bars or lines, and stop after a step where asked to; of several ranks one shows it."""
+    """Show progress on stderr, as bars or lines, by one of several ranks, and stop after a step where asked to."""
     shown: AbstractContextManager[Listener] = nullcontext(silent)
     if ranks.is_writer:
         shown = _bars() if sys.stderr is not None and sys.stderr.isatty() else _lines()
