@@ -171,10 +171,8 @@ def _table(unit: str, works: dict[str, Callable[[Ranks], float]], sizes: tuple[i
             for size in sizes:
                 figures[size].append(_of_ranks(size, name))
         medians = [statistics.median(figures[size]) for size in sizes]
-        cells = [
-            f"{median:.3g} ({min(figures[s]):.3g}-{max(figures[s]):.3g})"
-            for s, median in zip(sizes, medians, strict=True)
-        ]
+        pairs = zip(medians, map(figures.__getitem__, sizes), strict=True)
+        cells = [f"{median:.3g} ({min(each):.3g}-{max(each):.3g})" for median, each in pairs]
         click.echo(f"| {name} | {' | '.join(cells)} | {medians[-1] / medians[0]:.3f} |")
 
 

@@ -76,8 +76,9 @@ def read_torchvision_set(name: str, root: str | Path | None = None) -> Source:
     """
     wanted, folder = TORCHVISION_SETS[name], data_folder(root)
     datasets = torchvision_datasets(name)
-    if wanted.missing(folder):
-        _download(name, wanted, folder)
+    # Of several ranks one downloads for all; another machine still lacks them then.
+    current().by_writer(lambda: _download(name, wanted, folder))
+    _download(name, wanted, folder)
     kind = getattr(datasets, wanted.torchvision_name)
     try:
         train, test = (kind(str(folder), train=is_train, download=False) for is_train in (True, False))
@@ -106,6 +107,9 @@ def torchvision_datasets(name: str) -> ModuleType:
 
 
 def _download(name: str, wanted: TorchvisionSet, folder: Path) -> None:
+    """Download what is missing."""
+    if not wanted.missing(folder):
+        return
     datasets = torchvision_datasets(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

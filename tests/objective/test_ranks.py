@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.machine.ranks import ALONE, Ranks
+from convexlab.machine.ranks import ALONE, Ranks, of_torchrun
 from tests.ranks import in_ranks
 
-pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="processes are not forked here")
+FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 
 # Sums in another order: some hundred roundings at most, amplified by what Lanczos and the steps do with them.
 TOLERANCE = 1e-12
@@ -36,30 +38,31 @@ def batches(*, labels: bool) -> list[tuple[Tensor, Tensor]]:
     return [(x, torch.randn(len(x), 4, generator=generator, dtype=torch.float64)) for x in inputs]
 
 
-def squares(ranks: Ranks) -> cl.Objective:
-    return cl.Objective(network(), batches(labels=False), nn.MSELoss(), group=ranks.group)
+def squares(ranks: Ranks, device: str) -> cl.Objective:
+    return cl.Objective(network().to(device), batches(labels=False), nn.MSELoss(), group=ranks.group)
 
 
-def classes(ranks: Ranks) -> cl.Objective:
+def classes(ranks: Ranks, device: str) -> cl.Objective:
     """Where examples do not count alike, and some not at all."""
     data = batches(labels=True)
     data[0][1][:4] = -100
     data[3][1][:] = -100
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
-    return cl.Objective(network(), data, nn.CrossEntropyLoss(weight=weights), micro_batch=3, group=ranks.group)
+    criterion = nn.CrossEntropyLoss(weight=weights)
+    return cl.Objective(network().to(device), data, criterion, micro_batch=3, group=ranks.group)
 
 
-def whole_batches(ranks: Ranks) -> cl.Objective:
+def whole_batches(ranks: Ranks, device: str) -> cl.Objective:
     """A loss that is no mean over rows."""
 
     def loss(model: Any, batch: Any) -> Tensor:
         return model(batch[0]).square().mean() ** 2 + model(batch[0]).std()
 
     data = [batch for batch in batches(labels=False) if len(batch[0]) > 1]
-    return cl.Objective.from_batch_loss(network(), data, loss, group=ranks.group)
+    return cl.Objective.from_batch_loss(network().to(device), data, loss, group=ranks.group)
 
 
-OBJECTIVES: dict[str, Callable[[Ranks], cl.Objective]] = {
+OBJECTIVES: dict[str, Callable[[Ranks, str], cl.Objective]] = {
     "squares": squares,
     "classes": classes,
     "whole batches": whole_batches,
@@ -69,7 +72,7 @@ OBJECTIVES: dict[str, Callable[[Ranks], cl.Objective]] = {
 def measured(objective: cl.Objective) -> dict[str, Any]:
     """What an objective gives, numbers alone."""
     generator = torch.Generator().manual_seed(2)
-    v = torch.randn(objective.size, 2, generator=generator, dtype=torch.float64)
+    v = torch.randn(objective.size, 2, generator=generator, dtype=torch.float64).to(objective.device)
     value, gradient = objective.value_and_gradient()
     operator = objective.hessian("exact")
     ends = cl.extreme_eigenvalues(operator)
@@ -98,7 +101,7 @@ def measured(objective: cl.Objective) -> dict[str, Any]:
         numbers["Gauss-Newton"] = objective.ggn() @ v
         numbers["Fisher"] = objective.fisher() @ v
         numbers["residual"] = objective.residual() @ v
-    return {name: torch.as_tensor(number, dtype=torch.float64) for name, number in numbers.items()} | {
+    return {name: torch.as_tensor(number, dtype=torch.float64).cpu() for name, number in numbers.items()} | {
         "cost": objective.cost.gradient_equivalents
     }
 
@@ -121,7 +124,7 @@ def stepped(objective: cl.Objective, optimizer: Any, *, processes: str) -> dict[
                 torch.distributed.broadcast_object_list(state)
             steps = build()
             steps.load_state_dict(state[0])
-    return {"losses": torch.stack(losses), "weights": objective.flat_parameters()}
+    return {"losses": torch.stack(losses).cpu(), "weights": objective.flat_parameters().cpu()}
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -130,11 +133,11 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def everything(ranks: Ranks) -> dict[str, Any]:
-    results = {name: measured(make(ranks)) for name, make in OBJECTIVES.items()}
+def everything(ranks: Ranks, device: str = "cpu") -> dict[str, Any]:
+    results = {name: measured(make(ranks, device)) for name, make in OBJECTIVES.items()}
     processes = "together" if ranks.shared else "alone"
     return results | {
-        name: stepped(squares(ranks), optimizer, processes=processes) for name, optimizer in OPTIMIZERS.items()
+        name: stepped(squares(ranks, device), optimizer, processes=processes) for name, optimizer in OPTIMIZERS.items()
     }
 
 
@@ -158,9 +161,24 @@ def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
     )
 
 
+@FORKED
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_have_the_numbers_of_one_process(size: int, tmp_path: Path) -> None:
     results = in_ranks(size, everything, tmp_path / "first")
     same(results[0], everything(ALONE))
     assert all(equal(results[0], other) for other in results[1:])
     assert equal(results[0], in_ranks(size, everything, tmp_path / "second")[0])
+
+
+@pytest.mark.gpu
+def test_a_rank_of_nccl_has_the_numbers_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    with of_torchrun("cuda", patience=60) as ranks:
+        assert torch.distributed.get_backend(ranks.group) == "nccl"
+        results = everything(ranks, "cuda")
+    same(results, everything(ALONE, "cuda"))
