@@ -18,6 +18,7 @@ from types import ModuleType
 
 from convexlab.datasets.arrays import Source, source_from_arrays
 from convexlab.errors import MisuseError
+from convexlab.machine.ranks import current
 
 __all__ = ["TORCHVISION_SETS", "TorchvisionSet", "data_folder", "read_torchvision_set", "torchvision_datasets"]
 
