@@ -14,19 +14,14 @@ OPTIONS = "--objective friedman --train-size 30 --epochs 5 --switch-epoch 2 --lr
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "convexlab",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    options = ["--standalone", "--nproc-per-node", "2", "-m", "convexlab"]
     return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "torch.distributed.run", *options, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
