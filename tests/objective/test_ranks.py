@@ -70,40 +70,50 @@ OBJECTIVES: dict[str, Callable[[Ranks, str], cl.Objective]] = {
 
 
 def measured(objective: cl.Objective) -> dict[str, Any]:
-    """What an objective gives, numbers alone."""
+    """Loss, gradient, products, and what is drawn from the examples."""
     generator = torch.Generator().manual_seed(2)
     v = torch.randn(objective.size, 2, generator=generator, dtype=torch.float64).to(objective.device)
     value, gradient = objective.value_and_gradient()
-    operator = objective.hessian("exact")
-    ends = cl.extreme_eigenvalues(operator)
-    verdict = cl.convexity_verdict(objective)
-    density = cl.spectral_density(operator, probes=2, steps=8)
     sampled = cl.sampled_curvature(objective, v)
     numbers = {
         "value": objective.value(),
         "loss": value,
         "gradient": gradient,
         "product": objective.hvp(v[:, 0]),
-        "products": operator @ v,
-        "ends": [ends.smallest, ends.largest, ends.smallest_lower_bound],
-        "vector": ends.largest_vector,
-        "top": cl.top_eigenpairs(operator, 2).values,
-        "compressed": cl.top_eigenpairs(operator, 1, tolerance=1e-8, memory_budget=16 * 8 * objective.size).values,
-        "verdict": [verdict.curvature, verdict.lower_bound],
-        "nodes": density.nodes,
-        "trace": cl.trace(operator, samples=12).value,
-        "differences": objective.hessian("differences") @ v[:, 0] * 1e-4,  # Whose step amplifies rounding.
-        "sampled": [*sampled.value.tolist(), sampled.weights.sum()],
+        "products": objective.hessian("exact") @ v,
+        "differences": objective.hessian("differences") @ v[:, 0],
+        "sampled": [*sampled.value.tolist(), *sampled.standard_error.tolist(), sampled.weights.sum()],
         "sample": objective.sample(14).value(),
         "block": objective.restricted_to("2").hvp(v[:24, 0]),
     }
     if objective._criterion is not None:
-        numbers["Gauss-Newton"] = objective.ggn() @ v
-        numbers["Fisher"] = objective.fisher() @ v
-        numbers["residual"] = objective.residual() @ v
-    return {name: torch.as_tensor(number, dtype=torch.float64).cpu() for name, number in numbers.items()} | {
-        "cost": objective.cost.gradient_equivalents
+        numbers |= {"Gauss-Newton": objective.ggn() @ v, "Fisher": objective.fisher() @ v}
+        numbers |= {"residual": objective.residual() @ v}
+    return tensors(numbers) | {"cost": objective.cost.gradient_equivalents}
+
+
+def spectrum(objective: cl.Objective) -> dict[str, Any]:
+    """What Krylov runs say, whose basis is split over the ranks."""
+    operator = objective.hessian("exact")
+    ends, verdict = cl.extreme_eigenvalues(operator), cl.convexity_verdict(objective, max_steps=12)
+    density = cl.spectral_density(operator, probes=2, steps=8)
+    few = 16 * 8 * objective.size  # Bytes, for fewer vectors than the run takes.
+    numbers = {
+        "ends": [ends.smallest, ends.largest, ends.smallest_lower_bound],
+        "vector": ends.largest_vector,
+        "top": cl.top_eigenpairs(operator, 2).values,
+        "verdict": [verdict.curvature, verdict.lower_bound],
+        "nodes": density.nodes,
+        "trace": cl.trace(operator, samples=12).value,
     }
+    cost = objective.cost.gradient_equivalents
+    # With more ranks there is room for more vectors: a run of fewer products.
+    numbers["compressed"] = cl.top_eigenpairs(operator, 1, tolerance=1e-8, memory_budget=few).values
+    return tensors(numbers) | {"cost": cost}
+
+
+def tensors(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.as_tensor(number, dtype=torch.float64).cpu() for name, number in numbers.items()}
 
 
 def stepped(objective: cl.Objective, optimizer: Any, *, processes: str) -> dict[str, Any]:
@@ -135,6 +145,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 def everything(ranks: Ranks, device: str = "cpu") -> dict[str, Any]:
     results = {name: measured(make(ranks, device)) for name, make in OBJECTIVES.items()}
+    results["spectrum"] = spectrum(squares(ranks, device))
     processes = "together" if ranks.shared else "alone"
     return results | {
         name: stepped(squares(ranks, device), optimizer, processes=processes) for name, optimizer in OPTIMIZERS.items()
@@ -148,9 +159,9 @@ def same(results: dict[str, Any], expected: dict[str, Any]) -> None:
             if isinstance(number, float):
                 assert found == pytest.approx(number, rel=TOLERANCE), (group, name)
                 continue
-            scale = float(number.abs().max())
-            error = float((found - number).abs().max()) / scale
-            assert error <= TOLERANCE, (group, name, error)
+            error = float((found - number).abs().max() / number.abs().max())
+            # Differences divide roundings by a step of 1e-8 at least, of the parameters' length.
+            assert error <= (1e-7 if name == "differences" else TOLERANCE), (group, name, error)
 
 
 def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -161,13 +172,19 @@ def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
     )
 
 
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return everything(ALONE)
+
+
 @FORKED
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_ranks_have_the_numbers_of_one_process(size: int, tmp_path: Path) -> None:
+def test_ranks_have_the_numbers_of_one_process(size: int, expected: dict[str, Any], tmp_path: Path) -> None:
     results = in_ranks(size, everything, tmp_path / "first")
-    same(results[0], everything(ALONE))
+    same(results[0], expected)
     assert all(equal(results[0], other) for other in results[1:])
-    assert equal(results[0], in_ranks(size, everything, tmp_path / "second")[0])
+    if size == 2:
+        assert equal(results[0], in_ranks(size, everything, tmp_path / "second")[0])
 
 
 @pytest.mark.gpu
