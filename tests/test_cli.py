@@ -496,6 +496,7 @@ def test_interrupted_while_the_report_is_written(run: Run, monkeypatch: pytest.M
         assert (result.exit_code, result.stderr) == (130, "\ninterrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
 def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
