@@ -27,7 +27,7 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
+from convexlab.training.outcome import checkpoint_every, keep_best, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.switch import detector_of, expectation_of, switch_row
@@ -320,7 +320,7 @@ class _TwoPhaseTraining:
         with trajectory.until_it_diverges():
             self._both_phases(trajectory)
         if trajectory.diverged is not None:
-            self._keep_best(trajectory)
+            keep_best(self.run, self.config, trajectory)
             return trajectory
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
@@ -337,14 +337,6 @@ class _TwoPhaseTraining:
                 # No step could be paid any more, though the end did not seem near.
                 self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
-
-    def _keep_best(self, trajectory: Trajectory) -> None:
-        """Store the best weights of a run that diverged, unless their epoch is stored."""
-        best = trajectory.best
-        if not self.run.checkpoint_path(best.epoch).exists():
-            self.problem.model.load_state_dict(best.weights)
-            phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
-            write_weights(self.run, self.config, trajectory, at=(best.epoch, phase))
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
