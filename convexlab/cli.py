@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +27,9 @@ from convexlab.errors import ConvexLabError, DamageWarning, FailureError, Misuse
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
+from convexlab.machine.ranks import PATIENCE, Ranks, current, of_torchrun
 from convexlab.objective import PRODUCTS
-from convexlab.probing import AXES
+from convexlab.probing import AXES, Probe
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Log, Progress, silent
@@ -125,6 +126,8 @@ _SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (-
 
 
 def _say_that_it_stops() -> None:
+    if current().shared:
+        return  # It is torchrun that asks, and says so, when somebody interrupts it or a rank has failed.
     click.echo("\ninterrupted: this step is finished and stored first; once more stops at once", err=True)
 
 
@@ -155,6 +158,13 @@ _trust = click.option(
     is_flag=True,
     help="Run the code and read the files that the settings or checkpoints name, if others made them: they can do "
     "whatever you can.",
+)
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    default=PATIENCE,
+    show_default=True,
+    help="Under torchrun: seconds after which a rank that does not answer ends the run.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 
@@ -247,6 +257,7 @@ _LOSS = (
     help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
 )
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@_timeout
 @_trust
 @_json
 @click.pass_context
@@ -257,6 +268,7 @@ def two_phase(
     out: Path | None,
     tensorboard: Path | None,
     resume: bool,
+    timeout: float,
     trust: bool,
     as_json: bool,
     **options: Any,
@@ -265,35 +277,45 @@ def two_phase(
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
     With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote.
+    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
-    from convexlab.reporting import write_report
-    from convexlab.reporting.terminal import run_text
-
+    device = str(options["device"])
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
         options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
-        if out is not None and out.is_dir() and Run(out).is_empty():
+    with _ranks(device, timeout) as ranks:
+        if out is None and not resume:
+            out = ranks.agreed(lambda: default_directory(TwoPhaseConfig.of(options)))
+        if ranks.is_writer and resume and out is not None and out.is_dir() and Run(out).is_empty():
             click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
-    elif out is None:
-        out = default_directory(TwoPhaseConfig.of(options))
-    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
-    remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
-    diverged: FailureError | None = None
-    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
-        try:
-            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
-        except FailureError as error:
-            if out is None or Run(out).summary is None:
-                raise
-            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
+        remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+        diverged: FailureError | None = None
+        with _interruptible(remedy, ranks), _progress(ranks) as listener, _series(tensorboard, ranks) as log:
+            try:
+                run = train_two_phase(
+                    out=out, resume=resume, trust=trust, progress=listener, log=log, group=ranks.group, **options
+                )
+            except FailureError as error:
+                if out is None or Run(out).summary is None:
+                    raise
+                run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        if ranks.is_writer:
+            _show_run(run, as_json=as_json)
+        if diverged is not None:
+            raise diverged
+
+
+def _show_run(run: Run, *, as_json: bool) -> None:
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
+
     report = write_report([run])
     click.echo(run_text(run), err=as_json)
     _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
-    if diverged is not None:
-        raise diverged
 
 
 @main.command()
@@ -343,11 +365,12 @@ def two_phase(
     "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
+@_timeout
 @_trust
 @click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, timeout: float, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
     Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
@@ -356,22 +379,28 @@ def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any)
     \b
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
     """  # noqa: D301 - click reads the backspace
+    with _ranks(str(options["device"]), timeout) as ranks:
+        with _interruptible("the same command with --resume", ranks), _progress(ranks) as listener:
+            result = probe_checkpoints(paths, progress=listener, group=ranks.group, **options)
+        if ranks.is_writer:
+            _show_probe(result, as_json=as_json, verbose=verbose)
+        if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+            raise FailureError(
+                f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and "
+                "the report say why."
+            )
+
+
+def _show_probe(result: Probe, *, as_json: bool, verbose: bool) -> None:
     from convexlab.reporting import write_report
     from convexlab.reporting.terminal import curvature_text
 
-    with _interruptible("the same command with --resume"), _progress() as listener:
-        result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
     click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
-    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
-        raise FailureError(
-            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
-            "report say why."
-        )
 
 
 @main.command()
@@ -464,19 +493,32 @@ def _list(names: dict[str, str]) -> None:
 
 
 @contextmanager
-def _interruptible(remedy: str) -> Iterator[None]:
+def _ranks(device: str, timeout: float) -> Iterator[Ranks]:
+    """Yield the ranks that torchrun has started; of an error that they all meet, one tells."""
+    with of_torchrun(device, timeout) as ranks:
+        try:
+            yield ranks
+        except (ConvexLabError, OSError) as error:
+            if ranks.shared and not ranks.speaks_first():
+                raise SystemExit(_Misuse.exit_code if isinstance(error, MisuseError) else 1) from None
+            raise
+
+
+@contextmanager
+def _interruptible(remedy: str, ranks: Ranks) -> Iterator[None]:
     """On Ctrl-C say that the work is kept and how to go on, and leave with status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
+        if ranks.is_writer:
+            click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager
-def _series(folder: Path | None) -> Iterator[Log | None]:
+def _series(folder: Path | None, ranks: Ranks) -> Iterator[Log | None]:
     """Yield what writes series for TensorBoard, if a folder for them is named."""
-    if folder is None:
+    if folder is None or not ranks.is_writer:
         yield None
         return
     from convexlab.integrations.tensorboard import TensorBoard
@@ -486,10 +528,12 @@ def _series(folder: Path | None) -> Iterator[Log | None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """Show progress on stderr, as bars or lines, and stop after a step where asked to."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    with _interrupts.get().gentle() as check, _bars() if terminal else _lines() as show:
+def _progress(ranks: Ranks) -> Iterator[Any]:
+    """Show progress on stderr, as bars or lines, by one of several ranks, and stop after a step where asked to."""
+    shown: AbstractContextManager[Listener] = nullcontext(silent)
+    if ranks.is_writer:
+        shown = _bars() if sys.stderr is not None and sys.stderr.isatty() else _lines()
+    with _interrupts.get().gentle(ranks.any) as check, shown as show:
 
         def listener(step: Progress) -> None:
             show(step)

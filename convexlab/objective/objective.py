@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from convexlab.objective.batches import batch_loss_of, common_rows, criterion_we
 from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.fisher import EmpiricalFisherOperator
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["PRODUCTS", "Objective", "Products"]
 
@@ -45,6 +48,10 @@ class Objective(BatchedLoss):
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
+        group: a process group of torch.distributed that shares the examples out, such as
+            ``torch.distributed.group.WORLD``. All its ranks make the objective of the same model and the same data, and
+            call the same methods in the same order; results have the same bits in all of them. Of every batch a rank
+            has an equal share of the rows. None is this process alone.
 
     Raises:
         MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
@@ -61,6 +68,7 @@ class Objective(BatchedLoss):
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if not callable(criterion):
             raise MisuseError(
@@ -84,6 +92,7 @@ class Objective(BatchedLoss):
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
 
     @classmethod
@@ -99,6 +108,7 @@ class Objective(BatchedLoss):
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> Objective:
         """Return the objective of any loss, such as a physics-informed network's.
 
@@ -114,6 +124,7 @@ class Objective(BatchedLoss):
             memory_budget: see the class.
             device: see the class.
             dtype: see the class.
+            group: see the class; batches that are not cut go whole to one rank each, in turn.
         """
         self = cls.__new__(cls)
         BatchedLoss.__init__(
@@ -127,6 +138,7 @@ class Objective(BatchedLoss):
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
         return self
 
