@@ -491,8 +491,8 @@ class FlatOptimizer(torch.optim.Optimizer):
 
 
 _RENEWED = (
-    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False, "
-    "which is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
+    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False. "
+    "That is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
 )
 _NOT_ONE = (
     "Within a step it must be: no dropout, one batch. Draw new data between steps only (reuse=False then), or use "
