@@ -67,9 +67,7 @@ def _products(residuals: Tensor, inputs: list[Tensor], units: Tensor) -> list[Te
 
 def _differentiated(residuals: Tensor, inputs: list[Tensor], vectors: Tensor, *, batched: bool) -> list[Tensor | None]:
     return list(
-        torch.autograd.grad(
-            residuals, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
+        torch.autograd.grad(residuals, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched)
     )
 
 
@@ -113,4 +111,3 @@ class NormalEquations:
             return None
         solved = torch.cholesky_solve(self._right[:, None], factor)[:, 0]
         return torch.mv(self._jacobian.T, solved).neg_() if self.dual else solved
-

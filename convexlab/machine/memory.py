@@ -166,6 +166,8 @@ class LiveTensors(TorchDispatchMode):
         """Those that are alive now."""
         self.peak = 0
         """The largest that ``bytes`` has been."""
+        self.made = 0
+        """All that were made, whether they are alive or not."""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @classmethod
@@ -189,6 +191,7 @@ class LiveTensors(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, forget)
         self.bytes += size
+        self.made += size
         self.peak = max(self.peak, self.bytes)
 
 
