@@ -585,7 +585,7 @@ def _series(folder: Path | None, ranks: Ranks) -> Iterator[Log | None]:
 
 @contextmanager
 def _progress(ranks: Ranks, *, quiet: bool) -> Iterator[Listener]:
-    """Show progress on stderr by one of several ranks, as bars or lines or not at all; stop after a step if asked to."""
+    """Show progress on stderr by one of several ranks, as bars or lines or not at all, and stop where asked to."""
     with _interrupts.get().gentle(ranks.any) as check, _shown(quiet or not ranks.is_writer) as show:
 
         def listener(step: Progress) -> None:
