@@ -73,7 +73,7 @@ def main(seeds: int, problems: tuple[str, ...], out: Path | None) -> None:
             print(row, flush=True)
             if out is not None:
                 write_json(out, {"runs": rows})
-    names = list(dict.fromkeys(row["problem"] for row in rows))
+    names = list(dict.fromkeys(str(row["problem"]) for row in rows))
     half = (len(names) + 1) // 2
     parts = {"first half": names[:half], "the others": names[half:], "all": names}
     print(Table("geometric means over seeds", [_means(name, rows, [name]) for name in names]))
