@@ -247,7 +247,7 @@ def main(scale: str, out: Path) -> None:
     if not pages and scale != "toy":
         raise click.ClickException(f"no published page in {out.parent}: run the studies first.")
     cards = {name: [entry.card(pages) for entry in entries if entry.page in pages] for name, entries in PARTS.items()}
-    words = [f"{card.heading}: {card.verdict} ({card.figure})" for card in cards["The claims"]]
+    words = [f"{card.heading}: {card.verdict}" for card in cards["The claims"]]
     study = Study(
         title="The paper, reproduced and judged",
         claim="Hrycej et al.: along training the loss becomes convex, the gradient norm’s peak says when, and "

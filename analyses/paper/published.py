@@ -11,7 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from convexlab.errors import MisuseError
-from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.charts.svg import Chart, declarations
 
 __all__ = ["COMMIT", "Published", "read_page"]
 
@@ -38,6 +38,8 @@ class Published:
             return None
         root = ElementTree.fromstring(self.drawings[place])
         for element in root.iter():
+            # Of older pages: the security policy of newer ones allows no style beside their sheet.
+            element.attrib.update(declarations(element.attrib.pop("style", "")))
             for name, value in element.attrib.items():
                 element.set(name, _with_prefix(name, value, key))
         title, description = (root.findtext(tag) or "" for tag in ("title", "desc"))

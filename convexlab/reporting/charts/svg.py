@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from convexlab.reporting.charts.values import mark, name_artists
 
-__all__ = ["Chart", "chart"]
+__all__ = ["Chart", "chart", "declarations"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _shorten(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _declarations(style: str) -> dict[str, str]:
+def declarations(style: str) -> dict[str, str]:
     """Return what a style says by its properties, but for the typeface: the page sets one for all charts."""
     pairs = (declaration.partition(":") for declaration in style.split(";") if declaration.strip())
     values = {name.strip(): value.strip() for name, _, value in pairs}
@@ -108,7 +108,7 @@ def _simplify(root: ElementTree.Element, key: str) -> None:
                 continue
             elif name == "style":
                 # As attributes: the page's security policy allows no style beside its one sheet.
-                element.attrib.update(_declarations(value))
+                element.attrib.update(declarations(value))
             elif name in {"d", "x", "y", "transform"}:
                 element.set(name, _LONG_NUMBER.sub(_shorten, " ".join(value.split())))
             else:
