@@ -151,7 +151,7 @@ def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: i
     basis = min(_basis_bytes(operator, steps, plan.dtype) for plan in _plans(operator))
     narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
     return (
-        f"a Krylov run of up to {steps} steps does not fit into memory: its basis takes {_size(basis)} at least, and "
+        f"a Krylov run of up to {steps} steps does not fit into memory. Its basis takes {_size(basis)} at least, and "
         f"products {_size(least)}, but {_size(available)} are available. Allow fewer steps (max_steps) or a larger "
         f"tolerance or floor{narrower}, or select fewer parameters by `params`."
     )

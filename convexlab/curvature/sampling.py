@@ -70,11 +70,11 @@ class SampledCurvature:
 def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int | None = None) -> SampledCurvature:
     """Return the curvature of the loss along given directions with its sampling error.
 
-    With weights w_b, W their sum, the mean is q = Σ w_b q_b / W, and its standard error that of a ratio,
-    √((1 - f) B / (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11); for
-    equal weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
+    With weights w_b, W their sum, the mean is q = Σ w_b q_b / W. Its standard error is that of a ratio, √((1 - f) B /
+    (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11). For equal weights and f
+    = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
 
-    **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there: on the same sample the
+    **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there. On the same sample the
     smallest is biased low and the largest high, by more than this error (Tatzel, Mucsányi, Hackel & Hennig 2025, arXiv
     2410.14325). Examples that the vectors were not chosen on show what holds for the full loss: pass an objective of
     the same model over those.

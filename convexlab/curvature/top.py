@@ -51,7 +51,7 @@ _ORDERS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 class Eigenpairs:
     """The k eigenpairs at an end of a spectrum, the outermost first.
 
-    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing), nor is it
+    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing). Nor is it
     claimed to be that: a single random start sees one copy of an eigenvalue that is there several times.
     """
 

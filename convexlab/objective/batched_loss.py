@@ -46,7 +46,7 @@ from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point", "divisible"]
+__all__ = ["BatchLoss", "BatchResiduals", "BatchedLoss", "Parts", "Point", "divisible"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -55,6 +55,9 @@ Result = TypeVar("Result")
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
+
+BatchResiduals = Callable[[Any, Any], Tensor | Sequence[Tensor]]
+"""``fn(model, batch)``: a tensor, or several, whose squares sum to the loss of one batch."""
 
 
 # By how many ε loss and gradient may differ between two calls, relative to their scales.
@@ -88,13 +91,13 @@ class Point:
 class _Bound(nn.Module):
     """Lets `functional_call` swap the tensors of ``model`` while ``fn`` uses it as an ordinary module."""
 
-    def __init__(self, model: nn.Module, fn: BatchLoss) -> None:
+    def __init__(self, model: nn.Module, fn: Callable[[Any, Any], Any]) -> None:
         super().__init__()
         self.model = model
-        self._fn = fn
+        self.fn = fn
 
     def forward(self, batch: Any) -> Any:
-        return self._fn(self.model, batch)
+        return self.fn(self.model, batch)
 
 
 class BatchedLoss:
@@ -105,6 +108,7 @@ class BatchedLoss:
         data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
         fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
         criterion: if ``fn`` is a criterion of the model's output and ``batch[1]``, that criterion.
+        residuals: ``residuals(model, batch)`` returns what ``fn`` is the sum of squares of; None where it is none.
         weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first tensor.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; None leaves batches whole, and ``"auto"`` chooses.
@@ -124,6 +128,7 @@ class BatchedLoss:
         fn: BatchLoss,
         *,
         criterion: Callable[[Any, Any], Tensor] | None = None,
+        residuals: BatchResiduals | None = None,
         weight: Callable[[Any], float] | None = None,
         params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = None,
@@ -158,6 +163,7 @@ class BatchedLoss:
         self.device = torch.device(device) if device is not None else first.device
         self.dtype = dtype if dtype is not None else _common_dtype(self._parameters)
         self._bound = _Bound(model, fn)
+        self._residuals = None if residuals is None else _Bound(model, residuals)
         self._outputs = _Bound(model, lambda module, batch: module(pair_of(batch)[0]))
         self._micro_batch = micro_batch
         self._cuttable = micro_batch is not None
@@ -176,6 +182,11 @@ class BatchedLoss:
     def model(self) -> nn.Module:
         """The model whose parameters it is a function of."""
         return self._model
+
+    @property
+    def selected_parameters(self) -> list[nn.Parameter]:
+        """The model's own, in the order of the flat vector."""
+        return list(self._parameters.values())
 
     @property
     def size(self) -> int:
@@ -494,6 +505,29 @@ class BatchedLoss:
             )
         return output
 
+    def require_residuals(self) -> None:
+        """Raise a MisuseError unless the loss is known as a sum of squares."""
+        if self._residuals is None:
+            raise MisuseError(
+                "this needs the residuals one by one, whose squares sum to the loss: expected a loss that declares "
+                "them. Pass residuals= to the Objective, or take torch.nn.MSELoss as its criterion."
+            )
+
+    def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
+        """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
+
+    def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:
+        """Return them with something else that is called in the model's place."""
+        assert self._residuals is not None
+        return _parts_of(self._residuals.fn(network, batch))
+
+    def state_of(self, point: Point) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the selected parameters at a point by name, and copies of all else that the model holds."""
+        prefix = len("model.")
+        state = {name[prefix:]: tensor for name, tensor in self._state(point).items()}
+        return {name: state.pop(name) for name in self._parameters}, state
+
     def require_criterion(self, what: str) -> None:
         """Raise a MisuseError, which names ``what`` needs it, unless the criterion is known apart from the model."""
         if self._criterion is None:
@@ -721,6 +755,19 @@ def _common_dtype(parameters: dict[str, nn.Parameter]) -> torch.dtype:
             "them in it, or params= to select those of one dtype."
         )
     return next(iter(examples))
+
+
+def _parts_of(residuals: Any) -> list[Tensor]:
+    """Return the parts of the residuals of a batch.
+
+    Raises:
+        MisuseError: they are no tensors of real numbers.
+    """
+    parts = list(residuals) if isinstance(residuals, list | tuple) else [residuals]
+    if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts) or "none"
+        raise MisuseError(f"expected the residuals of a batch to be a tensor of real numbers or several, got {kinds}.")
+    return parts
 
 
 def _scalar(loss: Any) -> Tensor:

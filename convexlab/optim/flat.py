@@ -178,7 +178,7 @@ class FlatOptimizer(torch.optim.Optimizer):
                 of range.
         """
         check_processes(self.processes, type(self).__name__)
-        call = CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")
+        call = self._counted(closure)
         limit = self._limit()
         weights = self._take_up_weights()
         try:
@@ -187,6 +187,10 @@ class FlatOptimizer(torch.optim.Optimizer):
             self._write(weights)
             raise
         return torch.tensor(self.report.loss, dtype=accumulation_dtype(weights.device), device=weights.device)
+
+    def _counted(self, closure: Closure | None) -> CountedClosure:
+        """Return what the step evaluates; a method whose closure returns something else overrides this."""
+        return CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")
 
     @abstractmethod
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
@@ -491,8 +495,8 @@ class FlatOptimizer(torch.optim.Optimizer):
 
 
 _RENEWED = (
-    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False, "
-    "which is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
+    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False. "
+    "That is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
 )
 _NOT_ONE = (
     "Within a step it must be: no dropout, one batch. Draw new data between steps only (reuse=False then), or use "

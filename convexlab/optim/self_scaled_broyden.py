@@ -53,7 +53,7 @@ class SelfScaledBroyden(FlatOptimizer):
 
         H₊ = [H - Hyyᵀ H / yᵀHy + φ (yᵀHy) vvᵀ] / τ + ssᵀ / sᵀy,   v = s / sᵀy - Hy / yᵀHy.
 
-    With τ = φ = 1 this is BFGS. ``"ssbfgs"`` has φ = 1 and τ = min(1, 1/b), b = sᵀBs / sᵀy: H never shrinks, so what is
+    With τ = φ = 1 this is BFGS. ``"ssbfgs"`` has φ = 1 and τ = min(1, 1/b), b = sᵀBs / sᵀy: H never shrinks. So what is
     too small an H for this step grows everywhere, not along s alone. ``"ssbroyden"`` (SSBroyden2) chooses φ too, by the
     formulas of Al-Baali. The source is Urbán, Stefanou and Pons (2025, J. Comput. Phys. 523, doi
     10.1016/j.jcp.2024.113656; formulas 11 and 13 to 23 by the count of the authors' code, against which these are
@@ -62,14 +62,13 @@ class SelfScaledBroyden(FlatOptimizer):
     The first direction is -Pg, and H starts as γP with γ = sᵀy / yᵀPy of the first step.
 
     From one switch point at equal cost, with Adam's P, on three seeds each, it ended at 0.04, 0.03 and 0.01 times the
-    loss of torch's L-BFGS on a regression (745 parameters, 600 gradients), and at 1e-5, 2e-6 and 3e-8 where that had
-    4e-2, 3e-2 and 2e-2 on a physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500
-    gradients).
-    ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
+    loss of torch's L-BFGS on a regression (745 parameters, 600 gradients). It ended at 1e-5, 2e-6 and 3e-8 where that
+    had 4e-2, 3e-2 and 2e-2 on a physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500
+    gradients). ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
 
-    Departures from the source: any P may be given, not the identity alone; φ of the first update is that of the scaled
-    matrix, so that the scale of the loss does not matter; the first trial is 1.2 times the last step, at most 1, since
-    α = 1 goes too far at every second step; pairs of curvature that is not positive, which only a search that was cut
+    Departures from the source: any P may be given, not the identity alone. φ of the first update is that of the scaled
+    matrix, so that the scale of the loss does not matter. The first trial is 1.2 times the last step, at most 1, since
+    α = 1 goes too far at every second step. Pairs of curvature that is not positive, which only a search that was cut
     short leaves, are damped as in `LBFGS`.
 
     H takes 8n² bytes whatever the parameters' dtype (on ``mps``, which has no float64, 4n²), and a step reads it three

@@ -128,7 +128,7 @@ def probe(
         data: what returns batches of any kind, in place of a data set, as for
             `convexlab.problems.loaders.build_from_batches`; see ``model``.
         objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
-            `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
+            `build_objective`. Then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
@@ -141,7 +141,7 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these runs after the first.
-        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
+        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors. On
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
@@ -198,12 +198,12 @@ def probe(
         keep: Keep = "nothing" if not resume else "these weights" if other_options else "these weights and options"
         plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
         for done, item in enumerate(plan.missing):
-            progress(Progress("probe", done, len(plan.missing), item.name))
+            progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
             teller = Teller(progress, item.name, done, len(plan.missing))
             plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
-        progress(Progress("probe", len(plan.missing), len(plan.missing)))
+        progress(Progress("probe", len(plan.missing), len(plan.missing), unit="checkpoints"))
         result = Probe(target, _Rows(target, must_be_sound=True).of(item.name for item in plan.items))
         if plan.path is not None:
             _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)

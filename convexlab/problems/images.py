@@ -26,8 +26,8 @@ __all__ = ["ImageProblem", "build_problem", "perceptron"]
 
 # Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
 _BATCH = 512
-# Least batches of a sample that a standard error is taken over; with 32 it errs by 1 / √62 = 13 % itself.
-_LEAST_BATCHES = 32
+# Least batches of a sample that a standard error is taken over: the interval is 4 % wider than by 32, in half the time.
+_LEAST_BATCHES = 16
 _PERCEPTRON_SIDE = 8
 
 

@@ -30,7 +30,7 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
+from convexlab.training.outcome import checkpoint_every, keep_best, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.switch import detector_of, expectation_of, switch_row
@@ -86,7 +86,7 @@ def train_two_phase(
 
     Raises:
         MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so
+        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored. Or it became so
             in any of the seeds: then the run is finished all the same, and its summary says so.
     """
     ranks = _ranks(group)
@@ -315,6 +315,7 @@ class _TwoPhaseTraining:
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
+        self._announce()
         try:
             two_phase = self.two_phase()
             result = two_phase.summary()
@@ -336,13 +337,26 @@ class _TwoPhaseTraining:
         write_summary(self.run, self.config, self.choice, two_phase, result, baselines=baselines, oracle=oracle)
         self.journal.close()
 
+    def _announce(self) -> None:
+        """Name what is to come, so that nobody takes the end of the first task for the end of all."""
+        config = self.config
+        asked = {
+            "two-phase": True,
+            "adam-constant": not config.no_baseline,
+            "adam-cosine": not config.no_baseline,
+            "oracle": config.oracle_every is not None,
+            "probe": config.probe_every != 0,
+        }
+        for name in filter(asked.__getitem__, asked):
+            self.progress(Progress(name, 0.0, float(config.epochs), planned=True))
+
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
         with trajectory.until_it_diverges():
             self._both_phases(trajectory)
         if trajectory.diverged is not None:
-            self._keep_best(trajectory)
+            keep_best(self.run, self.config, trajectory)
             return trajectory
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
@@ -359,14 +373,6 @@ class _TwoPhaseTraining:
                 # No step could be paid any more, though the end did not seem near.
                 self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
-
-    def _keep_best(self, trajectory: Trajectory) -> None:
-        """Store the best weights of a run that diverged, unless their epoch is stored."""
-        best = trajectory.best
-        if not self.run.checkpoint_path(best.epoch).exists():
-            self.problem.model.load_state_dict(best.weights)
-            phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
-            write_weights(self.run, self.config, trajectory, at=(best.epoch, phase))
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -454,7 +460,7 @@ class _TwoPhaseTraining:
         self.journal.save("two-phase", trajectory.state())
         expected = expectation_of(self.config, trajectory)
         if expected is not None:
-            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
+            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}", unit="cost"))
 
     def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
         watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost, every=1)
@@ -522,7 +528,7 @@ class _TwoPhaseTraining:
         if two_phase and trajectory.epoch % checkpoint_every(self.config) == 0:
             self._checkpoint(trajectory)
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
-        step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note)
+        step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note, unit="cost")
         if trajectory.epoch % self.every == 0:
             self.journal.report(trajectory.name, trajectory.state, lambda: self.progress(step))
         else:  # Between two that it is told, a watch has begun an epoch that its state does not hold.
