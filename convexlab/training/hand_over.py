@@ -32,6 +32,7 @@ class HandOver:
         phase.check_size(problem.objective.size)
         if phase.sampled:
             problem.random_rows()
+        self._least_squares = problem.objective.least_squares() if phase.residuals else None
         self.name = name
         self.phase = phase
         self.problem = problem
@@ -75,6 +76,10 @@ class HandOver:
             # A constant model, one class alone, the minimum: nothing to hand over, and no second moments to do it with.
             trajectory.safe_resort = {"epoch": trajectory.epoch, "reason": "the gradient is zero at the switch"}
         elif trajectory.second is None:
+            setup = 0.0 if self._least_squares is None else self._least_squares.setup
+            if trajectory.cost + setup > self.budget:
+                return
+            trajectory.account.charge(self.name, setup)
             trajectory.second = self.build(trajectory.adam)
         if trajectory.safe_resort is not None or trajectory.second is None:
             return
@@ -87,6 +92,7 @@ class HandOver:
             budget=self.budget - trajectory.cost,
             closure=self.problem.loss_of_rows if self.phase.sampled else None,
             examples=self.problem.examples,
+            least_squares=self._least_squares,
         )
         for step in steps:
             trajectory.take(self.name, step)
