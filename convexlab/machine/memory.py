@@ -59,7 +59,7 @@ def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where that is not known.
 
     On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
-    leaves.
+    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each.
     """
     if device.type == "cuda":
         pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -68,7 +68,8 @@ def available_memory(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
+    left = max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
+    return left // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def room_for_graphs(device: torch.device, budget: int | None) -> int | None:

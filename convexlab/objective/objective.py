@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.fisher import EmpiricalFisherOperator
 from convexlab.objective.least_squares import LeastSquares
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["PRODUCTS", "Objective", "Products"]
 
@@ -49,6 +52,10 @@ class Objective(BatchedLoss):
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
+        group: a process group of torch.distributed that shares the examples out, such as
+            ``torch.distributed.group.WORLD``. All its ranks make the objective of the same model and the same data, and
+            call the same methods in the same order; results have the same bits in all of them. Of every batch a rank
+            has an equal share of the rows. None is this process alone.
 
     Raises:
         MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
@@ -66,6 +73,7 @@ class Objective(BatchedLoss):
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if not callable(criterion):
             raise MisuseError(
@@ -90,6 +98,7 @@ class Objective(BatchedLoss):
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
 
     @classmethod
@@ -106,6 +115,7 @@ class Objective(BatchedLoss):
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> Objective:
         """Return the objective of any loss, such as a physics-informed network's.
 
@@ -123,6 +133,7 @@ class Objective(BatchedLoss):
             memory_budget: see the class.
             device: see the class.
             dtype: see the class.
+            group: see the class; batches that are not cut go whole to one rank each, in turn.
         """
         self = cls.__new__(cls)
         BatchedLoss.__init__(
@@ -137,6 +148,7 @@ class Objective(BatchedLoss):
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
         return self
 
