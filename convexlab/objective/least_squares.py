@@ -47,13 +47,18 @@ class LeastSquares:
         loss: one that has declared its residuals.
 
     Raises:
-        MisuseError: it has not, their squares do not sum to it, or J and the normal equations do not fit into the
-            memory that is free.
+        MisuseError: it has not, their squares do not sum to it, several ranks share it, or J and the normal equations
+            do not fit into the memory that is free.
     """
 
     def __init__(self, loss: BatchedLoss) -> None:
         """See the class."""
         loss.require_residuals()
+        if loss.ranks.shared:
+            raise MisuseError(
+                "residuals are those of one process: expected an objective without a group of ranks. Leave out group=, "
+                "or choose another second phase."
+            )
         self._loss = loss
         begin, before, point = time.perf_counter(), loss.cost, loss.point()
         with LiveTensors() as whole:

@@ -138,9 +138,10 @@ def second_phase_steps(
     """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
 
     A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
-    that; residuals with their Jacobian cost `LeastSquares.price`. No step is begun without what one evaluation of its search costs, and the gradient that opens it where the
-    step before has not left one. None takes more than is left: searches are given a limit of evaluations, and an
-    optimiser that does not read it is interrupted. It ends where it has converged, to the rounding of the loss.
+    that; residuals with their Jacobian cost `LeastSquares.price`. No step is begun without what one evaluation of its
+    search costs, and the gradient that opens it where the step before has not left one. None takes more than is left:
+    searches are given a limit of evaluations, and an optimiser that does not read it is interrupted. It ends where it
+    has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
