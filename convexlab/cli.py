@@ -462,12 +462,27 @@ def _show_probe(result: Probe, *, as_json: bool, verbose: bool, quiet: bool) -> 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@click.option(
+    "--format",
+    type=click.Choice(["html", "md", "json", "png"]),
+    help="html, md (the same in Markdown), json (its facts as numbers), or png (its first picture).  "
+    "[default: as --out ends, else html]",
+)
 @_handles_errors
-def report(paths: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, or about several side by side."""
-    from convexlab.reporting import write_report
+def report(paths: tuple[Path, ...], out: Path | None, format: str | None) -> None:
+    """Write one page about a run, or about several side by side.
 
-    _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+    Says what the runs make of the paper's claims: that the loss is first non-convex, then convex, and that the gradient
+    norm peaks in between.
+    """
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import claims_text
+
+    runs = [Run.open(path) for path in paths]
+    written = write_report(runs, out, format=format)
+    if claims := claims_text(runs):
+        click.echo(claims)
+    _say(f"report: {written}")
 
 
 @main.command()

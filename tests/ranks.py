@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
 
 from convexlab.machine.ranks import Ranks
 
-__all__ = ["in_ranks", "start_ranks", "wait_for"]
+__all__ = ["as_torchrun_does", "in_ranks", "start_ranks", "wait_for"]
 
 Work = Callable[[Ranks], object]
 
@@ -48,6 +49,23 @@ def start_ranks(size: int, work: Work, folder: Path, *, patience: float = PATIEN
     return children
 
 
+def as_torchrun_does(size: int, work: Callable[[], object]) -> list[int]:
+    """Call ``work`` in processes whose environment is that of torchrun's, and return their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            os.environ |= {name: str(value) for name, value in started.items()}
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            _end_after(work)
+        children.append(child)
+    return wait_for(children, PATIENCE)
+
+
 def wait_for(children: list[int], patience: float) -> list[int]:
     """Return the exit statuses, minus the signal of what was killed; kill what has not ended by then."""
     end, statuses = time.monotonic() + patience, dict[int, int]()
@@ -64,10 +82,8 @@ def wait_for(children: list[int], patience: float) -> list[int]:
     return [statuses[child] for child in children]
 
 
-def _be_rank(rank: int, size: int, work: Work, folder: Path, patience: float) -> None:
-    status = 1
-    try:
-        torch.set_num_threads(1)
+def _be_rank(rank: int, size: int, work: Work, folder: Path, patience: float) -> NoReturn:
+    def meet_and_work() -> None:
         distributed.init_process_group(
             "gloo",
             init_method=f"file://{folder}/store",
@@ -77,7 +93,19 @@ def _be_rank(rank: int, size: int, work: Work, folder: Path, patience: float) ->
         )
         torch.save(work(Ranks.of(distributed.group.WORLD)), folder / f"{rank}.pt")
         distributed.destroy_process_group()
+
+    _end_after(meet_and_work)
+
+
+def _end_after(work: Callable[[], object]) -> NoReturn:
+    """End this process with the status that a program of such work would have."""
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        work()
         status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
     except BaseException:  # noqa: BLE001 - whatever it is, this process is not to go on as the test runner
         traceback.print_exc()
     finally:

@@ -47,19 +47,27 @@ def close(left: Any, right: Any, where: str = "") -> list[str]:
     return [] if left == right else [f"{where}: {left!r} and {right!r}"]
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("options", [FIXED, WATCHED], ids=["probed", "watched"])
-def test_a_run_is_that_of_one_process(size: int, options: dict[str, Any], tmp_path: Path) -> None:
-    in_ranks(size, trained(tmp_path / "ranks", options), tmp_path / "first")
-    one, ours = cl.train_two_phase(out=tmp_path / "one", **options), cl.Run.open(tmp_path / "ranks")
+def check_run(size: int, options: dict[str, Any], folder: Path) -> None:
+    """Compare a run of several ranks with that of one process, file by file."""
+    in_ranks(size, trained(folder / "ranks", options), folder / "first")
+    one, ours = cl.train_two_phase(out=folder / "one", **options), cl.Run.open(folder / "ranks")
     assert leftovers(ours.path) == []
     assert ours.summary is not None
     assert one.summary is not None
     assert ours.summary["switch"]["epoch"] == one.summary["switch"]["epoch"]
     assert close(ours.metrics, one.metrics) == []
     assert close(ours.probe, one.probe) == []
-    in_ranks(size, trained(tmp_path / "again", options), tmp_path / "second")
-    assert list(differences(contents(tmp_path / "again"), contents(ours.path))) == []
+
+
+def test_a_run_of_two_ranks_is_that_of_one_process_and_its_probe_is_too(tmp_path: Path) -> None:
+    check_run(2, FIXED, tmp_path)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_run_whose_switch_is_detected_is_that_of_one_process_and_repeats(size: int, tmp_path: Path) -> None:
+    check_run(size, WATCHED, tmp_path)
+    in_ranks(size, trained(tmp_path / "again", WATCHED), tmp_path / "second")
+    assert list(differences(contents(tmp_path / "again"), contents(tmp_path / "ranks"))) == []
 
 
 def network(*layers: nn.Module) -> nn.Module:
