@@ -60,7 +60,7 @@ def _products(residuals: Tensor, inputs: list[Tensor], units: Tensor) -> list[Te
     try:
         return _differentiated(residuals, inputs, units, batched=True)
     except RuntimeError as error:
-        if "vmap" not in str(error) and "batching rule" not in str(error):
+        if "vmap" not in str(error) and "batching rule" not in str(error).lower():
             raise
         return None
 
