@@ -32,7 +32,9 @@ def bars(console: Console | None = None) -> Iterator[Listener]:
         TextColumn("{task.fields[cost]}", markup=False, table_column=Column(no_wrap=True)),
         _Time(table_column=Column(no_wrap=True)),
         # It has what the others leave, and is cut off there: a line that breaks would make all others jump.
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
     with Bars(*columns, console=console or Console(stderr=True), expand=True) as drawn:
         yield _Listener(drawn)

@@ -11,7 +11,6 @@ from rich.console import Console
 from convexlab.progress import Listener, Progress
 from convexlab.wording.bars import bars
 
-
 NOTE = "lbfgs-adam-scaled, epoch 31, loss 0.00123 [bold] \\x1b[31m"  # Names are printed, and obeyed by nobody.
 
 
@@ -22,7 +21,9 @@ def drawn(width: int, **settings: object) -> tuple[str, list[str]]:
     with bars(console) as listener:
         report(listener)
     sent = file.getvalue()
-    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", re.sub(r"\x1b\[[0-9;]*m", "", sent)).replace("\N{NO-BREAK SPACE}", " ")
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", re.sub(r"\x1b\[[0-9;]*m", "", sent)).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
     return sent, [line.rstrip() for line in last.splitlines() if line.strip()][-3:]
 
 
