@@ -29,8 +29,9 @@ from convexlab.errors import ConvexLabError, DamageWarning, FailureError, Misuse
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
+from convexlab.machine.ranks import PATIENCE, Ranks, current, of_torchrun
 from convexlab.objective import PRODUCTS
-from convexlab.probing import AXES
+from convexlab.probing import AXES, Probe
 from convexlab.probing import probe as probe_checkpoints
 from convexlab.problems.losses import loss_names
 from convexlab.problems.objectives import objective_names
@@ -124,6 +125,8 @@ _SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (-
 
 
 def _say_that_it_stops() -> None:
+    if current().shared:
+        return  # It is torchrun that asks, and says so, when somebody interrupts it or a rank has failed.
     click.echo("\ninterrupted: this step is finished and stored first; once more stops at once", err=True)
 
 
@@ -166,6 +169,13 @@ _trust = click.option(
     is_flag=True,
     help="Run the code and read the files that the settings or checkpoints name, if others made them: they can do "
     "whatever you can.",
+)
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    default=PATIENCE,
+    show_default=True,
+    help="Under torchrun: seconds after which a rank that does not answer ends the run.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 _quiet = click.option(
@@ -281,6 +291,7 @@ _LOSS = (
     help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
 )
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@_timeout
 @_trust
 @_quiet
 @_json
@@ -292,6 +303,7 @@ def two_phase(
     out: Path | None,
     tensorboard: Path | None,
     resume: bool,
+    timeout: float,
     trust: bool,
     quiet: bool,
     as_json: bool,
@@ -301,36 +313,50 @@ def two_phase(
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
     With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote.
+    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
-    from convexlab.reporting import write_report
-    from convexlab.reporting.terminal import run_text
-
+    device = str(options["device"])
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
         options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
-        if out is not None and out.is_dir() and Run(out).is_empty():
+    with _ranks(device, timeout) as ranks:
+        if out is None and not resume:
+            out = ranks.agreed(lambda: default_directory(TwoPhaseConfig.of(options)))
+        if ranks.is_writer and resume and out is not None and out.is_dir() and Run(out).is_empty():
             click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
-    elif out is None:
-        out = default_directory(TwoPhaseConfig.of(options))
-    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
-    remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
-    diverged: FailureError | None = None
-    with _interruptible(remedy), _progress(quiet=quiet) as listener, _series(tensorboard) as log:
-        try:
-            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
-        except FailureError as error:
-            if out is None or Run(out).summary is None:
-                raise
-            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
+        remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+        diverged: FailureError | None = None
+        with (
+            _interruptible(remedy, ranks),
+            _progress(ranks, quiet=quiet) as listener,
+            _series(tensorboard, ranks) as log,
+        ):
+            try:
+                run = train_two_phase(
+                    out=out, resume=resume, trust=trust, progress=listener, log=log, group=ranks.group, **options
+                )
+            except FailureError as error:
+                if out is None or Run(out).summary is None:
+                    raise
+                run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        if ranks.is_writer:
+            _show_run(run, as_json=as_json, quiet=quiet)
+        if diverged is not None:
+            raise diverged
+
+
+def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
+
     report = write_report([run])
     if not quiet:
         click.echo(run_text(run), err=as_json)
     _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
-    if diverged is not None:
-        raise diverged
 
 
 @main.command(
@@ -392,12 +418,13 @@ def two_phase(
     "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
+@_timeout
 @_trust
 @click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
 @_quiet
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, timeout: float, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
     A run directory says itself what it is about. Other checkpoints need --model and --loss. Beside them --dataset names
@@ -406,13 +433,23 @@ def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, **
     \b
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
     """  # noqa: D301 - click reads the backspace
+    if quiet and verbose:
+        raise MisuseError("expected --quiet or --verbose, got both. Leave one of them out.")
+    with _ranks(str(options["device"]), timeout) as ranks:
+        with _interruptible("the same command with --resume", ranks), _progress(ranks, quiet=quiet) as listener:
+            result = probe_checkpoints(paths, progress=listener, group=ranks.group, **options)
+        if ranks.is_writer:
+            _show_probe(result, as_json=as_json, verbose=verbose, quiet=quiet)
+        if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+            raise FailureError(
+                f"curvature could not be measured at any of the {len(result.rows)} checkpoints. The report says why."
+            )
+
+
+def _show_probe(result: Probe, *, as_json: bool, verbose: bool, quiet: bool) -> None:
     from convexlab.reporting import write_report
     from convexlab.reporting.terminal import curvature_text
 
-    if quiet and verbose:
-        raise MisuseError("expected --quiet or --verbose, got both. Leave one of them out.")
-    with _interruptible("the same command with --resume"), _progress(quiet=quiet) as listener:
-        result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
     if not quiet:
         click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
@@ -420,21 +457,32 @@ def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, **
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
-    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
-        raise FailureError(
-            f"curvature could not be measured at any of the {len(result.rows)} checkpoints. The report says why."
-        )
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@click.option(
+    "--format",
+    type=click.Choice(["html", "md", "json", "png"]),
+    help="html, md (the same in Markdown), json (its facts as numbers), or png (its first picture).  "
+    "[default: as --out ends, else html]",
+)
 @_handles_errors
-def report(paths: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, or about several side by side."""
-    from convexlab.reporting import write_report
+def report(paths: tuple[Path, ...], out: Path | None, format: str | None) -> None:
+    """Write one page about a run, or about several side by side.
 
-    _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+    Says what the runs make of the paper's claims: that the loss is first non-convex, then convex, and that the gradient
+    norm peaks in between.
+    """
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import claims_text
+
+    runs = [Run.open(path) for path in paths]
+    written = write_report(runs, out, format=format)
+    if claims := claims_text(runs):
+        click.echo(claims)
+    _say(f"report: {written}")
 
 
 @main.command()
@@ -516,19 +564,32 @@ def _list(names: dict[str, str]) -> None:
 
 
 @contextmanager
-def _interruptible(remedy: str) -> Iterator[None]:
+def _ranks(device: str, timeout: float) -> Iterator[Ranks]:
+    """Yield the ranks that torchrun has started; of an error that they all meet, one tells."""
+    with of_torchrun(device, timeout) as ranks:
+        try:
+            yield ranks
+        except (ConvexLabError, OSError) as error:
+            if ranks.shared and not ranks.speaks_first():
+                raise SystemExit(_Misuse.exit_code if isinstance(error, MisuseError) else 1) from None
+            raise
+
+
+@contextmanager
+def _interruptible(remedy: str, ranks: Ranks) -> Iterator[None]:
     """On Ctrl-C say that the work is kept and how to go on, and leave with status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
+        if ranks.is_writer:
+            click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager
-def _series(folder: Path | None) -> Iterator[Log | None]:
+def _series(folder: Path | None, ranks: Ranks) -> Iterator[Log | None]:
     """Yield what writes series for TensorBoard, if a folder for them is named."""
-    if folder is None:
+    if folder is None or not ranks.is_writer:
         yield None
         return
     from convexlab.integrations.tensorboard import TensorBoard
@@ -538,9 +599,9 @@ def _series(folder: Path | None) -> Iterator[Log | None]:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Listener]:
-    """Show progress on stderr, as bars or lines or not at all, and stop after a step where asked to."""
-    with _interrupts.get().gentle() as check, _shown(quiet) as show:
+def _progress(ranks: Ranks, *, quiet: bool) -> Iterator[Listener]:
+    """Show progress on stderr by one of several ranks, as bars or lines or not at all, and stop where asked to."""
+    with _interrupts.get().gentle(ranks.any) as check, _shown(quiet or not ranks.is_writer) as show:
 
         def listener(step: Progress) -> None:
             show(step)

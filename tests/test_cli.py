@@ -26,6 +26,8 @@ from convexlab import cli
 from convexlab.cli import main
 from convexlab.reporting import summary_lines
 from convexlab.reporting.facts.run import read_facts
+from convexlab.reporting.facts.runs import read_runs
+from convexlab.reporting.words.claims import claim_sentences
 from convexlab.reporting.words.run import judgement, place, verdict_name
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint
@@ -315,6 +317,22 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     assert "expected at least two runs to compare" in alone.stderr
 
 
+def test_a_report_says_what_the_paper_claims_and_has_other_forms(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "the other"
+    shutil.copytree(run.path, other)
+    for form in ("md", "json"):
+        result = call("report", run.path, other, "--format", form)
+        assert result.exit_code == 0, result.stderr
+        *lines, last = result.stdout.splitlines()
+        assert last == f"report: {run.path / f'report.{form}'}"
+        said = _unwrapped(" ".join(lines))
+        assert said == _unwrapped(" ".join(claim_sentences(read_runs([run, Run(other)]))))
+        assert re.search(r"Claim 1 is supported in \d of 2 \(", said)
+        assert "laim" in (run.path / f"report.{form}").read_text(encoding="utf-8")
+    assert "Claim 1 is " in call("report", run.path, "--out", tmp_path / "one.json").stdout
+    assert "Claim 1 is " in call("compare", run.path, other).stdout
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_report_is_opened(run: Run, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
@@ -459,6 +477,7 @@ PROBE = "probe CHECKPOINT --out OUT "
         (PROBE + "--out FOLDER/text.txt/out", 1, "Error: (Not a directory|File exists): .*text.txt"),
         ("report", 2, "Missing argument 'PATHS...'"),
         ("report FOLDER", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        ("report RUN --format pdf", 2, "Invalid value for '--format': 'pdf' is not one of"),
         ("report none", 2, "Error: 'none' is not a run directory"),
         ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
     ],
@@ -540,6 +559,7 @@ def test_interrupted_while_the_report_is_written(run: Run, monkeypatch: pytest.M
         assert (result.exit_code, result.stderr) == (130, "\ninterrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
 def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from convexlab.checkpoints import (
     Checkpoint,
@@ -27,6 +27,7 @@ from convexlab.errors import MisuseError
 from convexlab.machine.atomic import make_folder
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import held_alone
+from convexlab.machine.ranks import Ranks, together
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
@@ -41,6 +42,9 @@ from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Probe", "probe"]
 
@@ -107,6 +111,7 @@ def probe(
     other_options: bool = False,
     trust: bool = False,
     progress: Listener = silent,
+    group: ProcessGroup | None = None,
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
@@ -153,6 +158,8 @@ def probe(
         trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
             there, and names that the user gives.
         progress: called with how far the work is.
+        group: a process group of torch.distributed, whose ranks all call this and measure together, each with a part of
+            the examples; rank 0 writes. None is this process alone.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
@@ -169,7 +176,6 @@ def probe(
     )
     if plane_points and plane_points < 3:
         raise MisuseError(f"expected plane_points of at least 3, or 0 for no plane, got {plane_points!r}.")
-    places = places_of(paths)
     overrides = {
         "model": model,
         "dataset": dataset,
@@ -181,10 +187,11 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
+    places, ranks = places_of(paths), Ranks.of(group)
     headers = _read(places, checkpoints, key, axis)
     settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
     target = target_of(places, out, settings[headers.wanted[0].path])
-    with held_alone(target.path):
+    with together(ranks), held_alone(target.path):
         target.clean()
         if not resume:
             check_free(target, places, out)
