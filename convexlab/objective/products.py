@@ -211,7 +211,7 @@ class ObjectiveOperator(SymmetricOperator):
         count, marks = v.shape[1], self._loss.marks(type(self).__name__, self._point, v)
         unit = self._unit * count
         mean = self._loss.mean(v.numel(), lambda total: self._add_products(v, total), unit, marks, self._release)
-        return mean.view(count, -1).to(self.dtype).T
+        return mean.view(count, self.shape[0]).to(self.dtype).T
 
     def _add_products(self, v: Tensor, total: Tensor) -> float:
         start = time.perf_counter()
@@ -221,7 +221,7 @@ class ObjectiveOperator(SymmetricOperator):
         with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
             columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
             for linearised, weight in self._linearised_parts():
-                for row, column in zip(total.view(len(columns), -1), columns, strict=True):
+                for row, column in zip(total.view(len(columns), self.shape[0]), columns, strict=True):
                     row.add_(flatten(self._product(linearised, column)), alpha=weight)
                 weights += weight
                 del linearised  # It has to be gone before the next graph is built.
