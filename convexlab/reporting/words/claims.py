@@ -41,7 +41,8 @@ ABOUT_OUTCOMES = (
 def reason_clause(judgement: Judgement, axis: str = "epoch") -> str:
     """Return why a claim is judged so, as a clause without a full stop."""
     peak = f"{axis} {count(judgement.epoch)}"
-    some = f"{judgement.count} of {judgement.total} points, the others are unresolved"
+    others = "other is" if judgement.total - judgement.count == 1 else "others are"
+    some = f"{judgement.count} of {judgement.total} points, the {others} unresolved"
     lowest = ", the lowest one included" if judgement.to_the_lowest else ""
     every = judgement.count == judgement.total
     return {
