@@ -224,6 +224,7 @@ def test_the_page_has_both_and_says_what_may_be_concluded(run: Run) -> None:
     assert not re.findall(r"(?<!non-)\bconvex\b", text[text.index(">Loss surface<") : text.index(">Results<")])
 
 
+@pytest.mark.slow
 def test_six_long_runs_with_everything_fit_on_a_page(make_run: MakeRun) -> None:
     """The limit is 2 MB, and so many runs stand on a page in full."""
     run = make_run(epochs=1000, switch=300)
