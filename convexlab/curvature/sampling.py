@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.intervals import student_reach
 from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import dot, flatten, unflatten, unit_columns
+from convexlab.linalg.vectors import dot, unit_columns
 from convexlab.objective import Objective
 from convexlab.objective.batches import rows_of
 from convexlab.objective.cost import Cost
-from convexlab.objective.differentiation import differentiate
+from convexlab.objective.products import HessianOperator
 
 __all__ = ["SampledCurvature", "sampled_curvature"]
 
@@ -122,12 +122,10 @@ def _directions(objective: Objective, vectors: Tensor) -> Tensor:
 
 def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tensor, float, int]]:
     """Yield the quotients (k,), the weight and the examples of every micro-batch."""
-    point = objective.point()
-    columns = [unflatten(row.clone(), point.leaves) for row in directions]
+    operator = HessianOperator(objective, keep_graphs=False)
     squares = torch.stack([dot(row, row) for row in directions])
-    for batch, weight in objective.parts():
-        gradient = differentiate([objective.batch_loss(point, batch)], point.leaves, create_graph=True)
-        products = (flatten(differentiate(gradient, point.leaves, column, retain_graph=True)) for column in columns)
+    for number, (batch, weight) in enumerate(objective.parts()):
+        products = operator.times(batch, directions.T, number)
         along = torch.stack([dot(row, product) for row, product in zip(directions, products, strict=True)])
         yield along / squares, weight, _examples(batch)
 

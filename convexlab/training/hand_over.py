@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from convexlab.machine.capture import capture_asked
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo, trained_by
@@ -88,7 +89,8 @@ class HandOver:
             closure=self.problem.loss_of_rows if self.phase.sampled else None,
             examples=self.problem.examples,
         )
-        for step in steps:
-            trajectory.take(self.name, step)
-            trajectory.resort = resort.state_dict()
-            yield
+        with self.problem.objective.captured(wanted=capture_asked()):
+            for step in steps:
+                trajectory.take(self.name, step)
+                trajectory.resort = resort.state_dict()
+                yield
