@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class RowFile:
 
     path: Path
     record: Row
-    """What JSON could hold; see `train_row`."""
+    """What JSON can hold; see `train_row`."""
     tensors: dict[str, Any]
     """What the stages go on from, by name, nested."""
     saved: float = 0.0
@@ -60,7 +61,7 @@ class RowFile:
             FailureError: it is larger than `LARGEST_FILE`.
         """
         buffer = io.BytesIO()
-        torch.save({"record": self.record, "tensors": _on_host(self.tensors)}, buffer)
+        torch.save({"record": json.dumps(self.record), "tensors": _on_host(self.tensors)}, buffer)
         if buffer.tell() > LARGEST_FILE:
             raise FailureError(f"the state of {self.path.name} takes {buffer.tell():,} bytes, above {LARGEST_FILE:,}.")
         write_atomically(self.path, buffer.getvalue())
@@ -84,7 +85,7 @@ def _path(case: TableCase, folder: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return {"record": content["record"], "tensors": content["tensors"]}
+        return {"record": json.loads(content["record"]), "tensors": content["tensors"]}
     except Exception as error:
         raise MisuseError(
             f"cannot read {str(path)!r}: expected the state of a row ({type(error).__name__}). Delete it to train the "
