@@ -243,6 +243,7 @@ class ObjectiveOperator(SymmetricOperator):
             for products, weight in self._products_of_parts(v):
                 for row, product in zip(result, products, strict=True):
                     row.add_(product, alpha=weight)
+                    del product  # Before the next graph is built.
                 weights += weight
         self._loss.spend(self._unit * columns + Cost(seconds=time.perf_counter() - start))
         return result.div_(weights).to(self.dtype).T
@@ -298,7 +299,8 @@ class ObjectiveOperator(SymmetricOperator):
                 yield from together
                 continue
             for column in block.unbind(dim=1):
-                yield flatten(self._product(linearised, unflatten(column.clone(), self._leaves)))
+                parts = unflatten(column.clone(), self._leaves)
+                yield flatten(self._product(linearised, parts))
 
     def _together(self, linearised: Any, block: Tensor) -> Tensor | None:
         """Return the products (k, n) with a block (n, k); None where an operation does not take a stack."""

@@ -144,7 +144,8 @@ def full_scale_study(rows: Sequence[FullRow], command: str) -> Study:
             f"At equal cost, against the better of Adam with a constant and with a cosine rate: "
             f"{_tally(_outcomes(groups, 'per_cost'))}.",
             _ours_answer(rows),
-            f"{finished} of {len(rows)} runs are finished; what is not is said to be undecided.",
+            f"{finished} of {len(rows)} runs are finished"
+            + ("." if finished == len(rows) else "; what is not is said to be undecided."),
         ],
         command=command,
         parts=[
