@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import numpy as np
 from paper.pages.landscape_charts import loss_chart
-from paper.proportion import Proportion
 from paper.scalar_landscape import ScalarLandscape, random_losses, survey
 
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.tables import Column, make_table
 from convexlab.wording.numbers import percent
+from convexlab.wording.proportion import Proportion
 
 # Frozen settings. The paper names no range: at p = 10 the largest input gives tanh(5), the typical one tanh(2.5), 0.99;
 # beyond, only inputs near zero still move the output.

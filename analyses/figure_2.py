@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import numpy as np
 from paper.pages.landscape_charts import scalar_norm_chart
-from paper.proportion import Proportion
 from paper.scalar_landscape import Branch, ScalarLandscape, norm_peaks, random_losses, survey
 
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.tables import Column, make_table
 from convexlab.wording.numbers import number
+from convexlab.wording.proportion import Proportion
 
 # Frozen settings: the tasks and the range of figure_1.py.
 SEED = 0

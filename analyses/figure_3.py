@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 from paper.gradient_flow import FlowPath, curvature_at, descend
 from paper.pages.landscape_charts import COLOURS
-from paper.proportion import Proportion
 from torch import Tensor
 
 from convexlab.reporting import Part, Study, write_study
@@ -30,6 +29,7 @@ from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_l
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.tables import Column, make_table
 from convexlab.wording.numbers import number, percent
+from convexlab.wording.proportion import Proportion
 
 # Frozen settings. The paper names no function: this is its one-layer model with two parameters in place of one.
 SEED = 0

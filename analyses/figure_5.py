@@ -17,16 +17,16 @@ from typing import Any
 
 import click
 import torch
-from paper.claims import norm_peak
 from paper.pages.sequence_charts import NAMES, norm_over_loss_chart
 from paper.protocols import ADAM, FIXED, PAPERS, ProtocolPlan
 from paper.records import stored
 from paper.sequences import Recording, train_sequences
 from paper.table import source
-from paper.truth import CONVEX, NON_CONVEX
 
 from convexlab.problems import build_problem
 from convexlab.reporting import Part, Study, write_study
+from convexlab.reporting.facts.claims import CONVEX, NON_CONVEX
+from convexlab.reporting.facts.norm import norm_peak
 from convexlab.reporting.tables import Column, make_table
 from convexlab.runs import Row, write_json
 from convexlab.wording.numbers import number
@@ -110,7 +110,7 @@ def descent(rows: Sequence[Row]) -> Sequence[Row]:
 def turn(rows: Sequence[Row]) -> str:
     """Say where Adam's gradient norm peaks, and how the loss is curved from there on."""
     rows = descent(rows)
-    peak = norm_peak(rows)
+    peak = norm_peak([row["gradient_norm"] for row in rows])
     if peak is None:
         return "Along Adam the norm has no peak after its first trough."
     after = [row["curvature"]["verdict"] for row in points(rows) if row["epoch"] > peak]
@@ -181,7 +181,7 @@ def main(name: str, out: Path) -> None:
 def agreement(sequences: dict[str, list[Row]]) -> list[str]:
     """Say what agrees with the paper's figure and what does not."""
     rows = descent(sequences[ADAM])
-    peak = norm_peak(rows)
+    peak = norm_peak([row["gradient_norm"] for row in rows])
     opening, later = rows[0]["gradient_norm"], [row["gradient_norm"] for row in rows[1:]]
     said = []
     if peak is None:

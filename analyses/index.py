@@ -3,73 +3,223 @@
 Claim: the paper's four claims and six figures, each beside the answer of the page that tests it.
 Command: ``python analyses/index.py`` (after the pages in ``reports/`` were made; it reads them and computes nothing)
 Run time: a second at every scale.
-Expected outcome: the page ``reports/index.html``, which links every page with the command and the commit that made it.
+Expected outcome: the page ``reports/index.html``: a card a claim and a figure with a word, the number that it rests on
+and a picture; behind it what was measured, and the page that says all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import click
 from paper.published import Published, read_page
 
-from convexlab.reporting import Part, Study, write_study
+from convexlab.reporting import Card, Part, Study, write_study
 from convexlab.reporting.tables import Cell, Column, Table, make_table
-from convexlab.wording.numbers import MISSING
+from convexlab.wording.numbers import MISSING, plain_number
+
+
+class Finding(NamedTuple):
+    """What a page's answer comes to."""
+
+    word: str
+    tone: Literal["good", "bad", "open"]
+    figure: str
+
+
+OPEN = Finding("see the page", "open", MISSING)
+"""Where an answer is none of those that a rule reads."""
+Rule = Callable[[Sequence[str]], Finding]
+"""Reads the sentences of an answer."""
+
+
+def held(hits: int, trials: int, what: str) -> Finding:
+    """Return how often a statement held, as a word: by the half of what was tried."""
+    figure = f"{hits:,} of {trials:,} {what}"
+    if hits == trials:
+        return Finding("holds", "good", figure)
+    if hits == 0:
+        return Finding("does not hold", "bad", figure)
+    return Finding("mostly holds", "open", figure) if 2 * hits >= trials else Finding("mostly fails", "bad", figure)
+
+
+def counted(pattern: str, what: str) -> Rule:
+    """Read the first ``hits of trials`` that a pattern has."""
+
+    def rule(answer: Sequence[str]) -> Finding:
+        match = re.search(pattern, " ".join(answer))
+        return OPEN if match is None else held(*(int(group.replace(",", "")) for group in match.groups()), what)
+
+    return rule
+
+
+def judged(claim: str) -> Rule:
+    """Read in how many runs a claim is supported, contradicted and undecided: one proof contradicts it."""
+    pattern = rf"Claim {claim} is supported in (\d+) of (\d+) .*?contradicted in (\d+) .*?undecided in (\d+) "
+
+    def rule(answer: Sequence[str]) -> Finding:
+        match = re.search(pattern, " ".join(answer).replace("\N{NO-BREAK SPACE}", " "))
+        if match is None:
+            return OPEN
+        supported, runs, contradicted, undecided = map(int, match.groups())
+        figure = f"supported in {supported}, contradicted in {contradicted}, undecided in {undecided} of {runs} runs"
+        if contradicted:
+            return Finding("contradicted", "bad", figure)
+        return Finding("supported", "good", figure) if supported else Finding("undecided", "open", figure)
+
+    return rule
+
+
+def behind_the_peak(answer: Sequence[str]) -> Finding:
+    """Read at how many points after the norm's peak non-convexity is not proven."""
+    match = re.search(r"Of the (\d+) points measured after it, (\d+) are proven non-convex", " ".join(answer))
+    if match is None:
+        return OPEN
+    points, proven = map(int, match.groups())
+    return held(points - proven, points, "points behind the peak may be convex")
+
+
+def lowest(answer: Sequence[str]) -> Finding:
+    """Read on how many axes the paper's protocol is the lowest."""
+    winners = re.findall(r": (.+?) is lowest", "\n".join(answer))
+    return held(winners.count("Adam, then CG"), len(winners), "axes have it lowest") if winners else OPEN
+
+
+def below_adam(answer: Sequence[str]) -> Finding:
+    """Read for how many equations the switch ends below Adam alone."""
+    ratios = [float(plain_number(text)) for text in re.findall(r"ends at (\S+) of Adam’s loss", " ".join(answer))]
+    return held(sum(ratio < 1 for ratio in ratios), len(ratios), "equations end lower") if ratios else OPEN
+
+
+def claims_that_hold(answer: Sequence[str]) -> Finding:
+    """Read which of the claims hold: a sentence may speak of two."""
+    said = re.findall(r"\bClaims? (\d)(?: and (\d))?[^.]*?\b(holds?|fails?)\b", " ".join(answer))
+    words = {claim: word for *claims, word in said for claim in claims if claim}
+    return held(sum(word.startswith("hold") for word in words.values()), len(words), "claims") if words else OPEN
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the paper says, and which sentences of which page answer."""
+    """What is said, which page answers, and how its answer is read."""
 
     subject: str
     said: str
     page: str
-    sentences: tuple[int, ...] | None = None
-    """By their place; None is all."""
+    rule: Rule
+    picture: tuple[str, int] | None = None
+    """A page and the place of one of its charts; None is the first of the page itself."""
 
-    def answer(self, pages: Mapping[str, Published]) -> list[str]:
-        """Return them."""
-        told = pages[self.page].answer
-        return list(told) if self.sentences is None else [told[place] for place in self.sentences]
+    def card(self, pages: Mapping[str, Published]) -> Card:
+        """Return the entry at a glance."""
+        page, finding = pages[self.page], self.rule(pages[self.page].answer)
+        name, place = self.picture or (self.page, 0)
+        key = re.sub(r"\W+", "-", self.subject).strip("-").lower()
+        return Card(
+            heading=self.subject,
+            statement=self.said,
+            verdict=finding.word,
+            tone=finding.tone,
+            figure=finding.figure,
+            details=page.answer,
+            link=page.file,
+            chart=pages[name].chart(place, key) if name in pages else None,
+        )
 
 
-ENTRIES = (
-    Entry(
-        "Claim 4, Table 1",
-        "In all 15 rows Adam, then conjugate gradients, ends at a training loss no higher than Adam’s.",
-        "table-1",
-        (0, 1),
-    ),
-    Entry(
-        "Claim 4, against the best Adam",
-        "The same, with every evaluation charged and Adam’s best rate.",
-        "fair-table-1",
-    ),
+CLAIMS = (
     Entry(
         "Claim 1",
         "Along training the loss is first non-convex, then convex around the minimum; no patchwork in between.",
         "hypothesis",
-        (0, 2),
+        judged("1"),
     ),
     Entry(
         "Claim 2",
         "The gradient norm over the loss rises in the non-convex part and falls in the convex one.",
         "hypothesis",
-        (1,),
+        judged("2"),
+        ("figure-5", 0),
     ),
-    Entry("Claim 3", "The peak of the gradient norm is the moment to leave Adam.", "detector-validation", (0, 1, 2)),
-    Entry("Figure 1", "Random tanh tasks are convex around the minimum, non-convex at the margins.", "figure-1"),
-    Entry("Figure 2", "On each branch the norm rises, then falls; its peak is the swap.", "figure-2"),
-    Entry("Figure 3", "Across level curves the norm grows, then shrinks.", "figure-3"),
-    Entry("Figure 4", "With two tanh layers a second convex region and minimum arise as C grows.", "figure-4"),
-    Entry("Figure 5", "A vision transformer’s norm rises, turns at a loss near 0.04, and falls.", "figure-5"),
-    Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6"),
-    Entry("Beyond: digits", "Not in the paper: its protocol and two of ours on a short budget.", "two-phase-digits"),
-    Entry("Beyond: physics", "Not in the paper: physics-informed networks.", "pinn"),
-    Entry("Beyond: language", "Announced by the paper as its next step: a language model.", "text"),
+    Entry(
+        "Claim 3",
+        "The peak of the gradient norm is the moment to leave Adam.",
+        "detector-validation",
+        counted(r"gradient-norm-peak .*?\((\d+) of (\d+) within", "runs end within 10 % of their best switch"),
+        ("detector-validation", 1),
+    ),
+    Entry(
+        "Claim 4, Table 1",
+        "In all 15 rows Adam, then conjugate gradients, ends at a training loss no higher than Adam’s.",
+        "table-1",
+        counted(r"lower than Adam in (\d+) of (\d+) rows", "rows, epoch against epoch, at a fraction of the epochs"),
+    ),
+    Entry(
+        "Claim 4, against the best Adam",
+        "The same, with every evaluation charged and Adam’s best rate.",
+        "fair-table-1",
+        counted(r"lower than the best Adam in (\d+) of (\d+) rows", "rows"),
+    ),
+)
+FIGURES = (
+    Entry(
+        "Figure 1",
+        "Random tanh tasks are convex around the minimum, non-convex at the margins.",
+        "figure-1",
+        counted(r"([\d,]+) of ([\d,]+) \(.*? random tasks", "random tasks"),
+    ),
+    Entry(
+        "Figure 2",
+        "On each branch the norm rises, then falls; its peak is the swap.",
+        "figure-2",
+        counted(r"on ([\d,]+) of ([\d,]+) \([^)]*\) branches", "branches have one peak"),
+    ),
+    Entry(
+        "Figure 3",
+        "With two parameters, descent goes from the non-convex region into the convex one, once.",
+        "figure-3",
+        counted(r"(\d+) of (\d+) \([^)]*\) paths go from non-convex to convex", "paths"),
+        ("figure-3", 1),
+    ),
+    Entry(
+        "Figure 4",
+        "With two tanh layers a second convex region and minimum arise as C grows.",
+        "figure-4",
+        counted(r"target 0\.1, (\d+) of (\d+) curves", "curves"),
+    ),
+    Entry(
+        "Figure 5",
+        "A vision transformer’s norm rises, turns at a loss near 0.04, and falls: there the loss has become convex.",
+        "figure-5",
+        behind_the_peak,
+    ),
+    Entry("Figure 6", "Adam, then conjugate gradients, lowers the loss fastest over cost.", "figure-6", lowest),
+)
+BEYOND = (
+    Entry(
+        "Digits",
+        "Not in the paper: on a short budget two phases end below the better Adam.",
+        "two-phase-digits",
+        counted(r"ended better in (\d+), worse in \d+ of (\d+)", "runs"),
+    ),
+    Entry(
+        "Physics",
+        "Not in the paper: a physics-informed network ends lower by a switch than with Adam alone.",
+        "pinn",
+        below_adam,
+    ),
+    Entry(
+        "Language", "The paper’s announced next step: its claims hold for a language model.", "text", claims_that_hold
+    ),
+)
+PARTS = {"The claims": CLAIMS, "The figures": FIGURES, "Beyond the paper": BEYOND}
+ABOUT = (
+    "“Holds”: wherever it was tried; “does not hold”: nowhere; “mostly”: by the half. A claim on curvature is "
+    "contradicted by one proof, and undecided where none was found. The words are read off the pages’ own counts, at "
+    "the scale that they were made at."
 )
 
 
@@ -79,24 +229,6 @@ def command(page: Published) -> str:
     if study == "table-1":
         return f"python analyses/table_1.py --scale paper --block {block}"
     return f"python analyses/{Path(page.file).stem.replace('-', '_')}.py --scale desk"
-
-
-def measured(entries: Sequence[Entry], pages: Mapping[str, Published]) -> Table:
-    """Return the paper's statements beside the answers of the pages."""
-    rows: list[list[Cell | str]] = [
-        [
-            Cell(entry.subject, link=pages[entry.page].file),
-            entry.said,
-            " ".join(entry.answer(pages)),
-        ]
-        for entry in entries
-        if entry.page in pages
-    ]
-    return make_table(
-        "The paper beside what was measured; the first column links the page.",
-        [Column("Subject", False), Column("The paper", False), Column("Measured", False)],
-        rows,
-    )
 
 
 def published(pages: Sequence[Published]) -> Table:
@@ -115,18 +247,18 @@ def main(scale: str, out: Path) -> None:
     """Read the pages beside the index and write it."""
     files = sorted(path for path in out.parent.glob("*.html") if path.name != out.name)
     pages = {path.stem: read_page(path) for path in files}
-    told = [entry for entry in ENTRIES if entry.page in pages]
-    if not told and scale != "toy":
+    if not pages and scale != "toy":
         raise click.ClickException(f"no published page in {out.parent}: run the studies first.")
+    cards = {name: [entry.card(pages) for entry in entries if entry.page in pages] for name, entries in PARTS.items()}
+    words = [f"{card.heading}: {card.verdict}" for card in cards["The claims"]]
     study = Study(
         title="The paper, reproduced and judged",
         claim="Hrycej et al.: along training the loss becomes convex, the gradient norm’s peak says when, and "
         "conjugate gradients from there beat Adam.",
-        answer=[f"{entry.subject}: {sentence}" for entry in told[:1] for sentence in entry.answer(pages)]
-        or ["No page is published yet."],
+        answer=[f"{'; '.join(words)}." if words else "No page is published yet."],
         command=f"python analyses/index.py --scale {scale}",
         parts=[
-            Part("Paper and measurement", tables=[measured(told, pages)]),
+            *(Part(name, [ABOUT] if name == "The claims" else [], cards=some) for name, some in cards.items() if some),
             Part("All pages", tables=[published(list(pages.values()))]),
         ],
         settings={"pages": len(pages)},

@@ -108,7 +108,8 @@ def kernel_time(call: Callable[[], object], device: torch.device) -> float:
         for _ in range(_CALLS):
             call()
         torch.cuda.synchronize(device)
-    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e3 / _CALLS
+    microseconds = sum(float(event.self_device_time_total) for event in profile.key_averages())
+    return microseconds / 1e3 / _CALLS
 
 
 if __name__ == "__main__":

@@ -70,7 +70,14 @@ from convexlab.objective import Objective
 from convexlab.objective.cost import Cost
 
 # What to hand over to
-from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
+from convexlab.optim import (
+    LBFGS,
+    LevenbergMarquardt,
+    NonlinearCG,
+    ProgressiveLBFGS,
+    SelfScaledBroyden,
+    adam_preconditioner,
+)
 
 # Runs and checkpoints
 from convexlab.probing import Probe, probe
@@ -102,6 +109,7 @@ __all__ = [
     "FixedEpoch",
     "GradientNormChange",
     "GradientNormPeak",
+    "LevenbergMarquardt",
     "LossPlateau",
     "MemoryForecast",
     "MisuseError",

@@ -9,17 +9,19 @@ import shlex
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from convexlab._version import __version__
 from convexlab.architectures import ARCHITECTURES, build_model
+from convexlab.commands import EXIT_STATUS, Command, Group
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
@@ -27,9 +29,11 @@ from convexlab.errors import CaptureWarning, ConvexLabError, DamageWarning, Fail
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
+from convexlab.machine.ranks import PATIENCE, Ranks, current, of_torchrun
 from convexlab.objective import PRODUCTS
-from convexlab.probing import AXES
+from convexlab.probing import AXES, Probe
 from convexlab.probing import probe as probe_checkpoints
+from convexlab.problems.losses import loss_names
 from convexlab.problems.objectives import objective_names
 from convexlab.progress import Listener, Log, Progress, silent
 from convexlab.runs import Run
@@ -48,33 +52,29 @@ from convexlab.wording.terminal import printable
 
 __all__ = ["main"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _HALF_A_MINUTE = 30.0
 
 _interrupts: ContextVar[Interrupts] = ContextVar("interrupts")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_STATUS,
+    sections={
+        "Train, and measure curvature": ("train two-phase", "probe"),
+        "Look at runs again": ("show", "open", "compare", "report"),
+        "List the names that options take": ("models", "datasets", "objectives", "detectors", "phases"),
+    },
+)
 @click.version_option(__version__, prog_name="convexlab")
 def main() -> None:
     """Is the loss convex where training is, and is it time to hand over from Adam?
 
-    \b
-    Start here:
-      convexlab train two-phase     train on real digits in two phases, and write a report
-      convexlab probe RUN           measure the curvature at every checkpoint of the run
-
-    \b
-    Afterwards:
-      convexlab show RUN            print its results again
-      convexlab open RUN            open its report in the browser
-      convexlab compare RUN RUN     print several runs side by side
-      convexlab report RUN RUN      write one page about several
-
-    \b
-    Exit status: 0 done, 1 it went wrong, 2 wrong use, 130 interrupted (what was done is kept).
-    """  # noqa: D301 - click reads the backspace
+    Start with `convexlab train two-phase`. It needs no option and names its report. Then `convexlab COMMAND --help`.
+    """
 
 
 @main.group()
@@ -82,7 +82,7 @@ def train() -> None:
     """Train networks."""
 
 
-def _handles_errors(command: Command) -> Command:
+def _handles_errors(command: _Function) -> _Function:
     """Turn what the library raises into one message and an exit status."""
 
     @functools.wraps(command)
@@ -125,6 +125,8 @@ _SMALLER = "Take fewer examples (--train-size, --probe-size), smaller batches (-
 
 
 def _say_that_it_stops() -> None:
+    if current().shared:
+        return  # It is torchrun that asks, and says so, when somebody interrupts it or a rank has failed.
     click.echo("\ninterrupted: this step is finished and stored first; once more stops at once", err=True)
 
 
@@ -149,6 +151,18 @@ class _Misuse(click.ClickException):
     exit_code = 2
 
 
+def _among(names: Callable[[], Iterable[str]]) -> Callable[..., list[CompletionItem]]:
+    """Return what completes a name of ours at the tab key, or a file where none begins like that."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        fitting = [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return fitting or [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
+_models, _datasets = _among(lambda: ARCHITECTURES), _among(dataset_names)
+_objectives, _losses = _among(objective_names), _among(loss_names)
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")
 _trust = click.option(
     "--trust",
@@ -156,8 +170,17 @@ _trust = click.option(
     help="Run the code and read the files that the settings or checkpoints name, if others made them: they can do "
     "whatever you can.",
 )
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    default=PATIENCE,
+    show_default=True,
+    help="Under torchrun: seconds after which a rank that does not answer ends the run.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-
+_quiet = click.option(
+    "--quiet", "-q", is_flag=True, help="No progress and no tables: only the name of the report, and errors."
+)
 
 _data = click.option(
     "--data",
@@ -166,26 +189,42 @@ _data = click.option(
     "device.",
 )
 _LOSS = (
-    "mse, cross-entropy, package.module:function or file.py:function. A function whose first argument is called model, "
-    "net, network or module is called with (model, batch), any other of two arguments with (output, target); one that "
-    "needs none makes the loss."
+    "mse, cross-entropy, package.module:function or file.py:function. It is called with (output, target). One whose "
+    "first argument is called model, net, network or module is called with (model, batch). One that needs no argument "
+    "makes the loss."
 )
 
 
-@train.command("two-phase")
+@train.command(
+    "two-phase",
+    cls=Command,
+    sections={
+        "What is trained": ("objective", "model", "dataset", "data", "loss", "train_size"),
+        "How long, and when to switch to what": ("epochs", "detector", "switch_epoch", "phase_two"),
+        "Adam, and what the run is compared with": ("lr", "batch_size", "no_baseline", "oracle_every"),
+        "What is measured and stored": ("probe_every", "checkpoint_every", "out", "tensorboard"),
+        "What is printed": ("quiet", "as_json"),
+    },
+)
 @click.option(
     "--objective",
-    help="Any loss with its model, instead of --model, --data and --loss: a name (see `convexlab objectives`), "
+    shell_complete=_objectives,
+    help="Any loss with its model, instead of --model, --data and --loss. It is a name (see `convexlab objectives`), "
     "package.module:factory or file.py:factory. The factory returns a convexlab.Objective, whose batches are Adam's "
     "mini-batches, or a convexlab.Problem; it may take seed, train_size, batch_size and device.",
 )
 @click.option(
     "--model",
+    shell_complete=_models,
     help=f"Name (see `convexlab models`), package.module:factory or file.py:factory.  [default: {DEFAULT_MODEL}]",
 )
-@click.option("--dataset", help=f"Name (see `convexlab datasets`), npz:FILE, ...  [default: {DEFAULT_DATASET}]")
+@click.option(
+    "--dataset",
+    shell_complete=_datasets,
+    help=f"Name (see `convexlab datasets`), npz:FILE, ...  [default: {DEFAULT_DATASET}]",
+)
 @_data
-@click.option("--loss", help=f"{_LOSS}  [default: {DEFAULT_LOSS}]")
+@click.option("--loss", shell_complete=_losses, help=f"{_LOSS}  [default: {DEFAULT_LOSS}]")
 @click.option(
     "--epochs",
     type=int,
@@ -196,11 +235,16 @@ _LOSS = (
     "--detector",
     default=TwoPhaseConfig.detector,
     show_default=True,
+    shell_complete=_among(detector_names),
     help="Decides when to switch; see `convexlab detectors`.",
 )
 @click.option("--switch-epoch", type=int, help="Switch after this many Adam epochs, whatever the detector thinks.")
 @click.option(
-    "--phase-two", default=TwoPhaseConfig.phase_two, show_default=True, help="Second phase; see `convexlab phases`."
+    "--phase-two",
+    default=TwoPhaseConfig.phase_two,
+    show_default=True,
+    shell_complete=_among(phase_two_names),
+    help="Second phase; see `convexlab phases`.",
 )
 @click.option(
     "--batch-size",
@@ -247,7 +291,9 @@ _LOSS = (
     help="Write all series into this folder too, for TensorBoard (needs the extra tensorboard).",
 )
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
+@_timeout
 @_trust
+@_quiet
 @_json
 @click.pass_context
 @_handles_errors
@@ -257,7 +303,9 @@ def two_phase(
     out: Path | None,
     tensorboard: Path | None,
     resume: bool,
+    timeout: float,
     trust: bool,
+    quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -265,48 +313,75 @@ def two_phase(
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
     With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote.
+    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
-    from convexlab.reporting import write_report
-    from convexlab.reporting.terminal import run_text
-
+    device = str(options["device"])
     if resume:
         explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
         options = {name: value for name, value in options.items() if context.get_parameter_source(name) in explicit}
-        if out is not None and out.is_dir() and Run(out).is_empty():
+    with _ranks(device, timeout) as ranks:
+        if out is None and not resume:
+            out = ranks.agreed(lambda: default_directory(TwoPhaseConfig.of(options)))
+        if ranks.is_writer and resume and out is not None and out.is_dir() and Run(out).is_empty():
             click.echo(printable(f"nothing was stored in {out} yet: it is begun anew"), err=True)
-    elif out is None:
-        out = default_directory(TwoPhaseConfig.of(options))
-    named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
-    remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
-    diverged: FailureError | None = None
-    with _interruptible(remedy), _progress() as listener, _series(tensorboard) as log:
-        try:
-            run = train_two_phase(out=out, resume=resume, trust=trust, progress=listener, log=log, **options)
-        except FailureError as error:
-            if out is None or Run(out).summary is None:
-                raise
-            run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        named = any(is_spec(options.get(name) or "") for name in ("objective", "model", "dataset", "data", "loss"))
+        remedy = f"convexlab train two-phase --resume {'--trust ' * (trust or named)}--out {shlex.quote(str(out))}"
+        diverged: FailureError | None = None
+        with (
+            _interruptible(remedy, ranks),
+            _progress(ranks, quiet=quiet) as listener,
+            _series(tensorboard, ranks) as log,
+        ):
+            try:
+                run = train_two_phase(
+                    out=out, resume=resume, trust=trust, progress=listener, log=log, group=ranks.group, **options
+                )
+            except FailureError as error:
+                if out is None or Run(out).summary is None:
+                    raise
+                run, diverged = Run(out), error  # It is finished all the same, and the page says how.
+        if ranks.is_writer:
+            _show_run(run, as_json=as_json, quiet=quiet)
+        if diverged is not None:
+            raise diverged
+
+
+def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import run_text
+
     report = write_report([run])
-    click.echo(run_text(run), err=as_json)
+    if not quiet:
+        click.echo(run_text(run), err=as_json)
     _say(f"report: {report}", err=as_json)
     if as_json:
         click.echo(json.dumps(run.summary))
-    if diverged is not None:
-        raise diverged
 
 
-@main.command()
+@main.command(
+    cls=Command,
+    sections={
+        "What is probed": ("model", "dataset", "data", "loss", "objective", "train_size", "probe_size", "key", "axis"),
+        "How closely": ("confidence", "max_steps", "top", "density_probes", "density_steps", "products"),
+        "What is stored and printed": ("out", "verbose", "quiet", "as_json"),
+    },
+)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]")
-@click.option("--dataset", help="Name, npz:FILE, ...  [default: what the checkpoint says]")
+@click.option(
+    "--model",
+    shell_complete=_models,
+    help="Name, package.module:factory or file.py:factory.  [default: what the checkpoint says]",
+)
+@click.option("--dataset", shell_complete=_datasets, help="Name, npz:FILE, ...  [default: what the checkpoint says]")
 @_data
-@click.option("--loss", help=f"{_LOSS}  [default: what the checkpoint says]")
+@click.option("--loss", shell_complete=_losses, help=f"{_LOSS}  [default: what the checkpoint says]")
 @click.option(
     "--objective",
-    help="Any other loss with its model, such as a physics-informed network's, instead of --model, --data and "
-    "--loss: a name (see `convexlab objectives`), package.module:factory or file.py:factory. The factory returns a "
-    "convexlab.Objective; it may take seed, train_size and device.  [default: what the checkpoint says]",
+    shell_complete=_objectives,
+    help="Any other loss with its model, instead of --model, --data and --loss. It is a name (see `convexlab "
+    "objectives`), package.module:factory or file.py:factory. The factory returns a convexlab.Objective; it may take "
+    "seed, train_size and device.  [default: what the checkpoint says]",
 )
 @click.option("--train-size", type=int, help="Training examples.  [default: what the checkpoint says, else all]")
 @click.option(
@@ -343,46 +418,71 @@ def two_phase(
     "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
+@_timeout
 @_trust
 @click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
+@_quiet
 @_json
 @_handles_errors
-def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, **options: Any) -> None:
+def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, timeout: float, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
-    Checkpoints need --model and --loss, with --dataset for images and labels or --data for your own batches; or
-    --objective, for any other loss with its model. Those of a run of ours say so themselves.
+    A run directory says itself what it is about. Other checkpoints need --model and --loss. Beside them --dataset names
+    images with labels, --data batches of your own. Any other loss comes with its model by --objective.
 
     \b
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss
     """  # noqa: D301 - click reads the backspace
+    if quiet and verbose:
+        raise MisuseError("expected --quiet or --verbose, got both. Leave one of them out.")
+    with _ranks(str(options["device"]), timeout) as ranks:
+        with _interruptible("the same command with --resume", ranks), _progress(ranks, quiet=quiet) as listener:
+            result = probe_checkpoints(paths, progress=listener, group=ranks.group, **options)
+        if ranks.is_writer:
+            _show_probe(result, as_json=as_json, verbose=verbose, quiet=quiet)
+        if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
+            raise FailureError(
+                f"curvature could not be measured at any of the {len(result.rows)} checkpoints. The report says why."
+            )
+
+
+def _show_probe(result: Probe, *, as_json: bool, verbose: bool, quiet: bool) -> None:
     from convexlab.reporting import write_report
     from convexlab.reporting.terminal import curvature_text
 
-    with _interruptible("the same command with --resume"), _progress() as listener:
-        result = probe_checkpoints(paths, progress=listener, **options)
     report = write_report([result.run])
-    click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
+    if not quiet:
+        click.echo(curvature_text(result.run, verbose=verbose), err=as_json)
     if as_json:
         click.echo(json.dumps({"rows": result.rows, "report": str(report)}))
     else:
         _say(f"report: {report}")
-    if not any(checkpoint.is_measured for checkpoint in result.checkpoints):
-        raise FailureError(
-            f"curvature could not be measured at any of the {len(result.rows)} checkpoints; the lines above and the "
-            "report say why."
-        )
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@click.option(
+    "--format",
+    type=click.Choice(["html", "md", "json", "png"]),
+    help="html, md (the same in Markdown), json (its facts as numbers), or png (its first picture).  "
+    "[default: as --out ends, else html]",
+)
 @_handles_errors
-def report(paths: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, or about several side by side."""
-    from convexlab.reporting import write_report
+def report(paths: tuple[Path, ...], out: Path | None, format: str | None) -> None:
+    """Write one page about a run, or about several side by side.
 
-    _say(f"report: {write_report([Run.open(path) for path in paths], out)}")
+    Says what the runs make of the paper's claims: that the loss is first non-convex, then convex, and that the gradient
+    norm peaks in between.
+    """
+    from convexlab.reporting import write_report
+    from convexlab.reporting.terminal import claims_text
+
+    runs = [Run.open(path) for path in paths]
+    written = write_report(runs, out, format=format)
+    if claims := claims_text(runs):
+        click.echo(claims)
+    _say(f"report: {written}")
 
 
 @main.command()
@@ -464,19 +564,32 @@ def _list(names: dict[str, str]) -> None:
 
 
 @contextmanager
-def _interruptible(remedy: str) -> Iterator[None]:
+def _ranks(device: str, timeout: float) -> Iterator[Ranks]:
+    """Yield the ranks that torchrun has started; of an error that they all meet, one tells."""
+    with of_torchrun(device, timeout) as ranks:
+        try:
+            yield ranks
+        except (ConvexLabError, OSError) as error:
+            if ranks.shared and not ranks.speaks_first():
+                raise SystemExit(_Misuse.exit_code if isinstance(error, MisuseError) else 1) from None
+            raise
+
+
+@contextmanager
+def _interruptible(remedy: str, ranks: Ranks) -> Iterator[None]:
     """On Ctrl-C say that the work is kept and how to go on, and leave with status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
+        if ranks.is_writer:
+            click.echo(printable(f"\ninterrupted; what was done is kept. Go on with: {remedy}"), err=True)
         raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager
-def _series(folder: Path | None) -> Iterator[Log | None]:
+def _series(folder: Path | None, ranks: Ranks) -> Iterator[Log | None]:
     """Yield what writes series for TensorBoard, if a folder for them is named."""
-    if folder is None:
+    if folder is None or not ranks.is_writer:
         yield None
         return
     from convexlab.integrations.tensorboard import TensorBoard
@@ -486,10 +599,9 @@ def _series(folder: Path | None) -> Iterator[Log | None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """Show progress on stderr, as bars or lines, and stop after a step where asked to."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    with _interrupts.get().gentle() as check, _bars() if terminal else _lines() as show:
+def _progress(ranks: Ranks, *, quiet: bool) -> Iterator[Listener]:
+    """Show progress on stderr by one of several ranks, as bars or lines or not at all, and stop where asked to."""
+    with _interrupts.get().gentle(ranks.any) as check, _shown(quiet or not ranks.is_writer) as show:
 
         def listener(step: Progress) -> None:
             show(step)
@@ -499,12 +611,19 @@ def _progress() -> Iterator[Any]:
         yield listener
 
 
+def _shown(quiet: bool) -> AbstractContextManager[Listener]:
+    if quiet or sys.stderr is None:
+        return nullcontext(silent)
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # which has no line that can be written anew
+        from convexlab.wording.bars import bars
+
+        return bars()
+    return _lines()
+
+
 @contextmanager
 def _lines() -> Iterator[Listener]:
     """Say a line every half minute where there is no terminal, whatever the work is at, and landmarks at once."""
-    if sys.stderr is None:
-        yield silent
-        return
     lines, over = Lines(lambda line: _say(line, err=True)), threading.Event()
 
     def tell() -> None:
@@ -518,28 +637,3 @@ def _lines() -> Iterator[Listener]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _bars() -> Iterator[Listener]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def listener(step: Progress) -> None:
-            if step.task not in tasks:
-                tasks[step.task] = bars.add_task(step.task, total=step.total, note="")
-            bars.update(tasks[step.task], completed=step.done, total=step.total, note=printable(step.note))
-
-        yield listener

@@ -10,6 +10,7 @@ __all__ = [
     "ConvexLabError",
     "DamageWarning",
     "FailureError",
+    "LostRankError",
     "MisuseError",
     "ShortageError",
     "ShortageWarning",
@@ -27,6 +28,10 @@ class MisuseError(ConvexLabError, ValueError):
 
 class FailureError(ConvexLabError, RuntimeError):
     """The request was sound but could not be finished, such as a loss that became NaN (exit status 1)."""
+
+
+class LostRankError(ConvexLabError, RuntimeError):
+    """One of several processes ended or does not answer (exit status 1); nothing can be gone on with in this one."""
 
 
 class ShortageError(FailureError):

@@ -48,18 +48,21 @@ class Interrupts:
         raise KeyboardInterrupt
 
     @contextmanager
-    def gentle(self) -> Iterator[Callable[[], None]]:
-        """Within this block, the first signal waits until the function that it gives is called, which raises then."""
+    def gentle(self, agreed: Callable[[bool], bool] = bool) -> Iterator[Callable[[], None]]:
+        """Within this block, the first signal waits until the function that it gives is called, which raises then.
+
+        Of several processes all have to stop where one is asked to: ``agreed`` tells the others.
+        """
+
+        def check() -> None:
+            if agreed(self._asked):
+                raise KeyboardInterrupt
+
         self._gentle = True
         try:
-            yield self.check
+            yield check
         finally:
             self._gentle = self._asked = False
-
-    def check(self) -> None:
-        """Raise a KeyboardInterrupt if somebody has asked to stop."""
-        if self._asked:
-            raise KeyboardInterrupt
 
 
 @contextmanager

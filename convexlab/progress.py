@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,13 +17,22 @@ class Progress:
     """What is being done, such as ``"two-phase"``."""
     done: float
     total: float
-    """In the unit of ``done``; what the unit is does not matter to a listener."""
+    """In the unit of ``done``."""
     note: str = ""
     """A few words on the present state, such as the loss."""
     within: bool = False
     """Whether it is within a step that is finished and stored before work stops where somebody asks for that."""
     landmark: bool = False
     """Whether it is worth a line at once, where progress is lines of a log."""
+    unit: str = ""
+    """What ``done`` counts: ``"cost"``, in gradient equivalents, or ``"checkpoints"``; "" leaves the numbers out."""
+    planned: bool = False
+    """Whether the task has not begun: it is named so that one sees what is to come."""
+
+    @property
+    def so_far(self) -> str:
+        """How much of the task is done, in its unit: ``"cost 45 of 100"``; "" without one."""
+        return f"{self.unit} {math.floor(self.done)} of {math.floor(self.total)}" if self.unit else ""
 
 
 Listener = Callable[[Progress], None]

@@ -18,8 +18,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
-@pytest.mark.analyses
+QUICK = {"figure_1", "figure_2", "figure_6", "index"}
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_study_says_what_it_does_and_at_which_scales(study: Path) -> None:
+    done = CliRunner().invoke(load_object(f"{study}:main"), ["--help"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "--scale [toy|" in done.output
+
+
+@pytest.mark.analyses
+@pytest.mark.parametrize(
+    "study",
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in STUDIES],
+    ids=lambda path: path.stem,
+)
 def test_study_runs_at_toy_size(study: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     main = load_object(f"{study}:main")

@@ -26,6 +26,8 @@ from convexlab import cli
 from convexlab.cli import main
 from convexlab.reporting import summary_lines
 from convexlab.reporting.facts.run import read_facts
+from convexlab.reporting.facts.runs import read_runs
+from convexlab.reporting.words.claims import claim_sentences
 from convexlab.reporting.words.run import judgement, place, verdict_name
 from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint
@@ -84,7 +86,11 @@ def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
     [
         (
             ["--help"],
-            ["train", "probe", "report", "models", "datasets", "objectives", "detectors", "phases", "Start here"],
+            [
+                *("train two-phase", "probe", "report", "models", "datasets", "objectives", "detectors", "phases"),
+                *("Train, and measure curvature:", "Look at runs again:", "List the names that options take:"),
+                "Exit status: 0 done, 1 it went wrong, 2 wrong use, 130 interrupted",
+            ],
         ),
         (["-h"], ["Usage: convexlab"]),
         (["train", "--help"], ["two-phase"]),
@@ -94,12 +100,13 @@ def run(trained: tuple[Result, Run], tmp_path: Path) -> Run:
                 *("--model", "--dataset", "--loss", "--epochs", "--detector", "--switch-epoch", "--phase-two"),
                 *("--batch-size", "--lr", "--train-size", "--seed", "--seeds", "--probe-every", "--no-baseline"),
                 *("--dtype", "--device", "--out", "--resume", "--json", "vit-mlp", "digits", "--objective"),
-                *("--checkpoint-every", "--oracle-every"),
+                *("--checkpoint-every", "--oracle-every", "--quiet", "What is trained:", "Other options:"),
+                "Exit status: 0 done",
             ],
         ),
         (
             ["probe", "--help"],
-            ["PATHS", "--model", "--dataset", "--loss", "--confidence", "--out", "--resume", "--json"],
+            ["PATHS", "--model", "--dataset", "--loss", "--confidence", "--out", "--resume", "--json", "How closely:"],
         ),
         (["report", "--help"], ["PATHS", "--out"]),
         (["models", "--help"], ["parameter counts"]),
@@ -142,6 +149,41 @@ def test_train_json(options: list[str], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == Run(tmp_path / "r").summary
     assert f"report: {tmp_path / 'r' / 'report.html'}" in result.stderr
+
+
+def test_quiet_names_the_report_alone(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    line = ["train", "two-phase", *options, "--epochs", 4, "--switch-epoch", 2, "--probe-every", 0, "--no-baseline"]
+    result = call(*line, "--quiet", "--out", out)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"report: {out / 'report.html'}\n", "")
+    result = call("probe", out, "-q", "--json", "--max-steps", 2, "--density-probes", 1, "--density-steps", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["rows"] == Run(out).probe
+
+
+@pytest.mark.parametrize(
+    ("line", "begin", "expected"),
+    [
+        ("convexlab pr", 1, {"probe"}),
+        ("convexlab train two-phase --model vit-no", 4, {"vit-nomlp", "vit-nomlp-wkewq"}),
+        ("convexlab train two-phase --detector gradient-norm-p", 4, {"gradient-norm-peak"}),
+        ("convexlab probe --loss cross", 3, {"cross-entropy"}),
+        ("convexlab probe --objective mine.py", 3, {"mine.py"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_tab_key_completes_commands_and_names(
+    line: str, begin: int, expected: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_CONVEXLAB_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(begin))
+    with pytest.raises(SystemExit):
+        main(prog_name="convexlab")
+    offered = dict(reversed(each.split(",", 1)) for each in capsys.readouterr().out.splitlines())
+    assert expected <= offered.keys()
+    assert all(name.startswith(line.split()[-1]) for name in offered)
+    assert offered[min(expected)] == ("file" if "." in line else "plain")
 
 
 def test_train_with_an_oracle(options: list[str], tmp_path: Path) -> None:
@@ -275,6 +317,22 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     assert "expected at least two runs to compare" in alone.stderr
 
 
+def test_a_report_says_what_the_paper_claims_and_has_other_forms(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "the other"
+    shutil.copytree(run.path, other)
+    for form in ("md", "json"):
+        result = call("report", run.path, other, "--format", form)
+        assert result.exit_code == 0, result.stderr
+        *lines, last = result.stdout.splitlines()
+        assert last == f"report: {run.path / f'report.{form}'}"
+        said = _unwrapped(" ".join(lines))
+        assert said == _unwrapped(" ".join(claim_sentences(read_runs([run, Run(other)]))))
+        assert re.search(r"Claim 1 is supported in \d of 2 \(", said)
+        assert "laim" in (run.path / f"report.{form}").read_text(encoding="utf-8")
+    assert "Claim 1 is " in call("report", run.path, "--out", tmp_path / "one.json").stdout
+    assert "Claim 1 is " in call("compare", run.path, other).stdout
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_report_is_opened(run: Run, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
@@ -318,8 +376,11 @@ PROBE = "probe CHECKPOINT --out OUT "
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
-        ("trian", 2, "No such command 'trian'"),
-        ("train two-phase --epoch-s 3", 2, "No such option.*--epoch-s"),
+        ("trian two-phase", 2, "Error: unknown command 'trian'. Did you mean 'train'? Known: compare, "),
+        ("two-phase", 2, "Error: unknown command 'two-phase'. Did you mean 'train two-phase'?"),
+        ("train twophase", 2, "Error: unknown command 'twophase'. Did you mean 'two-phase'?"),
+        ("sohw runs/first", 2, "Error: unknown command 'sohw'. Did you mean 'show'?"),
+        ("train two-phase --epoch-s 3", 2, "No such option.*--epoch-s.*Did you mean --epochs?"),
         (TRAIN + "--model vit-mpl", 2, "Error: unknown model 'vit-mpl'. Did you mean 'vit-mlp'?"),
         (TRAIN + "--model nowhere.py:net", 2, "Error: no file '.*nowhere.py' for 'nowhere.py:net'"),
         (TRAIN + "--model nowhere.module:net", 2, "Error: no module 'nowhere'"),
@@ -409,12 +470,14 @@ PROBE = "probe CHECKPOINT --out OUT "
             "Error: npz:.*nan.npz: 1 of 7680 values of the train split are NaN",
         ),
         (PROBE + "--loss mes", 2, "Error: unknown loss 'mes'. Did you mean 'mse'?"),
+        (PROBE + "--quiet --verbose", 2, "Error: expected --quiet or --verbose, got both. Leave one of them out."),
         (PROBE + "--confidence 2", 2, "Error: expected a confidence between 0 and 1, got 2.0."),
         (PROBE + "--max-steps 0", 2, "Error: expected max_steps of at least 1, got 0."),
         (PROBE + "--density-probes 0", 2, "Error: expected at least one density probe and step, got 0 and 32."),
         (PROBE + "--out FOLDER/text.txt/out", 1, "Error: (Not a directory|File exists): .*text.txt"),
         ("report", 2, "Missing argument 'PATHS...'"),
         ("report FOLDER", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        ("report RUN --format pdf", 2, "Invalid value for '--format': 'pdf' is not one of"),
         ("report none", 2, "Error: 'none' is not a run directory"),
         ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
     ],
@@ -496,6 +559,7 @@ def test_interrupted_while_the_report_is_written(run: Run, monkeypatch: pytest.M
         assert (result.exit_code, result.stderr) == (130, "\ninterrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
 def test_ctrl_c_in_earnest(options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -162,7 +162,11 @@ def test_a_page_before_any_probe(folder: Path, tmp_path: Path) -> None:
     assert ("Validation accuracy" in results) == needs_data(folder)
 
 
-@with_data
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(path, marks=[pytest.mark.data, pytest.mark.slow] if needs_data(path) else ()) for path in FOLDERS],
+    ids=lambda path: path.name,
+)
 def test_probe_takes_the_folder_as_it_is(folder: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns(*LEFT_BY_A_PROBE)))
     for path in run.checkpoints[:-1]:

@@ -44,7 +44,7 @@ class RowFile:
         """
         path = _path(case, folder)
         if not path.exists():
-            record = {"case": asdict(case), "protocols": {}, "points": {}, "stretches": [], "under_way": None}
+            record: Row = {"case": asdict(case), "protocols": {}, "points": {}, "stretches": [], "under_way": None}
             return cls(path, record, {})
         content = _read(path)
         known = content["record"]["case"]
@@ -75,7 +75,7 @@ def read_row(case: TableCase, folder: Path) -> Row | None:
         MisuseError: its file is damaged.
     """
     path = _path(case, folder)
-    return _read(path)["record"] if path.exists() else None  # type: ignore[no-any-return]
+    return _read(path)["record"] if path.exists() else None
 
 
 def _path(case: TableCase, folder: Path) -> Path:

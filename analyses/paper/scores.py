@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import geometric_mean, median
+from statistics import geometric_mean
 
 import numpy as np
 import scipy.stats
 
+from convexlab.reporting.facts.claims import pattern
+from convexlab.reporting.facts.norm import first_rise, first_where
 from convexlab.runs import Row
 from convexlab.runs.oracle import neighbour_factor
-from paper.truth import pattern, relative_kind
+from paper.truth import relative_kind
 
 __all__ = [
     "Comparison",
@@ -25,16 +26,13 @@ __all__ = [
     "bootstrap_geometric_mean",
     "counted",
     "curvature_peak",
-    "first_rise",
     "jump",
     "outcomes",
     "run_by_run",
     "score",
-    "smoothed",
     "transient",
 ]
 
-_WINDOW = 5
 _COLLAPSE = 0.9
 _RESOLUTION = 2.0**-23
 _WORTH = 0.1
@@ -53,23 +51,7 @@ def transient(norms: Sequence[float]) -> int:
 
     Of its centred median over five epochs. Norms begin with that of the start.
     """
-    return _first(norms, lambda now, after: after > _COLLAPSE * now)
-
-
-def first_rise(norms: Sequence[float]) -> int:
-    """Return the epoch after which the gradient norm, as in `transient`, no longer falls: its first trough."""
-    return _first(norms, lambda now, after: after >= now)
-
-
-def _first(norms: Sequence[float], ends: Callable[[float, float], bool]) -> int:
-    smooth = smoothed(norms)
-    return next((i for i, (now, after) in enumerate(pairwise(smooth)) if ends(now, after)), len(smooth) - 1)
-
-
-def smoothed(norms: Sequence[float]) -> list[float]:
-    """Return the centred median over five epochs, over fewer at the ends."""
-    half = _WINDOW // 2
-    return [median(norms[max(0, i - half) : i + half + 1]) for i in range(len(norms))]
+    return first_where(norms, lambda now, after: after > _COLLAPSE * now)
 
 
 def outcomes(run: Row) -> list[Row]:

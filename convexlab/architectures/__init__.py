@@ -76,8 +76,8 @@ def build_model(
     The toy models have one parameter, take vectors (N, units) instead of images and ignore the three sizes.
 
     Args:
-        name: one of `model_names`, or ``package.module:factory`` or ``file.py:factory``, whose factory returns a module
-            and is called with those of the keyword arguments below that it names.
+        name: one of `model_names`, or ``package.module:factory`` or ``file.py:factory``, whose factory returns a
+            module. It is called with those of the keyword arguments below that it names.
         channels: channels of an image; None leaves it to the factory, likewise the next two.
         classes: outputs.
         image_size: height and width in pixels.

@@ -11,7 +11,7 @@ __all__ = ["OneLayerTanh", "TwoLayerTanh"]
 class OneLayerTanh(nn.Module):
     """The one-dimensional model y(x) = Σ_i tanh(p x_i) (name ``tanh-1d``; equations 3 and 4, figures 1 and 2).
 
-    Input (N, units), output (N, 1); the paper draws 100 units from (-0.5, 0.5) and the target from (0, 1), and takes
+    Input (N, units), output (N, 1). The paper draws 100 units from (-0.5, 0.5) and the target from (0, 1), and takes
     the squared error as the loss.
     """
 
@@ -31,10 +31,10 @@ class TwoLayerTanh(nn.Module):
     Input (N, units), output (N, 1), summed over units as in `OneLayerTanh`; the paper's model has one unit.
 
     Two readings of the paper are choices. It prints h = tanh(x) and no parameter: p scales the input, so at x = 1 the
-    loss over p is the paper's function. And the sign of C is minus: with y = tanh(h) + C tanh(2h), C > 0, the output is
-    monotone in p and the squared error has a single minimum for every C, whereas minus gives just what figure 4 is said
-    to show (target 0.1: one convex region at C = 0.40, two at 0.45 and 0.50, two local minima from 0.55 on; dy/dh
-    at h = 0 is 1 - 2C). A negative ``weight`` gives the other reading.
+    loss over p is the paper's function. And the sign of C is minus. With y = tanh(h) + C tanh(2h), C > 0, the output is
+    monotone in p, and the squared error has a single minimum for every C. Minus gives just what figure 4 is said to
+    show (target 0.1: one convex region at C = 0.40, two at 0.45 and 0.50, two local minima from 0.55 on; dy/dh at h = 0
+    is 1 - 2C). A negative ``weight`` gives the other reading.
     """
 
     def __init__(self, p: float = 1.0, *, weight: float = 0.5) -> None:

@@ -13,9 +13,10 @@ __all__ = ["TextTransformer"]
 class TextTransformer(nn.Module):
     """Predicts at every place of a text the symbol that follows, from all until there.
 
-    Embedding and learnt positions, layers with affine normalisation before each branch, bias-free causal attention and
-    MLPs of width → 4 width → width with GELU, final normalisation, linear head. Matrices, embedding and positions start
-    as a normal distribution of standard deviation 0.02 truncated at ±2, biases at zero.
+    Embedding and learnt positions; then layers with affine normalisation before each branch. A layer has bias-free
+    causal attention and an MLP of width → 4 width → width with GELU. At the end final normalisation and a linear head.
+    Matrices, embedding and positions start as a normal distribution of standard deviation 0.02 truncated at ±2, biases
+    at zero.
 
     Input (N, places) of symbols from 0, output (N, places, symbols) without an activation.
 

@@ -13,9 +13,9 @@ __all__ = ["VGG5"]
 class VGG5(nn.Module):
     """A VGG network with five weight layers, ReLU and max-pooling (name ``vgg5-max-relu``).
 
-    Convolutions 3×3 with 32, 64 and 64 channels, padding 1, each followed by ReLU and 2×2 max-pooling; then 64 units
-    with ReLU and a linear layer to the classes. Biases throughout, no normalisation, no dropout. The widths follow
-    from the paper's parameter counts (Table 1); the initialisation, torch's default for each layer, is a choice.
+    Convolutions 3×3 with 32, 64 and 64 channels, padding 1, each followed by ReLU and 2×2 max-pooling. Then 64 units
+    with ReLU and a linear layer to the classes. Biases throughout, no normalisation, no dropout. The widths follow from
+    the paper's parameter counts (Table 1); the initialisation, torch's default for each layer, is a choice.
 
     Input (N, channels, image_size, image_size), output (N, classes) without an activation.
 

@@ -1,9 +1,9 @@
 """Curvature in Adam's own metric, and the border of its stability.
 
 Adam with frozen second moments is gradient descent with momentum in the coordinates P^½ θ. On a quadratic loss that is
-stable as long as the largest eigenvalue of P^-½ H P^-½ is below 2 (1 + β₁) / ((1 - β₁) η), with
-P = (1 - β₁^t) (diag(√v̂) + ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen
-to train at that border.
+stable below a border: the largest eigenvalue of P^-½ H P^-½ is less than 2 (1 + β₁) / ((1 - β₁) η). Here P = (1 - β₁^t)
+(diag(√v̂) + ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen to train at
+that border.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def adam_metric(objective: Objective, adam: torch.optim.Optimizer) -> AdamMetric
             decay is not part of the objective, and not of this.
 
     Raises:
-        MisuseError: no Adam, or one that has made no step; it does not train some parameter of the objective; its
+        MisuseError: no Adam, or one that has made no step; one that does not train some parameter of the objective. Its
             groups differ in β₁, or one of them has no learning rate.
     """
     trained = [p for group in adam.param_groups for p in group["params"]] if _is_optimizer(adam) else []

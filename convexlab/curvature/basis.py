@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convexlab.machine.memory import release_freed_memory
+from convexlab.machine.ranks import ALONE, Ranks
 
 __all__ = ["Basis"]
 
@@ -19,35 +20,52 @@ _CHUNK_BYTES = 2**22
 
 
 class Basis:
-    """Vectors (n,), appended one by one. Products with all of them are matrix-vector products, one a block."""
+    """Vectors (n,), appended one by one. Products with all of them are matrix-vector products, one a block.
 
-    def __init__(self, first: Tensor, most: int) -> None:
-        """Begin with one vector, whose dtype and device are the basis'; it takes at most ``most`` vectors."""
+    Of several ranks each holds the same entries of all vectors, its part; inner products are summed over the ranks.
+    """
+
+    def __init__(self, first: Tensor, most: int, ranks: Ranks = ALONE) -> None:
+        """Begin with a whole vector, whose dtype and device are the basis'; it takes at most ``most`` vectors."""
         self.dtype, self.device = first.dtype, first.device
+        self._size, self._ranks = len(first), ranks
         self._blocks: list[Tensor] = []
         self._count, self._to_come = 0, most
-        self.append(first)
+        self.append(self.part_of(first))
 
-    def append(self, vector: Tensor) -> None:
-        """Take a copy of a vector."""
+    def part_of(self, vector: Tensor) -> Tensor:
+        """Return this rank's entries of a vector (n,); a view."""
+        return vector[self._ranks.part_of(self._size)]
+
+    def norm(self, part: Tensor) -> Tensor:
+        """Return the length () of a vector, by this rank's entries."""
+        length: Tensor = torch.linalg.vector_norm(part)
+        return self._ranks.added(length.square_()).sqrt_() if self._ranks.size > 1 else length
+
+    def append(self, part: Tensor) -> None:
+        """Take a copy of a vector, by this rank's entries."""
         room = sum(map(len, self._blocks))
         if self._count == room:
-            rows = min(max(_LEAST_ROWS, room // 4, _LEAST_BYTES // vector.nbytes), self._to_come)
+            rows = min(max(_LEAST_ROWS, room // 4, _LEAST_BYTES // max(1, part.nbytes)), self._to_come)
             self._to_come -= rows
             if self._blocks and self.device.type == "cpu":
                 release_freed_memory()  # Of the products since the last block.
-            self._blocks.append(vector.new_empty((rows, len(vector))))
+            self._blocks.append(part.new_empty((rows, len(part))))
         self._count += 1
-        self.last[:] = vector
+        self._last[:] = part
 
     @property
     def first(self) -> Tensor:
-        """The first vector; a view."""
-        return self._blocks[0][0]
+        """The first vector (n,); a view where one rank holds all of it."""
+        return self._ranks.joined(self._blocks[0][0], self._size)
 
     @property
     def last(self) -> Tensor:
-        """The vector that was appended last; a view."""
+        """The vector (n,) that was appended last; a view where one rank holds all of it."""
+        return self._ranks.joined(self._last, self._size)
+
+    @property
+    def _last(self) -> Tensor:
         *_, rows = self._rows()
         return rows[-1]
 
@@ -74,10 +92,13 @@ class Basis:
         self.keep(count)
 
     def project_out(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a vector (n,) less its part in the span of the basis, and the last coefficient () of that part."""
+        """Return a vector less its part in the span of the basis, and the last coefficient () of that part.
+
+        The vector is given and returned by this rank's entries.
+        """
         rest, coefficients = vector, vector
         for rows in self._rows():
-            coefficients = rows @ rest
+            coefficients = self._ranks.added(rows @ rest)
             if rest is vector:  # Which is the caller's, and not to be changed.
                 rest = torch.addmv(rest, rows.T, coefficients, alpha=-1)
             else:
@@ -86,12 +107,12 @@ class Basis:
 
     def without_part_in_first(self, vector: Tensor, count: int) -> Tensor:
         """Return a vector (n,) less its part in the span of the first ``count`` vectors."""
-        rest, start = vector.clone(), 0
+        rest, start = self.part_of(vector).clone(), 0
         for rows in self._rows():
             first = rows[: max(0, min(len(rows), count - start))]
-            rest.addmv_(first.T, first @ rest, alpha=-1)
+            rest.addmv_(first.T, self._ranks.added(first @ rest), alpha=-1)
             start += len(rows)
-        return rest
+        return self._ranks.joined(rest, self._size)
 
     def combined(self, coefficients: Tensor) -> Tensor:
         """Return CᵀV (m, n) for coefficients C (k, m) of the first k vectors, the rows of V."""
@@ -102,7 +123,7 @@ class Basis:
             count = max(0, min(len(rows), most - start))
             result.addmm_(weights[:, start : start + count], rows[:count])
             start += count
-        return result
+        return self._ranks.joined(result, self._size)
 
     def _rows(self) -> Iterator[Tensor]:
         """Yield the vectors as matrices, block by block."""

@@ -56,7 +56,7 @@ def block_curvature(
         objective: whose Hessian, at the model's present parameters.
         patterns: a block each: the name or glob pattern of parameters, or of modules with all that is in them. They
             need not cover all parameters. None makes a block of every module that has parameters of its own, under the
-            module's name; those of the model itself are under ``""``.
+            module's name. Those of the model itself are under ``""``.
         tolerance: see `extreme_eigenvalues`, as for the next two.
         confidence: for each block; all m blocks' bounds hold together with 1 - m (1 - confidence) at least.
         max_steps: for each block.

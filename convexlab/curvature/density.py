@@ -56,8 +56,8 @@ class SpectralDensity:
     def mass_below(self, threshold: float) -> tuple[float, float]:
         """Return the estimated fraction of the eigenvalues below a threshold and its standard error over the starts.
 
-        After few steps a node stands for a whole cluster, and the node of the bulk at zero lies a little to one side
-        of it. That error is not in the standard error; `mass_interval` bounds it.
+        After few steps a node stands for a whole cluster. The node of the bulk at zero lies a little to one side of it.
+        That error is not in the standard error; `mass_interval` bounds it.
         """
         mass = float((self.weights * (self.nodes < threshold)).sum())
         least, most = self._bracket(threshold)
@@ -85,8 +85,8 @@ class SpectralDensity:
     def moment(self, power: int) -> tuple[float, float]:
         """Return the estimate of trace(A^power) and its standard error over the random starts.
 
-        The variance of n vᵀBv for v uniform on the sphere, 2 (n tr B² - (tr B)²) / (n + 2), is estimated from the
-        moments of the same runs: it needs no second probe. NaN where a run is too short for quadrature to be exact.
+        For v uniform on the sphere the variance of n vᵀBv is 2 (n tr B² - (tr B)²) / (n + 2). It is estimated from the
+        moments of the same runs, without a second probe. NaN where a run is too short for quadrature to be exact.
         """
         value, error, _ = self._moment(power)
         return value, error
@@ -94,8 +94,8 @@ class SpectralDensity:
     def moment_interval(self, power: int, level: float = 0.95) -> Interval:
         """Return an interval for trace(A^power), by Student's t.
 
-        The degrees of freedom are those of the estimated variance by Satterthwaite (1946, doi 10.2307/3002019): its
-        own relative variance is 2 tr A^4p / (m (tr A^2p)²) with m probes, which the runs estimate too. Quadrature of k
+        The degrees of freedom are those of the estimated variance by Satterthwaite (1946, doi 10.2307/3002019). Its own
+        relative variance is 2 tr A^4p / (m (tr A^2p)²) with m probes, which the runs estimate too. Quadrature of k
         steps is exact up to the power 2k - 1; with 4 ``power`` beyond that both ends are NaN.
 
         Raises:

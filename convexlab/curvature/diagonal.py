@@ -46,7 +46,7 @@ def diagonal(operator: MatrixVectorProduct, *, samples: int = 32, seed: int = 0)
     """Estimate the diagonal of a symmetric operator by products with random signs.
 
     The mean of z ∘ A z (Bekas, Kokiopoulou & Saad 2007, doi 10.1016/j.apnum.2007.01.003). The error of an entry falls
-    as the root of ``samples`` only, and is as large as the rest of its row: √Σ_{j≠i} a_ij². Where that is large beside
+    as the root of ``samples`` only. It is as large as the rest of its row: √Σ_{j≠i} a_ij². Where that is large beside
     the diagonal, see the intervals before use.
 
     Args:

@@ -15,6 +15,7 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.memory import available_memory
+from convexlab.machine.ranks import ranks_of
 from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.footprint import Footprint
 from convexlab.objective.products import ObjectiveOperator
@@ -33,7 +34,7 @@ class MemoryForecast:
     """The most that a Krylov run will have in tensors at one time, in bytes."""
 
     basis: int
-    """The basis of the Krylov space, in float64."""
+    """The basis of the Krylov space, in float64; of several ranks the part of this one."""
     graphs: int
     """The gradient graphs kept between products."""
     work: int
@@ -97,13 +98,14 @@ def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
         FailureError: it does not fit in any of these ways.
     """
     usual = Plan(accumulation_dtype(operator.device), operator.device)
-    available = available_memory(operator.device)
+    ranks, available = ranks_of(operator), available_memory(operator.device)
     if available is None or steps < 1:
         return usual
+    available = int(ranks.least(available))
     try:
-        if isinstance(operator, ObjectiveOperator) and _surely_fits(operator, steps, available):
+        if isinstance(operator, ObjectiveOperator) and not ranks.any(not _surely_fits(operator, steps, available)):
             return usual
-        footprint = _footprint(operator)
+        footprint = ranks.alike(lambda: _footprint(operator))
     except torch.OutOfMemoryError as error:
         raise FailureError(
             "a product with the operator does not fit into memory, even with one micro-batch alone. Pass a smaller "
@@ -113,7 +115,7 @@ def plan_run(operator: MatrixVectorProduct, steps: int) -> Plan:
     for plan in _plans(operator):
         basis = _basis_bytes(operator, steps, plan.dtype)
         spare = available - least - (basis if plan.device == operator.device else 0)
-        if spare >= 0 and _host_has(basis, plan, operator):
+        if not ranks.any(spare < 0 or not _host_has(basis, plan, operator)):
             # Beside the graphs there is room for a product in double precision, which recomputes a curvature.
             return _keep_graphs_that_fit(operator, footprint, plan, max(0, spare - 2 * least))
     raise FailureError(_refusal(operator, steps, least, available))
@@ -149,7 +151,7 @@ def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: i
     basis = min(_basis_bytes(operator, steps, plan.dtype) for plan in _plans(operator))
     narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
     return (
-        f"a Krylov run of up to {steps} steps does not fit into memory: its basis takes {_size(basis)} at least, and "
+        f"a Krylov run of up to {steps} steps does not fit into memory. Its basis takes {_size(basis)} at least, and "
         f"products {_size(least)}, but {_size(available)} are available. Allow fewer steps (max_steps) or a larger "
         f"tolerance or floor{narrower}, or select fewer parameters by `params`."
     )
@@ -171,7 +173,7 @@ def _footprint(operator: MatrixVectorProduct) -> Footprint:
 
 def _basis_bytes(operator: MatrixVectorProduct, steps: int, dtype: torch.dtype) -> int:
     size = operator.shape[0]
-    return (min(steps, size) + 1) * size * dtype.itemsize
+    return (min(steps, size) + 1) * -(-size // ranks_of(operator).size) * dtype.itemsize
 
 
 def _vector_bytes(operator: MatrixVectorProduct) -> int:

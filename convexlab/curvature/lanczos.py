@@ -3,7 +3,8 @@
 A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "Matrix Computations", 4th ed., section
 10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
 10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
-the device: the host waits for it once in an `extend`, not at every step.
+the device: the host waits for it once in an `extend`, not at every step. Where ranks make the products together, each
+holds its part of the basis.
 
 A run may be compressed to some of its Ritz vectors, and go on from there (thick restart, Wu & Simon 2000, doi
 10.1137/S0895479898334605). Of those and of the vector after them T is an arrow then, and tridiagonal beyond.
@@ -23,6 +24,7 @@ from convexlab.curvature.soundness import require_operator, require_sound
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype, norm
+from convexlab.machine.ranks import ranks_of
 
 __all__ = ["Lanczos", "random_run", "random_unit_vector"]
 
@@ -64,7 +66,8 @@ class Lanczos:
         require_sound(operator)
         self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
         """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
-        self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1)
+        self._ranks = ranks_of(operator)
+        self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1, self._ranks)
         dtype = accumulation_dtype(plan.device)
         self._diagonal, self._off_diagonal = torch.empty((2, self.max_steps), dtype=dtype, device=plan.device)
         self._steps = 0
@@ -74,7 +77,7 @@ class Lanczos:
         """Begin again from the same start; `products` counts on."""
         first = self._basis.first.clone()
         del self._basis  # Before another one is there.
-        self._basis, self._steps, self.invariant = Basis(first, self.max_steps + 1), 0, False
+        self._basis, self._steps, self.invariant = Basis(first, self.max_steps + 1, self._ranks), 0, False
         self._arrow = np.empty(0)
 
     @property
@@ -121,7 +124,8 @@ class Lanczos:
         """Go on from an invariant space with another vector (n,), less its part in the space."""
         self._basis.keep(self._steps)  # Behind the space there is amplified rounding error.
         rest = self.without_part_in_space(vector)
-        self._basis.append((rest / norm(rest)).to(device=self._basis.device, dtype=self._basis.dtype))
+        unit = (rest / norm(rest)).to(device=self._basis.device, dtype=self._basis.dtype)
+        self._basis.append(self._basis.part_of(unit))
         self._off_diagonal[self._steps - 1] = 0
         self.invariant = False
 
@@ -194,9 +198,9 @@ class Lanczos:
     def _step(self, step: int) -> None:
         operator, basis = self.operator, self._basis
         product = operator.matvec(basis.last.to(device=operator.device, dtype=operator.dtype))
-        vector, part = basis.project_out(product.to(device=basis.device, dtype=basis.dtype))
+        vector, part = basis.project_out(basis.part_of(product.to(device=basis.device, dtype=basis.dtype)))
         vector, correction = basis.project_out(vector)
-        length = torch.linalg.vector_norm(vector)
+        length = basis.norm(vector)
         self._diagonal[step] = part + correction
         self._off_diagonal[step] = length
         # A length of zero is a breakdown, which the host notices later; until then it must not make a NaN.

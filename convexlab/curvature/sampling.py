@@ -70,11 +70,11 @@ class SampledCurvature:
 def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int | None = None) -> SampledCurvature:
     """Return the curvature of the loss along given directions with its sampling error.
 
-    With weights w_b, W their sum, the mean is q = Σ w_b q_b / W, and its standard error that of a ratio,
-    √((1 - f) B / (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11); for
-    equal weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
+    With weights w_b, W their sum, the mean is q = Σ w_b q_b / W. Its standard error is that of a ratio, √((1 - f) B /
+    (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11). For equal weights and f
+    = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
 
-    **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there: on the same sample the
+    **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there. On the same sample the
     smallest is biased low and the largest high, by more than this error (Tatzel, Mucsányi, Hackel & Hennig 2025, arXiv
     2410.14325). Examples that the vectors were not chosen on show what holds for the full loss: pass an objective of
     the same model over those.
@@ -98,7 +98,7 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
         begin = time.perf_counter()
         with objective.evaluating(), sdpa_kernel(SDPBackend.MATH):
             rows, weights, sizes = zip(*_quotients(objective, directions), strict=True)
-        quotients = torch.stack(rows).cpu().double()
+        quotients = objective.ranks.added(torch.stack(rows)).cpu().double()
         objective.spend(Cost(hessian_products=len(directions), seconds=time.perf_counter() - begin))
         effort = meter.effort(len(directions))
     value, error = _ratio(quotients, quotients.new_tensor(weights), _fraction(sum(sizes), population))
@@ -121,10 +121,17 @@ def _directions(objective: Objective, vectors: Tensor) -> Tensor:
 
 
 def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tensor, float, int]]:
-    """Yield the quotients (k,), the weight and the examples of every micro-batch."""
-    operator = HessianOperator(objective, keep_graphs=False)
+    """Yield the quotients (k,), the weight and the examples of every micro-batch.
+
+    Of several ranks each takes micro-batches in turn, those of one process; quotients of the others' are zeros.
+    """
+    alone, ranks = objective.alone(), objective.ranks
+    operator = HessianOperator(alone, keep_graphs=False)
     squares = torch.stack([dot(row, row) for row in directions])
-    for number, (batch, weight) in enumerate(objective.parts()):
+    for number, (batch, weight) in enumerate(alone.parts()):
+        if number % ranks.size != ranks.rank:
+            yield torch.zeros_like(squares), weight, _examples(batch)
+            continue
         products = operator.times(batch, directions.T, number)
         along = torch.stack([dot(row, product) for row, product in zip(directions, products, strict=True)])
         yield along / squares, weight, _examples(batch)

@@ -62,11 +62,11 @@ class Segment:
 def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, points: int = _POINTS) -> Segment:
     """Return the loss along the segment between two flat vectors (n,); the model stays where it is.
 
-    Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment; a
+    Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment. A
     function that is convex on a segment may bend downwards in other directions, or between the points.
 
     Where the loss is a small difference of large numbers, its rounding is larger than its size suggests. With nine
-    points or more it is estimated from differences of higher order, which are small for a smooth function and so show
+    points or more it is estimated from differences of higher order. These are small for a smooth function and so show
     the noise (Moré and Wild 2011, doi 10.1137/100786125, section 3.1).
 
     Raises:

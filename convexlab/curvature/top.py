@@ -20,6 +20,7 @@ from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.memory import available_memory
+from convexlab.machine.ranks import ranks_of
 from convexlab.objective.differences import CentralDifferences
 
 __all__ = ["Eigenpairs", "check_count", "pairs_of", "top_eigenpairs"]
@@ -50,7 +51,7 @@ _ORDERS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 class Eigenpairs:
     """The k eigenpairs at an end of a spectrum, the outermost first.
 
-    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing), nor is it
+    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing). Nor is it
     claimed to be that: a single random start sees one copy of an eigenvalue that is there several times.
     """
 
@@ -295,14 +296,15 @@ def _room(operator: MatrixVectorProduct, k: int, budget: int | None) -> int:
         FailureError: fewer than the least.
     """
     vector = operator.shape[0] * accumulation_dtype(operator.device).itemsize
-    free = available_memory(operator.device)
+    ranks, free = ranks_of(operator), available_memory(operator.device)
+    free = None if free is None else int(ranks.least(free))
     given = budget if budget is not None else None if free is None else free // 2
     least = min(k + _LEAST_BESIDE, operator.shape[0])
     most = min(max(_LONG, 4 * k), operator.shape[0])
     if given is None:
         return most
     beside = k + _WORK + 1  # The result, work, and the vector that leads out of the space.
-    room = given // vector - beside
+    room = (given - beside * vector) // -(-vector // ranks.size)  # Of the basis each rank holds a part.
     if room < least:
         raise FailureError(
             f"{k} eigenpairs of {operator.shape[0]} parameters take {(least + beside) * vector} bytes at least, but "

@@ -46,7 +46,7 @@ class TraceEstimate:
         """Return an interval for the trace, by Student's t; both ends NaN with fewer than two random vectors.
 
         Args:
-            level: probability over the random vectors with which it holds, for estimates that are nearly normal: a
+            level: probability over the random vectors with which it holds, for estimates that are nearly normal. A
                 spectrum with one dominating eigenvalue takes more than a handful of vectors for that.
 
         Raises:
@@ -60,12 +60,12 @@ def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: in
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
-        method: ``"hutchinson"`` (Hutchinson 1990, doi 10.1080/03610919008812866); ``"hutch++"`` (Meyer, Musco,
-            Musco & Woodruff 2021, doi 10.1137/1.9781611976496.16, algorithm 1), which takes the part in a sketched
-            range exactly; or ``"xtrace"`` (Epperly, Tropp & Webber 2024, doi 10.1137/23M1548323), which does so with
-            every random vector in turn left out of the sketch and used for the rest.
-        samples: products to make at most; Hutch++ spends a third on each of sketch, exact part and remainder, XTrace
-            a half on each of sketch and exact part. XTrace takes the trace itself if n products are allowed.
+        method: ``"hutchinson"`` (Hutchinson 1990, doi 10.1080/03610919008812866). ``"hutch++"`` (Meyer, Musco, Musco &
+            Woodruff 2021, doi 10.1137/1.9781611976496.16, algorithm 1) takes the part in a sketched range exactly.
+            ``"xtrace"`` (Epperly, Tropp & Webber 2024, doi 10.1137/23M1548323) does so with every random vector
+            in turn left out of the sketch and used for the rest.
+        samples: products to make at most. Hutch++ spends a third on each of sketch, exact part and remainder, XTrace a
+            half on each of sketch and exact part. XTrace takes the trace itself if n products are allowed.
         seed: of the random vectors.
 
     Raises:

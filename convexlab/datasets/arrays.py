@@ -46,7 +46,7 @@ def source_from_arrays(
 ) -> Source:
     """Check four arrays (NumPy's, tensors, or nested lists) and return them as a source.
 
-    Images are (N, H, W), or (N, H, W, C) or (N, C, H, W); of type uint8 they mean 0 to 255, any other real type is
+    Images are (N, H, W), or (N, H, W, C) or (N, C, H, W). Of type uint8 they mean 0 to 255; any other real type is
     taken as it is. Labels are (N,) whole numbers of any type.
 
     Args:
@@ -55,8 +55,8 @@ def source_from_arrays(
         y_train: training labels.
         x_test: test images.
         y_test: test labels.
-        channels_last: where the channels are; ``None`` takes the one axis of at most four entries, and where that does
-            not decide, first in a tensor and last in an array.
+        channels_last: where the channels are; ``None`` takes the one axis of at most four entries. Where that does not
+            decide, it is the first in a tensor and the last in an array.
 
     Raises:
         MisuseError: a shape, length, type or label that does not fit, or values that are not finite.

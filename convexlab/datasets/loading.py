@@ -47,7 +47,7 @@ def load_dataset(
 
     Every image is resized to ``image_size`` x ``image_size`` (bilinear, antialiased). Every channel is shifted and
     scaled to mean 0 and standard deviation 1 with the statistics of the **whole** training split, whatever
-    ``train_size`` is: subsets of one data set are comparable, and one test split serves them all. Only a ``Dataset``
+    ``train_size`` is. So subsets of one data set are comparable, and one test split serves them all. Only a ``Dataset``
     returned by a factory is taken as it is, apart from ``train_size``.
 
     Args:

@@ -35,8 +35,8 @@ def subset_of(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
 def stratified_indices(labels: Tensor, size: int, *, seed: int = 0, name: str = "labels") -> Tensor:
     """Draw ``size`` examples so that each class keeps its share to within one example.
 
-    A class of n_c among n examples is due q_c = size n_c / n; it gets floor(q_c), and the examples still missing go one
-    each to the classes with the largest remainder q_c - floor(q_c) (Hamilton's method), except that classes that would
+    A class of n_c among n examples is due q_c = size n_c / n, and gets floor(q_c). The examples still missing go one
+    each to the classes with the largest remainder q_c - floor(q_c) (Hamilton's method). But classes that would
     otherwise be absent come first. Ties and the examples of a class are drawn from ``seed``.
 
     Args:

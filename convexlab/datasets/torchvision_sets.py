@@ -18,6 +18,7 @@ from types import ModuleType
 
 from convexlab.datasets.arrays import Source, source_from_arrays
 from convexlab.errors import MisuseError
+from convexlab.machine.ranks import current
 
 __all__ = ["TORCHVISION_SETS", "TorchvisionSet", "data_folder", "read_torchvision_set", "torchvision_datasets"]
 
@@ -76,8 +77,9 @@ def read_torchvision_set(name: str, root: str | Path | None = None) -> Source:
     """
     wanted, folder = TORCHVISION_SETS[name], data_folder(root)
     datasets = torchvision_datasets(name)
-    if wanted.missing(folder):
-        _download(name, wanted, folder)
+    # Of several ranks one downloads for all; another machine still lacks them then.
+    current().by_writer(lambda: _download(name, wanted, folder))
+    _download(name, wanted, folder)
     kind = getattr(datasets, wanted.torchvision_name)
     try:
         train, test = (kind(str(folder), train=is_train, download=False) for is_train in (True, False))
@@ -106,6 +108,9 @@ def torchvision_datasets(name: str) -> ModuleType:
 
 
 def _download(name: str, wanted: TorchvisionSet, folder: Path) -> None:
+    """Download what is missing."""
+    if not wanted.missing(folder):
+        return
     datasets = torchvision_datasets(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

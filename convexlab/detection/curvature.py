@@ -17,10 +17,10 @@ class NoNegativeCurvature(Detector):
     largest, in ``patience`` measurements in a row. It looks at the state and not at a change: a run that begins where
     there is no negative curvature switches after ``patience`` measurements.
 
-    The smallest eigenvalue counts relative to the largest because it never reaches zero: it stays slightly negative
+    The smallest eigenvalue counts relative to the largest, because it never reaches zero. It stays slightly negative
     long after the peak, and is more negative on a sample of the data than on all of them. Therefore ``enter`` is a
     twentieth. It may hover there, therefore ``leave``: a measurement between -``enter`` and -``leave`` leaves the count
-    as it is; one below -``leave``, or with gᵀHg <= 0, sets it back to zero. Negative curvature of a twentieth is
+    as it is. One below -``leave``, or with gᵀHg <= 0, sets it back to zero. Negative curvature of a twentieth is
     possible at the switch: a second phase still has to cope with it.
 
     Where gᵀHg is NaN, the last known one is used. Nothing counts before both ends are measured again. gᵀHg <= 0 alone

@@ -31,16 +31,16 @@ class NoiseAwarePeak(Detector):
     is known exactly would count.)
 
     The largest of many noisy values is too large, the least too small. So z allows for all pairs of epochs ever
-    compared (Bonferroni): the t-th estimate is compared with t - 1 earlier ones, each at the level ``error`` / (t
-    (t - 1)²), which adds up to ``error`` over all t; z is 2.6 at t = 3, 3.8 at 10 and 5.0 at 60. A norm that never
-    rises, or never falls, fires with a probability of at most ``error``, as far as the noise is normal and known. Only
-    the noise of the estimate counts: fluctuations of the norm itself, from the steps, are rises and falls.
+    compared (Bonferroni): the t-th estimate is compared with t - 1 earlier ones, each at the level ``error`` / (t (t -
+    1)²). That adds up to ``error`` over all t; z is 2.6 at t = 3, 3.8 at 10 and 5.0 at 60. A norm that never rises, or
+    never falls, fires with a probability of at most ``error``, as far as the noise is normal and known. Only the noise
+    of the estimate counts: fluctuations of the norm itself, from the steps, are rises and falls.
 
     An epoch of unknown noise or zero gradient decides nothing. A norm with a noise of zero is exact, and is not
     combined with others.
 
-    Of 200 curves of noise without a trend none fired in 60 epochs, of 200 that only fall none, and of 200 that rise by
-    4 at epoch 16 and fall at 31 all within epochs 31 to 33 (20 % noise; with 40 % none, none, 56 % by epoch 33 and 78 %
+    Of 200 curves of noise without a trend none fired in 60 epochs, of 200 that only fall none. Of 200 that rise by 4 at
+    epoch 16 and fall at 31 all did within epochs 31 to 33 (20 % noise; with 40 % none, none, 56 % by epoch 33 and 78 %
     by 45). Where the noise itself is estimated from five values, 3.5 % of the first fired; from ten, none.
 
     Args:

@@ -76,14 +76,14 @@ class _Peak(Detector):
 class GradientNormPeak(_Peak):
     """Algorithm 1 behind the initial transient and the noise: the norm must rise from its trough before a fall counts.
 
-    Between mini-batch steps the full gradient's norm jumps by a factor of two and more, so the rule is applied to its
+    Between mini-batch steps the full gradient's norm jumps by a factor of two and more. So the rule is applied to its
     median over the last ``window`` epochs. It follows the shape that the hypothesis predicts, rise then fall. First the
     median has to grow from its smallest value (the trough) by the factor ``rise``. Then it has to stay at or below
     ``factor`` times its largest value since, for ``patience`` epochs in a row. A norm that only falls, as at first from
     a random head, is no peak.
 
     A median of five does not remove much noise. Of 200 curves of noise without a trend 97 % fired in 60 epochs, half of
-    them by epoch 22; of 200 that only fall 8 %; and of 200 that rise by 4 at epoch 16 and fall at 31, 22 % within
+    them by epoch 22. Of 200 that only fall 8 % did. Of 200 that rise by 4 at epoch 16 and fall at 31, 22 % did within
     epochs 31 to 33 and 74 % before (20 % noise). On a noisy norm it is an early switch rather than a test for a peak;
     `SmoothedNormPeak` is such a test.
 
@@ -115,8 +115,8 @@ class SmoothedNormPeak(_Peak):
     the mean is as good as a plain mean of (1 + β) / (1 - β) epochs: 9 at 0.8. An outlier counts, which a median
     ignores. An epoch whose gradient is zero decides nothing.
 
-    Of 200 curves of noise without a trend 10 % fired in 60 epochs, of 200 that only fall 0.5 %, and of 200 that rise by
-    4 at epoch 16 and fall at 31, 95 % within epochs 31 to 33 and the others before (20 % noise). With a ``rise`` of
+    Of 200 curves of noise without a trend 10 % fired in 60 epochs, of 200 that only fall 0.5 %. Of 200 that rise by 4
+    at epoch 16 and fall at 31, 95 % did within epochs 31 to 33 and the others before (20 % noise). With a ``rise`` of
     1.25: 74 %, 6 % and 80 %; `GradientNormPeak`, which has that: 97 %, 8 % and 22 %.
 
     Args:

@@ -27,8 +27,8 @@ class Swats(Detector):
     A rate that is not positive and finite decides nothing. Nothing is charged, because p and g come from the
     mini-batches.
 
-    Of 200 rates that only scatter by 5 % all fired in 60 epochs, of 200 that grow by 2 % an epoch beside 23 %, and by
-    5 % none. With a patience of 1: all, all and 96 %.
+    Of 200 rates that only scatter by 5 % all fired in 60 epochs. Of 200 that grow by 2 % an epoch beside, 23 % did; by
+    5 %, none. With a patience of 1: all, all and 96 %.
 
     Args:
         tolerance: share of the mean that the rate may differ from it by.

@@ -47,17 +47,17 @@ class Watch:
 
     The gradient norm comes from the optimiser's own mini-batch gradients and costs no evaluation. It includes their
     noise, unless a step's gradient is accumulated from equal parts, with `accumulated` called after each backward pass
-    except the last: then the noise is taken out, and measured too (`GradientStatistics`).
+    except the last. Then the noise is taken out, and measured too (`GradientStatistics`).
 
     Where the objective is a single batch, a step sees all of it, and an update after every step would tell the detector
     of each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
     for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs; a little less often
-    for the ends, whose products are checked each time, on 32 examples. The ends of a
-    sample's spectrum tend to lie further out than those of the whole; the smallest value found is an upper bound on the
-    sample's smallest eigenvalue.
+    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. It is a little less
+    often for the ends, whose products are checked each time, on 32 examples. The ends of a sample's spectrum tend to
+    lie further out than those of the whole. The smallest value found is an upper bound on the sample's smallest
+    eigenvalue.
 
     Args:
         objective: the training loss of the model that the optimiser trains.
@@ -73,7 +73,7 @@ class Watch:
         adam_metric: measure the largest curvature in Adam's own metric too, which stands beside the border of its
             stability in `adam_history`. Each of the three then has a third of the share.
         clipped: whether the loop clips gradients. They are then read as each backward pass leaves them, unclipped.
-        log: called at the end of every epoch with what was measured in it, by name, and the epoch, from 1: such as
+        log: called at the end of every epoch with what was measured in it, by name, and the epoch, from 1. Such as
             ``lambda numbers, epoch: print(epoch, numbers)``, or a `convexlab.integrations.tensorboard.TensorBoard`.
 
     Raises:

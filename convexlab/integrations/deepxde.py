@@ -28,7 +28,7 @@ def hand_over(
         model.train(iterations=1000)
         hand_over(model, 1000)
 
-    The same loss on the same points goes on being minimised, under the model's own callbacks of training; the L2
+    The same loss on the same points goes on being minimised, under the model's own callbacks of training. The L2
     regularisation that is Adam's weight decay ends with it.
 
     Args:

@@ -22,7 +22,7 @@ from convexlab.runs import Run
 from convexlab.training import TwoPhaseConfig, default_directory
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal
-from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
+from convexlab.training.outcome import checkpoint_every, keep_best, write_summary, write_weights
 from convexlab.training.phases import AUTO, choose_phase_two, trained_by
 from convexlab.training.switch import detector_of, switch_row
 from convexlab.training.trajectory import Trajectory
@@ -169,6 +169,8 @@ class HostedRun:
             if loss is None:
                 loss = trajectory.problem.objective.value()
                 self._evaluated += 1 / 3
+            if not math.isfinite(loss):
+                trajectory.stand(loss, math.nan)
             with trajectory.account.timed("detector"):
                 watch.update(loss=loss, cost=cost)
             trajectory.account.costs["detector"] = watch.spent + self._evaluated
@@ -217,6 +219,10 @@ class HostedRun:
             self._record({}, landmark=True)
         if trajectory.switch is None:
             self._settle()
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        trajectory = self._trajectory
         write_summary(self.run, self._config, self._choice, trajectory, trajectory.summary(), baselines={}, oracle=None)
         self._journal.close()
 
@@ -285,11 +291,18 @@ class HostedRun:
 
     @contextmanager
     def _keeping_rows(self) -> Iterator[None]:
-        """Store what was recorded where the block fails: the host ends with it, and asks for nothing any more."""
+        """Store what was recorded where the block fails: the host ends with it, and asks for nothing any more.
+
+        A run that diverged is finished: with a summary, its best weights stored, and the model has them again.
+        """
         try:
             yield
         except FailureError:
             self._journal.flush()
+            if self._trajectory.diverged is not None:
+                self._watch.close()
+                keep_best(self.run, self._config, self._trajectory)
+                self._write_summary()
             raise
 
     @property

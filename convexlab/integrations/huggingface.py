@@ -47,7 +47,7 @@ class TwoPhaseCallback(TrainerCallback):
 
     then ``convexlab report runs/first``. The optimiser is one of torch's Adam or AdamW, which the default is. Its
     epochs are the trainer's own until the switch. After it, the second phase minimises the objective, the whole
-    training set in evaluation mode, from what Adam has learnt; the trainer takes one step an epoch, whose gradient is
+    training set in evaluation mode, from what Adam has learnt. The trainer takes one step an epoch, whose gradient is
     dropped, so that its logs, evaluations, schedules and checkpoints go on. Clipping, weight decay and learning-rate
     schedules end with Adam. The budget is the trainer's epochs (or ``max_steps``) in gradient equivalents, everything
     charged; where it is spent, the trainer is stopped. If the second phase fails, Adam goes on.
@@ -55,13 +55,13 @@ class TwoPhaseCallback(TrainerCallback):
     Beside each of the trainer's checkpoints a file ``convexlab.pt`` holds what else a run goes on from:
     ``train(resume_from_checkpoint=True)`` with a new callback resumes it, rows beyond the checkpoint being forgotten.
     Logged by the trainer, as ``convexlab/...``: in Adam's epochs the gradient norm, the curvature along the gradient
-    and both ends of the spectrum, where ``share`` pays for them; in the second phase loss and gradient norm over all
+    and both ends of the spectrum, where ``share`` pays for them. In the second phase loss and gradient norm over all
     examples.
 
     Args:
         trainer: that it is added to.
         objective: the training loss, or a function of the model that returns it; None is the trainer's own loss
-            (``compute_loss``) over the batches of its loader, which are drawn once and kept in memory.
+            (``compute_loss``) over the batches of its loader. Those are drawn once and kept in memory.
         resume_from: the checkpoint that training is resumed from, where that is not in the trainer's ``output_dir``.
         **settings: the fields of `Settings`.
 

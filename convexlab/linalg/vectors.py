@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,16 +12,33 @@ from torch import Tensor, nn
 from convexlab.errors import MisuseError, unknown_name
 
 __all__ = [
+    "SHARDED",
     "accumulation_dtype",
     "dot",
     "flatten",
     "gradient_of",
+    "is_sharded",
     "norm",
     "scale_of",
     "select_parameters",
     "unflatten",
     "unit_columns",
 ]
+
+
+SHARDED = (
+    "a DTensor, of which every process has a part (FSDP2, tensor parallelism). Expected parameters that are whole in "
+    "every process: products would gather the model. Gather it first (torch.distributed.checkpoint.state_dict."
+    "get_model_state_dict with full_state_dict=True, into a model that is not sharded); examples and long vectors are "
+    "shared out by group= all the same. docs/distributed.md has the plan for sharded models."
+)
+"""What is said of a parameter that `is_sharded`."""
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor; nobody has made one where its module was never imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -102,6 +120,8 @@ def select_parameters(
         )
     selected = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
     for name, parameter in selected.items():
+        if is_sharded(parameter):
+            raise MisuseError(f"parameter {name!r} is {SHARDED}")
         if parameter.is_complex():
             raise MisuseError(
                 f"expected parameters of real floating point, got {name!r} of {parameter.dtype}. Keep its real and "

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all: written beside, flushed to disk, renamed.
 
 Everything that changes a run directory passes here, one step after the other: a process that is killed between two of
-them leaves what it had, and at most files that `clean` removes.
+them leaves what it had, and at most files that `clean` removes. Of several ranks that work together, rank 0 alone
+changes files, while the others wait.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from convexlab.machine.lock import check_present
+from convexlab.machine.ranks import current
 
 __all__ = ["clean", "make_folder", "remove", "remove_folder", "write_atomically"]
 
@@ -36,6 +38,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: it could not be written; the error names ``path``.
         FailureError: the folder that this process holds is gone.
     """
+    current().by_writer(lambda: _write(path, content))
+
+
+def _write(path: Path, content: bytes) -> None:
     check_present(path)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +71,10 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: it is a link, which may lead anywhere, or it cannot be made.
     """
+    current().by_writer(lambda: _make_folder(path))
+
+
+def _make_folder(path: Path) -> None:
     with _naming(path):
         if path.is_symlink():
             raise OSError(0, "expected a folder, not a link that leads elsewhere")
@@ -74,6 +84,10 @@ def make_folder(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if it is there."""
+    current().by_writer(lambda: _remove(path))
+
+
+def _remove(path: Path) -> None:
     with _naming(path):
         between("unlink", path)
         path.unlink(missing_ok=True)
@@ -81,6 +95,10 @@ def remove(path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder of files, if it is there."""
+    current().by_writer(lambda: _remove_folder(path))
+
+
+def _remove_folder(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         return
     for file in sorted(path.iterdir()):
@@ -92,6 +110,10 @@ def remove_folder(path: Path) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what writers left in a folder that were killed there."""
+    current().by_writer(lambda: _clean(folder))
+
+
+def _clean(folder: Path) -> None:
     for file in folder.iterdir() if folder.is_dir() else ():
         match = _PARTIAL.fullmatch(file.name)
         if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):

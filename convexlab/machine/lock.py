@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from convexlab.errors import FailureError, MisuseError
+from convexlab.machine.ranks import current
 
 try:
     import fcntl
@@ -59,41 +60,52 @@ def create(folder: Path) -> bool:
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there, against all other processes.
+def held_alone(folder: Path) -> Iterator[Path]:
+    """Hold a folder, which is made if it is not there, against all other processes; yield it.
 
     The system's own lock on a file in it, which names process and host: it ends with the process, however that ends
-    and wherever it ran, so that a file that is left behind stops nobody. Within a thread it can be held again.
+    and wherever it ran, so that a file that is left behind stops nobody. Within a thread it can be held again. Of
+    several ranks that work together, rank 0 holds it for all.
 
     Raises:
         MisuseError: another process holds it, or another thread.
     """
+    held = current().by_writer(lambda: _hold(folder))
+    try:
+        yield folder
+    finally:
+        if held is not None:
+            _let_go(*held)
+
+
+def _hold(folder: Path) -> tuple[Path, int] | None:
+    """Hold a folder; return its place and the handle of the lock, or None where this thread holds it already."""
     create(folder)
     place = folder.resolve()
     if place in _held and _held[place].thread == threading.get_ident():
-        yield
-        return
+        return None
     handle = _acquire(place)
     _held[place] = _Held(threading.get_ident(), os.fstat(handle).st_ino)
-    try:
-        yield
-    finally:
-        there = _is_there(place)
-        if fcntl is None:  # Windows removes no file that is open.
-            os.close(handle)
-        if there:  # Removed while it is held: whoever opened it meanwhile finds out that it is no more.
-            (place / LOCK).unlink()
-        del _held[place]
-        if fcntl is not None:
-            os.close(handle)
-        for path in (place, *place.parents):
-            if path not in _created:
-                break
-            try:
-                path.rmdir()
-            except OSError:  # Something was put into it.
-                break
-            _created.discard(path)
+    return place, handle
+
+
+def _let_go(place: Path, handle: int) -> None:
+    there = _is_there(place)
+    if fcntl is None:  # Windows removes no file that is open.
+        os.close(handle)
+    if there:  # Removed while it is held: whoever opened it meanwhile finds out that it is no more.
+        (place / LOCK).unlink()
+    del _held[place]
+    if fcntl is not None:
+        os.close(handle)
+    for path in (place, *place.parents):
+        if path not in _created:
+            break
+        try:
+            path.rmdir()
+        except OSError:  # Something was put into it.
+            break
+        _created.discard(path)
 
 
 def check_present(path: Path) -> None:

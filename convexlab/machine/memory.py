@@ -22,12 +22,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from convexlab.errors import MisuseError
+
 __all__ = [
     "LiveTensors",
     "PeakMemory",
     "available_memory",
     "is_out_of_memory",
     "release_freed_memory",
+    "require_room",
     "room_for_graphs",
 ]
 
@@ -56,7 +59,7 @@ def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where that is not known.
 
     On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
-    leaves.
+    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each.
     """
     if device.type == "cuda":
         pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -65,7 +68,8 @@ def available_memory(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
+    left = max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
+    return left // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
@@ -74,6 +78,20 @@ def room_for_graphs(device: torch.device, budget: int | None) -> int | None:
         return budget
     free = available_memory(device)
     return None if free is None else free // 2
+
+
+def require_room(needed: int, device: torch.device, what: str) -> None:
+    """Refuse work that does not fit into what is free on a device, before it begins; ``what`` says what it is.
+
+    Raises:
+        MisuseError: it does not.
+    """
+    free = available_memory(device)
+    if free is not None and needed > free:
+        raise MisuseError(
+            f"{what} takes {needed / 1e9:.2g} GB, expected at most the {free / 1e9:.2g} GB that are free on "
+            f"{device.type}. Choose another method, or fewer residuals or parameters."
+        )
 
 
 def release_freed_memory() -> None:
@@ -149,6 +167,8 @@ class LiveTensors(TorchDispatchMode):
         """Those that are alive now."""
         self.peak = 0
         """The largest that ``bytes`` has been."""
+        self.made = 0
+        """All that were made, whether they are alive or not."""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @classmethod
@@ -172,6 +192,7 @@ class LiveTensors(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, forget)
         self.bytes += size
+        self.made += size
         self.peak = max(self.peak, self.bytes)
 
 

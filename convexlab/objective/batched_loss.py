@@ -13,10 +13,10 @@ import copy
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from convexlab.machine.random_state import (
     restore_all,
     seed_all,
 )
+from convexlab.machine.ranks import ALONE, Ranks
 from convexlab.objective.batches import batch_loss_of, common_rows, mapped, moved, pair_of, rows_of, split
 from convexlab.objective.cost import Cost
 from convexlab.objective.differentiation import differentiate, saved_bytes
@@ -43,7 +44,10 @@ from convexlab.objective.one_function import as_one_function
 from convexlab.objective.output_curvature import DifferentiatedCurvature, OutputCurvature, softmax_curvature
 from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS
 
-__all__ = ["BatchLoss", "BatchedLoss", "Parts", "Point"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["BatchLoss", "BatchResiduals", "BatchedLoss", "Parts", "Point", "divisible"]
 
 Parts = Iterator[tuple[Any, float]]
 """(micro-batch, weight) pairs."""
@@ -52,6 +56,9 @@ Result = TypeVar("Result")
 
 BatchLoss = Callable[[Any, Any], Tensor]
 """``fn(model, batch)``: the scalar mean loss of one batch."""
+
+BatchResiduals = Callable[[Any, Any], Tensor | Sequence[Tensor]]
+"""``fn(model, batch)``: a tensor, or several, whose squares sum to the loss of one batch."""
 
 
 # By how many ε loss and gradient may differ between two calls, relative to their scales.
@@ -101,29 +108,31 @@ class Point:
 class _Bound(nn.Module):
     """Lets `functional_call` swap the tensors of ``model`` while ``fn`` uses it as an ordinary module."""
 
-    def __init__(self, model: nn.Module, fn: BatchLoss) -> None:
+    def __init__(self, model: nn.Module, fn: Callable[[Any, Any], Any]) -> None:
         super().__init__()
         self.model = model
-        self._fn = fn
+        self.fn = fn
 
     def forward(self, batch: Any) -> Any:
-        return self._fn(self.model, batch)
+        return self.fn(self.model, batch)
 
 
 class BatchedLoss:
     """The mean loss of ``model`` over ``data``, batch by batch, at any values of the selected parameters.
 
     Args:
-        model: evaluated in eval mode.
+        model: evaluated in eval mode; of a ``DistributedDataParallel`` the module within.
         data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
         fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
         criterion: if ``fn`` is a criterion of the model's output and ``batch[1]``, that criterion.
+        residuals: ``residuals(model, batch)`` returns what ``fn`` is the sum of squares of; None where it is none.
         weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first tensor.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; None leaves batches whole, and ``"auto"`` chooses.
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
+        group: of processes that share the examples out, see `parts`; None is this one alone.
 
     Raises:
         MisuseError: data that can be iterated only once, no parameter, a bad option.
@@ -136,12 +145,14 @@ class BatchedLoss:
         fn: BatchLoss,
         *,
         criterion: Callable[[Any, Any], Tensor] | None = None,
+        residuals: BatchResiduals | None = None,
         weight: Callable[[Any], float] | None = None,
         params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if isinstance(data, Iterator):
             raise MisuseError(
@@ -156,8 +167,12 @@ class BatchedLoss:
         whole = isinstance(micro_batch, int) and micro_batch >= 1
         if not (whole or micro_batch is None or micro_batch == "auto"):
             raise MisuseError(f"expected micro_batch to be 'auto' or a whole number from 1, got {micro_batch!r}.")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module  # Its gradients are summed here; those of DDP are for a closure's own backward pass.
         self._model = model
         self._data = data
+        self.ranks = Ranks.of(group)
+        """Which evaluate it together."""
         self._weight = weight
         self._criterion = criterion
         self._parameters = select_parameters(model, params)
@@ -165,6 +180,7 @@ class BatchedLoss:
         self.device = torch.device(device) if device is not None else first.device
         self.dtype = dtype if dtype is not None else _common_dtype(self._parameters)
         self._bound = _Bound(model, fn)
+        self._residuals = None if residuals is None else _Bound(model, residuals)
         self._outputs = _Bound(model, lambda module, batch: module(pair_of(batch)[0]))
         self._micro_batch = micro_batch
         self._cuttable = micro_batch is not None
@@ -184,6 +200,11 @@ class BatchedLoss:
     def model(self) -> nn.Module:
         """The model whose parameters it is a function of."""
         return self._model
+
+    @property
+    def selected_parameters(self) -> list[nn.Parameter]:
+        """The model's own, in the order of the flat vector."""
+        return list(self._parameters.values())
 
     @property
     def size(self) -> int:
@@ -207,29 +228,74 @@ class BatchedLoss:
 
     def value_at(self, point: Point) -> Tensor:
         """Return the loss at a point, as summed, in float64."""
-        return self.in_memory(lambda: self._value_at(point), Cost(values=1))
+        value: Tensor = self.mean(1, partial(self._add_values, point), Cost(values=1), self.marks("value", point))[0]
+        return value
 
-    def _value_at(self, point: Point) -> Tensor:
+    def _add_values(self, point: Point, total: Tensor) -> float:
         with self._charge(values=1), self.evaluating():
-            total, weights = self._zero(), 0.0
+            weights = 0.0
             for batch, weight in self.parts():
-                total.add_(self.replayed("value", self._value_of_part, point, batch), alpha=weight)
+                total[0].add_(self.replayed("value", self._value_of_part, point, batch), alpha=weight)
                 weights += weight
-            return total / weights
+            return weights
 
     def value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient (n,) at a point that requires one, both as summed, in float64."""
-        return self.in_memory(lambda: self._value_and_gradient_at(point), Cost(gradients=1))
+        add, marks = partial(self._add_gradients, point), self.marks("gradient", point)
+        mean = self.mean(self.size + 1, add, Cost(gradients=1), marks)
+        return mean[-1], mean[:-1]
 
-    def _value_and_gradient_at(self, point: Point) -> tuple[Tensor, Tensor]:
+    def _add_gradients(self, point: Point, total: Tensor) -> float:
         with self._charge(gradients=1), self.evaluating():
-            total, gradient, weights = self._zero(), self._zero(self.size), 0.0
+            gradient, weights = total[:-1], 0.0
             for batch, weight in self.parts():
                 loss, slope = self.replayed("gradient", self._value_and_gradient_of_part, point, batch)
-                total.add_(loss, alpha=weight)
+                total[-1].add_(loss, alpha=weight)
                 gradient.add_(slope, alpha=weight)
                 weights += weight
-            return total / weights, gradient / weights
+            return weights
+
+    def mean(
+        self,
+        size: int,
+        add: Callable[[Tensor], float],
+        unit: Cost,
+        marks: Sequence[object],
+        release: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
+        """Return a weighted mean (size,) over the examples of all ranks, as summed, in float64: one all-reduce.
+
+        Args:
+            size: of the mean.
+            add: adds this rank's `parts`, each times its weight, to zeros (size,), and returns their weight in all.
+            unit: see `in_memory`.
+            marks: see `Ranks.total`.
+            release: see `in_memory`.
+
+        Raises:
+            MisuseError: the data are empty, or their total weight is not positive.
+        """
+
+        def fill(total: Tensor) -> None:
+            total[-1] = self.in_memory(lambda: add(total[:-1].zero_()), unit, release)
+
+        begin, before = time.perf_counter(), self.cost.seconds
+        with torch.inference_mode(False):
+            zero = torch.zeros((), dtype=accumulation_dtype(self.device), device=self.device)
+            total = self.ranks.total(size + 1, zero, fill, marks)
+            if self.ranks.shared:
+                waited = time.perf_counter() - begin - (self.cost.seconds - before)
+                self.spend(Cost(seconds=max(0.0, waited)))
+                self._total_weight = float(total[-1])
+                _require_weight(self._total_weight)
+            return total[:-1].div_(total[-1].clone())
+
+    def marks(self, what: str, point: Point, *vectors: Tensor) -> Sequence[object]:
+        """Return what has to be equal in all ranks that evaluate together: what, where, and along which vectors."""
+        if not self.ranks.shared:
+            return ()
+        tensors = (*point.leaves, *point.rest.values(), *point.buffers.values(), *vectors)
+        return (what, str(self.dtype), *map(_sum_of_bits, tensors))
 
     @contextlib.contextmanager
     def captured(self, *, wanted: bool = True) -> Iterator[Replayer | None]:
@@ -313,7 +379,8 @@ class BatchedLoss:
                 if not is_out_of_memory(error):
                     raise
             # Only now, with the error, is what it was raised in let go of.
-            self.spend(unit)
+            if not self.ranks.shared:  # Else costs, by which all ranks decide, would be those of one.
+                self.spend(unit)
             recorded = self.replayer is not None and self.replayer.release()
             if not (recorded or release()):
                 self._take_fewer_rows()
@@ -375,7 +442,13 @@ class BatchedLoss:
     def of_first_part(self) -> Self:
         """Return the same loss over the first micro-batch alone, with a cost of its own."""
         other = self._copy()
-        other._most_parts = 1
+        other._most_parts, other.ranks = 1, ALONE
+        return other
+
+    def alone(self) -> Self:
+        """Return the same loss over all examples, evaluated by this rank, with a cost of its own."""
+        other = self._copy()
+        other.ranks = ALONE
         return other
 
     def of_few(self, rows: int) -> Self:
@@ -384,12 +457,12 @@ class BatchedLoss:
         It has a cost of its own; what is spent on it is charged to this loss by its share of the data.
         """
         other = self._copy(whole=self)
-        other._most_parts = 1
+        other._most_parts, other.ranks = 1, ALONE
         if self._micro_batch is not None:
             other._micro_batch = rows if self._micro_batch == "auto" else min(rows, self._micro_batch)
         with self.evaluating():
             _, weight = next(other.parts())
-            other._share = min(1.0, weight / (self._total_weight or sum(weight for _, weight in self.parts())))
+            other._share = min(1.0, weight / (self._total_weight or sum(weight for _, weight in self.alone().parts())))
         return other
 
     def require_one_function(self) -> None:
@@ -430,7 +503,7 @@ class BatchedLoss:
     def coarsest_eps(self, point: Point) -> float:
         """Return the relative rounding inside the loss, by evaluating the first micro-batch at a point."""
         with self.evaluating():
-            batch, _ = next(self.parts())
+            batch, _ = next(self.of_first_part().parts())
             leaves = [leaf.to(self.dtype) for leaf in point.leaves]
             return coarsest_eps(lambda: self.batch_loss(replace(point, leaves=leaves), batch))
 
@@ -445,9 +518,54 @@ class BatchedLoss:
         It is taken at the model's live parameters, on their device and in their dtype, where the batch is moved; in the
         model's present mode, with its buffers and the random state, all of which may change. It is not counted in
         `cost`.
+
+        Of several ranks each evaluates its share of the rows, and the gradient is summed by one all-reduce. Where the
+        loss draws at random, as in dropout, every rank has draws of its own. A batch that is not to be cut is evaluated
+        by all of them alike, which saves no time: that of a loss that is no mean over rows, or of a model with batch
+        normalisation.
         """
         live = next(iter(self._parameters.values()))
-        return _scalar(self._bound(mapped(partial(moved, device=live.device, dtype=live.dtype), batch)))
+        batch = mapped(partial(moved, device=live.device, dtype=live.dtype), batch)
+        if self.ranks.shared and divisible(self._model) and self._has_rows_for_all(batch):
+            return self._training_loss_of_ranks(batch)
+        return _scalar(self._bound(batch))
+
+    def _training_loss_of_ranks(self, batch: Any) -> Tensor:
+        """Return a scalar with the value and the gradient of the mean loss over all ranks' shares of a batch."""
+        with self.evaluating():
+            share = self.share_of(batch, 0)
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in parameters]
+        seed = int(torch.randint(2**62, ())) + self.ranks.rank
+        zero = torch.zeros((), dtype=accumulation_dtype(self.device), device=parameters[0].device)
+
+        def fill(total: Tensor) -> None:
+            weight = self.weight_of(share)
+            if weight == 0:
+                return
+            with fixed_random_state(self.device, seed, everything=True):
+                loss = _scalar(self._bound(share))
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            used, sums = total[-2 - len(sizes) : -2], total.split([*sizes, len(sizes) + 2])[:-1]
+            for place, (gradient, part) in enumerate(zip(gradients, sums, strict=True)):
+                if gradient is not None:
+                    part.add_(gradient.to_dense().reshape(-1), alpha=weight)
+                    used[place] = 1
+            total[-2], total[-1] = loss.detach() * weight, weight
+
+        marks = ("training", *map(_sum_of_bits, self._model.state_dict().values()))
+        total = self.ranks.total(sum(sizes) + len(sizes) + 2, zero, fill, marks)
+        mean = total / total[-1].clone()
+        used = (total[-2 - len(sizes) : -2] > 0).tolist()
+        sums = mean.split([*sizes, len(sizes) + 2])[:-1]
+        known = [
+            (parameter, gradient.view_as(parameter).to(parameter))
+            for parameter, gradient, is_used in zip(parameters, sums, used, strict=True)
+            if is_used
+        ]
+        gradients, value = [gradient for _, gradient in known], mean[-2].to(parameters[0].dtype)
+        loss: Tensor = _WithGradient.apply(value, gradients, *(parameter for parameter, _ in known))
+        return loss
 
     def batch_loss(self, point: Point, batch: Any) -> Tensor:
         """Return the scalar mean loss of one micro-batch."""
@@ -462,6 +580,29 @@ class BatchedLoss:
                 f"{type(output).__name__}. Wrap the model in one that returns a tensor, or use hessian()."
             )
         return output
+
+    def require_residuals(self) -> None:
+        """Raise a MisuseError unless the loss is known as a sum of squares."""
+        if self._residuals is None:
+            raise MisuseError(
+                "this needs the residuals one by one, whose squares sum to the loss: expected a loss that declares "
+                "them. Pass residuals= to the Objective, or take torch.nn.MSELoss as its criterion."
+            )
+
+    def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
+        """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
+
+    def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:
+        """Return them with something else that is called in the model's place."""
+        assert self._residuals is not None
+        return _parts_of(self._residuals.fn(network, batch))
+
+    def state_of(self, point: Point) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the selected parameters at a point by name, and copies of all else that the model holds."""
+        prefix = len("model.")
+        state = {name[prefix:]: tensor for name, tensor in self._state(point).items()}
+        return {name: state.pop(name) for name in self._parameters}, state
 
     def require_criterion(self, what: str) -> None:
         """Raise a MisuseError, which names ``what`` needs it, unless the criterion is known apart from the model."""
@@ -486,7 +627,10 @@ class BatchedLoss:
         return DifferentiatedCurvature(at, slope)
 
     def parts(self) -> Parts:
-        """Yield (micro-batch, weight), on this device and in this dtype.
+        """Yield (micro-batch, weight) of this rank, on this device and in this dtype.
+
+        Every rank goes through all batches. Of each it has an equal share of the rows; a batch that is not to be cut,
+        or has fewer than two rows a rank, goes whole to one rank, in turn.
 
         Random draws during the evaluation of a micro-batch depend on its number alone: not on which others are
         evaluated, and not on what the data loader draws.
@@ -539,23 +683,41 @@ class BatchedLoss:
     def _all_parts(self) -> Parts:
         total = 0.0
         generators = generators_of(self.device)
-        pieces = itertools.chain.from_iterable(map(self._micro_batches, self._data))
-        for number, part in enumerate(pieces, start=1):
+        pieces = itertools.chain.from_iterable(map(self._micro_batches, self._shares()))
+        for number, part in enumerate(pieces):
             weight = self.weight_of(part)
             if weight == 0:
                 continue  # Its mean may be 0 / 0.
             total += weight
             states = [generator.get_state() for generator in generators]
-            seed_all(generators, number)
+            seed_all(generators, number * self.ranks.size + self.ranks.rank + 1)
             yield mapped(self._move, part), weight
             # Not in a `finally`: after an exception a generator ends late, when `evaluating` has restored them already.
             restore_all(generators, states)
-        self._total_weight = total
-        if not total > 0:
-            raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
+        if not self.ranks.shared:
+            self._total_weight = total
+            _require_weight(total)
 
-    def _zero(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=accumulation_dtype(self.device), device=self.device)
+    def _shares(self) -> Iterator[Any]:
+        """Yield this rank's share of every batch that it has one of."""
+        for number, batch in enumerate(self._data):
+            share = self.share_of(batch, number)
+            if share is not None:
+                yield share
+
+    def share_of(self, batch: Any, number: int) -> Any:
+        """Return this rank's share of the batch of that number, see `parts`; None where it has none."""
+        ranks, rows = self.ranks, common_rows(batch)
+        place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
+        if ranks.size == 1 or rows is None or not self._has_rows_for_all(batch):
+            return batch if place == 0 else None
+        self._require_cuttable(batch)
+        begin, end = rows * place // ranks.size, rows * (place + 1) // ranks.size
+        return mapped(lambda item: item[begin:end], batch)
+
+    def _has_rows_for_all(self, batch: Any) -> bool:
+        """Whether a batch is to be cut, and has rows enough for every rank."""
+        return self._micro_batch is not None and (common_rows(batch) or 0) >= _LEAST_ROWS * self.ranks.size
 
     def _state(self, point: Point) -> dict[str, Tensor]:
         # Buffers are copied, so that a layer that updates one changes the copy.
@@ -593,13 +755,18 @@ class BatchedLoss:
         if self._micro_batch == "auto":
             self._micro_batch = automatic_size(batch, self.device, self.memory_budget, self._graph_bytes)
         rows, size = common_rows(batch), self.rows_at_a_time
-        if not self._cut_before and size is not None and rows is not None and rows > size:
-            point = self.point(requires_grad=False)
-            rounding = torch.finfo(self.dtype).eps
-            few = mapped(lambda item: item[: max(_LEAST_ROWS, size)], batch)
-            require_mean_over_rows(few, partial(self._value_of, point), self.weight_of, rounding)
-            self._cut_before = True
+        if size is not None and rows is not None and rows > size:
+            self._require_cuttable(batch)
         return split(batch, size)
+
+    def _require_cuttable(self, batch: Any) -> None:
+        """Refuse to cut, once, where the loss of a few rows is no mean over them."""
+        if self._cut_before:
+            return
+        point, size = self.point(requires_grad=False), self.rows_at_a_time
+        few = batch if size is None else mapped(lambda item: item[: max(_LEAST_ROWS, size)], batch)
+        require_mean_over_rows(few, partial(self._value_of, point), self.weight_of, torch.finfo(self.dtype).eps)
+        self._cut_before = True
 
     def _value_of(self, point: Point, batch: Any) -> float:
         return float(self.batch_loss(point, mapped(self._move, batch)).detach())
@@ -624,6 +791,39 @@ class BatchedLoss:
             )
 
 
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient in some tensors is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, *(gradient * scale for gradient in ctx.gradients)
+
+
+def divisible(model: nn.Module) -> bool:
+    """Whether a mini-batch's gradient in training is the mean of its parts': not with batch normalisation."""
+    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _require_weight(total: float) -> None:
+    if not total > 0:
+        raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Return a sum that is the same for the same bits, in whatever order it is taken."""
+    flat = tensor.detach().reshape(-1).contiguous()
+    if flat.is_complex():
+        flat = torch.view_as_real(flat)
+    if flat.is_floating_point():
+        flat = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.itemsize])
+    return int(flat.sum(dtype=torch.int64))
+
+
 def _common_dtype(parameters: dict[str, nn.Parameter]) -> torch.dtype:
     """Return the dtype that all parameters have.
 
@@ -638,6 +838,19 @@ def _common_dtype(parameters: dict[str, nn.Parameter]) -> torch.dtype:
             "them in it, or params= to select those of one dtype."
         )
     return next(iter(examples))
+
+
+def _parts_of(residuals: Any) -> list[Tensor]:
+    """Return the parts of the residuals of a batch.
+
+    Raises:
+        MisuseError: they are no tensors of real numbers.
+    """
+    parts = list(residuals) if isinstance(residuals, list | tuple) else [residuals]
+    if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts) or "none"
+        raise MisuseError(f"expected the residuals of a batch to be a tensor of real numbers or several, got {kinds}.")
+    return parts
 
 
 def _scalar(loss: Any) -> Tensor:

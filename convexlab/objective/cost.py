@@ -26,6 +26,8 @@ class Cost:
     """Products of the Hessian with one vector."""
     gauss_newton_products: float = 0.0
     """Products of the generalised Gauss-Newton matrix with one vector."""
+    jacobians: float = 0.0
+    """Residuals with their Jacobian, each as the gradient equivalents that it is charged (`LeastSquares`)."""
     seconds: float = 0.0
     """Wall-clock time of these evaluations."""
 
@@ -37,6 +39,7 @@ class Cost:
             + _VALUE * self.values
             + _HESSIAN_PRODUCT * self.hessian_products
             + _GAUSS_NEWTON_PRODUCT * self.gauss_newton_products
+            + self.jacobians
         )
 
     def __add__(self, other: Cost) -> Cost:

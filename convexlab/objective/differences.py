@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import flatten, norm, scale_of, unflatten
+from convexlab.machine.ranks import Ranks
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
 from convexlab.objective.footprint import Footprint, product_bytes, sizes_of
@@ -43,6 +44,11 @@ class GradientDifferences(SymmetricOperator):
     def cost(self) -> Cost:
         """What the objective has spent, on this operator and otherwise."""
         return self._loss.cost
+
+    @property
+    def ranks(self) -> Ranks:
+        """Which make products together."""
+        return self._loss.ranks
 
     def footprint(self) -> Footprint:
         """Return what products take, measured on a product with the first micro-batch alone."""

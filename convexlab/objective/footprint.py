@@ -30,10 +30,14 @@ class Footprint:
 
 
 def sizes_of(loss: BatchedLoss) -> tuple[list[int], float]:
-    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean."""
+    """Return the bytes of the examples of each micro-batch, and the weight of the first in the mean.
+
+    Of several ranks the sizes are this one's, and the weight is that among all micro-batches of one process.
+    """
     with loss.evaluating():
-        parts = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
-    return [size for size, _ in parts], parts[0][1] / sum(weight for _, weight in parts)
+        sizes = [_batch_bytes(batch) for batch, _ in loss.parts()]
+        weights = [weight for _, weight in loss.alone().parts()]
+    return sizes, weights[0] / sum(weights)
 
 
 def _batch_bytes(batch: Any) -> int:

@@ -6,9 +6,10 @@ Everything above sees ``value``, ``gradient`` and ``hvp`` of a flat vector.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
 from convexlab.machine.random_state import fixed_random_state
-from convexlab.objective.batched_loss import BatchedLoss, BatchLoss
+from convexlab.objective.batched_loss import BatchedLoss, BatchLoss, BatchResiduals
 from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, mapped, pair_of, rows_of
 from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.fisher import EmpiricalFisherOperator
+from convexlab.objective.least_squares import LeastSquares
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["PRODUCTS", "Objective", "Products"]
 
@@ -39,12 +44,18 @@ class Objective(BatchedLoss):
         criterion: maps (output, target) to a scalar, the mean over the examples of the batch. For torch's
             ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define, weighted by class and without the
             ignored targets; every other criterion has to count examples equally.
+        residuals: maps (output, target) to a tensor, or several, whose squares sum to the criterion of a batch, see
+            `least_squares`. None is none, except for torch's ``MSELoss``, whose residuals are known.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU, and within
             ``memory_budget`` on accelerators or, if given, everywhere.
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
+        group: a process group of torch.distributed that shares the examples out, such as
+            ``torch.distributed.group.WORLD``. All its ranks make the objective of the same model and the same data, and
+            call the same methods in the same order; results have the same bits in all of them. Of every batch a rank
+            has an equal share of the rows. None is this process alone.
 
     Raises:
         MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
@@ -56,11 +67,13 @@ class Objective(BatchedLoss):
         data: Iterable[Any],
         criterion: Callable[[Any, Any], Tensor],
         *,
+        residuals: Callable[[Any, Any], Tensor | Sequence[Tensor]] | None = None,
         params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = "auto",
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if not callable(criterion):
             raise MisuseError(
@@ -78,12 +91,14 @@ class Objective(BatchedLoss):
             data,
             partial(_loss_of_pair, criterion),
             criterion=criterion,
+            residuals=_residuals_of_pair(criterion, residuals),
             weight=criterion_weight(criterion),
             params=params,
             micro_batch=micro_batch,
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
 
     @classmethod
@@ -94,11 +109,13 @@ class Objective(BatchedLoss):
         fn: BatchLoss,
         weight: Callable[[Any], float] | None = None,
         *,
+        residuals: BatchResiduals | None = None,
         params: Iterable[str | nn.Parameter] | str | nn.Parameter | None = None,
         micro_batch: int | Literal["auto"] | None = "auto",
         memory_budget: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        group: ProcessGroup | None = None,
     ) -> Objective:
         """Return the objective of any loss, such as a physics-informed network's.
 
@@ -108,12 +125,15 @@ class Objective(BatchedLoss):
             fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
             weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
                 tensor.
+            residuals: ``residuals(model, batch)`` returns a tensor, or several, whose squares sum to the loss of the
+                batch, see `least_squares`; None where the loss is no sum of squares.
             params: see the class.
             micro_batch: see the class; ``"auto"`` leaves batches whole here, because a loss need not be a mean over
                 rows. Pass a number only where it is.
             memory_budget: see the class.
             device: see the class.
             dtype: see the class.
+            group: see the class; batches that are not cut go whole to one rank each, in turn.
         """
         self = cls.__new__(cls)
         BatchedLoss.__init__(
@@ -121,12 +141,14 @@ class Objective(BatchedLoss):
             model,
             data,
             fn,
+            residuals=residuals,
             weight=weight,
             params=params,
             micro_batch=None if micro_batch == "auto" else micro_batch,
             memory_budget=memory_budget,
             device=device,
             dtype=dtype,
+            group=group,
         )
         return self
 
@@ -206,6 +228,15 @@ class Objective(BatchedLoss):
         """
         self.require_criterion("the residual part of the Hessian")
         return ResidualOperator(self)
+
+    def least_squares(self) -> LeastSquares:
+        """Return the residuals that the loss is the sum of squares of, with their Jacobian, for `LevenbergMarquardt`.
+
+        Raises:
+            MisuseError: they were not declared, their squares do not sum to the loss, or the Jacobian does not fit
+                into memory.
+        """
+        return LeastSquares(self)
 
     def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
         """Return the same objective as a function of some of its parameters; the others keep the model's values.
@@ -349,6 +380,22 @@ class Objective(BatchedLoss):
 def _loss_of_pair(criterion: Callable[[Any, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
     input, target = pair_of(batch)
     return batch_loss_of(criterion, model(input), target)
+
+
+def _residuals_of_pair(
+    criterion: Callable[[Any, Any], Tensor], residuals: Callable[[Any, Any], Tensor | Sequence[Tensor]] | None
+) -> BatchResiduals | None:
+    """Return residuals of (output, target) as those of (model, batch)."""
+    if residuals is None and type(criterion) is nn.MSELoss:
+        residuals = _errors
+    if residuals is None:
+        return None
+    return lambda model, batch: residuals(model(pair_of(batch)[0]), pair_of(batch)[1])
+
+
+def _errors(output: Tensor, target: Tensor) -> Tensor:
+    """Return the residuals of a mean of squares."""
+    return (output - target) / math.sqrt(output.numel())
 
 
 def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:

@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
-from convexlab.linalg.vectors import accumulation_dtype, flatten, scale_of, unflatten
+from convexlab.linalg.vectors import flatten, scale_of, unflatten
 from convexlab.machine.memory import LiveTensors, is_out_of_memory, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
+from convexlab.machine.ranks import Ranks
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.cost import Cost
 from convexlab.objective.differences import GradientDifferences
@@ -83,20 +84,28 @@ class ObjectiveOperator(SymmetricOperator):
         """What the objective has spent, on this operator and otherwise."""
         return self._loss.cost
 
+    @property
+    def ranks(self) -> Ranks:
+        """Which make products together."""
+        return self._loss.ranks
+
     def graph_bytes(self) -> int:
         """Return the size of the first micro-batch's gradient graph; no other graph is taken to be larger.
 
         The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
         if self._graph_bytes is None:
-            self._loss.in_memory(self._build_first, Cost(), self._release)
+            self.ranks.alike(lambda: self._loss.in_memory(self._build_first, Cost(), self._release))
         assert self._graph_bytes is not None
         return self._graph_bytes
 
     def _build_first(self) -> None:
         if self._graph_bytes is None:
             with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH), LiveTensors() as live:
-                batch, weight = next(self._loss.parts())
+                batch, weight = next(self._loss.parts(), (None, 0.0))
+                if not weight:  # Of several ranks, one without examples.
+                    self._graph_bytes, self._room = 1, 0
+                    return
                 linearised = self._linearise(batch)
                 self._graph_bytes = max(1, live.bytes)
             if self._most_kept() > 0:
@@ -145,7 +154,7 @@ class ObjectiveOperator(SymmetricOperator):
         if len(will_be_kept) == len(sizes):
             product -= graph_bytes
         return Footprint(
-            graphs=round(graph_bytes * sum(will_be_kept) / sizes[0]),
+            graphs=round(graph_bytes * sum(will_be_kept) / sizes[0]) if sizes else 0,
             kept=graph_bytes * len(self._kept),
             product=max(product, self._stand_in_bytes(share)),
         )
@@ -229,24 +238,26 @@ class ObjectiveOperator(SymmetricOperator):
         return differentiate(linearised, self._leaves, parts, retain_graph=True, stacked=stacked)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        return self._loss.in_memory(lambda: self._multiplied(v), self._unit * v.shape[1], self._release)
+        if (self._room is None and not self._replays) or self._takes_blocks(v.shape[1]):
+            self.graph_bytes()
+        count, marks = v.shape[1], self._loss.marks(type(self).__name__, self._point, v)
+        unit = self._unit * count
+        mean = self._loss.mean(v.numel(), lambda total: self._add_products(v, total), unit, marks, self._release)
+        return mean.view(count, -1).to(self.dtype).T
 
-    def _multiplied(self, v: Tensor) -> Tensor:
+    def _add_products(self, v: Tensor, total: Tensor) -> float:
         start = time.perf_counter()
         if self._kept and not self._complete and self._kept_rows != self._loss.rows_at_a_time:
             self._release()  # Another evaluation has cut the batches into smaller parts since.
-        if self._room is None and not self._replays:
-            self.graph_bytes()
         weights, columns = 0.0, v.shape[1]
         with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
-            result = torch.zeros((columns, self.shape[0]), dtype=accumulation_dtype(v.device), device=v.device)
             for products, weight in self._products_of_parts(v):
-                for row, product in zip(result, products, strict=True):
+                for row, product in zip(total.view(columns, -1), products, strict=True):
                     row.add_(product, alpha=weight)
                     del product  # Before the next graph is built.
                 weights += weight
         self._loss.spend(self._unit * columns + Cost(seconds=time.perf_counter() - start))
-        return result.div_(weights).to(self.dtype).T
+        return weights
 
     def _products_of_parts(self, v: Tensor) -> Iterator[tuple[Iterable[Tensor], float]]:
         """Yield the products (k times (n,)) of every micro-batch with columns (n, k), and its weight."""
@@ -317,9 +328,12 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _block(self, columns: int) -> int:
         """Return how many columns to multiply with at once."""
-        if columns == 1 or not self._at_once or not launches_bound(self.device):
+        if not self._takes_blocks(columns):
             return 1
         return max(1, min(columns, _BLOCK_BYTES // self.graph_bytes()))
+
+    def _takes_blocks(self, columns: int) -> bool:
+        return columns > 1 and self._at_once and launches_bound(self.device)
 
     def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
         yield from self._kept

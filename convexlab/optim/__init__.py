@@ -5,6 +5,7 @@ from __future__ import annotations
 from convexlab.optim.betas import beta_names
 from convexlab.optim.gauss_newton import GaussNewtonCG
 from convexlab.optim.lbfgs import LBFGS
+from convexlab.optim.levenberg_marquardt import LevenbergMarquardt
 from convexlab.optim.line_search import line_search_names
 from convexlab.optim.newton_cg import NewtonCG
 from convexlab.optim.nonlinear_cg import NonlinearCG
@@ -24,6 +25,7 @@ __all__ = [
     "LBFGS",
     "DiagonalPreconditioner",
     "GaussNewtonCG",
+    "LevenbergMarquardt",
     "LowRankPreconditioner",
     "NewtonCG",
     "NonlinearCG",

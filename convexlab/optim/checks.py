@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
+from convexlab.linalg.vectors import SHARDED, is_sharded
 
 __all__ = ["check_group", "check_groups", "check_parameters", "check_processes", "check_surroundings", "process_count"]
 
@@ -69,6 +70,8 @@ def check_parameters(parameters: Sequence[Tensor], name: str) -> None:
         MisuseError: parameters that are not dense, real and floating, of one dtype on one device.
     """
     for parameter in parameters:
+        if is_sharded(parameter):
+            raise MisuseError(f"{name} takes parameters that are whole, got {SHARDED}")
         if parameter.layout != torch.strided or not parameter.is_floating_point():
             raise MisuseError(
                 f"{name} takes dense, real, floating-point parameters, got {parameter.dtype}, {parameter.layout}."
@@ -85,13 +88,14 @@ def check_processes(processes: str | None, name: str) -> None:
     Raises:
         MisuseError: there are several, and nothing is said of them, or something else than can be said.
     """
-    if processes not in (None, "averaged", "alone"):
-        raise MisuseError(f"expected processes to be None, 'averaged' or 'alone', got {processes!r}.")
+    if processes not in (None, "averaged", "together", "alone"):
+        raise MisuseError(f"expected processes to be None, 'averaged', 'together' or 'alone', got {processes!r}.")
     if processes is None and process_count() > 1:
         raise MisuseError(
             f"torch.distributed has {process_count()} processes. A line search that sees another loss in each would "
             f"take other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them, where each sees "
-            f"an equal share of the data, or 'alone', where {name} runs in one of them or sees all data in each."
+            f"an equal share of the data; 'together', where the closure gives all the same, as that of an Objective "
+            f"with a group does; or 'alone', where {name} runs in one of them or sees all data in each."
         )
 
 

@@ -16,11 +16,10 @@ from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, gradient_of
 from convexlab.optim.checks import process_count
 
-__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray"]
+__all__ = ["Closure", "CountedClosure", "Evaluation", "Ray", "takes"]
 
 Closure = Callable[..., Tensor | float]
 
-_NEEDED = "step needs a closure that zeroes the gradients, calls backward and returns the loss"
 _BACKWARD = "Zero the gradients, compute the loss, call loss.backward(), return the loss."
 _FOREIGN = (
     "they are of another model, or were replaced since. Build the optimiser from the parameters of the model in the "
@@ -52,18 +51,20 @@ class CountedClosure:
     gradient are the means over all processes of torch.distributed.
     """
 
+    _needed = "step needs a closure that zeroes the gradients, calls backward and returns the loss"
+
     def __init__(self, closure: Closure | None, parameters: list[Tensor], *, averaged: bool = False) -> None:
         if closure is None:
             raise MisuseError(
-                f"{_NEEDED}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out, for a "
-                "line search compares losses with gradients, and neither may be scaled or in half precision."
+                f"{self._needed}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out, for "
+                "a line search compares losses with gradients, and neither may be scaled or in half precision."
             )
         if not callable(closure):
-            raise MisuseError(f"{_NEEDED}, got {closure!r}.")
+            raise MisuseError(f"{self._needed}, got {closure!r}.")
         self._closure = closure
         self._parameters = parameters
         self._averaged = averaged and process_count() > 1
-        self._takes_backward = _takes_backward(closure)
+        self._takes_backward = takes(closure, "backward")
         self.values = 0
         self.gradients = 0
         self.seconds = 0.0
@@ -187,9 +188,10 @@ def _mean_over_processes(values: Tensor) -> Tensor:
     return mean
 
 
-def _takes_backward(closure: Closure) -> bool:
+def takes(closure: Closure, keyword: str) -> bool:
+    """Return whether a closure accepts a keyword argument of that name."""
     try:
-        parameter = inspect.signature(closure).parameters.get("backward")
+        parameter = inspect.signature(closure).parameters.get(keyword)
     except (TypeError, ValueError):  # Some callables written in C have no signature.
         return False
     return parameter is not None and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from convexlab.errors import MisuseError
 from convexlab.linalg.vectors import accumulation_dtype, dot, flatten, norm, unflatten
-from convexlab.optim.checks import check_group, check_groups, check_parameters, check_processes, check_surroundings
+from convexlab.machine.ranks import ALONE, Ranks
+from convexlab.optim.checks import (
+    check_group,
+    check_groups,
+    check_parameters,
+    check_processes,
+    check_surroundings,
+    process_count,
+)
 from convexlab.optim.evaluation import Closure, CountedClosure, Evaluation, Ray
 from convexlab.optim.line_search import Line, LineSearch, SearchResult, build_line_search
 from convexlab.optim.line_search.interface import RETREAT
@@ -80,8 +88,11 @@ class FlatOptimizer(torch.optim.Optimizer):
     """What the last step did; None before the first."""
     processes: str | None
     """Of several processes of torch.distributed. ``"averaged"``: loss and gradient are averaged over all of them, which
-    have to step together, each on an equal share of the data (DDP). ``"alone"``: this one decides by itself. None, as
-    at first, refuses to step where there are several."""
+    have to step together, each on an equal share of the data (DDP). ``"together"``: the closure gives all of them the
+    same bits already, as that of an `Objective` with a group does; they step together, and each holds a part of what
+    the optimiser remembers, so that all have to call `state_dict` together, which is whole in rank 0 alone.
+    ``"alone"``: this one decides by itself. None, as at first, refuses to step where there are several. It is set
+    before the first step."""
 
     def __init__(
         self,
@@ -136,7 +147,8 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes: plain dictionaries of tensors, not copied, numbers, and text."""
-        return {**super().state_dict(), "state": {0: {**self._memory.as_state(), "method": self._method()}}}
+        memory = self._memory.joined(self.ranks, self._size)
+        return {**super().state_dict(), "state": {0: {**memory.as_state(), "method": self._method()}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a stored state, which later steps leave as it is.
@@ -166,7 +178,7 @@ class FlatOptimizer(torch.optim.Optimizer):
                 of range.
         """
         check_processes(self.processes, type(self).__name__)
-        call = CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")
+        call = self._counted(closure)
         limit = self._limit()
         weights = self._take_up_weights()
         try:
@@ -175,6 +187,10 @@ class FlatOptimizer(torch.optim.Optimizer):
             self._write(weights)
             raise
         return torch.tensor(self.report.loss, dtype=accumulation_dtype(weights.device), device=weights.device)
+
+    def _counted(self, closure: Closure | None) -> CountedClosure:
+        """Return what the step evaluates; a method whose closure returns something else overrides this."""
+        return CountedClosure(closure, self._parameters, averaged=self.processes == "averaged")
 
     @abstractmethod
     def _directions(self, start: Evaluation) -> Iterator[Direction]:
@@ -195,6 +211,16 @@ class FlatOptimizer(torch.optim.Optimizer):
     def _settings(self) -> dict[str, Any]:
         """Return the settings with which alone a state can be gone on with."""
         return {"preconditioner": None if self.preconditioner is None else type(self.preconditioner).__name__}
+
+    @property
+    def ranks(self) -> Ranks:
+        """Which hold a part each of what it remembers: this process alone unless `processes` is "together"."""
+        several = self.processes == "together" and process_count() > 1
+        return Ranks.of(torch.distributed.group.WORLD) if several else ALONE
+
+    @property
+    def _size(self) -> int:
+        return sum(parameter.numel() for parameter in self._parameters)
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -236,7 +262,7 @@ class FlatOptimizer(torch.optim.Optimizer):
                     "Build it with the same, or go on without the state: it then starts afresh."
                 )
         memory = kind.from_state(stored, self._parameters[0])
-        size = sum(parameter.numel() for parameter in self._parameters)
+        size = self._size
         if memory.weights is not None and memory.weights.numel() != size:
             raise MisuseError(
                 f"the state is of {memory.weights.numel():,} numbers, but the parameters have {size:,}. Load it into "
@@ -244,7 +270,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             )
         if misfit := memory.misfit(size):
             raise MisuseError(f"the state is damaged: {misfit}. Go on without it: the optimiser then starts afresh.")
-        return memory
+        return memory.part(self.ranks, size)
 
     def _limit(self) -> int | None:
         check_groups(self.param_groups)
@@ -258,6 +284,11 @@ class FlatOptimizer(torch.optim.Optimizer):
         weights, memory = flatten(parameters), self._memory.like(parameters[0])
         if memory.weights is not None and memory.weights.shape != weights.shape:
             memory = type(memory)(restarted="the parameters have another size than before")
+        if not memory.holds_part(self.ranks, weights.numel()):
+            raise MisuseError(
+                f"{name}.processes is {self.processes!r} now, but it was something else when this optimiser began to "
+                "remember. Set it before the first step, or call restart()."
+            )
         self._remember(memory)
         return weights
 
@@ -464,8 +495,8 @@ class FlatOptimizer(torch.optim.Optimizer):
 
 
 _RENEWED = (
-    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False, "
-    "which is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
+    "the closure keeps becoming another function. From now on every step evaluates its start, as with reuse=False. "
+    "That is for data that are new at every step; for mini-batches use ProgressiveLBFGS."
 )
 _NOT_ONE = (
     "Within a step it must be: no dropout, one batch. Draw new data between steps only (reuse=False then), or use "

@@ -19,7 +19,7 @@ from convexlab.linalg.vectors import dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
-from convexlab.optim.memory import Memory
+from convexlab.optim.memory import VECTORS, Memory
 from convexlab.optim.preconditioners import Preconditioner, precondition
 from convexlab.optim.steps import Direction
 
@@ -51,9 +51,9 @@ class PairMemory(Memory):
     """Pairs since the last start, those that have dropped out included."""
     history: int = 0
     """The most that are kept, as the optimiser was built; 0 before the first pair."""
-    s: Tensor = field(default_factory=_no_rows)
+    s: Tensor = field(default_factory=_no_rows, metadata=VECTORS)
     """S, (rows, n), written in place; it has room for more than there are pairs."""
-    y: Tensor = field(default_factory=_no_rows)
+    y: Tensor = field(default_factory=_no_rows, metadata=VECTORS)
     """Y, likewise."""
     s_y: Tensor = field(default_factory=_no_rows)
     """SYᵀ, (rows, rows), written in place; what no formula reads is zero."""
@@ -92,23 +92,24 @@ class LBFGS(FlatOptimizer):
 
     Not scaled, the first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
 
-    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, what drops out of
-    the history included (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows, and
-    the product Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less
+    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, also by what drops
+    out of the history (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows. The
+    product Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less
     curvature than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last step, at
     most 1, for α = 1 often goes too far. It wants a long history, best a pair for every step. From one switch point at
     equal cost, 400 pairs, geometric mean of three seeds, it ended at 0.08 times the loss of 100 pairs that were not
-    scaled on a regression, at 0.86 times on a vision transformer; on a physics-informed network at 0.006, 0.5 and 0.001
-    times. With 100 pairs, one seed: 0.57, 0.83 and 0.69.
+    scaled on a regression, at 0.86 times on a vision transformer. On a physics-informed network it ended at 0.006, 0.5
+    and 0.001 times. With 100 pairs, one seed: 0.57, 0.83 and 0.69.
 
-    * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite: Powell's
-      damping (1978; Nocedal and Wright, procedure 18.2), at no cost, with B scaled so that it would have made the step
-      taken: B⁻¹s = -g. A step that meets the Wolfe conditions is never damped, on a non-convex loss neither; one from a
-      search that was cut short may be.
-    * Where the search along d fails, it drops the pairs and tries -Pg within the same step; where that fails too, the
+    * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite. That is
+      Powell's damping (1978; Nocedal and Wright, procedure 18.2), at no cost, with B scaled so that it would have made
+      the step taken: B⁻¹s = -g. A step that meets the Wolfe conditions is never damped, on a non-convex loss neither;
+      one from a search that was cut short may be.
+    * Of several ranks (`FlatOptimizer.processes`, "together") each holds its part of the entries of all pairs.
+    * Where the search along d fails, it drops the pairs and tries -Pg within the same step. Where that fails too, the
       weights stay, `report` says why, and the next step starts afresh.
 
-    Closures, parameters, limits and reuse: see `FlatOptimizer`. The pairs take 2 · ``history`` · n numbers; they are
+    Closures, parameters, limits and reuse: see `FlatOptimizer`. The pairs take 2 · ``history`` · n numbers. They are
     written in place, so a ``state_dict`` that is to outlast the next step wants a deep copy, as Adam's does. There are
     two host synchronisations a step more than in the other flat optimisers.
 
@@ -229,11 +230,13 @@ class LBFGS(FlatOptimizer):
     def _store(self, pair: _Pair, pairs: int) -> None:
         """Put the newest pair in place of the oldest; a step that was interrupted does so again, to the same effect."""
         memory, slot, rows = self._memory, pairs % self.history, min(pairs + 1, self.history)
-        self._reserve(rows, pair.s)
-        memory.s[slot], memory.y[slot] = pair.s, pair.y
+        s, y, p_y = (vector[self.ranks.part_of(len(vector))] for vector in (pair.s, pair.y, pair.p_y))
+        self._reserve(rows, s)
+        memory.s[slot], memory.y[slot] = s, y
         # Below the diagonal of SYᵀ, in order of age, nothing is read: the newest s needs no product with older y.
-        memory.s_y[:rows, slot] = memory.s[:rows] @ pair.y
-        memory.y_p_y[:rows, slot] = memory.y_p_y[slot, :rows] = memory.y[:rows] @ pair.p_y
+        products = self.ranks.added(torch.stack([memory.s[:rows] @ y, memory.y[:rows] @ p_y]))
+        memory.s_y[:rows, slot] = products[0]
+        memory.y_p_y[:rows, slot] = memory.y_p_y[slot, :rows] = products[1]
         memory.gamma, memory.history = pair.gamma, self.history
         if self.self_scaled:
             if pairs:
@@ -256,8 +259,11 @@ class LBFGS(FlatOptimizer):
         if gamma * norm > torch.finfo(gradient.dtype).max:  # Of a loss without curvature: too far for the dtype.
             return gradient * -math.inf
         grams = memory.s_y[:rows, :rows], memory.y_p_y[:rows, :rows]
-        unit = gradient / norm
-        fetched = torch.cat([*grams, torch.stack([s @ unit, y @ (z / norm)], dim=1)], dim=1).cpu().double()
+        ranks, size = self.ranks, gradient.numel()
+        ours = ranks.part_of(size)
+        unit = gradient[ours] / norm
+        products = ranks.added(torch.stack([s @ unit, y @ (z[ours] / norm)], dim=1))
+        fetched = torch.cat([*grams, products], dim=1).cpu().double()
         by_age = torch.arange(pairs - rows, pairs) % self.history
         s_y, y_p_y, products = fetched[by_age].split([rows, rows, 2], dim=1)
         weights = self._weights(by_age)
@@ -265,8 +271,8 @@ class LBFGS(FlatOptimizer):
         by_slot = torch.argsort(by_age)
         a, c = a[by_slot].to(gradient), c[by_slot].to(gradient)
         # One P for both terms, since it is linear.
-        inner = precondition(self.preconditioner, unit - y.T @ a)
-        return torch.addmv(inner, s.T, c, beta=-gamma * norm, alpha=-norm)
+        inner = precondition(self.preconditioner, ranks.joined(unit - y.T @ a, size))
+        return ranks.joined(torch.addmv(inner[ours], s.T, c, beta=-gamma * norm, alpha=-norm), size)
 
     def _weights(self, by_age: Tensor) -> Tensor:
         """Return W's diagonal (rows,), in order of age: the product of 1/τ of all later pairs."""

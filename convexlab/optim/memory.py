@@ -11,15 +11,20 @@ import torch
 from torch import Tensor
 
 from convexlab.linalg.vectors import accumulation_dtype
+from convexlab.machine.ranks import Ranks
 from convexlab.optim.evaluation import Evaluation
 
-__all__ = ["ACCUMULATED", "Memory"]
+__all__ = ["ACCUMULATED", "ROWS", "VECTORS", "Memory"]
 
 # Of a count; sums of it with others are still whole numbers of 64 bits.
 _LARGEST = 2**53
 
 ACCUMULATED: Mapping[str, bool] = MappingProxyType({"accumulated": True})
 """Metadata of a field whose tensor has the dtype of sums (`accumulation_dtype`), whatever the parameters' is."""
+VECTORS: Mapping[str, Any] = MappingProxyType({"split": -1})
+"""Metadata of a field whose tensor is rows (k, n) of which every rank holds its part of the columns."""
+ROWS: Mapping[str, Any] = MappingProxyType({"split": 0})
+"""Metadata of a field whose tensor is a matrix (n, n) of which every rank holds its part of the rows."""
 
 
 @dataclass
@@ -102,8 +107,44 @@ class Memory:
     def from_state(cls, stored: Mapping[str, Any], like: Tensor) -> Self:
         """Return a copy of what `as_state` returned, in the dtype and on the device of a parameter."""
         sums = accumulation_dtype(like.device)
-        dtypes = {each.name: sums if each.metadata == ACCUMULATED else like.dtype for each in fields(cls)}
+        dtypes = {each.name: sums if "accumulated" in each.metadata else like.dtype for each in fields(cls)}
         return cls(**{name: _copy(value, like.device, dtypes[name]) for name, value in stored.items()})
+
+    def joined(self, ranks: Ranks, size: int) -> Self:
+        """Return the memory of all ranks, of which each holds a part, in rank 0; the others get it without the parts.
+
+        Args:
+            ranks: all of which have to call it.
+            size: of the vectors.
+        """
+        if ranks.size == 1:
+            return self
+        wholes = {
+            name: ranks.joined_by_writer(tensor.movedim(split, -1), size).movedim(-1, split).contiguous()
+            for name, tensor, split in self._split()
+        }
+        return replace(self, **wholes)
+
+    def part(self, ranks: Ranks, size: int) -> Self:
+        """Return what this rank holds of a memory that is whole."""
+        if ranks.size == 1:
+            return self
+        ours = ranks.part_of(size)
+        parts = {name: tensor.movedim(split, 0)[ours].movedim(0, split) for name, tensor, split in self._split()}
+        return replace(
+            self, **{name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+        )
+
+    def holds_part(self, ranks: Ranks, size: int) -> bool:
+        """Whether it is what one of these ranks holds."""
+        part = ranks.part_of(size)
+        return all(tensor.shape[split] == part.stop - part.start for _, tensor, split in self._split())
+
+    def _split(self) -> list[tuple[str, Tensor, int]]:
+        """Return name, tensor and dimension of what is split over the ranks, as far as it is there."""
+        kinds = [(each.name, each.metadata["split"]) for each in fields(self) if "split" in each.metadata]
+        there = [(name, getattr(self, name), split) for name, split in kinds]
+        return [(name, tensor, split) for name, tensor, split in there if tensor is not None and tensor.numel()]
 
     def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
         """Return what shape each tensor that is set has, for parameters of so many numbers."""

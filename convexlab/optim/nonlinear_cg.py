@@ -48,7 +48,7 @@ class NonlinearCG(FlatOptimizer):
 
     It restarts from d = -Pg where d would not descend, where β says nothing (dᵀy ≤ 0 in a formula that divides by it,
     or β = 0), after 6n steps, and by Powell's test (1977, Math. Programming 12): successive gradients far from
-    orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the same step; where
+    orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the same step. Where
     that fails too, the weights stay, `report` says why, and the next step starts afresh.
 
     Closures, parameters, limits and reuse: see `FlatOptimizer`. The paper's second phase is
@@ -63,8 +63,8 @@ class NonlinearCG(FlatOptimizer):
             `state_dict`.
         max_evaluations: limit on the closure calls of a step's searches.
         powell: the ratio at which Powell's test restarts; None switches it off. Powell has 0.2, which on networks
-            restarts so often that twice the loss remains at equal cost; 0.8 restarts only Fletcher-Reeves and
-            Dai-Yuan when they stall.
+            restarts so often that twice the loss remains at equal cost. 0.8 restarts only Fletcher-Reeves and Dai-Yuan
+            when they stall.
         reuse: whether the closure is the same function at every step.
 
     Raises:

@@ -57,14 +57,14 @@ class ProgressiveLBFGS(LBFGS):
     takes. The variance is that of the means of 16 groups, times their size; 1/N is for drawing without replacement.
 
     Departures from the source: the sample is nested, S ⊂ S₊, the first rows of one random order. So the overlap on
-    which the pair (s, y) is taken is all of S, a step searches one function and needs no gradient twice, and growing
-    costs a gradient of what is added alone. The search is `LBFGS`'s, not stochastic backtracking. A search
-    that fails, since the sample has no more to tell, doubles it.
+    which the pair (s, y) is taken is all of S. A step searches one function and needs no gradient twice, and growing
+    costs a gradient of what is added alone. The search is `LBFGS`'s, not stochastic backtracking. A search that fails,
+    since the sample has no more to tell, doubles it.
 
     A sample can be learnt by heart. So some examples V, the last ones of the order, are held out until the sample
     reaches them, and evaluated after every step: |V| / N of an evaluation. Where their loss falls by less than half as
     much as the sample's over ten steps, the sample doubles. S and V together estimate the loss of the whole set, as
-    (|S| f_S + (N - |S|) f_V) / N; where the first step began it is estimated from the same examples, so what joins the
+    (|S| f_S + (N - |S|) f_V) / N; where the first step began it is estimated from the same examples. So what joins the
     sample is evaluated there too. A step that would raise it above that is taken back, and the sample doubles. `report`
     has both losses.
 

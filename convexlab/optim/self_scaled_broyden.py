@@ -19,7 +19,7 @@ from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.optim.evaluation import Evaluation
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.line_search import LineSearch
-from convexlab.optim.memory import ACCUMULATED, Memory
+from convexlab.optim.memory import ACCUMULATED, ROWS, Memory
 from convexlab.optim.preconditioners import Preconditioner, precondition
 from convexlab.optim.steps import Direction
 
@@ -38,7 +38,7 @@ class MatrixMemory(Memory):
 
     gradient: Tensor | None = None
     """g where the last step began, (n,); None before the first."""
-    matrix: Tensor | None = field(default=None, metadata=ACCUMULATED)
+    matrix: Tensor | None = field(default=None, metadata={**ACCUMULATED, **ROWS})
     """H, (n, n), changed in place; None until a pair is known."""
     newton: bool = False
     """Whether the last step was along -Hg."""
@@ -53,7 +53,7 @@ class SelfScaledBroyden(FlatOptimizer):
 
         H₊ = [H - Hyyᵀ H / yᵀHy + φ (yᵀHy) vvᵀ] / τ + ssᵀ / sᵀy,   v = s / sᵀy - Hy / yᵀHy.
 
-    With τ = φ = 1 this is BFGS. ``"ssbfgs"`` has φ = 1 and τ = min(1, 1/b), b = sᵀBs / sᵀy: H never shrinks, so what is
+    With τ = φ = 1 this is BFGS. ``"ssbfgs"`` has φ = 1 and τ = min(1, 1/b), b = sᵀBs / sᵀy: H never shrinks. So what is
     too small an H for this step grows everywhere, not along s alone. ``"ssbroyden"`` (SSBroyden2) chooses φ too, by the
     formulas of Al-Baali. The source is Urbán, Stefanou and Pons (2025, J. Comput. Phys. 523, doi
     10.1016/j.jcp.2024.113656; formulas 11 and 13 to 23 by the count of the authors' code, against which these are
@@ -62,20 +62,20 @@ class SelfScaledBroyden(FlatOptimizer):
     The first direction is -Pg, and H starts as γP with γ = sᵀy / yᵀPy of the first step.
 
     From one switch point at equal cost, with Adam's P, on three seeds each, it ended at 0.04, 0.03 and 0.01 times the
-    loss of torch's L-BFGS on a regression (745 parameters, 600 gradients), and at 1e-5, 2e-6 and 3e-8 where that had
-    4e-2, 3e-2 and 2e-2 on a physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500
-    gradients).
-    ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
+    loss of torch's L-BFGS on a regression (745 parameters, 600 gradients). It ended at 1e-5, 2e-6 and 3e-8 where that
+    had 4e-2, 3e-2 and 2e-2 on a physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500
+    gradients). ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
 
-    Departures from the source: any P may be given, not the identity alone; φ of the first update is that of the scaled
-    matrix, so that the scale of the loss does not matter; the first trial is 1.2 times the last step, at most 1, since
-    α = 1 goes too far at every second step; pairs of curvature that is not positive, which only a search that was cut
+    Departures from the source: any P may be given, not the identity alone. φ of the first update is that of the scaled
+    matrix, so that the scale of the loss does not matter. The first trial is 1.2 times the last step, at most 1, since
+    α = 1 goes too far at every second step. Pairs of curvature that is not positive, which only a search that was cut
     short leaves, are damped as in `LBFGS`.
 
     H takes 8n² bytes whatever the parameters' dtype (on ``mps``, which has no float64, 4n²), and a step reads it three
     times: for networks of up to some thousand parameters. It is changed in place, so a ``state_dict`` that is to
-    outlast the next step wants a deep copy. Where the search along d fails, H is dropped and -Pg tried within the same
-    step. Closures, parameters, limits and reuse: see `FlatOptimizer`.
+    outlast the next step wants a deep copy. Of several ranks (`FlatOptimizer.processes`, "together") each holds its
+    part of the rows. Where the search along d fails, H is dropped and -Pg tried within the same step. Closures,
+    parameters, limits and reuse: see `FlatOptimizer`.
 
     Args:
         params: parameters, or one group of them.
@@ -137,7 +137,7 @@ class SelfScaledBroyden(FlatOptimizer):
         self._absorb(gradient)
         restarted, matrix = memory.restarted, memory.matrix
         if matrix is not None:
-            vector = torch.mv(matrix, gradient.to(matrix)).neg_().to(gradient)
+            vector = self._times(matrix, gradient.to(matrix)).neg_().to(gradient)
             slope = dot(gradient, vector).item()
             restarted = f"the quasi-Newton direction does not descend (gᵀd = {slope:.3g})"
             if -math.inf < slope < 0.0:
@@ -174,18 +174,26 @@ class SelfScaledBroyden(FlatOptimizer):
             y, d_y = y * share - old * (1.0 - share), _DAMPED * fall
         first = memory.matrix is None
         matrix = self._initial(gradient, dtype) if memory.matrix is None else memory.matrix
-        h_y = torch.mv(matrix, y)
+        h_y = self._times(matrix, y)
         y_h_y = dot(y, h_y).item()
         memory.direction = None
         scalars = _Scalars(step * fall / d_y, y_h_y / (step * d_y), d.numel(), first)
         if not (0.0 < scalars.b < math.inf and 0.0 < scalars.h < math.inf):  # Rounding.
             return
-        _update_in_place(matrix, d, h_y, _UPDATES[self.update](scalars), scalars, step, step * d_y)
+        ours = self.ranks.part_of(d.numel())
+        _update_in_place(matrix, ours, d, h_y, _UPDATES[self.update](scalars), scalars, step, step * d_y)
         memory.matrix = matrix
 
+    def _times(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """Return the product of H, of which every rank has its part of the rows, with a vector (n,)."""
+        return self.ranks.joined(torch.mv(matrix, vector), vector.numel())
+
     def _initial(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return P as a matrix."""
-        matrix = torch.eye(like.numel(), dtype=dtype, device=like.device)
+        """Return P as a matrix: this rank's part of the rows."""
+        size = like.numel()
+        ours = self.ranks.part_of(size)
+        matrix = torch.zeros(ours.stop - ours.start, size, dtype=dtype, device=like.device)
+        matrix.diagonal(ours.start).fill_(1.0)
         if self.preconditioner is not None:
             for row in matrix:
                 row.copy_(precondition(self.preconditioner, row.to(like)))
@@ -244,13 +252,13 @@ def self_scaled_update_names() -> tuple[str, ...]:
 
 
 def _update_in_place(
-    matrix: Tensor, d: Tensor, h_y: Tensor, choice: _Choice, p: _Scalars, step: float, s_y: float
+    matrix: Tensor, rows: slice, d: Tensor, h_y: Tensor, choice: _Choice, p: _Scalars, step: float, s_y: float
 ) -> None:
-    """Make H₊ of H: a matrix of rank two in s and Hy is added to H/τ, in one pass."""
+    """Make some rows of H₊ of those of H: a matrix of rank two in s and Hy is added to H/τ, in one pass."""
     tau, phi = choice
     both = (1.0 + phi * p.h / tau) / s_y
     mixed = -phi / (tau * s_y)
     last = (phi - 1.0) / (tau * p.h * s_y)
     s = d * step
     left = torch.stack([s * both + h_y * mixed, s * mixed + h_y * last], dim=1)
-    matrix.addmm_(left, torch.stack([s, h_y]), beta=1.0 / tau)
+    matrix.addmm_(left[rows], torch.stack([s, h_y]), beta=1.0 / tau)

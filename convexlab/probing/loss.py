@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from convexlab.machine.ranks import current
 from convexlab.objective import Objective
 from convexlab.problems import ImageProblem, Setting
 
@@ -30,6 +31,7 @@ def build_probed_loss(setting: Setting, device: str) -> ProbedLoss:
         MisuseError: an unknown name, or parts that do not fit each other.
     """
     problem = setting.build(device)
+    problem.share_out(current())
     if not isinstance(problem, ImageProblem):
         return ProbedLoss(problem.objective, None, None, setting.train_size)
     examples = problem.dataset.train_size

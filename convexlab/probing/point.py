@@ -90,9 +90,9 @@ class ProbeOptions:
         products = self.density_probes * self.density_steps
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
             raise MisuseError(
-                f"{self.density_probes:,} density probes of {self.density_steps:,} steps, and max_steps "
-                f"{self.max_steps}, would take {products + (self.max_steps or 0):,} products with the Hessian, each at "
-                f"the cost of two epochs, at every checkpoint: expected at most {_MOST_PRODUCTS:,}. Ask for fewer."
+                f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, each at the cost of "
+                f"two epochs, got {products + (self.max_steps or 0):,}: {self.density_probes:,} density probes of "
+                f"{self.density_steps:,} steps, and max_steps {self.max_steps}. Ask for fewer."
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)

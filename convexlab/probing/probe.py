@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from convexlab.checkpoints import (
     Checkpoint,
@@ -29,6 +29,7 @@ from convexlab.machine.atomic import make_folder
 from convexlab.machine.capture import capture_asked
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import held_alone
+from convexlab.machine.ranks import Ranks, together
 from convexlab.objective import Objective, Products
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.path import TrainingPath
@@ -43,6 +44,9 @@ from convexlab.runs.columns import to_frame, write_csv
 from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Probe", "probe"]
 
@@ -109,6 +113,7 @@ def probe(
     other_options: bool = False,
     trust: bool = False,
     progress: Listener = silent,
+    group: ProcessGroup | None = None,
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
@@ -125,7 +130,7 @@ def probe(
         data: what returns batches of any kind, in place of a data set, as for
             `convexlab.problems.loaders.build_from_batches`; see ``model``.
         objective: any other loss with its model: its name, a factory, or the `Objective` or `Problem` itself, as for
-            `build_objective`; then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
+            `build_objective`. Then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
         train_size: see ``model``.
         probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
@@ -138,7 +143,7 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these runs after the first.
-        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors; on
+        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors. On
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
@@ -155,6 +160,8 @@ def probe(
         trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
             there, and names that the user gives.
         progress: called with how far the work is.
+        group: a process group of torch.distributed, whose ranks all call this and measure together, each with a part of
+            the examples; rank 0 writes. None is this process alone.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
@@ -171,7 +178,6 @@ def probe(
     )
     if plane_points and plane_points < 3:
         raise MisuseError(f"expected plane_points of at least 3, or 0 for no plane, got {plane_points!r}.")
-    places = places_of(paths)
     overrides = {
         "model": model,
         "dataset": dataset,
@@ -183,10 +189,11 @@ def probe(
         "seed": seed,
         "dtype": dtype,
     }
+    places, ranks = places_of(paths), Ranks.of(group)
     headers = _read(places, checkpoints, key, axis)
     settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
     target = target_of(places, out, settings[headers.wanted[0].path])
-    with held_alone(target.path):
+    with together(ranks), held_alone(target.path):
         target.clean()
         if not resume:
             check_free(target, places, out)
@@ -196,12 +203,12 @@ def probe(
             for loss_of_setting in plan.losses.values():
                 stack.enter_context(loss_of_setting.objective.captured(wanted=capture_asked()))
             for done, item in enumerate(plan.missing):
-                progress(Progress("probe", done, len(plan.missing), item.name))
+                progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
                 teller = Teller(progress, item.name, done, len(plan.missing))
                 plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
-        progress(Progress("probe", len(plan.missing), len(plan.missing)))
+        progress(Progress("probe", len(plan.missing), len(plan.missing), unit="checkpoints"))
         result = Probe(target, _Rows(target, must_be_sound=True).of(item.name for item in plan.items))
         if plan.path is not None:
             _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)

@@ -68,4 +68,5 @@ class Teller:
 
     def _tell(self, share: float, words: str, *, landmark: bool = False) -> None:
         note = f"{self.name}: {', '.join(filter(None, [self._loss, words]))}"
-        self.listener(Progress("probe", self.done + share, self.total, note, within=True, landmark=landmark))
+        done = self.done + share
+        self.listener(Progress("probe", done, self.total, note, within=True, landmark=landmark, unit="checkpoints"))

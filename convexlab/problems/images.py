@@ -26,8 +26,8 @@ __all__ = ["ImageProblem", "build_problem", "perceptron"]
 
 # Examples in one evaluation batch; the objective cuts smaller ones where that is faster.
 _BATCH = 512
-# Least batches of a sample that a standard error is taken over; with 32 it errs by 1 / √62 = 13 % itself.
-_LEAST_BATCHES = 32
+# Least batches of a sample that a standard error is taken over: the interval is 4 % wider than by 32, in half the time.
+_LEAST_BATCHES = 16
 _PERCEPTRON_SIDE = 8
 
 
@@ -83,15 +83,21 @@ class ImageProblem(Problem):
         return self._in_random_batches(*(self.dataset.fresh or (self.dataset.x_test, self.dataset.y_test)))
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Return mean loss and accuracy of the model as it is now, over batches of (images, labels)."""
+        """Return mean loss and accuracy of the model as it is now, over batches of (images, labels).
+
+        Of several ranks each takes batches in turn.
+        """
         loss = right = torch.zeros((), dtype=torch.float64)
-        examples = 0
+        examples, ranks = 0, self.objective.ranks
         with self.objective.evaluating(), torch.no_grad():
-            for images, labels in batches:
+            for number, (images, labels) in enumerate(batches):
+                examples += len(labels)
+                if number % ranks.size != ranks.rank:
+                    continue
                 output, target = self.model(images.to(self.x)), labels.to(self.x.device)
                 loss = loss + self.loss(output, target).cpu().double() * len(labels)
                 right = right + accuracy(output, target).cpu().double() * len(labels)
-                examples += len(labels)
+        loss, right = ranks.added(torch.stack([loss, right]))
         return float(loss) / examples, float(right) / examples
 
     def _validate(self) -> Mapping[str, float]:

@@ -65,7 +65,7 @@ def physics_informed(
 
     def loss_at(seed: int) -> Objective:
         points = Points(*(part.to(device) for part in equation.points(size, seed=seed)))
-        return Objective.from_batch_loss(model, [points], equation.loss)
+        return Objective.from_batch_loss(model, [points], equation.loss, residuals=equation.scaled_residuals)
 
     fresh = loss_at(seed + 1)
 

@@ -117,6 +117,10 @@ class DifferentialEquation:
                 parts.append(_gradient(model(start), start)[:, 1:])
         return parts
 
+    def scaled_residuals(self, model: Function, points: Points) -> list[Tensor]:
+        """Return `residuals` scaled so that their squares sum to the loss."""
+        return [part / math.sqrt(len(part)) for part in self.residuals(model, points)]
+
     def loss(self, model: Function, points: Points) -> Tensor:
         """Return the sum of the mean squares of `residuals`, all of weight 1."""
         return torch.stack([part.square().mean() for part in self.residuals(model, points)]).sum()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
+from convexlab.machine.ranks import Ranks
 from convexlab.objective import Objective
 from convexlab.objective.batches import rows_of
 from convexlab.problems.minibatches import LoaderBatches, MiniBatches, RandomRows
@@ -85,6 +86,19 @@ class Problem:
     def of(cls, subject: Problem | Objective) -> Problem:
         """Return the problem of an objective alone; a problem is returned as it is."""
         return Problem(subject.model, subject) if isinstance(subject, Objective) else subject
+
+    def share_out(self, ranks: Ranks) -> None:
+        """Have the training loss evaluated by these ranks together.
+
+        Raises:
+            MisuseError: it is by others already.
+        """
+        if self.objective.ranks.shared and self.objective.ranks is not ranks:
+            raise MisuseError(
+                "the objective is shared out to a process group already: pass the same group=, such as "
+                "torch.distributed.group.WORLD, to what trains or probes it."
+            )
+        self.objective.ranks = ranks
 
     @cached_property
     def whole_batch(self) -> bool:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from convexlab.reporting.page import summary_lines, write_report
-from convexlab.reporting.study import Part, Study, write_study
+from convexlab.reporting.study import Card, Part, Study, write_study
 
-__all__ = ["Part", "Study", "summary_lines", "write_report", "write_study"]
+__all__ = ["Card", "Part", "Study", "summary_lines", "write_report", "write_study"]

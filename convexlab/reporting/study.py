@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,27 @@ from convexlab.reporting.downloads import LARGEST
 from convexlab.reporting.tables import Table, pairs_table
 from convexlab.reporting.templating import template
 
-__all__ = ["Part", "Study", "write_study"]
+__all__ = ["Card", "Part", "Study", "write_study"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A statement at a glance, with details behind it."""
+
+    heading: str
+    statement: str
+    """What is tested."""
+    verdict: str
+    """A word or two."""
+    tone: Literal["good", "bad", "open"]
+    """Of the verdict: for the statement, against it, or neither."""
+    figure: str
+    """The one number that the verdict rests on."""
+    details: Sequence[str] = ()
+    """Paragraphs."""
+    link: str = ""
+    """A file beside the page that says all; empty for none."""
+    chart: Chart | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Part:
     paragraphs: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
+    cards: Sequence[Card] = ()
 
 
 @dataclass(frozen=True)
@@ -49,15 +70,13 @@ class Study:
 
 
 def write_study(study: Study, out: str | Path) -> Path:
-    """Write the page: one HTML file that needs no network and no script, whole or not at all.
+    """Write the page: one HTML file that needs no network, whole or not at all; see `write_report`.
 
     Returns:
         Its path.
     """
     environment = describe_environment(torch.device("cpu"), study.dtype)
     parts = {
-        "title": study.title,
-        "headline": study.answer,
         "study": study,
         "environment": environment,
         "commit": environment.get("commit"),

@@ -23,6 +23,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": count, "sentence": _sentence, "typeset": typeset}
+    environment.filters |= {"capitalized": _capitalized}
     environment.filters |= {"as_csv": table_download, "policy_hash": _policy_hash}
     return environment.get_template(name)
 
@@ -31,6 +32,10 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _policy_hash(text: str) -> str:
-    """Return how a content security policy names the one style sheet that it allows."""
+    """Return how a content security policy names the one style sheet or script that it allows."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -16,12 +16,13 @@ from convexlab.errors import MisuseError
 from convexlab.reporting.facts.runs import read_runs
 from convexlab.reporting.parts.tables import comparison_table, curvature_summary, results_table, top_table
 from convexlab.reporting.tables import Cell, Column, Table
+from convexlab.reporting.words.claims import claim_sentences
 from convexlab.reporting.words.run import curvature_headline, judgement, place
 from convexlab.reporting.words.several import headline_of
 from convexlab.runs import Run
 from convexlab.wording.terminal import printable
 
-__all__ = ["comparison_text", "curvature_text", "run_text"]
+__all__ = ["claims_text", "comparison_text", "curvature_text", "run_text"]
 
 # Columns, where there is no terminal to ask.
 _WIDTH = 100
@@ -79,7 +80,18 @@ def comparison_text(runs: Sequence[Run]) -> str:
         raise MisuseError("expected at least two runs to compare, got one. `convexlab show` prints one.")
     console = _console()
     _print_table(console, comparison_table(facts, [""] * len(facts)))
-    _print_sentences(console, headline_of(facts))
+    _print_sentences(console, [*headline_of(facts), *claim_sentences(facts)])
+    return _printed(console)
+
+
+def claims_text(runs: Sequence[Run]) -> str:
+    """Return what runs say of the paper's claims; empty where no curvature was measured.
+
+    Raises:
+        MisuseError: there is no such run.
+    """
+    console = _console()
+    _print_sentences(console, claim_sentences(read_runs(runs)))
     return _printed(console)
 
 

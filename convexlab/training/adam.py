@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convexlab.detection import Watch
 from convexlab.detection.gradients import GradientStatistics
 from convexlab.machine.random_state import fixed_random_state
+from convexlab.objective.batched_loss import divisible
 from convexlab.objective.batches import common_rows, mapped
 from convexlab.problems import Problem
 
@@ -42,7 +43,7 @@ def adam_epoch(
         watch: looks on; it is given each step's gradient in two halves.
         step: takes a step on a batch and returns its loss, detached; None is a plain one.
     """
-    if watch is not None and not _divisible(problem.model):
+    if watch is not None and not divisible(problem.model):
         watch = None
 
     def plain(batch: Any) -> Tensor:
@@ -89,8 +90,3 @@ def _set_rate(adam: torch.optim.Adam, rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
-
-
-def _divisible(model: nn.Module) -> bool:
-    """Whether a mini-batch's gradient is the mean of its halves': not with batch normalisation."""
-    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

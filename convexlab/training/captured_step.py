@@ -36,7 +36,9 @@ class CapturedStep:
         self._batch: Any = None
         self.reason = None if self._recorder else f"{problem.objective.device.type} has no graphs of kernels to record"
         """Why all steps are plain; None where they are not, or none was taken yet."""
-        if self._recorder:
+        if problem.objective.ranks.shared:
+            self.reason = "several ranks take a step together"
+        if self.reason is None:
             _make_capturable(adam)
 
     def prepare(self, batch: Any) -> None:

@@ -40,7 +40,10 @@ class HandOver:
 
     def build(self, adam: torch.optim.Adam) -> FlatOptimizer:
         """Return the optimiser that takes over from Adam."""
-        return self.phase.build(trained_by(adam), adam, self.problem.examples or 1)
+        optimizer = self.phase.build(trained_by(adam), adam, self.problem.examples or 1)
+        if self.problem.objective.ranks.shared:
+            optimizer.processes = "together"
+        return optimizer
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
         """Go on from where a trajectory stands until its budget is spent, or nothing is left to gain.

@@ -13,6 +13,7 @@ import torch
 
 from convexlab.errors import FailureError
 from convexlab.machine.atomic import make_folder, remove, remove_folder, write_atomically
+from convexlab.machine.ranks import current
 from convexlab.progress import Log
 from convexlab.runs import Row, Run, write_json_lines
 from convexlab.runs.columns import finite_numbers
@@ -83,19 +84,22 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Whether a save now takes at most a tenth of the time since the last one."""
-        return (time.monotonic() - self._saved) * _SHARE >= self._took
+        """Whether a save now takes at most a tenth of the time since the last one; all ranks go by one clock."""
+        return current().agreed(lambda: (time.monotonic() - self._saved) * _SHARE >= self._took)
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Store the rows, then a state: numbers, strings and tensors, in dicts and lists."""
         begin = time.monotonic()
         self.flush()
+        current().by_writer(lambda: self._store(name, state))
+        self._saved = time.monotonic()
+        self._took = self._saved - begin
+
+    def _store(self, name: str, state: Mapping[str, Any]) -> None:
         make_folder(self.folder)
         buffer = io.BytesIO()
         torch.save(dict(state) | {"schema": 1, "rows": self._marks(), "checkpoints": self._checkpoints()}, buffer)
         write_atomically(self.path(name), buffer.getvalue())
-        self._saved = time.monotonic()
-        self._took = self._saved - begin
 
     def report(self, name: str, state: Callable[[], Mapping[str, Any]], tell: Callable[[], None]) -> None:
         """Store a state if it is time to, and tell; whoever ends the work when told finds it stored in any case."""

@@ -85,7 +85,7 @@ class Oracle:
         budget, place = self._hand_over.budget, self.epochs.index(epoch)
         done = sum(budget - before for before in self.epochs[:place]) + trajectory.cost - epoch
         note = f"switch at epoch {epoch} ({place + 1} of {len(self.epochs)}), loss {trajectory.train_loss:.3g}"
-        self._progress(Progress("oracle", done, sum(budget - each for each in self.epochs), note))
+        self._progress(Progress("oracle", done, sum(budget - each for each in self.epochs), note, unit="cost"))
 
 
 def hindsight(rows: Sequence[Row], loss: float) -> Row:

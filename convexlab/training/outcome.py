@@ -15,7 +15,7 @@ from convexlab.training.phases import Choice
 from convexlab.training.switch import expectation_of
 from convexlab.training.trajectory import Trajectory
 
-__all__ = ["checkpoint_every", "write_summary", "write_weights"]
+__all__ = ["checkpoint_every", "keep_best", "write_summary", "write_weights"]
 
 # Checkpoints kept evenly along a run for a later probe, besides start, switch and end.
 _CHECKPOINTS = 6
@@ -57,6 +57,15 @@ def write_weights(
     if at is None and trajectory.second is None:
         write_moments(path, problem.model, trajectory.adam)  # For the curvature in Adam's metric.
     return path
+
+
+def keep_best(run: Run, config: TwoPhaseConfig, trajectory: Trajectory) -> None:
+    """Give the model of a run that diverged its best weights again, and store them unless their epoch is stored."""
+    best = trajectory.best
+    trajectory.problem.model.load_state_dict(best.weights)
+    if not run.checkpoint_path(best.epoch).exists():
+        phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
+        write_weights(run, config, trajectory, at=(best.epoch, phase))
 
 
 def write_summary(

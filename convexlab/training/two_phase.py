@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from convexlab.checkpoints import load_weights, read_checkpoint
 from convexlab.detection import Detector, FixedEpoch, Watch
@@ -18,6 +20,7 @@ from convexlab.importing import check_trusted
 from convexlab.machine.atomic import remove_folder
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import create, held_alone
+from convexlab.machine.ranks import Ranks, current, together
 from convexlab.probing import probe
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Log, Progress, silent
@@ -27,11 +30,14 @@ from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
 from convexlab.training.journal import Journal, log_row
 from convexlab.training.oracle import Oracle, hindsight
-from convexlab.training.outcome import checkpoint_every, write_summary, write_weights
+from convexlab.training.outcome import checkpoint_every, keep_best, write_summary, write_weights
 from convexlab.training.phases import choose_phase_two
 from convexlab.training.state import check_tensors, naming_state
 from convexlab.training.switch import detector_of, expectation_of, switch_row
 from convexlab.training.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["default_directory", "train_two_phase"]
 
@@ -56,6 +62,7 @@ def train_two_phase(
     trust: bool = False,
     progress: Listener = silent,
     log: Log | None = None,
+    group: ProcessGroup | None = None,
     **options: Any,
 ) -> Run:
     """Train in two phases, and with Adam alone at equal cost, from the same start; what `convexlab train` calls.
@@ -68,6 +75,10 @@ def train_two_phase(
         progress: called with how far the work is.
         log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
             such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
+        group: torch.distributed's default process group, ``torch.distributed.group.WORLD``, whose ranks all call this
+            and train together, each with a part of the examples; rank 0 writes. A run may be resumed with another
+            number of ranks, which sum in another order: its losses are then the same to rounding. None is this process
+            alone.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
@@ -75,11 +86,11 @@ def train_two_phase(
 
     Raises:
         MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored; or it became so
+        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored. Or it became so
             in any of the seeds: then the run is finished all the same, and its summary says so.
     """
-    path = _place(out, resume, options)
-    with held_alone(path):
+    ranks = _ranks(group)
+    with together(ranks), held_alone(ranks.agreed(lambda: _place(out, resume, options))) as path:
         run, config = _open(path, resume, trust, options)
         if config.seeds == 1:
             _train(run, config, progress, log)
@@ -95,6 +106,15 @@ def train_two_phase(
         write_json(run.summary_path, _over_seeds(run, config))
         _raise_where_diverged(run)
         return run
+
+
+def _ranks(group: ProcessGroup | None) -> Ranks:
+    if group is not None and group is not torch.distributed.group.WORLD:
+        raise MisuseError(
+            "training is shared out to all processes of torch.distributed or to none: expected "
+            f"group=torch.distributed.group.WORLD or None, got {group!r}."
+        )
+    return Ranks.of(group)
 
 
 def _raise_where_diverged(run: Run) -> None:
@@ -201,6 +221,7 @@ def _train(
         remove_folder(run.state_path)  # Where it was killed once the summary was there.
     if run.summary is None or at_hand:
         problem = config.setting.build(config.device)
+        problem.share_out(current())
     if run.summary is None:
         assert problem is not None
         if at_hand and run.checkpoint_path(0).exists():
@@ -233,6 +254,7 @@ def _train(
             resume=True,
             other_options=True,
             progress=progress,
+            group=current().group,
         )
         if log is not None:
             for row in probed.rows:
@@ -293,6 +315,7 @@ class _TwoPhaseTraining:
 
     def train(self) -> None:
         """Train whatever is not done yet, and write the summary."""
+        self._announce()
         try:
             two_phase = self.two_phase()
             result = two_phase.summary()
@@ -314,13 +337,26 @@ class _TwoPhaseTraining:
         write_summary(self.run, self.config, self.choice, two_phase, result, baselines=baselines, oracle=oracle)
         self.journal.close()
 
+    def _announce(self) -> None:
+        """Name what is to come, so that nobody takes the end of the first task for the end of all."""
+        config = self.config
+        asked = {
+            "two-phase": True,
+            "adam-constant": not config.no_baseline,
+            "adam-cosine": not config.no_baseline,
+            "oracle": config.oracle_every is not None,
+            "probe": config.probe_every != 0,
+        }
+        for name in filter(asked.__getitem__, asked):
+            self.progress(Progress(name, 0.0, float(config.epochs), planned=True))
+
     def two_phase(self) -> Trajectory:
         """Adam until the detector fires, then the second phase; Adam again if that fails."""
         trajectory = self._begin("two-phase")
         with trajectory.until_it_diverges():
             self._both_phases(trajectory)
         if trajectory.diverged is not None:
-            self._keep_best(trajectory)
+            keep_best(self.run, self.config, trajectory)
             return trajectory
         self._checkpoint(trajectory)
         self.journal.save("two-phase", trajectory.state())
@@ -337,14 +373,6 @@ class _TwoPhaseTraining:
                 # No step could be paid any more, though the end did not seem near.
                 self.journal.forget_after("two-phase", trajectory.epoch - 1)
                 self._record(trajectory, landmark=True)
-
-    def _keep_best(self, trajectory: Trajectory) -> None:
-        """Store the best weights of a run that diverged, unless their epoch is stored."""
-        best = trajectory.best
-        if not self.run.checkpoint_path(best.epoch).exists():
-            self.problem.model.load_state_dict(best.weights)
-            phase = "start" if best.epoch == 0 else "adam" if trajectory.second is None else trajectory.phase
-            write_weights(self.run, self.config, trajectory, at=(best.epoch, phase))
 
     def adam_constant(self, epochs: int) -> Trajectory:
         """Adam at its constant rate; up to the switch it is the two-phase run, so it starts from there."""
@@ -432,7 +460,7 @@ class _TwoPhaseTraining:
         self.journal.save("two-phase", trajectory.state())
         expected = expectation_of(self.config, trajectory)
         if expected is not None:
-            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}"))
+            self.progress(Progress(trajectory.name, trajectory.cost, float(budget), f"switch: {expected}", unit="cost"))
 
     def _watch(self, trajectory: Trajectory, detector: Detector) -> Watch:
         watch = Watch(self.problem.objective, trajectory.adam, detector=detector, share=detector.cost, every=1)
@@ -500,7 +528,7 @@ class _TwoPhaseTraining:
         if two_phase and trajectory.epoch % checkpoint_every(self.config) == 0:
             self._checkpoint(trajectory)
         note = f"{trajectory.phase}, epoch {trajectory.epoch}, loss {trajectory.train_loss:.3g}"
-        step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note)
+        step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note, unit="cost")
         if trajectory.epoch % self.every == 0:
             self.journal.report(trajectory.name, trajectory.state, lambda: self.progress(step))
         else:  # Between two that it is told, a watch has begun an epoch that its state does not hold.

@@ -25,6 +25,8 @@ class Lines:
 
     def __call__(self, step: Progress) -> None:
         """Take down where the work stands."""
+        if step.planned:
+            return
         self._begins.setdefault(step.task, (time.monotonic(), step.done))
         self._last = step
         if step.landmark:
@@ -38,7 +40,7 @@ class Lines:
         begin, before = self._begins[step.task]
         gone = time.monotonic() - begin
         done = f"{percent(step.done / step.total, 0)} done" if step.total else "under way"
-        parts = [f"{step.task}: {done}", f"{duration(gone)} gone"]
+        parts = [f"{step.task}: {done}", *filter(None, [step.so_far]), f"{duration(gone)} gone"]
         made, left = step.done - before, step.total - step.done
         if made > (1.0 if step.within else _LEAST_SHARE * step.total) and left > 0:
             parts.append(f"about {duration(gone * left / made)} left")

@@ -159,12 +159,10 @@ def lower_bound(value: float | None, floor: float) -> str:
 
 
 def plus_minus(value: float | None, error: float | None, floor: float = 0.0) -> str:
-    """Return a value with its residual."""
-    if value is None:
-        return MISSING
-    if abs(value) <= floor:
-        return signed(0.0, max(floor, error or 0.0))
-    return number(value) if error is None else f"{number(value)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(error, 2)}"
+    """Return a value with its residual, or without where it has no sign: then as it is printed everywhere."""
+    if value is None or error is None or abs(value) <= floor:
+        return signed(value, floor)
+    return f"{number(value)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(error, 2)}"
 
 
 def with_interval(

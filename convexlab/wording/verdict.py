@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convexlab.wording.numbers import number, percent, signed
+from convexlab.wording.numbers import lower_bound, number, percent, signed
 
 __all__ = ["verdict_sentence"]
 
@@ -39,20 +39,17 @@ def verdict_sentence(
         curvature = signed(smallest, rounding_floor)
         return f"Non-convex here: a direction of curvature {curvature} was found{_brackets(rounding, values, scale)}."
     chance = "" if confidence is None else f" with confidence {percent(confidence)} over the random start"
-    bound = _bound(smallest_lower_bound, rounding_floor)
+    bound = smallest_lower_bound if smallest_lower_bound is None or math.isfinite(smallest_lower_bound) else None
+    below = lower_bound(bound, rounding_floor)
     if kind == "no-negative-curvature":
-        what = "curvature" if bound is not None and bound > 0 else "negative curvature"
-        below = " was found" if bound is None else f" below {number(bound, 2)}"
-        return f"No {what}{below}{chance}{_brackets(_share(bound, smallest, largest))}."
+        what = "curvature" if bound is not None and bound > rounding_floor else "negative curvature"
+        range_ = " was found" if bound is None else f" below {below}"
+        return f"No {what}{range_}{chance}{_brackets(_share(bound, smallest, largest))}."
     searched = "" if steps is None else f" in {steps} steps"
     rest = ", and the steps are too few for a lower bound"
     if bound is not None:
-        rest = f", but curvature down to {number(bound, 2)} cannot be ruled out{chance}"
+        rest = f", but curvature down to {below} cannot be ruled out{chance}"
     return f"Unresolved: no direction of negative curvature was found{searched}{rest}{_brackets(scale, rounding)}."
-
-
-def _bound(value: float | None, rounding_floor: float) -> float | None:
-    return None if value is None or not math.isfinite(value) else value - rounding_floor
 
 
 def _share(bound: float | None, smallest: float, largest: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from convexlab.cli import main
+from convexlab.commands import Command, leaves
 
 PAGE = Path(__file__).parents[1] / "command-line.md"
 INTRODUCTION = """\
@@ -30,25 +31,27 @@ Names of commands and options are completed at the tab key, once your shell know
 
 def page() -> str:
     """Return the page."""
-    sections = [section(path, command) for path, command in commands("convexlab", main)]
-    return "\n".join([INTRODUCTION, *sections, COMPLETION])
+    commands = [lines for heading, rows in main.sections() for lines in (f"\n**{heading}**\n", *map(item, rows))]
+    start = [f"## convexlab\n\n{prose(main.help or '')}", *commands, f"\n{main.epilog}\n"]
+    sections = [section(f"convexlab {path}", command) for path, command in leaves(main)]
+    return "\n".join([INTRODUCTION, *start, *sections, COMPLETION])
 
 
-def commands(path: str, command: click.Command) -> list[tuple[str, click.Command]]:
-    """Return every command that does something, with the words that call it."""
-    if not isinstance(command, click.Group):
-        return [(path, command)]
-    inner = [pair for name, child in command.commands.items() for pair in commands(f"{path} {name}", child)]
-    return [(path, command), *inner] if path == "convexlab" else inner
+def item(row: tuple[str, str]) -> str:
+    """Return one of a list."""
+    names, text = row
+    return f"- **`{names}`** {text}".rstrip()
 
 
 def section(path: str, command: click.Command) -> str:
     """Return what is to say of one command."""
     context = click.Context(command, info_name=path)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    records = [parameter.get_help_record(context) for parameter in command.params]
-    options = [f"- **`{names}`** {text}" for names, text in filter(None, records)]
-    return "\n".join([f"## {path}\n", f"```text\n{usage}\n```\n", prose(command.help or ""), "\n".join(options), ""])
+    lines = [f"## {path}\n", f"```text\n{usage}\n```\n", prose(command.help or "")]
+    assert isinstance(command, Command)
+    for heading, rows in command.sections(context):
+        lines += [f"**{heading}**\n", *map(item, rows), ""]
+    return "\n".join(lines)
 
 
 def prose(text: str) -> str:

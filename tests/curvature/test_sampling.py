@@ -179,6 +179,7 @@ def test_nothing_is_left_to_chance_when_the_sample_is_the_population() -> None:
     assert torch.equal(whole.value, endless.value)
 
 
+@pytest.mark.slow
 def test_two_standard_errors_cover_the_population_as_often_as_they_should() -> None:
     """Inputs N(0, Σ): the population's curvature along v is 2 vᵀΣv. Batches of 32 and of 96 examples by turns."""
     runs, sizes, spreads = 300, [32, 96] * 12, torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)

@@ -19,6 +19,7 @@ from convexlab.detection import Signals
 from convexlab.objective.batches import rows_of
 from convexlab.problems.physics_informed import convection
 from tests.dense import as_vector, derivatives, loss_of
+from tests.slowly import mostly_slow
 
 
 @dataclass
@@ -113,7 +114,7 @@ def test_single_steps_on_the_whole_batch_are_put_together() -> None:
 
 
 @pytest.mark.parametrize("build", [perceptron, transformer, physics])
-@pytest.mark.parametrize(("share", "steps", "epochs"), [(0.053, 8, 105), (0.19, 16, 47)])
+@pytest.mark.parametrize(("share", "steps", "epochs"), mostly_slow([(0.19, 16, 47), (0.053, 8, 105)], quick=1))
 def test_it_keeps_within_its_share_and_measures_as_often_as_that_pays_for(
     build: Callable[[], Loop], share: float, steps: int, epochs: int
 ) -> None:

@@ -150,11 +150,18 @@ def test_where_there_is_nothing_to_hand_over_adam_goes_on(tmp_path: Path) -> Non
     assert {row["phase"] for row in callback.run.metrics} == {"start", "adam"}
 
 
-def test_a_loss_that_becomes_infinite_ends_the_run_and_its_rows_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("measure_every", [1, 10])
+def test_a_loss_that_becomes_infinite_finishes_the_run_at_its_best(measure_every: int, tmp_path: Path) -> None:
     module = Curve(optimizer=lambda parameters, lr: torch.optim.Adam(parameters, lr=1e30))
     with pytest.raises(FailureError, match="became"):
-        fit(tmp_path, module=module, measure_every=1)
-    assert [row["phase"] for row in Run(tmp_path / "run").metrics] == ["start"]
+        fit(tmp_path, module=module, measure_every=measure_every)
+    run = Run(tmp_path / "run")
+    assert [row["phase"] for row in run.metrics] == ["start"]
+    assert run.summary is not None
+    assert run.summary["two_phase"]["diverged"] >= 1
+    assert run.summary["two_phase"]["epoch"] == 0
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert "diverged" in write_report([run]).read_text()
 
 
 def test_clipping_accumulation_and_steps_as_a_budget(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from convexlab.errors import FailureError
 from convexlab.objective.products import ObjectiveOperator
 from convexlab.objective.soundness import CHECK_COST, CHECKED_ROWS, compare, compare_second_derivatives
 from tests.objective.faults import FAULTS, LAYERS, WIDTH, Fault
+from tests.slowly import mostly_slow
 
 
 def _network(seed: int, *, faulty: bool) -> tuple[nn.Module, str]:
@@ -51,7 +52,7 @@ def _differences(objective: cl.Objective, directions: Tensor, step: float = 1e-6
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("seed", range(1, 31, 2))
+@pytest.mark.parametrize("seed", mostly_slow(range(1, 31, 2), quick=6))
 def test_every_planted_fault_is_refused(seed: int) -> None:
     model, described = _network(seed, faulty=True)
     objective = _objective(model, seed)
@@ -63,7 +64,7 @@ def test_every_planted_fault_is_refused(seed: int) -> None:
         cl.extreme_eigenvalues(objective.hessian())
 
 
-@pytest.mark.parametrize("seed", range(0, 46, 2))
+@pytest.mark.parametrize("seed", mostly_slow(range(0, 46, 2), quick=4))
 def test_no_sound_network_is_refused_and_no_bound_is_violated(seed: int) -> None:
     model, described = _network(seed // 2, faulty=False)
     objective = _objective(model, seed)

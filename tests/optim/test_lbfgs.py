@@ -36,6 +36,7 @@ from tests.optim.running import (
     closure_of,
     run,
 )
+from tests.slowly import mostly_slow
 
 every_search = pytest.mark.parametrize("search", line_search_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -242,7 +243,7 @@ def test_most_steps_cost_one_evaluation(seed: int) -> None:
     assert statistics.median(report.values + report.gradients for report in reports) == 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), quick=1))
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_float32_goes_on_to_the_rounding_of_the_loss(seed: int, preconditioned: bool) -> None:
     task = Regression(seed)

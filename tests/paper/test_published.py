@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from paper.published import read_page
 
 from convexlab.errors import MisuseError
-from convexlab.reporting import Study, study, write_study
+from convexlab.reporting import Part, Study, study, write_study
+from convexlab.reporting.charts.style import draw
+from convexlab.reporting.charts.svg import chart
 
 
 def page(answer: list[str]) -> Study:
@@ -36,3 +39,21 @@ def test_what_is_no_page_is_refused(tmp_path: Path, content: bytes | None) -> No
         path.write_bytes(content)
     with pytest.raises(MisuseError, match=r"x\.html"):
         read_page(path)
+
+
+def test_a_chart_goes_to_another_page_with_ids_of_its_own(tmp_path: Path) -> None:
+    with draw() as (figure, (axes,)):
+        axes.plot([1.0, 2.0], [3.0, 4.0], "o-")
+        line = chart(figure, key="line", title="A line & more", caption="", description="From 3 to 4.")
+    part = Part("Measured", charts=[line])
+    out = write_study(Study("Is it?", "It is.", ["Yes."], "python x.py", [part], {}), tmp_path / "a.html")
+    copy = read_page(out).chart(0, "other")
+    assert copy is not None
+    assert (copy.title, copy.description) == ("A line & more", "From 3 to 4.")
+    ids = set(re.findall(r' id="([^"]+)"', copy.svg))
+    wanted = set(re.findall(r'(?:url\(|href=")#([\w-]+)', copy.svg))
+    wanted |= set(" ".join(re.findall(r'aria-labelledby="([^"]+)"', copy.svg)).split())
+    assert wanted
+    assert wanted <= ids
+    assert all(name.startswith("other-") for name in ids)
+    assert read_page(out).chart(1, "other") is None

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from paper.choosing import Criterion, choose, halves
-from paper.claims import claim_1, claim_2, norm_peak, share_along_gradient
+from paper.claims import evidence, share_along_gradient
 from paper.scores import (
     Score,
     best_neighbourhood,
     best_switch,
     bootstrap,
     curvature_peak,
-    first_rise,
     jump,
     outcomes,
     run_by_run,
     score,
     transient,
 )
-from paper.truth import CONVEX, NON_CONVEX
+
+from convexlab.reporting.facts.claims import NON_CONVEX, Point
+from convexlab.reporting.facts.norm import first_rise
 
 Run = dict[str, Any]
 
@@ -143,46 +144,10 @@ def test_a_switch_that_would_not_pay_is_not_missed() -> None:
     assert not score(run | {"decisions": {"never": DECISIONS["never"]}}, "never").missed
 
 
-def test_claim_1_by_hand() -> None:
-    def outcome(*kinds: str) -> str:
-        *along, minimum = kinds
-        truth = [point(epoch, kind) for epoch, kind in enumerate(along)]
-        return claim_1(a_run([1.0] * 3, truth, minimum={"verdict": minimum})).outcome
-
-    assert outcome(NON_CONVEX, NON_CONVEX, CONVEX) == "supported"
-    assert outcome(NON_CONVEX, CONVEX, CONVEX) == "supported"
-    assert outcome(NON_CONVEX, CONVEX, NON_CONVEX) == "contradicted"
-    assert outcome(CONVEX, NON_CONVEX, NON_CONVEX) == "contradicted"
-    assert outcome(NON_CONVEX, NON_CONVEX, NON_CONVEX) == "undecided"
-    assert outcome(CONVEX, CONVEX) == "undecided"
-    assert outcome("unresolved", "unresolved") == "undecided"
-
-
-# The medians of five are largest from epoch 5 on.
-PEAK = [1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0, 3.0, 2.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("truth", "outcome"),
-    [
-        ([point(4, NON_CONVEX), point(6, CONVEX)], "supported"),
-        ([point(4, NON_CONVEX), point(9, NON_CONVEX, norm=1.0)], "contradicted"),
-        # Non-convex after the peak, but the norm is still as high.
-        ([point(4, NON_CONVEX), point(6, NON_CONVEX, norm=4.9)], "undecided"),
-        ([point(2, CONVEX), point(6, CONVEX)], "contradicted"),
-        ([point(4, NON_CONVEX), point(6, "unresolved")], "undecided"),
-    ],
-)
-def test_claim_2_by_hand(truth: list[Run], outcome: str) -> None:
-    run = a_run(PEAK, truth)
-    assert norm_peak(run["rows"]) == 5
-    assert claim_2(run).outcome == outcome
-
-
-def test_a_norm_without_a_peak_decides_nothing_about_claim_2() -> None:
-    falling = a_run([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.2], [point(6, NON_CONVEX)])
-    assert norm_peak(falling["rows"]) is None
-    assert claim_2(falling).outcome == "undecided"
+def test_a_record_is_evidence_on_the_claims() -> None:
+    known = evidence(a_run([3.0, 2.0], [point(1, NON_CONVEX, norm=2.0)], minimum={"verdict": "unresolved"}))
+    assert (known.epochs, known.norms) == ((0, 1), (3.0, 2.0))
+    assert (known.points, known.lowest) == ((Point(1, NON_CONVEX, 2.0),), "unresolved")
 
 
 def test_share_of_points_convex_along_the_gradient() -> None:

@@ -1,4 +1,4 @@
-"""How verdicts change along a run, by hand; and curvature of a task whose loss is known in closed form."""
+"""What counts as nearly convex, by hand; and curvature of a task whose loss is known in closed form."""
 
 from __future__ import annotations
 
@@ -6,31 +6,13 @@ import math
 
 import pytest
 import torch
-from paper.truth import CONVEX, NON_CONVEX, curvature_at, pattern, relative_kind, segment_between
+from paper.truth import curvature_at, relative_kind, segment_between
 
 from convexlab.probing import ProbeOptions
 from convexlab.problems import Problem, friedman
+from convexlab.reporting.facts.claims import CONVEX, NON_CONVEX
 
-N, C, U = NON_CONVEX, CONVEX, "unresolved"
-
-
-@pytest.mark.parametrize(
-    ("kinds", "swaps", "bracket", "word"),
-    [
-        ([N, N, N], 0, None, "non-convex throughout"),
-        ([C, C], 0, None, "convex throughout"),
-        ([N, C, C], 1, (0, 10), "one swap to convex"),
-        ([N, U, U, C], 1, (0, 30), "one swap to convex"),  # the bracket is as wide as what is not known
-        ([C, N], 1, None, "one swap to non-convex"),
-        ([N, C, N, C], 3, (20, 30), "patchwork"),
-        ([N, C, N], 2, None, "patchwork"),
-        ([U, U, N], 0, None, "unknown"),
-        ([], 0, None, "unknown"),
-    ],
-)
-def test_pattern(kinds: list[str], swaps: int, bracket: tuple[float, float] | None, word: str) -> None:
-    found = pattern([10 * place for place in range(len(kinds))], kinds)
-    assert (found.swaps, found.bracket, found.word) == (swaps, bracket, word)
+C, N, U = CONVEX, NON_CONVEX, "unresolved"
 
 
 @pytest.mark.parametrize(

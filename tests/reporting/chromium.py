@@ -119,15 +119,15 @@ class Browser:
                 assert time.monotonic() < until, f"not saved: {list(folder.iterdir())}"
                 time.sleep(0.05)
 
-    def visit(self, path: Path, width: int, *, dark: bool = False) -> None:
-        """Load a file in a window of this width."""
+    def visit(self, page: Path | str, width: int, *, dark: bool = False) -> None:
+        """Load a file or an address in a window of this width."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("Page.loadEventFired")
         # A message or request of the page's own making comes before the answer to a round trip through its queue.
         self.evaluate("document.body.getBoundingClientRect().height")

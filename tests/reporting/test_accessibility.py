@@ -120,16 +120,21 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
     assert browser.evaluate("document.querySelector('.skip').getBoundingClientRect().left >= 0")
     browser.press("Enter", 13, "\r")
     assert browser.evaluate("location.hash") == "#content"
-    expected = browser.evaluate("document.querySelectorAll('main a[href], main [tabindex=\"0\"]').length")
+    reachable = "main a[href], main button, main [tabindex='0']"
+    expected = browser.evaluate(f'document.querySelectorAll("{reachable}").length')
     reached = []
     for _ in range(expected):
         browser.press("Tab", 9)
         tag, kind, outline, _ = browser.evaluate(_FOCUSED)
         assert outline == "solid"
         reached.append((tag, kind))
-    # Tables, which scroll sideways, and links that save a file.
+    # Tables, which scroll sideways, charts with their switches, and links that save a file.
     assert reached.count(("DIV", "scroll")) == browser.evaluate("document.querySelectorAll('.scroll').length") == 5
-    assert len(reached) - 5 == browser.evaluate("document.querySelectorAll('a[download]').length") == 3
+    links = sum(tag == "A" for tag, _ in reached)
+    assert links == browser.evaluate("document.querySelectorAll('a[download]').length") == 3
+    assert reached.count(("DIV", "card live")) == 4
+    assert reached.count(("BUTTON", "scale")) == 3
+    assert reached.count(("BUTTON", "entry")) >= 12
 
 
 def test_whatever_scrolls_can_be_focused(browser: Browser, full_run: Run) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from convexlab.reporting import write_report
 from convexlab.runs import Run
+from convexlab.wording.numbers import number
 from tests.reporting.chromium import Browser, find
 
 pytestmark = pytest.mark.browser
@@ -112,3 +113,94 @@ def test_every_chart_has_a_name_and_a_description_for_assistive_technology(brows
     images = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") in ("image", "img")]
     assert len(images) == 7
     assert all(any(character.isdigit() for character in name) for name in images)
+
+
+# What the first chart of a page is driven by: its card, and what stands on it.
+_CARD = "document.querySelector('#run-1-cost .card')"
+_TIP = f"{_CARD}.querySelector('.tip')"
+
+
+def test_a_chart_shows_its_numbers_to_the_pointer_and_to_the_keyboard(browser: Browser, full_run: Run) -> None:
+    browser.visit(full_run.report_path, 1280)
+    assert browser.evaluate(f"{_TIP}.hidden")
+    browser.evaluate(f"{_CARD}.focus(), 0")
+    browser.press("ArrowRight", 39)
+    browser.press("ArrowRight", 39)
+    # The second row of the first curve, as the table would print it.
+    row = [row for row in full_run.metrics if row["run"] == "adam-constant"][1]
+    shown = browser.evaluate(f"[...{_TIP}.children].map(line => line.textContent)")
+    assert shown == ["Adam, constant rate", f"training loss {number(row['train_loss'])}", "gradient equivalents 1"]
+    browser.press("ArrowDown", 40)
+    assert browser.evaluate(f"{_TIP}.firstChild.textContent") == "Adam, cosine rate"
+    # The ring lies where the curve does, and the pointer finds the same point there.
+    at = browser.evaluate(
+        f"(r => [r.left + r.width / 2, r.top + r.height / 2])({_CARD}.querySelector('.ring').getBoundingClientRect())"
+    )
+    text = browser.evaluate(f"{_TIP}.textContent")
+    browser.press("Escape", 27)
+    assert browser.evaluate(f"{_TIP}.hidden")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=at[0], y=at[1])
+    assert browser.evaluate(f"{_TIP}.textContent") == text
+
+
+def test_numbers_under_the_pointer_are_written_as_the_page_writes_them(browser: Browser, full_run: Run) -> None:
+    browser.visit(full_run.report_path, 1280)
+    values = [0.0, 1.0, 9.996, 12.34, -0.00826, 123.456, -1234.6, 99999.4, 1e6, 1.4e-4, -2.5e-13, 0.001, 6.02e23]
+    assert browser.evaluate(f"{values}.map(number)") == [number(value) for value in values]
+
+
+def test_curves_are_switched_off_and_on(browser: Browser, full_run: Run) -> None:
+    browser.visit(full_run.report_path, 1280)
+    button = f"{_CARD}.querySelector('button[aria-label=\"Adam, cosine rate\"]')"
+    shown = f"[...{_CARD}.querySelectorAll('[data-name=\"Adam, cosine rate\"]')].map(g => g.getBBox().width > 0 && "
+    shown += "g.getAttribute('display') !== 'none')"
+    for expected in (True, False, True):
+        assert browser.evaluate(shown) == [expected]
+        assert browser.evaluate(f"{button}.getAttribute('aria-pressed')") == str(expected).lower()
+        browser.evaluate(f"{button}.click(), 0")
+    # The button lies over its entry of the legend.
+    text = f"[...{_CARD}.querySelectorAll('text')].find(t => t.textContent === 'Adam, cosine rate')"
+    over, under = (browser.evaluate(f"{what}.getBoundingClientRect().toJSON()") for what in (button, text))
+    assert over["left"] < under["left"]
+    assert over["right"] >= under["right"]
+    assert over["top"] <= under["top"] + 1
+
+
+def test_a_linear_scale_moves_everything_and_gives_it_back(browser: Browser, full_run: Run) -> None:
+    for chart in ("run-1-cost", "run-1-eigenvalues"):
+        browser.visit(full_run.report_path, 1280)
+        card = f"document.querySelector('#{chart} .card')"
+        drawn = f"{card}.querySelector('svg').innerHTML"
+        before = browser.evaluate(drawn)
+        browser.evaluate(f"{card}.querySelector('.scale').click(), 0")
+        assert browser.evaluate(drawn) != before
+        # Every point of a curve is where the linear axis has it.
+        away = browser.evaluate(_AWAY % card)
+        assert len(away) > 2
+        assert max(away) < 0.1
+        browser.evaluate(f"{card}.querySelector('.scale').click(), 0")
+        # But for what says that the first ticks may be seen again.
+        assert browser.evaluate(drawn).replace(' display="inline"', "") == before
+
+
+# By how much, in points of the picture, the ends of each line lie off the places of their numbers.
+_AWAY = """(card => {
+  const axes = card.querySelector('[data-box]'), [l, top, r, bottom] = axes.dataset.box.split(' ').map(Number);
+  const [, low, high] = axes.dataset.y.split(' ').map(Number);
+  return [...axes.querySelectorAll('[data-drawn=line][data-points]')].filter(g => g.querySelector(':scope > path'))
+    .map(group => {
+      const value = Number(group.dataset.points.split(' ').at(-1).split(',')[1]);
+      const drawn = Number(group.querySelector(':scope > path').getAttribute('d').trim().split(' ').at(-1));
+      return Math.abs(bottom - (value - low) / (high - low) * (bottom - top) - drawn);
+    });
+})(%s)"""
+
+
+def test_without_script_the_page_is_whole_and_has_no_switches(browser: Browser, full_run: Run) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.visit(full_run.report_path, 1280)
+        assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 7
+        assert browser.evaluate("document.querySelectorAll('.card button, .tip').length") == 0
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 
@@ -238,3 +239,39 @@ def test_checkpoints_of_unknown_epoch_are_drawn_in_order(make_probe: MakeRun) ->
     assert made is not None
     assert "checkpoint, in order" in _texts(made.svg)
     assert "epoch-00050.safetensors: smallest" in made.description
+
+
+def test_a_chart_carries_its_numbers(full_run: Run, facts: RunFacts) -> None:
+    drawn = cost_charts(facts, "run-1")[0]
+    axes = ElementTree.fromstring(drawn.svg).find(".//*[@data-box]")
+    assert axes is not None
+    assert json.loads(axes.attrib["data-names"]) == ["gradient equivalents", "training loss"]
+    scale, low, high = axes.attrib["data-y"].split()
+    assert scale == "log"
+    assert float(low) < 1.4e-4
+    assert float(high) > 0.3
+    lines = {line.get("data-name"): line.get("data-points", "") for line in axes.iterfind(".//*[@data-points]")}
+    assert list(lines) == ["Adam, constant rate", "Adam, cosine rate", "Adam (phase one)", "cg-golden"]
+    rows = [row for row in full_run.metrics if row["run"] == "adam-constant"]
+    expected = [f"{row['gradient_equivalents']:.6g},{row['train_loss']:.6g}" for row in rows]
+    assert lines["Adam, constant rate"].split() == expected
+    # What another scale reads, and where: within the same ends.
+    ticks = json.loads(axes.attrib["data-linear"])
+    assert len(ticks) > 3
+    assert all(float(low) <= value <= float(high) for value, _ in ticks)
+    # The switch is a line across, at no point of a curve.
+    others = [line for line in axes.iterfind(".//*[@data-drawn]") if "data-points" not in line.attrib]
+    assert [line.get("data-name") for line in others] == [None]
+
+
+def test_a_long_curve_carries_some_of_its_points_with_the_last(make_run: MakeRun) -> None:
+    run = make_run(epochs=1000, switch=300)
+    last = {(row["run"], row["phase"]): f"{row['train_loss']:.6g}" for row in run.metrics}
+    drawn = cost_charts(read_facts(run, "run"), "run-1")[0]
+    ends = []
+    for line in ElementTree.fromstring(drawn.svg).iterfind(".//*[@data-points]"):
+        points = line.attrib["data-points"].split()
+        assert len(points) <= 202
+        ends.append(points[-1].split(",")[1])
+    assert ends == [last["adam-constant", "adam"], last["adam-cosine", "adam"], last["two-phase", "adam"], ends[3]]
+    assert ends[3] == last["two-phase", "cg-golden"]

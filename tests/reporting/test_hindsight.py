@@ -14,7 +14,7 @@ import matplotlib.colors
 import pytest
 from matplotlib.axes import Axes
 
-from convexlab.reporting import page as page_module
+from convexlab.reporting import contents as contents_module
 from convexlab.reporting import summary_lines, write_report
 from convexlab.reporting.charts import hindsight as oracle_figure
 from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
@@ -245,7 +245,7 @@ def test_the_page_says_how_to_ask(make_bare: MakeRun, make_probe: MakeRun) -> No
 
 
 def test_a_compact_page_keeps_the_words(make_bare: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "MANY", 1)
+    monkeypatch.setattr(contents_module, "MANY", 1)
     text = text_of(write_report([with_oracle(make_bare("a")), with_oracle(make_bare("b"))]))
     assert text.count("When to have switched") == 2
     assert "Final loss over the switch epoch" not in text

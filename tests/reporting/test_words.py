@@ -289,16 +289,16 @@ def test_sampling_sentence(changes: dict[str, Any], sentences: str) -> None:
         ),
         (
             {"verdict": "no-negative-curvature"},
-            "No negative curvature below −0.25 with confidence 99.9 % over the random start (0.05 of the largest "
+            "No negative curvature below −0.250 with confidence 99.9 % over the random start (0.05 of the largest "
             "curvature, 5.00).",
         ),
         (
             {"verdict": "no-negative-curvature", "smallest": 1.0, "smallest_lower_bound": 0.5, "confidence": None},
-            "No curvature below 0.50 (0.1 of the largest curvature, 5.00).",
+            "No curvature below 0.500 (0.1 of the largest curvature, 5.00).",
         ),
         (
             {"verdict": "unresolved", "steps": 40},
-            "Unresolved: no direction of negative curvature was found in 40 steps, but curvature down to −0.25 cannot "
+            "Unresolved: no direction of negative curvature was found in 40 steps, but curvature down to −0.250 cannot "
             "be ruled out with confidence 99.9 % over the random start (largest curvature 5.00; rounding error below "
             "1×10⁻⁶).",
         ),

@@ -21,6 +21,7 @@ from convexlab.training.oracle import hindsight
 from convexlab.training.phases import SMALL
 from convexlab.training.second_phase import Step
 from convexlab.training.trajectory import Trajectory
+from tests.slowly import mostly_slow
 from tests.tiny import without_seconds
 
 Options = dict[str, Any]
@@ -289,7 +290,7 @@ def test_misuse_writes_nothing(options: Options, message: str, tiny: Options, tm
 
 
 @pytest.mark.usefixtures("saved_every_epoch")
-@pytest.mark.parametrize("where", ["two-phase", "adam-constant", "adam-cosine", "oracle"])
+@pytest.mark.parametrize("where", mostly_slow(["oracle", "two-phase", "adam-constant", "adam-cosine"], quick=1))
 def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Options, tmp_path: Path) -> None:
     def interrupt(step: Progress) -> None:
         if step.task == where:
@@ -309,7 +310,7 @@ def test_interrupted_at_every_report_of_a_part(where: str, run: Run, tiny: Optio
 
 
 @pytest.mark.usefixtures("saved_every_epoch")
-@pytest.mark.parametrize("saves", [2, 5, 9, 14, 19, 26, 30, 36])
+@pytest.mark.parametrize("saves", mostly_slow([2, 14, 26, 5, 9, 19, 30, 36], quick=3))
 def test_killed_between_two_files(
     saves: int, run: Run, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

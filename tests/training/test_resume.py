@@ -16,6 +16,7 @@ from convexlab.progress import Progress
 from convexlab.runs import Run, read_json
 from convexlab.training import phase_two_names
 from convexlab.training.journal import Journal
+from tests.slowly import mostly_slow
 from tests.tiny import without_seconds
 
 Options = dict[str, Any]
@@ -70,11 +71,15 @@ def contents(run: Run) -> dict[str, Any]:
 # the plane.
 @pytest.mark.parametrize(
     ("detector", "where"),
-    [
-        *((None, place) for place in ("start", "adam", "switch", "phase-two", "adam-constant", "adam-cosine")),
-        *((None, place) for place in ("probe", "plane")),
-        *(("algorithm-1", place) for place in ("adam", "switch")),
-    ],
+    mostly_slow(
+        [
+            *((None, place) for place in ("adam", "phase-two", "adam-cosine", "probe")),
+            ("algorithm-1", "switch"),
+            *((None, place) for place in ("start", "switch", "adam-constant", "plane")),
+            ("algorithm-1", "adam"),
+        ],
+        quick=5,
+    ),
 )
 def test_interrupted_and_resumed(
     detector: str | None,
@@ -101,7 +106,7 @@ def test_interrupted_and_resumed(
     assert contents(resumed) == contents(whole)
 
 
-@pytest.mark.parametrize("phase_two", sorted(phase_two_names()))
+@pytest.mark.parametrize("phase_two", mostly_slow(sorted(phase_two_names()), quick=2))
 def test_interrupted_at_every_report_of_one_run(
     phase_two: str, tiny: Options, tmp_path: Path, uninterrupted: Callable[[Options], tuple[Run, list[Progress]]]
 ) -> None:

@@ -77,7 +77,9 @@ RUNS: dict[str, tuple[Callable[[], cl.Objective], int]] = {
 
 
 @needs_glibc
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name.startswith("vit") else pytest.mark.slow) for name in RUNS]
+)
 def test_a_krylov_run_takes_what_was_forecast(record: Record, name: str) -> None:
     build, steps = RUNS[name]
     objective = build()
@@ -92,6 +94,7 @@ def test_a_krylov_run_takes_what_was_forecast(record: Record, name: str) -> None
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_a_run_on_differences_of_gradients_takes_what_was_forecast(record: Record) -> None:
     objective = _images("vit-nomlp", 256)
     operator = objective.hessian().differences()

@@ -32,7 +32,7 @@ def test_hessian_products(record: Record, name: str) -> None:
     record(f"Hessian, {name}, n = {len(hessian)}", "dense autograd", relative(product, hessian), BOUND)
 
 
-@pytest.mark.parametrize("name", ["vit-nomlp, width 4", "vgg5-max-relu, ends"])
+@pytest.mark.parametrize("name", ["vit-nomlp, width 4", pytest.param("vgg5-max-relu, ends", marks=pytest.mark.slow)])
 def test_hessian_products_with_cross_entropy(record: Record, name: str) -> None:
     problem = small(name, "cross-entropy")
     hessian = problem.dense()[2]

@@ -33,11 +33,15 @@ def test_the_last_state_with_what_is_left_and_landmarks_at_once(clock: list[floa
     lines(Progress("probe", 1.9, 5, "c.pt", within=True, landmark=True))
     lines(Progress("plane", 0, 9))
     lines.tell()
+    lines(Progress("adam", 0, 100, planned=True))  # which begins later
+    lines(Progress("two-phase", 45.3, 100, "loss 2", unit="cost"))
+    lines.tell()
     assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in said] == [
         "probe: 24 % done, 30 s gone; b.pt: loss 2",
         "probe: 30 % done, 30 s gone, about 3.5 min left; c.pt",
         "probe: 38 % done, 30 s gone; c.pt",
         "plane: 0 % done, 0 s gone",
+        "two-phase: 45 % done, cost 45 of 100, 0 s gone; loss 2",
     ]
 
 

@@ -7,26 +7,29 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from convexlab.reporting.facts import claims
+from convexlab.reporting.facts.claims import NON_CONVEX, Judgement, pattern
+from convexlab.reporting.facts.norm import norm_peak
+from convexlab.reporting.parts.claims import claim_counts_table
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, make_table
+from convexlab.reporting.words.claims import ABOUT_OUTCOMES, CLAIM_TEXTS, outcome_sentence, reason_clause
 from convexlab.runs import Row
 from convexlab.wording.numbers import MISSING, number, percent
-from paper.claims import Judgement, Outcome, claim_1, claim_2, norm_peak, share_along_gradient
+from paper.claims import evidence, share_along_gradient
 from paper.pages.detector_charts import curvature_chart
-from paper.proportion import Proportion
 from paper.scores import curvature_peak
-from paper.truth import pattern, relative_kind
+from paper.truth import relative_kind
 
-__all__ = ["claims_part", "claims_study", "judge", "kinds"]
+__all__ = ["claims_part", "claims_study", "is_proven_throughout", "judge", "kinds"]
 
 Judged = Mapping[str, Sequence[Judgement]]
-
-_OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "undecided")
 
 
 def judge(runs: Sequence[Row]) -> dict[str, list[Judgement]]:
     """Return what each run says of each claim, by the claim's number."""
-    return {"1": [claim_1(run) for run in runs], "2": [claim_2(run) for run in runs]}
+    judged = [claims.judge(evidence(run)) for run in runs]
+    return {claim: [each[claim] for each in judged] for claim in claims.CLAIMS}
 
 
 def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str) -> Study:
@@ -34,11 +37,9 @@ def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str)
     judged = judge(runs)
     return Study(
         title="Is the loss first non-convex, then convex, and does the gradient norm’s peak mark the border?",
-        claim="Claim 1: along training the loss is first non-convex, then convex around the minimum, with no patchwork "
-        "in between. Claim 2: the gradient norm, seen over the loss, rises in the non-convex part and falls in the "
-        "convex one; its peak is the swap (Hrycej et al.).",
+        claim=f"{' '.join(f'Claim {claim}: {text}' for claim, text in CLAIM_TEXTS.items())} (Hrycej et al.)",
         answer=[
-            *(_sentence(claim, judgements) for claim, judgements in judged.items()),
+            *(outcome_sentence(claim, judgements) for claim, judgements in judged.items()),
             _throughout(runs),
         ],
         command=command,
@@ -47,15 +48,9 @@ def claims_study(runs: Sequence[Row], settings: Mapping[str, Any], command: str)
     )
 
 
-def _sentence(claim: str, judgements: Sequence[Judgement]) -> str:
-    counts = Counter(judgement.outcome for judgement in judgements)
-    shares = ", ".join(f"{outcome} in {Proportion(counts[outcome], len(judgements))}" for outcome in _OUTCOMES)
-    return f"Claim {claim} is {shares} runs."
-
-
 def _throughout(runs: Sequence[Row]) -> str:
-    throughout = sum(pattern(*kinds(run)).word == "non-convex throughout" for run in runs)
-    lowest = sum(run["minimum"]["verdict"] == "non-convex" for run in runs)
+    throughout = sum(is_proven_throughout(run) for run in runs)
+    lowest = sum(run["minimum"]["verdict"] == NON_CONVEX for run in runs)
     return (
         f"At every measured point along Adam the loss was proven non-convex in {throughout} of {len(runs)} runs, and "
         f"where the second phase ended in {lowest}."
@@ -65,7 +60,7 @@ def _throughout(runs: Sequence[Row]) -> str:
 def _runs_part(runs: Sequence[Row], judged: Judged) -> Part:
     rows = []
     for index, run in enumerate(runs):
-        peak, last = norm_peak(run["rows"]), run["truth"][-1]
+        peak, last = norm_peak(evidence(run).norms), run["truth"][-1]
         lowest = curvature_peak(run)
         rows.append(
             [
@@ -110,12 +105,8 @@ def _runs_part(runs: Sequence[Row], judged: Judged) -> Part:
 
 def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
     """Return the hypothesis' part: claims, reasons, patterns, and curvature along the runs."""
-    rows = []
-    for claim, judgements in judged.items():
-        counts = Counter(judgement.outcome for judgement in judgements)
-        rows.append([f"Claim {claim}", *(str(Proportion(counts[outcome], len(judgements))) for outcome in _OUTCOMES)])
     reasons = Counter(
-        (f"Claim {claim}", judgement.outcome, _anonymous(judgement.reason))
+        (f"Claim {claim}", judgement.outcome, _anonymous(reason_clause(judgement)))
         for claim, judgements in judged.items()
         for judgement in judgements
     )
@@ -131,9 +122,8 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
         row["witness_residual"] for run in runs for row in run["truth"] if row.get("witness_residual") is not None
     ]
     paragraphs = [
-        "A claim is contradicted only by proof: a direction of negative curvature, multiplied out again. It is "
-        "supported as far as no negative curvature was found below a thousandth of the largest, with 99.9 % "
-        "confidence. The rest is undecided: mostly runs that never leave the non-convex region within their budget.",
+        f"{ABOUT_OUTCOMES} Here the floor is a thousandth of the largest eigenvalue, the confidence 99.9 %. Undecided "
+        "are mostly runs that never leave the non-convex region within their budget.",
         f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
         f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
         f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
@@ -152,9 +142,7 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
         paragraphs,
         [curvature_chart(runs, "curvature")],
         [
-            make_table(
-                "Claims, in runs, with 95 % intervals (Clopper and Pearson).", ["Claim", *_titles(_OUTCOMES)], rows
-            ),
+            *filter(None, [claim_counts_table(judged)]),
             make_table(
                 "Why.", [Column("Claim", False), Column("Outcome", False), Column("Reason", False), "Runs"], why
             ),
@@ -173,13 +161,14 @@ def _negative(runs: Sequence[Row], place: int) -> str:
     return percent(median(row["smallest"] / row["largest"] for row in rows), 2)
 
 
-def _titles(words: Sequence[str]) -> list[str]:
-    return [word.capitalize() for word in words]
-
-
 def _anonymous(reason: str) -> str:
     """Drop the numbers, so that equal reasons count together."""
     return " ".join("…" if word.strip(",").isdigit() else word for word in reason.split())
+
+
+def is_proven_throughout(run: Row) -> bool:
+    """Tell whether non-convexity is proven at every measured point along Adam."""
+    return all(row["verdict"] == NON_CONVEX for row in run["truth"])
 
 
 def kinds(run: Row, share: float | None = None) -> tuple[list[float], list[str]]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from convexlab.detection import BudgetFraction
+from convexlab.reporting.facts.claims import Judgement, pattern
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Cell, Column, make_table
 from convexlab.runs import Row
 from convexlab.wording.numbers import MISSING, change, count, number, percent, short
 from paper.choosing import Choice, choose
-from paper.claims import Judgement
-from paper.pages.claims import claims_part, judge, kinds
+from paper.pages.claims import claims_part, is_proven_throughout, judge, kinds
 from paper.pages.detector_charts import all_switches_chart, kind_of, regret_chart, run_chart
 from paper.rules import fraction_label
 from paper.scores import (
@@ -31,7 +31,6 @@ from paper.scores import (
     run_by_run,
     score,
 )
-from paper.truth import pattern
 
 __all__ = ["validation_study"]
 
@@ -73,7 +72,7 @@ def _answer(
     choices: Sequence[Choice],
 ) -> list[str]:
     total = len(runs)
-    throughout = sum(pattern(*kinds(run)).word == "non-convex throughout" for run in runs)
+    throughout = sum(is_proven_throughout(run) for run in runs)
     peaks = Counter(judgement.outcome for judgement in judged["2"])
     places = [_place(run) for run in runs]
     lowest = Counter(run["minimum"]["verdict"] for run in runs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Literal
 
+from convexlab.reporting.facts.claims import pattern
 from convexlab.reporting.study import Part, Study
 from convexlab.reporting.tables import Column, Table, make_table
 from convexlab.runs import Row
@@ -16,7 +17,6 @@ from paper.pages.ratio_chart import Ratios, ratio_chart
 from paper.pages.table import Group
 from paper.protocols import ADAM, COSINE, FIXED, PAPERS
 from paper.table import TableCase
-from paper.truth import pattern
 
 __all__ = ["FullRow", "full_scale_study", "outcome"]
 
@@ -188,7 +188,7 @@ def _outcomes(groups: Sequence[Sequence[FullRow]], kind: str) -> list[Outcome]:
 
 def _tally(outcomes: Sequence[Outcome]) -> str:
     counts = Counter(outcomes)
-    words = ("reproduced", "not reproduced", "undecided")
+    words: tuple[Outcome, ...] = ("reproduced", "not reproduced", "undecided")
     return ", ".join(f"{word} in {counts[word]}" for word in words) + f" of {len(outcomes)} rows"
 
 
@@ -284,9 +284,9 @@ def _numbers(rows: Sequence[FullRow]) -> Table:
             ("Adam, then ours: equal cost", None, None if ours is None else ours["at_equal_cost"]),
         ):
             lines.append([row.name, label, *_pairs(theirs, here), *q])
-    columns = [Column("Row", False), Column("Protocol", False)]
+    columns: list[Column | str] = [Column("Row", False), Column("Protocol", False)]
     for title in (*_TITLES, "Q"):
-        columns += [Column(f"{title}: paper"), Column("here")]
+        columns += [f"{title}: paper", "here"]
     return make_table("Every number of the block: the paper’s beside ours.", columns, lines)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from convexlab.reporting.charts.style import INK, PALETTE, draw, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
+from convexlab.reporting.facts.claims import NON_CONVEX
 from convexlab.runs import Row
 from convexlab.wording.numbers import number
 from paper.protocols import ADAM, FIXED, PAPERS
 from paper.sequences import CG_ALONE
-from paper.truth import NON_CONVEX
 
 __all__ = ["NAMES", "cost_chart", "norm_over_loss_chart"]
 

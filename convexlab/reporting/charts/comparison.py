@@ -45,4 +45,5 @@ def comparison_chart(runs: Sequence[RunFacts], key: str) -> Chart | None:
                 f"Adam {number(comparison.baseline_loss)}."
                 for facts, comparison in rows
             ),
+            values=("training loss", ""),
         )

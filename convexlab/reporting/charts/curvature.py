@@ -88,6 +88,7 @@ def eigenvalue_chart(facts: RunFacts, key: str) -> Chart | None:
             title="Both ends of the spectrum",
             caption="Band: from the smallest eigenvalue found down to its lower bound. The axis is linear around zero.",
             description=" ".join(map(_describe, probe)),
+            values=(axis_of(probe) if by_epoch else "checkpoint", "curvature"),
         )
 
 
@@ -97,12 +98,12 @@ def _plot_smallest(axes: Axes, x: Floats, smallest: Floats, probe: Sequence[Prob
     )
     floors = np.array([c.rounding_floor for c in probe])
     bound = np.where(np.abs(bound) <= floors, -floors, bound)
-    color = PALETTE["vermilion"]
+    color, name = PALETTE["vermilion"], "smallest eigenvalue"
     if x.size == 1:
-        axes.vlines(x, bound, smallest, color=color, alpha=0.35, linewidth=6)
+        axes.vlines(x, bound, smallest, color=color, alpha=0.35, linewidth=6, label=f"_{name}")
     else:
-        axes.fill_between(x, bound, smallest, color=color, alpha=0.22, linewidth=0)
-    axes.plot(x, smallest, "-", color=color, label="smallest eigenvalue")
+        axes.fill_between(x, bound, smallest, color=color, alpha=0.22, linewidth=0, label=f"_{name}")
+    axes.plot(x, smallest, "-", color=color, label=name)
     for verdict, marker in _VERDICT_MARKERS.items():
         here = np.array([c.verdict == verdict for c in probe]) & np.isfinite(smallest)
         if here.any():
@@ -165,6 +166,7 @@ def mass_chart(facts: RunFacts, key: str) -> Chart | None:
                 f"{place(c)}: {with_interval(c.negative_mass, c.negative_mass_low, c.negative_mass_high)}."
                 for c in probe
             ),
+            values=(axis_of(probe) if by_epoch else "checkpoint", "share"),
         )
 
 

@@ -71,7 +71,7 @@ def plot_phases(axes: Axes, facts: RunFacts, x: Column, y: Column) -> None:
         is_adam = phase == "adam"
         name = "Adam (phase one)" if is_adam else (phase or facts.phase_two)
         # A name given twice would stand twice in the legend.
-        shown = "_" if name in named else name
+        shown = f"_{name}" if name in named else name
         _plot(axes, x(curve)[rows], y(curve)[rows], _ADAM if is_adam else _PHASE_TWO, shown)
         named.add(name)
 

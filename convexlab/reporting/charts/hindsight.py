@@ -41,6 +41,7 @@ def oracle_chart(facts: RunFacts, key: str) -> Chart | None:
             title="Final loss over the switch epoch",
             caption="Every switch, followed to the end of the same budget. The lowest of several is partly luck.",
             description=_describe(facts, oracle),
+            values=("switch epoch", "training loss"),
         )
 
 

@@ -67,6 +67,7 @@ def _chart(facts: RunFacts, name: str, key: str) -> Chart:
                 for run, known in rows.items()
                 if known.size
             ),
+            values=("gradient equivalents", measure_name(name)),
         )
 
 

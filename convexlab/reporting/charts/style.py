@@ -27,6 +27,7 @@ __all__ = [
     "MUTED",
     "PALETTE",
     "draw",
+    "draw_blank",
     "label",
     "legend",
     "scale_asinh",
@@ -100,6 +101,13 @@ def draw(rows: int = 1, height: float = HEIGHT, columns: int = 1) -> Iterator[tu
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=columns == 1, squeeze=False)
         yield figure, [axis for row in axes for axis in row]
+
+
+@contextlib.contextmanager
+def draw_blank(width: float, height: float) -> Iterator[Figure]:
+    """Give an empty figure of so many inches, in the report's look."""
+    with mpl.rc_context(_look()):
+        yield Figure(figsize=(width, height), facecolor="white")
 
 
 def label(text: str, longest: int = 36) -> str:

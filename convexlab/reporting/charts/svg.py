@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-__all__ = ["Chart", "chart"]
+from convexlab.reporting.charts.values import mark, name_artists
+
+__all__ = ["Chart", "chart", "declarations"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,29 @@ class Chart:
     """What it was made of."""
 
 
-def chart(figure: Figure, *, key: str, title: str, caption: str, description: str) -> Chart:
-    """Return a finished figure as inline SVG of fluid width, with title and description for assistive technology."""
+def chart(
+    figure: Figure, *, key: str, title: str, caption: str, description: str, values: tuple[str, str] | None = None
+) -> Chart:
+    """Return a finished figure as inline SVG of fluid width, with title and description for assistive technology.
+
+    Args:
+        figure: what was drawn.
+        key: unique on the page.
+        title: of the figure.
+        caption: what to see.
+        description: the numbers in words.
+        values: what x and y of its curves are called where a page shows the numbers under a pointer; None shows none.
+    """
     file = io.BytesIO()
+    if values is not None:
+        name_artists(figure)
     with warnings.catch_warnings():
         # The browser sets the text and has the glyphs; only the measuring font lacks some of a user's names.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
+    if values is not None:
+        mark(root, figure, values)
     _simplify(root, key)
     root.attrib.update({"role": "img", "aria-labelledby": f"{key}-title {key}-description", "class": "chart"})
     root.attrib.update({"stroke-linejoin": "round", "stroke-linecap": "butt"})
@@ -59,7 +76,7 @@ def _shorten(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _declarations(style: str) -> dict[str, str]:
+def declarations(style: str) -> dict[str, str]:
     """Return what a style says by its properties, but for the typeface: the page sets one for all charts."""
     pairs = (declaration.partition(":") for declaration in style.split(";") if declaration.strip())
     values = {name.strip(): value.strip() for name, _, value in pairs}
@@ -91,7 +108,7 @@ def _simplify(root: ElementTree.Element, key: str) -> None:
                 continue
             elif name == "style":
                 # As attributes: the page's security policy allows no style beside its one sheet.
-                element.attrib.update(_declarations(value))
+                element.attrib.update(declarations(value))
             elif name in {"d", "x", "y", "transform"}:
                 element.set(name, _LONG_NUMBER.sub(_shorten, " ".join(value.split())))
             else:

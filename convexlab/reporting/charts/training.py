@@ -47,6 +47,7 @@ def norm_chart(facts: RunFacts, key: str) -> Chart | None:
             title="Gradient norm over loss",
             caption="The paper's figure 5. Its claim: the norm rises in the non-convex part, falls in the convex one.",
             description=_describe_norm(facts, curve, usable),
+            values=("training loss", "gradient norm"),
         )
 
 
@@ -149,7 +150,14 @@ def _cost_chart(facts: RunFacts, axis: _CostAxis, key: str) -> Chart | None:
         axes.set_xlabel(axis.axis)
         axes.set_ylabel("training loss")
         legend(axes)
-        return chart(figure, key=key, title=axis.title, caption=axis.caption, description=_describe_cost(facts, axis))
+        return chart(
+            figure,
+            key=key,
+            title=axis.title,
+            caption=axis.caption,
+            description=_describe_cost(facts, axis),
+            values=(axis.unit, "training loss"),
+        )
 
 
 def _describe_cost(facts: RunFacts, axis: _CostAxis) -> str:

@@ -24,12 +24,14 @@ class OraclePart:
     table: Table | None
 
 
-def oracle_part(facts: RunFacts, key: str, *, compact: bool) -> OraclePart | None:
-    """Return the part, words alone if the page is compact; None without an oracle."""
+def oracle_part(facts: RunFacts, key: str, *, compact: bool, drawn: bool = True) -> OraclePart | None:
+    """Return the part, words alone if the page is compact, without its chart if none is drawn; None without oracle."""
     if facts.oracle is None:
         return None
     words = oracle_paragraphs(facts)
-    return OraclePart(words, None, None) if compact else OraclePart(words, oracle_chart(facts, key), _table(facts))
+    if compact:
+        return OraclePart(words, None, None)
+    return OraclePart(words, oracle_chart(facts, key) if drawn else None, _table(facts))
 
 
 def _table(facts: RunFacts) -> Table | None:

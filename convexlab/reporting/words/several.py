@@ -13,10 +13,17 @@ from convexlab.reporting.words.run import counted, has_paid, has_switched, headl
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import count, number, percent
 
-__all__ = ["headline_of", "joint_headline", "switch_range"]
+__all__ = ["headline_of", "joint_headline", "switch_range", "title_of"]
 
 _WORDS = {"better": "better", "equal": "level", "worse": "worse", "": "not comparable in cost"}
 _ALWAYS_NAMED = ("better", "worse")
+
+
+def title_of(runs: Sequence[RunFacts]) -> str:
+    """Return what runs are about."""
+    subjects = Counter(facts.subject for facts in runs)
+    subject = next(iter(subjects)) if len(subjects) == 1 else f"{len(runs)} runs"
+    return subject if len(runs) == 1 or len(subjects) > 1 else f"{subject}, {len(runs)} runs"
 
 
 def headline_of(runs: Sequence[RunFacts]) -> list[str]:

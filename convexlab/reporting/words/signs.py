@@ -7,36 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convexlab.reporting.facts.norm import FEWEST, norm_peak
 from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.words.run import place
 from convexlab.runs.rows import Curve, ProbedCheckpoint
 from convexlab.wording.numbers import count, number, signed
 
-__all__ = ["Peak", "Signal", "later_peak", "signals"]
-
-
-@dataclass(frozen=True)
-class Peak:
-    """A rise of the gradient norm after a fall."""
-
-    index: int
-    """Row of the curve."""
-    rise: float
-    """Norm there over the smallest norm before it."""
-
-
-def later_peak(norm: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Peak | None:
-    """Return where the norm stood highest above its own past minimum, or None when it never rose.
-
-    Unlike the largest norm it does not see the fall from a random head, which starts high; it is free of scale.
-    """
-    usable = np.flatnonzero(np.isfinite(norm) & (norm > 0))
-    if usable.size < 2:
-        return None
-    values = norm[usable]
-    rise = values / np.minimum.accumulate(values)
-    top = int(np.argmax(rise))
-    return Peak(int(usable[top]), float(rise[top])) if rise[top] > 1 else None
+__all__ = ["Signal", "signals"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +58,13 @@ def signals(facts: RunFacts) -> list[Signal]:
 def _norm_signal(curve: Curve) -> Signal:
     largest = int(np.nanargmax(curve.norm))
     observed = f"Largest at epoch {count(curve.epoch[largest])} ({number(curve.norm[largest])})."
-    peak = later_peak(curve.norm)
-    if peak is not None and peak.index != largest:
-        observed += (
-            f" Highest rise after a fall: {number(peak.rise, 2)} times, "
-            f"to {number(curve.norm[peak.index])} at epoch {count(curve.epoch[peak.index])}."
-        )
+    known = np.flatnonzero(np.isfinite(curve.norm) & np.isfinite(curve.epoch))
+    place = norm_peak(curve.norm[known].tolist())
+    if place is None and known.size >= FEWEST:
+        observed += " No peak after its first trough."
+    elif place is not None and known[place] != largest:
+        peak = known[place]
+        observed += f" Peak after its first trough: epoch {count(curve.epoch[peak])} ({number(curve.norm[peak])})."
     return Signal(
         "Peak of the gradient norm",
         observed,

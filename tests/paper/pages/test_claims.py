@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from paper.pages.claims import claims_study, judge, kinds
-from paper.truth import CONVEX, NON_CONVEX
 
 from convexlab.reporting import write_study
+from convexlab.reporting.facts.claims import CONVEX, NON_CONVEX
 
 Run = dict[str, Any]
 

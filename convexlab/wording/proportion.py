@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+# Not scipy.stats, which takes a second to import.
+from scipy.special import betaincinv
 
 from convexlab.errors import MisuseError
+from convexlab.wording.numbers import count, decimals
 
 __all__ = ["Proportion"]
 
@@ -44,11 +46,14 @@ class Proportion:
     @property
     def interval(self) -> tuple[float, float]:
         """Ends of the confidence interval of the probability."""
-        found = binomtest(self.count, self.trials).proportion_ci(confidence_level=self.confidence, method="exact")
-        return float(found.low), float(found.high)
+        tail = (1 - self.confidence) / 2
+        hits, misses = self.count, self.trials - self.count
+        low = betaincinv(hits, misses + 1, tail) if hits else 0.0
+        high = betaincinv(hits + 1, misses, 1 - tail) if misses else 1.0
+        return float(low), float(high)
 
     def __str__(self) -> str:
         """As in ``38 of 40 (95 %; 83.1 to 99.4 %)``: the count, its share, and the interval."""
-        low, high = (f"{100 * end:.1f}" for end in self.interval)
         space = "\N{NO-BREAK SPACE}"
-        return f"{self.count:,} of {self.trials:,} ({100 * self.share:.1f}{space}%; {low} to {high}{space}%)"
+        share, low, high = (decimals(100 * value, 1) for value in (self.share, *self.interval))
+        return f"{count(self.count)} of {count(self.trials)} ({share}{space}%; {low} to {high}{space}%)"

@@ -1,0 +1,210 @@
+"""All that is said of runs, whatever form it is written in: sentences, facts at a glance, tables and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from convexlab.reporting.charts.comparison import comparison_chart
+from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
+from convexlab.reporting.charts.density import density_chart
+from convexlab.reporting.charts.measures import drawable_measures, measure_charts
+from convexlab.reporting.charts.plane import plane_chart
+from convexlab.reporting.charts.slices import slice_chart
+from convexlab.reporting.charts.svg import Chart
+from convexlab.reporting.charts.training import cost_charts, norm_chart
+from convexlab.reporting.facts.run import RunFacts
+from convexlab.reporting.parts.claims import claim_counts_table, judged_runs_table, judgements_of
+from convexlab.reporting.parts.hindsight import OraclePart, oracle_part
+from convexlab.reporting.parts.tables import (
+    comparison_table,
+    cost_table,
+    curvature_table,
+    environment_table,
+    measures_table,
+    results_table,
+    settings_tables,
+    top_table,
+)
+from convexlab.reporting.tables import Table
+from convexlab.reporting.words.claims import ABOUT_OUTCOMES, ClaimNote, claim_notes, claim_sentences
+from convexlab.reporting.words.repeats import repeats_sentences
+from convexlab.reporting.words.run import headline, judgement, place, verdict_name
+from convexlab.reporting.words.several import headline_of, title_of
+from convexlab.reporting.words.signs import Signal, signals
+from convexlab.reporting.words.tiles import Tile, joint_tiles, tiles
+
+__all__ = ["Claims", "Contents", "Section", "contents_of", "first_picture"]
+
+
+class CheckpointVerdict(NamedTuple):
+    """The verdict on one checkpoint."""
+
+    where: str
+    phase: str
+    kind: str
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is said of one run; what is not known is None or empty."""
+
+    anchor: str
+    facts: RunFacts
+    headline: list[str]
+    picture: list[Chart]
+    """What comes first: two charts at most, left out below."""
+    oracle: OraclePart | None
+    training: list[Chart]
+    measures: list[Chart]
+    undrawn: int
+    """Measures that have no chart for want of room."""
+    spectra: list[Chart]
+    slices: Chart | None
+    plane: Chart | None
+    signals: list[Signal]
+    claims: list[ClaimNote]
+    results: Table | None
+    verdicts: list[CheckpointVerdict]
+    curvature: Table | None
+    top: Table | None
+    cost: Table | None
+
+
+class Claims(NamedTuple):
+    """What runs say of the paper's claims."""
+
+    sentences: list[str]
+    """Empty where no curvature was measured."""
+    about: str
+    counts: Table | None
+    """Of several runs only; likewise the next."""
+    runs: Table | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that is said of one run, or of several side by side."""
+
+    title: str
+    headline: list[str]
+    tiles: list[Tile]
+    claims: Claims
+    comparison: Table | None
+    """Of several runs only; likewise the next two."""
+    measures: Table | None
+    comparison_chart: Chart | None
+    compact: bool
+    """Whether each run has its main charts only."""
+    sections: list[Section]
+    settings: list[Table]
+    environment: Table | None
+    repeats: list[str]
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one run."""
+        return len(self.sections) > 1
+
+    @property
+    def picture(self) -> list[Chart]:
+        """What is seen first."""
+        if not self.several:
+            return self.sections[0].picture
+        return [] if self.comparison_chart is None else [self.comparison_chart]
+
+
+# With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
+MANY = 6
+# A problem may have any number of measures; the tables and the data have them all.
+MOST_MEASURES = 6
+
+
+def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
+    """Return all that is said of runs, without charts unless they are to be drawn, which takes longest."""
+    anchors = [f"run-{index}" for index in range(1, len(runs) + 1)]
+    several, compact = len(runs) > 1, len(runs) > MANY
+    return Contents(
+        title=title_of(runs),
+        headline=headline_of(runs),
+        tiles=joint_tiles(runs) if several else tiles(runs[0]),
+        claims=Claims(
+            claim_sentences(runs),
+            ABOUT_OUTCOMES,
+            claim_counts_table(judgements_of(runs)) if several else None,
+            judged_runs_table(runs, anchors) if several else None,
+        ),
+        comparison=comparison_table(runs, anchors) if several else None,
+        measures=measures_table(runs, anchors) if several else None,
+        comparison_chart=comparison_chart(runs, "comparison") if several and drawn else None,
+        compact=compact,
+        sections=[
+            _section(facts, anchor, compact=compact, drawn=drawn) for facts, anchor in zip(runs, anchors, strict=True)
+        ],
+        settings=settings_tables(runs),
+        environment=environment_table(runs),
+        repeats=repeats_sentences(runs),
+    )
+
+
+def first_picture(runs: Sequence[RunFacts]) -> list[Chart]:
+    """Return what is seen first, alone: of one run the loss over cost beside both ends of the spectrum."""
+    if len(runs) == 1:
+        return _Charts.main(runs[0], "picture").picture
+    chart = comparison_chart(runs, "picture")
+    return [] if chart is None else [chart]
+
+
+class _Charts(NamedTuple):
+    """The charts of one run that the first picture is taken from, and those that are left."""
+
+    picture: list[Chart]
+    training: list[Chart]
+    spectra: list[Chart]
+
+    @classmethod
+    def main(cls, facts: RunFacts, anchor: str, *, compact: bool = False) -> _Charts:
+        """Draw them."""
+        costs = cost_charts(facts, anchor)[: 1 if compact else None]
+        norm, ends = norm_chart(facts, f"{anchor}-norm"), eigenvalue_chart(facts, f"{anchor}-eigenvalues")
+        density = None if compact else density_chart(facts, f"{anchor}-density")
+        mass = None if compact else mass_chart(facts, f"{anchor}-mass")
+        picture = [chart for chart in (*costs[:1], ends, density, norm) if chart is not None][:2]
+
+        def left(*charts: Chart | None) -> list[Chart]:
+            return [chart for chart in charts if chart is not None and chart not in picture]
+
+        return cls(picture, left(norm, *costs), left(ends, density, mass))
+
+
+_UNDRAWN = _Charts([], [], [])
+
+
+def _section(facts: RunFacts, anchor: str, *, compact: bool, drawn: bool) -> Section:
+    names, most = drawable_measures(facts), MOST_MEASURES if drawn and not compact else 0
+    charts = _Charts.main(facts, anchor, compact=compact) if drawn else _UNDRAWN
+    return Section(
+        anchor=anchor,
+        facts=facts,
+        headline=headline(facts),
+        picture=charts.picture,
+        oracle=oracle_part(facts, f"{anchor}-oracle", compact=compact, drawn=drawn),
+        training=charts.training,
+        measures=measure_charts(facts, names[:most], f"{anchor}-measure"),
+        undrawn=len(names[most:]) if drawn else 0,
+        spectra=charts.spectra,
+        slices=slice_chart(facts, f"{anchor}-slices") if drawn and not compact else None,
+        plane=plane_chart(facts, f"{anchor}-plane") if drawn and not compact else None,
+        signals=signals(facts),
+        claims=claim_notes(facts),
+        results=results_table(facts),
+        verdicts=[
+            CheckpointVerdict(place(c), c.phase, c.verdict, verdict_name(c.verdict), judgement(c)) for c in facts.probe
+        ],
+        curvature=curvature_table(facts),
+        top=top_table(facts),
+        cost=cost_table(facts),
+    )

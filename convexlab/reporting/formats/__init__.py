@@ -1,0 +1,1 @@
+"""The page of runs in other forms: Markdown, numbers in JSON, one picture."""

@@ -1,0 +1,54 @@
+"""A differential equation, u' = u (1 - u) with u(0) = 0.1: Adam, then a second phase, and Adam on at equal cost.
+
+Runs in seconds: ``python examples/gallery/second_phase_on_physics.py PICTURE.png``
+"""
+
+import copy
+import sys
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+import convexlab as cl
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+points = torch.linspace(0, 6, 100)[:, None]
+solution = 1 / (1 + 9 * torch.exp(-points))
+
+
+def residuals(model: nn.Module, points: Tensor) -> Tensor:
+    """Return the mean squared residual of the equation, with its initial value."""
+    t = points.detach().requires_grad_()
+    u = model(t)
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (slope - u * (1 - u)).square().mean() + (model(torch.zeros(1, 1)) - 0.1).square().mean()
+
+
+objective = cl.Objective.from_batch_loss(model, [points], residuals)
+figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+
+
+def train(name: str, optimizer: torch.optim.Optimizer, spent: int, budget: int) -> None:
+    """Step until the budget is spent, and draw the loss over the cost."""
+    costs, losses = [], []
+    while spent < budget:
+        costs.append(spent)
+        losses.append(float(optimizer.step(objective.closure)))
+        report = getattr(optimizer, "report", None)
+        spent += report.gradients if report else 1
+    axes.plot(costs, losses, label=name)
+    error = float((model(points) - solution).norm() / solution.norm())
+    print(f"{name}, after {spent} gradients: loss {objective.value():.1e}, relative error {error:.1e}")
+
+
+adam = torch.optim.Adam(model.parameters(), lr=5e-3)
+train("Adam", adam, 0, 150)
+weights = copy.deepcopy(model.state_dict())
+train("then the second phase", cl.second_phase(adam), 150, 500)
+model.load_state_dict(weights)
+train("or Adam on", adam, 150, 500)
+axes.set(xlabel="cost in gradients", ylabel="loss", yscale="log")
+axes.legend()
+figure.savefig(sys.argv[1], dpi=150)

@@ -1,0 +1,117 @@
+"""The built site in a browser; `tox -e docs` builds it and runs this, without torch and without tests/conftest.py."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib.resources
+import json
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+from tests.reporting.chromium import Browser, find
+
+SITE = Path(__file__).parents[1] / "build" / "site"
+# Published reports are tested where they are made.
+PAGES = sorted(path for path in SITE.rglob("*.html") if "reports" not in path.parts and path.name != "404.html")
+VIEWS = ((390, False), (1280, True))
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not PAGES, reason="the site is not built here: tox -e docs does"),
+]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves the site, and says nothing."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(find(), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    return (importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+AXE = "axe.run({}, {resultTypes: ['violations']}).then(result => JSON.stringify(result.violations))"
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(SITE).as_posix())
+def test_page_fits_says_nothing_wrong_and_is_accessible(path: Path, address: str, browser: Browser, axe: str) -> None:
+    for width, dark in VIEWS:
+        browser.visit(address + path.relative_to(SITE).as_posix(), width, dark=dark)
+        messages = [event["params"] for event in browser.events if event["method"] == "Log.entryAdded"]
+        assert [m["entry"]["text"] for m in messages if m["entry"]["level"] == "error"] == []
+        assert [event for event in browser.events if event["method"] == "Runtime.exceptionThrown"] == []
+        asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+        assert [url for url in asked if not url.startswith((address, "data:"))] == []
+        assert browser.evaluate(WIDER) <= 0, f"wider than {width} pixels"
+        browser.awaited(f"{axe}; 0")
+        violations = json.loads(browser.awaited(AXE))
+        serious = [
+            (violation["id"], [node["html"][:200] for node in violation["nodes"][:3]])
+            for violation in violations
+            if violation["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+
+class Links(HTMLParser):
+    """What a page links to, and the places in it that can be linked to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = {name: value or "" for name, value in attributes}
+        self.targets += [named[name] for name in ("href", "src") if name in named]
+        self.anchors |= {named[name] for name in ("id", "name") if name in named}
+
+
+@functools.cache
+def links(path: Path) -> Links:
+    return Links(path.read_text(encoding="utf-8"))
+
+
+def test_no_link_is_broken() -> None:
+    broken = []
+    for path in PAGES:
+        here = f"site:///{path.relative_to(SITE).as_posix()}"
+        for target in links(path).targets:
+            parts = urlsplit(urljoin(here.replace("site", "http", 1), target))
+            if urlsplit(target).scheme or urlsplit(target).netloc:
+                continue
+            file = SITE / unquote(parts.path).lstrip("/")
+            file = file / "index.html" if file.is_dir() else file
+            fits = file.is_file() and (
+                not parts.fragment or file.suffix != ".html" or unquote(parts.fragment) in links(file).anchors
+            )
+            if not fits:
+                broken.append(f"{path.relative_to(SITE)}: {target}")
+    assert broken == []
