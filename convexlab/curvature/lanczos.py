@@ -188,7 +188,7 @@ class Lanczos:
         """Return (V T + β v eᵀ)ᵀW (k, m) for the rows W (m, n), of a run that was not compressed."""
         inside = self._coordinates(rows)
         diagonal, off_diagonal = (part[: self._steps, None].to(inside) for part in (self._diagonal, self._off_diagonal))
-        image = diagonal * inside[:-1] + off_diagonal * inside[1:]
+        image: Tensor = diagonal * inside[:-1] + off_diagonal * inside[1:]
         image[1:] += off_diagonal[:-1] * inside[: self._steps - 1]
         return image
 

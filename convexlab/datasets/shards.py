@@ -117,7 +117,7 @@ def _samples(files: Sequence[str]) -> Generator[dict[str, Any], None, None]:
     """Yield the samples of shards, not decoded; the library itself leaves files open, and draws a seed."""
     tar = _library().tariterators
 
-    def opened() -> Iterator[dict[str, Any]]:
+    def opened() -> Generator[dict[str, Any], None, None]:
         for file in files:
             with Path(file).open("rb") as stream:
                 yield {"url": file, "stream": stream}
