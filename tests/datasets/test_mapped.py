@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,36 @@ def test_a_process_reads_ahead_where_the_files_are_larger_than_memory(
     operator.prove()  # type: ignore[attr-defined]
     assert torch.equal(operator @ v, at_once.hessian() @ v)
     assert ahead.value() == at_once.value()
+
+
+class Counted:
+    """Batches that are made when they are asked for, and how many of them are alive then."""
+
+    def __init__(self) -> None:
+        self.most, self._alive = 0, list[weakref.ref[torch.Tensor]]()
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for k in range(6):
+            self._alive = [known for known in self._alive if known() is not None]
+            self.most = max(self.most, len(self._alive))
+            x = torch.full((4, 4), float(k))
+            self._alive.append(weakref.ref(x))
+            yield x, torch.arange(4) % 3
+
+
+def test_a_loss_holds_one_batch_and_the_graphs_that_memory_has_room_for() -> None:
+    data = Counted()
+    objective = cl.Objective(torch.nn.Linear(4, 3), data, torch.nn.CrossEntropyLoss(), memory_budget=1)
+    operator = objective.hessian()
+    for evaluate in (objective.value, objective.gradient, lambda: operator @ torch.ones(15)):
+        data.most = 0
+        evaluate()
+        # When the next one is made, that which was evaluated, and at most the one before.
+        assert data.most <= 2
+    graph_bytes = operator.graph_bytes()  # type: ignore[attr-defined]
+    roomy = cl.Objective(torch.nn.Linear(4, 3), data, torch.nn.CrossEntropyLoss(), memory_budget=3 * graph_bytes)
+    roomy.hessian() @ torch.ones(15)
+    assert 2 < data.most <= 3 + 2
 
 
 @pytest.mark.gpu
