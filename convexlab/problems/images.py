@@ -111,7 +111,7 @@ class ImageProblem(Problem):
 
     def _in_random_batches(self, x: Tensor, y: Tensor) -> Objective:
         batches = _RandomBatches(x, y, min(len(y), self.dataset.train_size))
-        return Objective(self.model, batches, self.loss, group=self.objective.ranks.group)
+        return self.objective.over(batches)
 
 
 class _RandomBatches:
