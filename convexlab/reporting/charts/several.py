@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -40,12 +41,16 @@ class Track:
 
 def track_of(facts: RunFacts, place: int) -> Track | None:
     """Return what was measured along a run that is the ``place``-th of several; None where nothing was."""
-    start = next((c.train_loss for c in facts.probe if c.train_loss), None)
-    known = [
+    start = next((c.train_loss for c in facts.probe if c.train_loss is not None), None)
+    if start is None or start <= 0:
+        return None
+    pairs = [
         (c.train_loss / start, c.smallest / c.largest)
         for c in facts.probe
-        if start and c.train_loss and c.train_loss > 0 and c.smallest is not None and c.largest and c.largest > 0
+        if c.train_loss is not None and c.smallest is not None and c.largest
     ]
+    # A quotient of numbers far apart may be none.
+    known = [(loss, ratio) for loss, ratio in pairs if 0 < loss < math.inf and math.isfinite(ratio)]
     if not known:
         return None
     losses, ratios = zip(*known, strict=True)
