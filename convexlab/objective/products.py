@@ -243,7 +243,7 @@ class ObjectiveOperator(SymmetricOperator):
         count, marks = v.shape[1], self._loss.marks(type(self).__name__, self._point, v)
         unit = self._unit * count
         mean = self._loss.mean(v.numel(), lambda total: self._add_products(v, total), unit, marks, self._release)
-        return mean.view(count, -1).to(self.dtype).T
+        return mean.view(count, self.shape[0]).to(self.dtype).T
 
     def _add_products(self, v: Tensor, total: Tensor) -> float:
         start = time.perf_counter()
@@ -252,7 +252,7 @@ class ObjectiveOperator(SymmetricOperator):
         weights, columns = 0.0, v.shape[1]
         with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
             for products, weight in self._products_of_parts(v):
-                for row, product in zip(total.view(columns, -1), products, strict=True):
+                for row, product in zip(total.view(columns, self.shape[0]), products, strict=True):
                     row.add_(product, alpha=weight)
                     del product  # Before the next graph is built.
                 weights += weight
