@@ -74,8 +74,11 @@ def test_second_phases_lower_the_loss(name: str, device: torch.device) -> None:
     adam_epoch(problem, adam, torch.Generator(), seed=0, epoch=0)
     before, phase = problem.objective.value(), phase_two(name)
     optimizer = phase.build(problem.model.parameters(), adam, 200)
+    closure: Any = problem.loss_of_rows if phase.sampled else problem.objective.closure
+    if phase.residuals:
+        closure = problem.objective.least_squares().closure
     for _ in range(10):
-        optimizer.step(problem.loss_of_rows if phase.sampled else problem.objective.closure)
+        optimizer.step(closure)
     assert problem.objective.flat_parameters().device.type == device.type
     assert problem.objective.value() < 0.95 * before
 
