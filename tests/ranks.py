@@ -18,7 +18,7 @@ from torch import distributed
 
 from convexlab.machine.ranks import Ranks
 
-__all__ = ["as_torchrun_does", "in_ranks", "start_ranks", "wait_for"]
+__all__ = ["as_torchrun_does", "in_ranks", "start_ranks", "torchrun_environment", "wait_for"]
 
 Work = Callable[[Ranks], object]
 
@@ -51,19 +51,23 @@ def start_ranks(size: int, work: Work, folder: Path, *, patience: float = PATIEN
 
 def as_torchrun_does(size: int, work: Callable[[], object]) -> list[int]:
     """Call ``work`` in processes whose environment is that of torchrun's, and return their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
+    environment, children = torchrun_environment(size), []
     for rank in range(size):
         child = os.fork()
         if child == 0:
-            started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-            os.environ |= {name: str(value) for name, value in started.items()}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             _end_after(work)
         children.append(child)
     return wait_for(children, PATIENCE)
+
+
+def torchrun_environment(size: int) -> dict[str, str]:
+    """Return what torchrun tells rank 0 of so many, which meet at a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": "localhost"}
 
 
 def wait_for(children: list[int], patience: float) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 
 import convexlab as cl
 from convexlab.cli import main
+from tests.ranks import torchrun_environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -66,6 +67,9 @@ def test_python_on_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.M
     if "import transformers" in "".join(code):
         pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
+    if "init_process_group(" in "".join(code):
+        for name, value in torchrun_environment(1).items():
+            monkeypatch.setenv(name, value)
     names = readers_own() if path.stem in FRAGMENTS else {}
     for block in code:
         exec(compile(block, str(path), "exec"), {**names, "__name__": "page"} if path.stem in FRAGMENTS else names)

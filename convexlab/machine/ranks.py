@@ -13,12 +13,15 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from convexlab.errors import FailureError, LostRankError, MisuseError, ShortageError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 __all__ = ["ALONE", "PATIENCE", "Ranks", "current", "of_torchrun", "ranks_of", "together"]
 
@@ -59,7 +62,7 @@ class Ranks:
         """From 0."""
         self.size = 1 if group is None else distributed.get_world_size(group)
         self._calls = 0
-        self._store: distributed.Store | None = None
+        self._store: Store | None = None
         self._lost = ""
         self._changing = False
 
@@ -364,9 +367,11 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # A rank that is lost is an error, not an abort.
+    from torch.distributed.rendezvous import rendezvous
+
     timeout, backends = timedelta(seconds=patience), "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     try:
-        store, rank, size = next(distributed.rendezvous("env://", timeout=timeout))
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
         distributed.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise LostRankError(f"the ranks that torchrun announces did not meet: {error}") from error

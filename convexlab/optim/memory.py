@@ -119,7 +119,7 @@ class Memory:
         """
         if ranks.size == 1:
             return self
-        wholes = {
+        wholes: dict[str, Any] = {
             name: ranks.joined_by_writer(tensor.movedim(split, -1), size).movedim(-1, split).contiguous()
             for name, tensor, split in self._split()
         }
@@ -131,9 +131,8 @@ class Memory:
             return self
         ours = ranks.part_of(size)
         parts = {name: tensor.movedim(split, 0)[ours].movedim(0, split) for name, tensor, split in self._split()}
-        return replace(
-            self, **{name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
-        )
+        kept: dict[str, Any] = {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+        return replace(self, **kept)
 
     def holds_part(self, ranks: Ranks, size: int) -> bool:
         """Whether it is what one of these ranks holds."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
+from convexlab.curvature.lanczos import random_run
 from convexlab.machine.ranks import ALONE, Ranks, of_torchrun
-from tests.ranks import in_ranks
+from tests.ranks import in_ranks, torchrun_environment
 
 FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 
@@ -187,14 +187,58 @@ def test_ranks_have_the_numbers_of_one_process(size: int, expected: dict[str, An
         assert equal(results[0], in_ranks(size, everything, tmp_path / "second")[0])
 
 
+@FORKED
+def test_each_rank_has_its_part(tmp_path: Path) -> None:
+    """Of the examples, of the Krylov basis, of the pairs and of the dense matrix."""
+
+    def work(ranks: Ranks) -> list[Any]:
+        rows = 0
+
+        def loss(model: Any, batch: Any) -> Tensor:
+            nonlocal rows
+            rows += len(batch[0])
+            return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+        data, size = batches(labels=False), squares(ALONE, "cpu").size
+        objective = cl.Objective.from_batch_loss(network(), data, loss, micro_batch=32, group=ranks.group)
+        objective.value()  # Which finds out first that the loss may be cut.
+        rows = 0
+        objective.value()
+        evaluated = rows
+        run = random_run(objective.hessian(), torch.Generator().manual_seed(0), 3)
+        memories = []
+        for optimizer in OPTIMIZERS.values():
+            steps = optimizer(objective.model.parameters())
+            steps.processes = "together"
+            for _ in range(3):
+                steps.step(objective.closure)
+            memories.append(steps._memory)
+        pairs, dense = memories
+        assert dense.matrix.shape[1] == size
+        return [evaluated, run._basis._blocks[0].shape[1], pairs.s.shape[1], pairs.y.shape[1], len(dense.matrix)]
+
+    # Of 44 parameters, and of 9, 17, 1 and 4 rows.
+    assert in_ranks(2, work, tmp_path) == [[4 + 9 + 1 + 2, 22, 22, 22, 22], [5 + 8 + 0 + 2, 22, 22, 22, 22]]
+
+
+@FORKED
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    def work(ranks: Ranks) -> None:
+        from torch.distributed.tensor import distribute_module, init_device_mesh
+
+        model = distribute_module(network(), init_device_mesh("cpu", (1,)))
+        with pytest.raises(cl.MisuseError, match=r"parameter '0.weight' is a DTensor.*Gather it first"):
+            cl.Objective(model, batches(labels=False), nn.MSELoss(), group=ranks.group)
+        with pytest.raises(cl.MisuseError, match=r"LBFGS takes parameters that are whole, got a DTensor"):
+            cl.LBFGS(model.parameters())
+
+    in_ranks(1, work, tmp_path)
+
+
 @pytest.mark.gpu
 def test_a_rank_of_nccl_has_the_numbers_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    started = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    for name, value in started.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in torchrun_environment(1).items():
+        monkeypatch.setenv(name, value)
     with of_torchrun("cuda", patience=60) as ranks:
         assert torch.distributed.get_backend(ranks.group) == "nccl"
         results = everything(ranks, "cuda")
