@@ -145,6 +145,8 @@ def refusal(name: str, task: Task) -> str | None:
     phase = phase_two(name)
     if phase.sampled and not task.setting.batch_size:
         return "it has no examples to draw"
+    if phase.residuals:
+        return "its Jacobians are metered in physics_peers.py"
     most = phase.max_parameters
     return f"more than {most} parameters" if most is not None and task.objective.size > most else None
 

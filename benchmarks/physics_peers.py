@@ -5,8 +5,8 @@ results/physics_peers.jsonl; those that are there are not made again.
 
 From one switch point, after full-batch Adam at the rate 1e-3, every method goes on until it has spent as many
 evaluations, and as many processor seconds, as ``auto`` took for its budget. The lowest loss within either limit counts.
-An evaluation is a value with its gradient; a Hessian product counts two. Levenberg-Marquardt is for the seconds alone:
-its Jacobians are no evaluations. L-BFGS of torch begins again where it stops by itself.
+An evaluation is a value with its gradient; a Hessian product counts two, a Jacobian what the trainer charges for it.
+L-BFGS of torch begins again where it stops by itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ import click
 import torch
 from common import RESULTS
 from phase_two_problems import matching
-from torch import Tensor, nn
+from torch import Tensor
 
 import convexlab as cl
 from convexlab.architectures import Perceptron
 from convexlab.linalg.vectors import flatten, unflatten
 from convexlab.machine.random_state import drawn_from
+from convexlab.objective import LeastSquares
 from convexlab.optim import LBFGS, adam_preconditioner
 from convexlab.problems.physics_informed import (
     DifferentialEquation,
@@ -52,7 +53,7 @@ _FLOORS = {"float64": 1e-15, "float32": 1e-9}
 """Losses below count as that: rounding."""
 
 Residuals = Callable[[Callable[[Tensor], Tensor]], list[Tensor]]
-"""Maps a network to the parts of the residual, whose mean squares add up to the loss."""
+"""Maps a network to the parts of the residual, whose squares add up to the loss."""
 
 
 class Problem:
@@ -62,7 +63,7 @@ class Problem:
         """Put it together, with fresh weights."""
         inputs = 8 if name == "regression" else 2
         self.model = drawn_from(seed, lambda: Perceptron(inputs, width=_WIDTH, depth=_DEPTH)).to(dtype)
-        self.residuals, self.rows = _regression(seed, dtype) if name == "regression" else _equation(name, seed, dtype)
+        self.residuals = _regression(seed, dtype) if name == "regression" else _equation(name, seed, dtype)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -71,35 +72,36 @@ class Problem:
 
     def loss(self) -> Tensor:
         """Return the loss where the network stands."""
-        return torch.stack([part.square().mean() for part in self.residuals(self.model)]).sum()
+        return _loss_of(self.residuals(self.model))
+
+    def least_squares(self) -> LeastSquares:
+        """Return the residuals and their Jacobian."""
+        return cl.Objective.from_batch_loss(
+            self.model,
+            [torch.zeros(1)],  # The points are in the residuals.
+            lambda model, _: _loss_of(self.residuals(model)),
+            residuals=lambda model, _: self.residuals(model),
+        ).least_squares()
 
 
-def _regression(seed: int, dtype: torch.dtype) -> tuple[Residuals, Callable[..., list[Tensor]]]:
+def _loss_of(residuals: Sequence[Tensor]) -> Tensor:
+    return torch.stack([part.square().sum() for part in residuals]).sum()
+
+
+def _regression(seed: int, dtype: torch.dtype) -> Residuals:
     from sklearn.datasets import make_friedman1
 
     inputs, values = make_friedman1(_POINTS, n_features=8, noise=0.1, random_state=seed)
     x = torch.from_numpy(2 * inputs - 1).to(dtype)
     y = torch.from_numpy((values - values.mean()) / values.std())[:, None].to(dtype)
-    return lambda model: [model(x) - y], lambda gradients, parts: [gradients(parts[0])[0]]
+    return lambda model: [(model(x) - y) / math.sqrt(_POINTS)]
 
 
-def _equation(name: str, seed: int, dtype: torch.dtype) -> tuple[Residuals, Callable[..., list[Tensor]]]:
+def _equation(name: str, seed: int, dtype: torch.dtype) -> Residuals:
     equation = _EQUATIONS[name]()
     drawn = equation.points(_POINTS, _EDGE, _EDGE, seed=seed)
     points = Points(*(part.to(dtype) for part in drawn))
-
-    def rows(gradients: Callable[[Tensor], list[Tensor]], parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return the Jacobian's rows of every part: calls of the network are interior, edges and, of a rest, the start.
-
-        Residuals of the edges are of one row of the network's call each, of periodic ones of two.
-        """
-        start, edge = len(points.initial), len(points.left)
-        ends = gradients(parts[2])[1][start:]
-        ends = ends[:edge] + ends[edge:] if len(parts[2]) == edge else ends
-        jacobian = [gradients(parts[0])[0], gradients(parts[1])[1][:start], ends]
-        return jacobian + [gradients(part)[2] for part in parts[3:]]
-
-    return lambda model: equation.residuals(model, points), rows
+    return lambda model: equation.scaled_residuals(model, points)
 
 
 _EQUATIONS: Mapping[str, Callable[[], DifferentialEquation]] = {
@@ -220,85 +222,21 @@ def _all_pairs(adam: torch.optim.Adam) -> LBFGS:
     return LBFGS(parameters, history=2000, self_scaled=True, preconditioner=adam_preconditioner(adam))
 
 
-class _RowWise:
-    """The network with a copy of its parameters for every row of every call: the Jacobian's rows at once."""
-
-    def __init__(self, model: nn.Module, theta: Tensor) -> None:
-        self._shapes = [parameter.shape for parameter in model.parameters()]
-        self._theta = theta
-        self.copies: list[Tensor] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        copy = self._theta.expand(len(x), -1).clone().requires_grad_()
-        self.copies.append(copy)
-        parts = copy.split([shape.numel() for shape in self._shapes], dim=1)
-        value = x[:, None, :]
-        for layer, (weight, bias) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-            shape = self._shapes[2 * layer]
-            value = torch.baddbmm(bias[:, None, :], value, weight.view(-1, *shape).transpose(1, 2))
-            value = value if 2 * layer + 2 == len(parts) else torch.tanh(value)
-        return value[:, 0, :]
-
-    def gradients(self, part: Tensor) -> list[Tensor]:
-        """Return the derivative of the sum of a part, for every call (rows, n)."""
-        found = torch.autograd.grad(part.sum(), self.copies, retain_graph=True, allow_unused=True)
-        return [torch.empty(0) if gradient is None else gradient for gradient in found]
-
-
-def jacobian(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return residuals (m,) and their Jacobian (m, n), scaled so that the loss is the sum of squares."""
-    with torch.enable_grad():
-        network = _RowWise(problem.model, theta)
-        parts = problem.residuals(network)
-        rows = problem.rows(network.gradients, parts)
-    scaled = [(part.detach()[:, 0], row) for part, row in zip(parts, rows, strict=True)]
-    return (
-        torch.cat([part / math.sqrt(len(part)) for part, _ in scaled]),
-        torch.cat([row / math.sqrt(len(row)) for _, row in scaled]),
-    )
-
-
-@torch.no_grad()
 def _levenberg_marquardt(meter: Meter, adam: torch.optim.Adam) -> None:
-    """(JᵀJ + λI) d = -Jᵀr, in the dual where residuals are fewer; λ by Nielsen's rule (Madsen et al. 2004, 3.2)."""
-    problem, damping, growth = meter.problem, 1e-3, 2.0
-    theta = flatten(problem.parameters)
-    meter.pay(1.0)
-    r, j = jacobian(problem, theta)
-    loss = r.square().sum().item()
-    meter.record(loss)
-    damping *= float(j.square().sum(dim=0).max())
-    while damping < 1e30:
-        d = _damped(j, r, damping)
-        if d is None:
-            damping, growth = damping * growth, 2 * growth
-            continue
-        torch._foreach_copy_(problem.parameters, unflatten(theta + d, problem.parameters))
-        meter.pay(1 / 3)
-        now = problem.loss().item()
-        meter.record(now)
-        model_fall = loss - (r + j @ d).square().sum().item()
-        ratio = (loss - now) / model_fall if model_fall > 0.0 else -1.0
-        if not ratio > 0.0:
-            damping, growth = damping * growth, 2 * growth
-            continue
-        theta, growth = theta + d, 2.0
-        damping *= max(1 / 3, 1 - (2 * ratio - 1) ** 3)
-        meter.pay(1.0)
-        r, j = jacobian(problem, theta)
-        loss = r.square().sum().item()
+    """Our own; what finding out about its Jacobians takes is charged too."""
+    squares = meter.problem.least_squares()
+    meter.pay(squares.setup)
+    optimizer = cl.second_phase(adam, method="levenberg-marquardt")
 
+    def closure(*, jacobian: Sequence[Tensor] | None = None) -> Any:
+        meter.pay(1 / 3 if jacobian is None else squares.price)
+        result: Any = squares.closure(jacobian=jacobian)
+        residuals = result if jacobian is None else result[0]
+        meter.record(float(residuals.square().sum()))
+        return result
 
-def _damped(j: Tensor, r: Tensor, damping: float) -> Tensor | None:
-    dual = len(r) < j.shape[1]
-    gram = j @ j.T if dual else j.T @ j
-    gram.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        return None
-    right = r if dual else j.T @ r
-    solved = torch.cholesky_solve(right[:, None], factor)[:, 0]
-    return -(j.T @ solved) if dual else -solved
+    while optimizer.report is None or optimizer.report.state == "moved":
+        optimizer.step(closure)
 
 
 @torch.no_grad()
@@ -408,7 +346,6 @@ _BETTER = {
     "SOAP": ("SOAP", "SOAP, cosine"),
     "NysNewton-CG": ("NysNewton-CG, 1e-2", "NysNewton-CG, 1e-4"),
 }
-_BY_SECONDS = ("Levenberg-Marquardt",)
 _KEY = ("problem", "dtype", "seed", "steps", "evaluations")
 
 
@@ -428,8 +365,9 @@ def main() -> None:
 def run_command(problems: str, methods: str, seeds: str, dtype: str, steps: int, evaluations: int, out: Path) -> None:
     """Make the runs that are not yet in the file."""
     torch.set_num_threads(1)
-    importlib.import_module("pytorch_optimizer")  # Not within what is timed.
     wanted = ["auto", *(name for name in matching(_methods(evaluations), methods) if name != "auto")]
+    if any(name.startswith("SOAP") for name in wanted):
+        importlib.import_module("pytorch_optimizer")  # Not within what is timed.
     for seed in map(int, seeds.split(",")):
         for name in matching(PROBLEMS, problems):
             setting = dict(zip(_KEY, (name, dtype, seed, steps, evaluations), strict=True))
@@ -455,7 +393,7 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
             torch._foreach_copy_(problem.parameters, unflatten(weights, problem.parameters))
         again = torch.optim.Adam(problem.parameters, lr=_RATE)
         again.load_state_dict(moments)
-        meter = Meter(problem, 0 if name in _BY_SECONDS else setting["evaluations"], seconds)
+        meter = Meter(problem, setting["evaluations"], seconds)
         try:
             _methods(setting["evaluations"])[name](meter, again)
         except _SpentError:
@@ -467,7 +405,7 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
             "method": name,
             "parameters": weights.numel(),
             "seconds": meter.seconds,
-            "at_evaluations": None if name in _BY_SECONDS else meter.best(evaluations=setting["evaluations"]),
+            "at_evaluations": meter.best(evaluations=setting["evaluations"]),
             "at_seconds": meter.best(seconds=seconds),
             "evaluations_in_seconds": max(cost for cost, second, _ in meter.curve if second <= seconds),
             "torch": torch.__version__,

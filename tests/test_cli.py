@@ -376,7 +376,7 @@ PROBE = "probe CHECKPOINT --out OUT "
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
-        ("trian two-phase", 2, "Error: unknown command 'trian'. Did you mean 'train'? Known: compare, "),
+        ("trian two-phase", 2, r"Error: unknown command 'trian'. Did you mean 'train'\? Known: compare, "),
         ("two-phase", 2, "Error: unknown command 'two-phase'. Did you mean 'train two-phase'?"),
         ("train twophase", 2, "Error: unknown command 'twophase'. Did you mean 'two-phase'?"),
         ("sohw runs/first", 2, "Error: unknown command 'sohw'. Did you mean 'show'?"),

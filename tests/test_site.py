@@ -55,7 +55,7 @@ def axe() -> str:
     return (importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
-AXE = "axe.run({}, {resultTypes: ['violations']}).then(result => JSON.stringify(result.violations))"
+AXE = "axe.run(document, {resultTypes: ['violations']}).then(result => JSON.stringify(result.violations))"
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 

@@ -31,8 +31,8 @@ __all__ = ["LeastSquares"]
 _SAME_VALUE = 100
 # Gradient equivalents: residuals alone, and a product with the transposed Jacobian, a gradient without its value.
 _VALUE, _PRODUCT = 1 / 3, 2 / 3
-# Row by row a Jacobian is charged this many times the count of numbers that it writes, in those of a gradient. In
-# processor seconds it took 0.8 to 1.8 times the count (621 to 7,851 parameters, 1,000 points, float32 and float64).
+# Row by row a Jacobian is charged this many times the bytes of tensors that it makes, in those of a gradient. In
+# processor seconds it took 0.6 to 1.6 times these (1,981 to 7,851 parameters, 1,000 points, float32 and float64).
 _MARGIN = 2.0
 
 
@@ -41,37 +41,41 @@ class LeastSquares:
 
     They are compared with the loss once, here, and the way in which Jacobians are made is settled. A Jacobian by
     products costs 1/3 + 2m/3 gradient equivalents. Row by row it is bound by memory, not by arithmetic, so that it is
-    charged by the bytes of the tensors that it makes, over those that a gradient makes, twice that.
+    charged by the bytes of the tensors that it makes, over those that a gradient makes, twice that. So is `setup`.
 
     Args:
         loss: one that has declared its residuals.
 
     Raises:
-        MisuseError: it has not, their squares do not sum to it, or J and the normal equations do not fit into the
-            memory that is free.
+        MisuseError: it has not, their squares do not sum to it, several ranks share it, or J and the normal equations
+            do not fit into the memory that is free.
     """
 
     def __init__(self, loss: BatchedLoss) -> None:
-        """See the class; it costs a few gradients and, where rows are made at once, some Jacobians."""
+        """See the class."""
         loss.require_residuals()
+        if loss.ranks.shared:
+            raise MisuseError(
+                "residuals are those of one process: expected an objective without a group of ranks. Leave out group=, "
+                "or choose another second phase."
+            )
         self._loss = loss
-        begin, point = time.perf_counter(), loss.point()
-        with loss.evaluating():
-            sizes = [(_count(loss.batch_residuals(point, batch)), weight) for batch, weight in loss.parts()]
-        self.count = sum(size for size, _ in sizes)
-        """m."""
-        self._weight = sum(weight for _, weight in sizes)
-        self._check(point)
-        size = loss.size
-        what = f"the Jacobian of {self.count:,} residuals in {size:,} parameters, with its normal equations,"
-        require_room(dense_bytes(self.count, size), loss.device, what)
-        by_products = sum((_VALUE + _PRODUCT * size) * weight / self._weight for size, weight in sizes)
-        self._row_wise = self._found(point)
-        self.price = self._counted(point) if self._row_wise else by_products
+        begin, before, point = time.perf_counter(), loss.cost, loss.point()
+        with LiveTensors() as whole:
+            with LiveTensors() as of_gradient:
+                value = float(loss.value_and_gradient_at(point)[0])
+            by_products = self._check(point, value)
+            self._row_wise = self._found(point)
+        itself = 8 * self.count * loss.size
+        counted = _MARGIN * (itself + sum(plan.made for plan in self._row_wise or ())) / of_gradient.made
+        if counted > by_products:
+            self._row_wise = None
+        self.price = counted if self._row_wise else by_products
         """Gradient equivalents of r with J."""
-        if self.price > by_products:
-            self._row_wise, self.price = None, by_products
-        loss.spend(Cost(values=1, seconds=time.perf_counter() - begin))
+        self.setup = max(1.0, _MARGIN * whole.made / of_gradient.made)
+        """Gradient equivalents of making this."""
+        rest = self.setup - (loss.cost - before).gradient_equivalents
+        loss.spend(Cost(jacobians=max(0.0, rest), seconds=time.perf_counter() - begin))
 
     @property
     def row_by_row(self) -> bool:
@@ -112,9 +116,14 @@ class LeastSquares:
         zero = whole.new_zeros(1, 1)
         return residuals, torch.cat([blocks.get(id(p), zero.expand(self.count, p.numel())) for p in jacobian], dim=1)
 
-    def _check(self, point: Point) -> None:
-        """Compare the residuals with the loss."""
-        residuals, loss = self._residuals(point), float(self._loss.value_at(point))
+    def _check(self, point: Point, loss: float) -> float:
+        """Compare the residuals with the loss, and their size with memory; return the price of J by products."""
+        with self._loss.evaluating():
+            sizes = [(_count(self._loss.batch_residuals(point, batch)), weight) for batch, weight in self._loss.parts()]
+        self.count = sum(size for size, _ in sizes)
+        """m."""
+        self._weight = sum(weight for _, weight in sizes)
+        residuals = self._residuals(point)
         squares = dot(residuals, residuals).item()
         allowed = _SAME_VALUE * torch.finfo(self._loss.dtype).eps * max(abs(squares), abs(loss))
         if math.isfinite(loss) and not abs(squares - loss) <= allowed:
@@ -122,6 +131,9 @@ class LeastSquares:
                 f"the squares of the residuals sum to {squares:.8g}, expected the loss, {loss:.8g}. Scale them: for a "
                 "mean of N squares divide by the square root of N; leave no term of the loss out."
             )
+        what = f"the Jacobian of {self.count:,} residuals in {self._loss.size:,} parameters, with its normal equations,"
+        require_room(dense_bytes(self.count, self._loss.size), self._loss.device, what)
+        return sum((_VALUE + _PRODUCT * size) * weight / self._weight for size, weight in sizes)
 
     def _residuals(self, point: Point) -> Tensor:
         wide, parts = accumulation_dtype(self._loss.device), []
@@ -153,31 +165,23 @@ class LeastSquares:
             joined = torch.cat([part.reshape(-1) for part in parts])
             jacobian_by_products(joined, point.leaves, out[: len(joined)])
             return parts
-        parts = self._row_wise[number].write(self._loss, point, batch, out)
-        if parts is None:
+        written = self._row_wise[number].write(self._loss, point, batch, out)
+        if written is None:
             found = row_wise(self._loss, point, batch)
-            parts = None if found is None else found.write(self._loss, point, batch, out)
-            if found is None or parts is None:
+            written = None if found is None else found.write(self._loss, point, batch, out)
+            if found is None or written is None:
                 raise FailureError(
                     "the residuals depend on other rows of the network's calls than before, so that their Jacobian "
                     "cannot be made row by row. Choose another second phase."
                 )
             self._row_wise[number] = found
-        return parts
+        return written
 
     def _found(self, point: Point) -> list[RowWise] | None:
         with self._loss.evaluating():
             plans = [row_wise(self._loss, point, batch) for batch, _ in self._loss.parts()]
         known = [plan for plan in plans if plan is not None]
         return known if len(known) == len(plans) else None
-
-    def _counted(self, point: Point) -> float:
-        """Return what a Jacobian made row by row is charged."""
-        with LiveTensors() as of_gradient:
-            self._loss.value_and_gradient_at(point)
-        with LiveTensors() as of_jacobian:
-            self._jacobian(point)
-        return _MARGIN * of_jacobian.made / of_gradient.made
 
 
 def _count(parts: Sequence[Tensor]) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm
+from convexlab.machine.memory import LiveTensors
 from convexlab.objective.batched_loss import BatchedLoss, Point
 from convexlab.objective.differentiation import differentiate
 
@@ -26,6 +27,8 @@ __all__ = ["RowWise", "row_wise"]
 
 # Weights of two residuals differ by 1/B in one of two sums; less than this share of it is rounding.
 _APART = 0.1
+# Of the parameters one in so many says which rows a residual comes from.
+_FEW = 8
 # By how many ε a product with J may differ from the same by autograd, as two gradients of one function may.
 _SAME_PRODUCT = 10_000
 
@@ -92,6 +95,8 @@ class RowWise:
 
     columns: tuple[tuple[_Use, ...], ...]
     """Of each column of each part."""
+    made: int = 0
+    """Bytes of the tensors that are made on the way to a Jacobian."""
 
     def write(self, loss: BatchedLoss, point: Point, batch: Any, out: Tensor) -> list[Tensor] | None:
         """Write J of a batch into ``out`` (m, n), and return the parts of its residuals.
@@ -111,8 +116,8 @@ class RowWise:
 def row_wise(loss: BatchedLoss, point: Point, batch: Any) -> RowWise | None:
     """Find out how rows of calls belong to the residuals of a batch, at a point; None where a row belongs to two.
 
-    None too where the network cannot be called row by row, or what comes out is not the Jacobian. It costs up to four
-    Jacobians and a gradient.
+    None too where the network cannot be called row by row, or what comes out is not the Jacobian. It costs a Jacobian,
+    and some backward passes through the network's smallest parameters, mostly its biases.
     """
     try:
         return _right(_found(loss, point, batch), loss, point, batch)
@@ -146,10 +151,11 @@ def _derivatives(column: Tensor, copies: Sequence[Tensor], weights: Tensor) -> l
 def _found(loss: BatchedLoss, point: Point, batch: Any) -> RowWise | None:
     network, parts = _evaluated(loss, point, batch)
     nothing = parts[0].new_empty(sum(part.numel() for part in parts), 0)
-    columns = []
+    columns, few = [], _smallest(point.leaves)
     for column, _ in _columns(parts, nothing):
         uses = []
-        for number, copies in enumerate(network.calls):
+        for number, call in enumerate(network.calls):
+            copies = [call[place] for place in few]
             plain = _derivatives(column, copies, torch.ones_like(column))
             if all(derivative is None for derivative in plain):
                 continue
@@ -159,6 +165,17 @@ def _found(loss: BatchedLoss, point: Point, batch: Any) -> RowWise | None:
             uses.append(use)
         columns.append(tuple(uses))
     return RowWise(tuple(columns))
+
+
+def _smallest(leaves: Sequence[Tensor]) -> list[int]:
+    """Return the places of the smallest parameters, of one in `_FEW` numbers together, or of the smallest alone."""
+    places, size = sorted(range(len(leaves)), key=lambda place: leaves[place].numel()), 0
+    most = sum(leaf.numel() for leaf in leaves) // _FEW
+    for count, place in enumerate(places):
+        size += leaves[place].numel()
+        if size > most:
+            return places[: max(1, count)]
+    return places
 
 
 def _use(column: Tensor, call: int, copies: Sequence[Tensor], plain: Sequence[Tensor | None]) -> _Use | None:
@@ -211,7 +228,9 @@ def _right(found: RowWise | None, loss: BatchedLoss, point: Point, batch: Any) -
     u = torch.randn(len(residuals), dtype=residuals.dtype, device=residuals.device)
     expected = flatten(differentiate([residuals], point.leaves, [u]))
     jacobian = u.new_empty(len(u), expected.numel())
-    if found.write(loss, point, batch, jacobian) is None:
-        return None
+    with LiveTensors() as live:
+        if found.write(loss, point, batch, jacobian) is None:
+            return None
     difference, length = norm(jacobian.T @ u - expected), norm(expected)
-    return found if bool(difference <= _SAME_PRODUCT * torch.finfo(u.dtype).eps * length) else None
+    right = bool(difference <= _SAME_PRODUCT * torch.finfo(u.dtype).eps * length)
+    return replace(found, made=live.made) if right else None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from convexlab.errors import MisuseError
+from convexlab.machine.capture import capture_asked
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo, trained_by
@@ -28,10 +30,22 @@ class HandOver:
         MisuseError: the second phase is not for this problem.
     """
 
+    _setup = 0.0  # Gradient equivalents that are charged at the switch.
+
     def __init__(self, name: str, phase: PhaseTwo, problem: Problem, budget: float) -> None:
         phase.check_size(problem.objective.size)
         if phase.sampled:
             problem.random_rows()
+        self._least_squares = problem.objective.least_squares() if phase.residuals else None
+        if self._least_squares is not None:
+            self._setup = self._least_squares.setup
+            least = self._setup + self._least_squares.price + phase.search_cost
+            if budget < least:
+                raise MisuseError(
+                    f"the first step of {name} takes {least:.0f} gradient equivalents here, for the Jacobian of "
+                    f"{self._least_squares.count:,} residuals: expected a budget of more, got {budget:g}. Raise "
+                    f"--epochs, or choose another --phase-two."
+                )
         self.name = name
         self.phase = phase
         self.problem = problem
@@ -78,6 +92,9 @@ class HandOver:
             # A constant model, one class alone, the minimum: nothing to hand over, and no second moments to do it with.
             trajectory.safe_resort = {"epoch": trajectory.epoch, "reason": "the gradient is zero at the switch"}
         elif trajectory.second is None:
+            if trajectory.cost + self._setup > self.budget:
+                return
+            trajectory.account.charge(self.name, self._setup)
             trajectory.second = self.build(trajectory.adam)
         if trajectory.safe_resort is not None or trajectory.second is None:
             return
@@ -90,8 +107,10 @@ class HandOver:
             budget=self.budget - trajectory.cost,
             closure=self.problem.loss_of_rows if self.phase.sampled else None,
             examples=self.problem.examples,
+            least_squares=self._least_squares,
         )
-        for step in steps:
-            trajectory.take(self.name, step)
-            trajectory.resort = resort.state_dict()
-            yield
+        with self.problem.objective.captured(wanted=capture_asked()):
+            for step in steps:
+                trajectory.take(self.name, step)
+                trajectory.resort = resort.state_dict()
+                yield

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError, unknown_name
-from convexlab.optim import LBFGS, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden, adam_preconditioner
+from convexlab.optim import (
+    LBFGS,
+    LevenbergMarquardt,
+    NonlinearCG,
+    ProgressiveLBFGS,
+    SelfScaledBroyden,
+    adam_preconditioner,
+)
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.self_scaled_broyden import MAX_PARAMETERS
 
@@ -52,6 +59,9 @@ class PhaseTwo:
     """Whether its closure takes the rows of a sample, as that of `ProgressiveLBFGS`."""
     max_parameters: int | None = None
     """The most that it takes."""
+    residuals: bool = False
+    """Whether its closure gives residuals and their Jacobian, as that of `LevenbergMarquardt`; what opens a step then
+    costs `LeastSquares.price`, not a gradient."""
 
     @property
     def least_cost(self) -> float:
@@ -130,6 +140,12 @@ _PHASES: Mapping[str, PhaseTwo] = MappingProxyType(
             lambda params, adam, examples: SelfScaledBroyden(params, preconditioner=adam_preconditioner(adam)),
             max_parameters=MAX_PARAMETERS,
         ),
+        "levenberg-marquardt": PhaseTwo(
+            "Levenberg-Marquardt on the residuals, for sums of squares on small networks",
+            lambda params, adam, examples: LevenbergMarquardt(params),
+            search_cost=1 / 3,
+            residuals=True,
+        ),
     }
 )
 
@@ -192,7 +208,8 @@ def second_phase(
     """Return the optimiser that takes over from Adam, for the parameters that it trains; the trainer's own.
 
     Adam's second moments become its preconditioner, Adam's last step the length of its first trial. Weight decay is not
-    taken over: the second phase minimises what its closure returns. See `FlatOptimizer` for closures.
+    taken over: the second phase minimises what its closure returns. See `FlatOptimizer` for closures; that of
+    ``levenberg-marquardt`` returns residuals, see `LevenbergMarquardt`.
 
     Args:
         adam: a ``torch.optim.Adam`` or ``AdamW`` after at least one step, with any number of groups.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from convexlab.linalg.vectors import norm
-from convexlab.objective import Objective
+from convexlab.objective import LeastSquares, Objective
 from convexlab.optim import ProgressiveLBFGS
 from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo
@@ -133,13 +133,15 @@ def second_phase_steps(
     closure: Callable[..., Tensor] | None = None,
     examples: int | None = None,
     measure: Callable[[], tuple[float, float]] | None = None,
+    least_squares: LeastSquares | None = None,
 ) -> Iterator[Step]:
     """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
 
     A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
-    that. No step is begun without what one evaluation of its search costs, and the gradient that opens it where the
-    step before has not left one. None takes more than is left: searches are given a limit of evaluations, and an
-    optimiser that does not read it is interrupted. It ends where it has converged, to the rounding of the loss.
+    that; residuals with their Jacobian cost `LeastSquares.price`. No step is begun without what one evaluation of its
+    search costs, and the gradient that opens it where the step before has not left one. None takes more than is left:
+    searches are given a limit of evaluations, and an optimiser that does not read it is interrupted. It ends where it
+    has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
@@ -152,6 +154,7 @@ def second_phase_steps(
         examples: of the training set, for a phase on samples.
         measure: returns loss and gradient norm where the model stands, for the record: not charged, and asked only
             where the optimiser does not know them. None asks the objective.
+        least_squares: the objective's, for a phase on residuals.
 
     Yields:
         Every step; the last one says why, if Adam is to take over again.
@@ -168,8 +171,16 @@ def second_phase_steps(
         purse.pay(len(rows) / examples)
         return evaluate(rows)
 
+    squares = (least_squares or objective.least_squares()) if phase.residuals else None
+
+    def charged_residuals(*, jacobian: Sequence[Tensor] | None = None) -> Any:
+        assert squares is not None
+        purse.pay(_VALUE if jacobian is None else squares.price)
+        return squares.closure(jacobian=jacobian)
+
+    begins = _GRADIENT if squares is None else squares.price
     while True:
-        opening = 0.0 if _known(optimizer) else _GRADIENT
+        opening = 0.0 if _known(optimizer) else begins
         if purse.left + _ROUNDING < opening + phase.search_cost:
             return
         begin, failed = time.perf_counter(), None
@@ -179,11 +190,11 @@ def second_phase_steps(
                 failed = _steps_on_samples(optimizer, charged_rows, examples, purse)
             else:
                 _limit(optimizer, (purse.left - opening) / phase.search_cost)
-                optimizer.step(charged)
+                optimizer.step(charged if squares is None else charged_residuals)
                 failed = _failure(optimizer)
                 purse.evaluation_seconds += _evaluation_seconds(optimizer)
         except _BudgetSpentError:
-            pass  # Only a peer that does not read its limit comes here.
+            pass  # A peer that does not read its limit, or a last look at whether the closure is one function.
         seconds = time.perf_counter() - begin
         if purse.cost == 0.0 and failed is None:
             return  # Nothing that is left pays for a step.

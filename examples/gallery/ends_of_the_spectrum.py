@@ -42,4 +42,4 @@ with tempfile.TemporaryDirectory() as folder:
     probe = cl.probe(checkpoints, objective=objective, out=f"{folder}/probed", density_probes=1, slice_points=0)
     proven = sum(row["verdict"] == "non-convex" for row in probe.rows)
     print(f"proven non-convex at {proven} of {len(probe.rows)} checkpoints")
-    cl.plot(probe).savefig(sys.argv[1], dpi=150)
+    cl.plot(probe).savefig(sys.argv[1], dpi=150, bbox_inches="tight")

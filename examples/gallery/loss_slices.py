@@ -25,6 +25,6 @@ for _ in range(40):
 with tempfile.TemporaryDirectory() as folder:
     torch.save({"model": model.state_dict(), "epoch": 40}, f"{folder}/ckpt-040.pt")
     probe = cl.probe([f"{folder}/ckpt-040.pt"], objective=objective, out=f"{folder}/probed", slice_points=21)
-    cl.plot(probe, "slices").savefig(sys.argv[1], dpi=150)
+    cl.plot(probe, "slices").savefig(sys.argv[1], dpi=150, bbox_inches="tight")
     (row,) = probe.rows
     print(f"curvature along the two directions: {row['smallest']:.4f} and {row['largest']:.4f}")

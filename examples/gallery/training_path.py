@@ -28,6 +28,6 @@ with tempfile.TemporaryDirectory() as folder:
             torch.save({"model": model.state_dict(), "epoch": epoch}, f"{folder}/ckpt-{epoch:03}.pt")
         adam.step(objective.closure)
     probe = cl.probe(sorted(Path(folder).glob("*.pt")), objective=objective, out=f"{folder}/probed", slice_points=0)
-    cl.plot(probe, "plane").savefig(sys.argv[1], dpi=150)
+    cl.plot(probe, "plane").savefig(sys.argv[1], dpi=150, bbox_inches="tight")
     plane = json.loads((probe.run.path / "landscape.json").read_text(encoding="utf-8"))
-    print(f"share of the path on the plane: {sum(plane['explained']):.2f}, of {objective.size} directions 2")
+    print(f"two of {objective.size} directions hold {sum(plane['explained_variance']):.1%} of the path's variance")

@@ -28,33 +28,47 @@ def closure_of(loss: Loss, x: nn.Parameter) -> Callable[..., Tensor]:
     return closure
 
 
+Close = Callable[[Loss, nn.Parameter], Callable[..., Tensor]]
+
+
+def residuals_of(loss: Loss, x: nn.Parameter) -> Callable[..., Tensor]:
+    """Return the closure of a method that takes residuals, where the loss is a function that returns them."""
+    return lambda: loss(x)
+
+
 def run(
     build: Callable[..., Optimiser],
     loss: Loss,
     start: Tensor,
     steps: int = 1000,
     tolerance: float = 0.0,
+    close: Close = closure_of,
     **options: object,
 ) -> Iterator[tuple[Tensor, StepReport, Optimiser]]:
     """Yield the point after each step, until the gradient at its start was within the tolerance or the step failed."""
     x = nn.Parameter(start.clone())
     optimiser = build([x], **options)
     for _ in range(steps):
-        optimiser.step(closure_of(loss, x))
+        optimiser.step(close(loss, x))
         yield x.detach().clone(), optimiser.report, optimiser
         if optimiser.report.gradient_norm <= tolerance or optimiser.report.failed:
             return
 
 
 def check_state_continues(
-    build: Callable[[nn.Parameter], FlatOptimizer], loss: Loss, start: Tensor, split: int, steps: int
+    build: Callable[[nn.Parameter], FlatOptimizer],
+    loss: Loss,
+    start: Tensor,
+    split: int,
+    steps: int,
+    close: Close = closure_of,
 ) -> None:
     """Check that a state stored after ``split`` of the steps, on disk, goes on to the same bits and reports."""
 
     def walk(x: nn.Parameter, optimiser: FlatOptimizer, count: int) -> list[tuple[Tensor, StepReport | None]]:
         seen = []
         for _ in range(count):
-            optimiser.step(closure_of(loss, x))
+            optimiser.step(close(loss, x))
             seen.append((x.detach().clone(), optimiser.report))
         return seen
 
@@ -76,14 +90,14 @@ def check_state_continues(
 
 
 def check_exceptions_leave_no_trace(
-    build: Callable[[nn.Parameter], FlatOptimizer], loss: Loss, start: Tensor, at: int
+    build: Callable[[nn.Parameter], FlatOptimizer], loss: Loss, start: Tensor, at: int, close: Close = closure_of
 ) -> None:
     """Check that a step that is interrupted, twice, leaves the weights, and that the run goes on as without it."""
 
     def interrupt() -> Tensor:
         raise KeyboardInterrupt
 
-    expected = [x for x, *_ in run(lambda parameters: build(parameters[0]), loss, start, 12)]
+    expected = [x for x, *_ in run(lambda parameters: build(parameters[0]), loss, start, 12, close=close)]
     x = nn.Parameter(start.clone())
     optimiser = build(x)
     for step, point in enumerate(expected):
@@ -93,7 +107,7 @@ def check_exceptions_leave_no_trace(
                 with pytest.raises(KeyboardInterrupt):
                     optimiser.step(interrupt)
             assert torch.equal(x, before)
-        optimiser.step(closure_of(loss, x))
+        optimiser.step(close(loss, x))
         assert torch.equal(x, point)
 
 

@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from convexlab.errors import MisuseError
-from convexlab.optim import LBFGS, GaussNewtonCG, NewtonCG, NonlinearCG, ProgressiveLBFGS, SelfScaledBroyden
+from convexlab.optim import (
+    LBFGS,
+    GaussNewtonCG,
+    LevenbergMarquardt,
+    NewtonCG,
+    NonlinearCG,
+    ProgressiveLBFGS,
+    SelfScaledBroyden,
+)
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.optim.memory import Memory
 from tests.dense import Dense
 from tests.optim.networks import Regression
-from tests.optim.running import closure_of
+from tests.optim.running import closure_of, residuals_of
 
 TASK = Regression()
 N = 33
@@ -31,6 +39,7 @@ METHODS: dict[str, Any] = {
     "SelfScaledBroyden": lambda x: SelfScaledBroyden([x]),
     "NewtonCG": lambda x: NewtonCG([x]),
     "GaussNewtonCG": lambda x: GaussNewtonCG([x], lambda: Dense(TASK.gauss_newton(x.detach()))),
+    "LevenbergMarquardt": lambda x: LevenbergMarquardt([x]),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -42,6 +51,8 @@ def begin(method: str, start: Tensor = TASK.start) -> tuple[nn.Parameter, FlatOp
 
 def walk(x: nn.Parameter, optimiser: FlatOptimizer, steps: int) -> None:
     closure = closure_of(TASK, x)
+    if isinstance(optimiser, LevenbergMarquardt):
+        closure = residuals_of(TASK.residuals, x)
     for _ in range(steps):
         optimiser.step((lambda rows: closure()) if isinstance(optimiser, ProgressiveLBFGS) else closure)
 

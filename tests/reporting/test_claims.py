@@ -49,6 +49,10 @@ def test_pattern(kinds: list[str], swaps: int, bracket: tuple[float, float] | No
     assert (found.swaps, found.bracket, found.word) == (swaps, bracket, word)
 
 
+def test_two_points_of_one_epoch_are_told_apart_by_their_order() -> None:
+    assert pattern([0, 7, 7], [N, N, C]).bracket == (7, 7)
+
+
 def evidence(norms: list[float], points: list[Point], lowest: str | None = None) -> Evidence:
     return Evidence(tuple(map(float, range(len(norms)))), tuple(norms), tuple(points), lowest)
 
@@ -64,9 +68,9 @@ def evidence(norms: list[float], points: list[Point], lowest: str | None = None)
         ([C, N], N, "contradicted", "after points without negative curvature came non-convex ones"),
         ([N, N], None, "undecided", "proven non-convex at every point"),
         ([N, N], N, "undecided", "proven non-convex at every point, the lowest one included"),
-        ([N, U, N], None, "undecided", "proven non-convex at 2 of 3 points, the others are unresolved"),
+        ([N, U, N], None, "undecided", "proven non-convex at 2 of 3 points, the other is unresolved"),
         ([C, C], C, "undecided", "no negative curvature found from the start on"),
-        ([C, C, U], None, "undecided", "no negative curvature found at 2 of 3 points, the others are unresolved"),
+        ([C, C, U, U], None, "undecided", "no negative curvature found at 2 of 4 points, the others are unresolved"),
         ([U, N, U], None, "undecided", "fewer than two verdicts are resolved"),
         ([], None, "undecided", "no curvature was measured along training"),
     ],

@@ -32,8 +32,8 @@ def claim_counts_table(judged: Mapping[str, Sequence[Judgement]]) -> Table | Non
         shares = [str(Proportion(counts[outcome], len(judgements))) for outcome in OUTCOMES]
         rows.append([f"Claim {claim}", *shares])
     return make_table(
-        "Claims, in runs, with 95 % intervals (Clopper and Pearson).",
-        ["Claim", *(outcome.capitalize() for outcome in OUTCOMES)],
+        "Claims, in runs, with 95 % intervals as of independent runs (Clopper and Pearson).",
+        [Column("Claim", False), *(outcome.capitalize() for outcome in OUTCOMES)],
         rows,
     )
 

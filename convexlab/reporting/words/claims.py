@@ -41,7 +41,8 @@ ABOUT_OUTCOMES = (
 def reason_clause(judgement: Judgement, axis: str = "epoch") -> str:
     """Return why a claim is judged so, as a clause without a full stop."""
     peak = f"{axis} {count(judgement.epoch)}"
-    some = f"{judgement.count} of {judgement.total} points, the others are unresolved"
+    others = "other is" if judgement.total - judgement.count == 1 else "others are"
+    some = f"{judgement.count} of {judgement.total} points, the {others} unresolved"
     lowest = ", the lowest one included" if judgement.to_the_lowest else ""
     every = judgement.count == judgement.total
     return {
@@ -92,7 +93,7 @@ def claim_sentences(runs: Sequence[RunFacts]) -> list[str]:
     return [
         of + proven_sentence([evidence for _, evidence in known]),
         *(outcome_sentence(claim, [each[claim] for each in judgements]) for claim in CLAIMS),
-        peak_sentence([evidence for _, evidence in known]),
+        peak_sentence([evidence for _, evidence in known], axis_of([c for facts, _ in known for c in facts.probe])),
     ]
 
 
@@ -110,12 +111,12 @@ def _without(known: Sequence[Evidence]) -> int:
     return sum(evidence.proven == 0 for evidence in known)
 
 
-def peak_sentence(known: Sequence[Evidence]) -> str:
+def peak_sentence(known: Sequence[Evidence], axis: str = "epoch") -> str:
     """Return in how many runs the gradient norm peaks after its first trough, and when."""
     peaks = sorted(evidence.peak for evidence in known if evidence.peak is not None)
     sentence = f"The gradient norm peaks after its first trough in {len(peaks)} of {len(known)} runs"
     ends = " to ".join(dict.fromkeys(count(peak) for peak in (peaks[0], peaks[-1]))) if peaks else ""
-    return f"{sentence}{f', at {ends}' if ends else ''}."
+    return f"{sentence}{f', at {axis} {ends}' if ends else ''}."
 
 
 class ClaimNote(NamedTuple):
