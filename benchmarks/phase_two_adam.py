@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from phase_two_captured import CapturedStep, make_capturable
 from phase_two_problems import Task, clock
 from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.linalg.vectors import flatten, gradient_of, norm
 from convexlab.training.adam import adam_epoch, backward
+from convexlab.training.captured_step import CapturedStep
 
 __all__ = ["ADAM", "AdamTrajectory", "Curve", "Watch", "cosine", "gradients"]
 
@@ -80,8 +80,6 @@ class AdamTrajectory:
         self._capturable = self._device.type == "cuda" and bool(task.setting.batch_size)
         self._captured: CapturedStep | None = None
         self.adam = ADAM[kind](task.model.parameters(), lr=rate, fused=True)
-        if self._capturable:
-            make_capturable(self.adam)
         self.order = torch.Generator().manual_seed(task.setting.seed)
         self.epoch, self.seconds, self.loss = 0, 0.0, math.nan
         self.curve = Curve(task.setting.budget)
@@ -95,7 +93,9 @@ class AdamTrajectory:
     def train(self, rate: Callable[[float], float] | None = None) -> None:
         """Take an epoch of steps; ``rate`` maps the epochs done, a fraction within an epoch, to the learning rate."""
         if self._capturable and self._captured is None:
-            self._captured = CapturedStep(self.task, self.adam)
+            self._captured = CapturedStep(self.task.problem, self.adam)
+            rows = self.task.problem.random_rows()
+            self._captured.prepare(rows.of(torch.arange(rows.size)))
         begin = clock(self._device)
         adam_epoch(
             self.task.problem, self.adam, self.order, seed=0, epoch=self.epoch, learning_rate=rate, step=self._step
@@ -104,8 +104,8 @@ class AdamTrajectory:
         self.seconds += clock(self._device) - begin
 
     def _step(self, batch: Any) -> Tensor:
-        if self._captured is not None and self._captured.fits(batch):
-            return self._captured.replay(batch)
+        if self._captured is not None:
+            return self._captured(batch)
         self.adam.zero_grad()
         loss = backward(self.task.objective.training_loss, batch)
         if self.task.problem.whole_batch:
@@ -143,8 +143,7 @@ class AdamTrajectory:
         """Go on from such a state."""
         self.task.objective.write(state["weights"])
         self.adam.load_state_dict(state["adam"])
-        if self._capturable:
-            make_capturable(self.adam)
+        self._captured = None  # It knows the moments that there were.
         self.order.set_state(state["order"])
         self.epoch, self.seconds, self.loss = state["epoch"], state["seconds"], state["loss"]
         self.curve.rows = state["rows"]

@@ -25,7 +25,7 @@ from convexlab.commands import EXIT_STATUS, Command, Group
 from convexlab.datasets import dataset_names
 from convexlab.datasets.torchvision_sets import data_folder
 from convexlab.detection import detector_names
-from convexlab.errors import ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
+from convexlab.errors import CaptureWarning, ConvexLabError, DamageWarning, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
@@ -141,7 +141,7 @@ def _open_standard_files() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
     """Say what was put up with in a line of its own; other libraries' warnings as they are."""
-    if issubclass(category, DamageWarning | ShortageWarning):
+    if issubclass(category, CaptureWarning | DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
         click.echo(printable(warnings.formatwarning(message, category, *place[:2])), err=True, nl=False)
@@ -312,8 +312,8 @@ def two_phase(
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    With no option: 250 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
+    a physics-informed network, as long. Ends by naming the report it wrote. Under torchrun the ranks share the
     examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
     device = str(options["device"])

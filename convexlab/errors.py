@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CaptureWarning",
     "ConvexLabError",
     "DamageWarning",
     "FailureError",
@@ -39,6 +40,10 @@ class ShortageError(FailureError):
 
 class ShortageWarning(UserWarning):
     """Memory was short in a way that can be put up with; the text says what is done instead."""
+
+
+class CaptureWarning(UserWarning):
+    """Evaluations that were to be replayed as graphs were not; the text says why."""
 
 
 class DamageWarning(UserWarning):

@@ -15,6 +15,7 @@ from convexlab.linalg.vectors import norm
 from convexlab.problems import Problem
 from convexlab.runs import Row
 from convexlab.training.adam import adam_epoch
+from convexlab.training.captured_step import CapturedStep
 
 __all__ = ["AdamRun", "State"]
 
@@ -47,9 +48,19 @@ class AdamRun:
         seed: of the mini-batches' order.
         steps: Adam steps that make an epoch on the whole batch.
         watched: whether the gradients of its mini-batches are looked at, for a detector.
+        captured: whether its steps are replayed as graphs, where the device has any; then it is not watched.
     """
 
-    def __init__(self, problem: Problem, *, rate: float, seed: int, steps: int = 1, watched: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        rate: float,
+        seed: int,
+        steps: int = 1,
+        watched: bool = True,
+        captured: bool = False,
+    ) -> None:
         self.problem = problem
         self.epoch = 0
         self.epoch_cost = steps if problem.whole_batch else 1
@@ -58,13 +69,18 @@ class AdamRun:
         self.best_loss = math.inf
         self.largest_norm: float | None = None
         self._seed = seed
-        self._statistics = GradientStatistics(self.adam) if watched else None
+        self._statistics = GradientStatistics(self.adam) if watched and not captured else None
         self._order = torch.Generator().manual_seed(seed)
+        self._step = CapturedStep(problem, self.adam) if captured else None
+
+    @property
+    def not_captured(self) -> str | None:
+        """Why its steps are not replayed as graphs; None where they are, or nobody asked."""
+        return None if self._step is None else self._step.reason
 
     def train(self, learning_rate: float | None = None) -> float:
         """Take an epoch of steps, at another rate from now on if one is given, and return the mean loss over them."""
-        if learning_rate is not None:
-            self.adam.param_groups[0]["lr"] = learning_rate
+        rate = None if learning_rate is None else lambda done: learning_rate
         losses = [
             adam_epoch(
                 self.problem,
@@ -72,7 +88,9 @@ class AdamRun:
                 self._order,
                 seed=self._seed,
                 epoch=self.epoch * self.epoch_cost + step,
+                learning_rate=rate,
                 watch=self._statistics,
+                step=self._step,
             )
             for step in range(self.epoch_cost)
         ]
@@ -117,5 +135,7 @@ class AdamRun:
         """Go back to such a state."""
         self.problem.objective.write(state.weights)
         self.adam.load_state_dict(state.adam)
+        if self._step is not None:
+            self._step = CapturedStep(self.problem, self.adam)
         self._order.set_state(state.order)
         self.epoch, self.best_loss, self.largest_norm = state.epoch, state.best_loss, state.largest_norm

@@ -16,7 +16,7 @@ from convexlab.training.phases import LARGE, phase_two
 from paper.adam_run import AdamRun, State
 from paper.switching import followed
 
-__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "ProtocolPlan", "train_protocols"]
+__all__ = ["ADAM", "COSINE", "FIXED", "OURS", "PAPERS", "Best", "ProtocolPlan", "train_protocols"]
 
 ADAM, COSINE, PAPERS, FIXED, OURS = "adam", "adam-cosine", "paper", "ours-fixed", "ours"
 
@@ -46,7 +46,7 @@ class ProtocolPlan:
 
 
 @dataclass
-class _Best:
+class Best:
     """The lowest loss of a protocol, where it was met, and the curve that led there."""
 
     problem: Problem
@@ -56,6 +56,7 @@ class _Best:
     """(epoch as the paper counts, gradient equivalents, loss)."""
 
     def take(self, epoch: float, cost: float, loss: float) -> None:
+        """Take in where the protocol stands."""
         self.curve.append((epoch, cost, loss))
         if loss < self.loss:
             self.loss, self.weights = loss, self.problem.objective.flat_parameters()
@@ -110,7 +111,7 @@ def train_protocols(problem: Problem, plan: ProtocolPlan, *, paper: bool = True)
     return protocols
 
 
-def _adam_watched(run: AdamRun, plan: ProtocolPlan) -> tuple[_Best, State, State | None, str]:
+def _adam_watched(run: AdamRun, plan: ProtocolPlan) -> tuple[Best, State, State | None, str]:
     """Return Adam's curve, its states at the fixed and at the detected switch, and the detector's reason."""
     detector = build_detector(plan.detector, budget=plan.epochs)
     states: dict[str, State] = {}
@@ -132,8 +133,8 @@ def _adam(
     epochs: int,
     rate: Callable[[float], float] | None = None,
     watch: Callable[[Row], None] = lambda row: None,
-) -> _Best:
-    best = _Best(run.problem)
+) -> Best:
+    best = Best(run.problem)
     running = math.nan
     while True:
         row = run.record(running)
@@ -144,15 +145,15 @@ def _adam(
         running = run.train(None if rate is None else rate(run.epoch / epochs))
 
 
-def _begun(problem: Problem, constant: _Best, run: AdamRun, switch: State) -> _Best:
+def _begun(problem: Problem, constant: Best, run: AdamRun, switch: State) -> Best:
     """Return Adam's curve up to a switch, to which the run goes back, with its best weights."""
     run.restore(switch)
     curve = [point for point in constant.curve if point[0] <= switch.epoch]
     # The weights of an earlier epoch are not kept; those at the switch stand for them, and their loss.
-    return _Best(problem, curve[-1][2], switch.weights, curve)
+    return Best(problem, curve[-1][2], switch.weights, curve)
 
 
-def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: _Best) -> Row:
+def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: Best) -> Row:
     best, at_equal_cost = _begun(run.problem, constant, run, switch), None
     cost, steps, failed = float(plan.switch * run.epoch_cost), 0, None
     phase, most = phase_two(plan.papers), plan.epochs - plan.switch
@@ -171,7 +172,7 @@ def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: _Best) ->
     }
 
 
-def _aside(run: AdamRun, best: _Best) -> Row:
+def _aside(run: AdamRun, best: Best) -> Row:
     """Judge the best so far, and come back to where the run stands."""
     here = run.problem.objective.flat_parameters()
     judged = best.judged()
@@ -179,7 +180,7 @@ def _aside(run: AdamRun, best: _Best) -> Row:
     return judged
 
 
-def _ours(run: AdamRun, plan: ProtocolPlan, switch: State | None, constant: _Best) -> Row:
+def _ours(run: AdamRun, plan: ProtocolPlan, switch: State | None, constant: Best) -> Row:
     if switch is None:
         return constant.judged() | {"curve": constant.curve, "switch": None, "failed": None}
     best = _begun(run.problem, constant, run, switch)

@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.intervals import student_reach
 from convexlab.errors import MisuseError
-from convexlab.linalg.vectors import dot, flatten, unflatten, unit_columns
+from convexlab.linalg.vectors import dot, unit_columns
 from convexlab.objective import Objective
 from convexlab.objective.batches import rows_of
 from convexlab.objective.cost import Cost
-from convexlab.objective.differentiation import differentiate
+from convexlab.objective.products import HessianOperator
 
 __all__ = ["SampledCurvature", "sampled_curvature"]
 
@@ -125,16 +125,14 @@ def _quotients(objective: Objective, directions: Tensor) -> Iterator[tuple[Tenso
 
     Of several ranks each takes micro-batches in turn, those of one process; quotients of the others' are zeros.
     """
-    point = objective.point()
-    columns = [unflatten(row.clone(), point.leaves) for row in directions]
+    alone, ranks = objective.alone(), objective.ranks
+    operator = HessianOperator(alone, keep_graphs=False)
     squares = torch.stack([dot(row, row) for row in directions])
-    ranks = objective.ranks
-    for number, (batch, weight) in enumerate(objective.alone().parts()):
+    for number, (batch, weight) in enumerate(alone.parts()):
         if number % ranks.size != ranks.rank:
             yield torch.zeros_like(squares), weight, _examples(batch)
             continue
-        gradient = differentiate([objective.batch_loss(point, batch)], point.leaves, create_graph=True)
-        products = (flatten(differentiate(gradient, point.leaves, column, retain_graph=True)) for column in columns)
+        products = operator.times(batch, directions.T, number)
         along = torch.stack([dot(row, product) for row, product in zip(directions, products, strict=True)])
         yield along / squares, weight, _examples(batch)
 

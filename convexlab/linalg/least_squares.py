@@ -14,13 +14,15 @@ __all__ = ["NormalEquations", "dense_bytes", "jacobian_by_products"]
 
 # Products that are made at once.
 _CHUNK = 32
-# Of a matrix of the normal equations: itself, its damped copy with the factor in its place, a temporary.
-_GRAMS = 3
+# Matrices that are there at once. While J is made: itself, and the derivatives that it is summed from (3.5 in all, row
+# by row in float64). Of the normal equations: themselves, damped, and factorised.
+_JACOBIANS, _GRAMS = 4, 3
 
 
 def dense_bytes(residuals: int, parameters: int) -> int:
-    """Return the bytes of J (m, n) and of the normal equations in float64, for m residuals and n parameters."""
-    return 8 * (residuals * parameters + _GRAMS * min(residuals, parameters) ** 2)
+    """Return the bytes that J (m, n), what it is made from and the normal equations take at most, in float64."""
+    entries, least = residuals * parameters, min(residuals, parameters)
+    return 8 * max(_JACOBIANS * entries, entries + _GRAMS * least**2)
 
 
 def jacobian_by_products(residuals: Tensor, parameters: Sequence[Tensor], out: Tensor) -> None:

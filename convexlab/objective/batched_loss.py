@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from convexlab.errors import FailureError, MisuseError, ShortageError, ShortageWarning
+from convexlab.errors import CaptureWarning, FailureError, MisuseError, ShortageError, ShortageWarning
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, select_parameters
+from convexlab.machine.capture import Replayer
 from convexlab.machine.memory import is_out_of_memory, release_freed_memory
 from convexlab.machine.precision import full_float32
 from convexlab.machine.random_state import (
@@ -76,6 +77,13 @@ class _Limit:
     """Of which the user was told."""
 
 
+@dataclass
+class _Captured:
+    """What replays evaluations for as long as they are `BatchedLoss.captured`; all copies of a loss share it."""
+
+    replayer: Replayer | None = None
+
+
 @dataclass(frozen=True)
 class Point:
     """Where a loss is evaluated."""
@@ -86,6 +94,15 @@ class Point:
     """The other parameters, by name."""
     buffers: dict[str, Tensor]
     """By name."""
+
+    def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return all of them without the names."""
+        return self.leaves, list(self.rest.values()), list(self.buffers.values())
+
+    def with_tensors(self, tensors: tuple[list[Tensor], list[Tensor], list[Tensor]]) -> Point:
+        """Return the point that has others in their place."""
+        leaves, rest, buffers = tensors
+        return Point(leaves, dict(zip(self.rest, rest, strict=True)), dict(zip(self.buffers, buffers, strict=True)))
 
 
 class _Bound(nn.Module):
@@ -168,6 +185,7 @@ class BatchedLoss:
         self._micro_batch = micro_batch
         self._cuttable = micro_batch is not None
         self._limit = _Limit()
+        self._captured = _Captured()
         self.memory_budget = memory_budget
         self.cost = Cost()
         self._held: dict[str, tuple[Tensor, int]] = {}
@@ -217,7 +235,7 @@ class BatchedLoss:
         with self._charge(values=1), self.evaluating():
             weights = 0.0
             for batch, weight in self.parts():
-                total[0].add_(self.batch_loss(point, batch).detach(), alpha=weight)
+                total[0].add_(self.replayed("value", self._value_of_part, point, batch), alpha=weight)
                 weights += weight
             return weights
 
@@ -231,9 +249,9 @@ class BatchedLoss:
         with self._charge(gradients=1), self.evaluating():
             gradient, weights = total[:-1], 0.0
             for batch, weight in self.parts():
-                loss = self.batch_loss(point, batch)
-                total[-1].add_(loss.detach(), alpha=weight)
-                gradient.add_(flatten(differentiate([loss], point.leaves)), alpha=weight)
+                loss, slope = self.replayed("gradient", self._value_and_gradient_of_part, point, batch)
+                total[-1].add_(loss, alpha=weight)
+                gradient.add_(slope, alpha=weight)
                 weights += weight
             return weights
 
@@ -279,6 +297,63 @@ class BatchedLoss:
         tensors = (*point.leaves, *point.rest.values(), *point.buffers.values(), *vectors)
         return (what, str(self.dtype), *map(_sum_of_bits, tensors))
 
+    @contextlib.contextmanager
+    def captured(self, *, wanted: bool = True) -> Iterator[Replayer | None]:
+        """Within the block, record evaluations on CUDA as graphs, and replay them: for losses of many small kernels.
+
+        Values, gradients and products are recorded once a shape of batch, see `machine.capture`; what a graph cannot
+        hold is evaluated as ever, and the replayer's ``reasons`` say why. Nothing may change within the block but
+        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value.
+
+        Args:
+            wanted: False makes it a block without effect.
+        """
+        before = self._captured.replayer
+        if before is not None or not wanted:
+            yield before
+            return
+        self._captured.replayer = replayer = Replayer(self.device)
+        try:
+            yield replayer
+        finally:
+            self._captured.replayer = None
+        if replayer.reasons and self.device.type == "cuda":
+            reasons = "; ".join(f"{name or 'all'}: {reason}" for name, reason in replayer.reasons.items())
+            warnings.warn(
+                f"evaluated kernel by kernel, for no graph could hold it. {reasons}.", CaptureWarning, stacklevel=3
+            )
+
+    @property
+    def replayer(self) -> Replayer | None:
+        """What replays evaluations; None outside of `captured`."""
+        return self._captured.replayer
+
+    def replayed(self, name: str, function: Callable[[Point, Any], Result], point: Point, batch: Any) -> Result:
+        """Return a function's result for a micro-batch, by a recording where evaluations are `captured`.
+
+        Args:
+            name: of the function.
+            function: returns tensors without graphs.
+            point: where.
+            batch: the micro-batch.
+        """
+        replayer = self.replayer
+        if replayer is None:
+            return function(point, batch)
+        arguments = point.tensors()
+        return replayer.call(
+            name,
+            self.parameter_key,
+            lambda tensors, part: function(point.with_tensors(tensors), part),
+            arguments,
+            batch,
+        )
+
+    @property
+    def parameter_key(self) -> tuple[str, ...]:
+        """The names of the selected parameters."""
+        return tuple(self._parameters)
+
     def in_memory(
         self, evaluate: Callable[[], Result], unit: Cost, release: Callable[[], bool] = lambda: False
     ) -> Result:
@@ -306,7 +381,8 @@ class BatchedLoss:
             # Only now, with the error, is what it was raised in let go of.
             if not self.ranks.shared:  # Else costs, by which all ranks decide, would be those of one.
                 self.spend(unit)
-            if not release():
+            recorded = self.replayer is not None and self.replayer.release()
+            if not (recorded or release()):
                 self._take_fewer_rows()
             release_freed_memory()
         if self._limit.rows != self._limit.said:
@@ -515,6 +591,7 @@ class BatchedLoss:
 
     def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
         """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        assert self._residuals is not None
         return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
 
     def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:
@@ -698,6 +775,13 @@ class BatchedLoss:
     def weight_of(self, batch: Any) -> float:
         """Return the weight of a batch, or of a part of one, in the mean."""
         return float(self._weight(batch)) if self._weight is not None else float(rows_of(batch))
+
+    def _value_of_part(self, point: Point, batch: Any) -> Tensor:
+        return self.batch_loss(point, batch).detach()
+
+    def _value_and_gradient_of_part(self, point: Point, batch: Any) -> tuple[Tensor, Tensor]:
+        loss = self.batch_loss(point, batch)
+        return loss.detach(), flatten(differentiate([loss], point.leaves))
 
     def _graph_bytes(self, batch: Any) -> int:
         """Return what the graph of the loss of a batch takes for one backward pass."""

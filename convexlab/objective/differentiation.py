@@ -56,15 +56,17 @@ def differentiate(
     *,
     create_graph: bool = False,
     retain_graph: bool = False,
+    stacked: bool = False,
 ) -> list[Tensor]:
     """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
 
-    An input that no output depends on gets zeros, even if no input is one that an output depends on.
+    An input that no output depends on gets zeros, even if no input is one that an output depends on. Stacked,
+    directions and results have one more dimension in front, and all pass through the graph at once (`vmap`).
     """
     ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
     pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
     if not pairs:
-        return [torch.zeros_like(leaf) for leaf in inputs]
+        return [_like(torch.zeros_like(leaf), leaf, ones[0] if stacked else None) for leaf in inputs]
     try:
         derivatives = torch.autograd.grad(
             [output for output, _ in pairs],
@@ -74,6 +76,7 @@ def differentiate(
             retain_graph=retain_graph or create_graph,
             allow_unused=True,
             materialize_grads=True,
+            is_grads_batched=stacked,
         )
     except RuntimeError as error:
         if operation := _without_second_derivative(str(error)):
@@ -82,7 +85,14 @@ def differentiate(
                 f"Multiply by {BY_DIFFERENCES}; or write the operation in others that have one."
             ) from error
         raise
-    return [derivative.to_dense() if derivative.is_sparse else derivative for derivative in derivatives]
+    dense = [derivative.to_dense() if derivative.is_sparse else derivative for derivative in derivatives]
+    return [_like(each, leaf, ones[0]) for each, leaf in zip(dense, inputs, strict=True)] if stacked else dense
+
+
+def _like(derivative: Tensor, leaf: Tensor, direction: Tensor | None) -> Tensor:
+    """Return a derivative once for every direction of a stack; where it is zero for all, torch gives it but once."""
+    once = direction is not None and derivative.ndim == leaf.ndim
+    return derivative.expand(len(direction), *leaf.shape) if once else derivative  # type: ignore[arg-type]
 
 
 def _without_second_derivative(text: str) -> str | None:

@@ -2,14 +2,14 @@
 
 Both are differentiated in reverse twice. All products of one Krylov run are taken at one point, so the gradient graph
 of a micro-batch is built once and kept, as many of them as the memory budget holds. The others are built again for
-every product, one at a time.
+every product, one at a time. Where evaluations are `captured`, there are recordings instead of graphs that are kept.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convexlab.errors import FailureError
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import flatten, scale_of, unflatten
-from convexlab.machine.memory import LiveTensors, release_freed_memory, room_for_graphs
+from convexlab.machine.memory import LiveTensors, is_out_of_memory, release_freed_memory, room_for_graphs
 from convexlab.machine.random_state import generators_of, seed_all
 from convexlab.machine.ranks import Ranks
 from convexlab.objective.batched_loss import BatchedLoss, Point
@@ -41,10 +41,22 @@ __all__ = [
 ]
 
 
+_BLOCK_BYTES = 2**32
+"""What the graphs of a block of directions take at most: some 300 kernels of 4 TB/s then last as long as they take to
+start, 5 µs each, and larger blocks would save nothing. By arithmetic, not measured."""
+
+
+def launches_bound(device: torch.device) -> bool:
+    """Whether small kernels take longer to start than to run: on a CPU they do not (benchmarks/README.md)."""
+    return device.type != "cpu"
+
+
 class ObjectiveOperator(SymmetricOperator):
     """A weighted mean over micro-batches of matrices that are known by products."""
 
     _unit: Cost
+    _at_once = True
+    """Whether `_product` takes stacks of directions."""
 
     def __init__(self, loss: BatchedLoss, *, keep_graphs: bool = True) -> None:
         """Take the loss at its model's present parameters, of which a copy is kept."""
@@ -65,6 +77,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._kept_rows: int | None = None
         self._graph_bytes: int | None = None
         self._proven = False
+        self._place = object()  # Of this point; recordings compare it.
 
     @property
     def cost(self) -> Cost:
@@ -95,11 +108,26 @@ class ObjectiveOperator(SymmetricOperator):
                     return
                 linearised = self._linearise(batch)
                 self._graph_bytes = max(1, live.bytes)
-            if self._room is None:
-                room = room_for_graphs(self._loss.device, self._loss.memory_budget)
-                self._room = (room or 0) // self._graph_bytes
-            if self._room > 0:
+            if self._most_kept() > 0:
                 self._keep(linearised, weight)
+
+    def _most_kept(self) -> int:
+        """Return how many graphs there is room for; none where recordings stand for them."""
+        if self._replays:
+            return 0
+        if self._room is None:
+            assert self._graph_bytes is not None
+            room = room_for_graphs(self._loss.device, self._loss.memory_budget)
+            self._room = (room or 0) // self._graph_bytes
+        return self._room
+
+    @property
+    def _replays(self) -> bool:
+        return self._loss.replayer is not None and not self._loss.replayer.refuses(self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"product of {type(self).__name__}"
 
     def _release(self) -> bool:
         """Drop the graphs that are kept, keep none any more, and return whether there were any."""
@@ -110,7 +138,7 @@ class ObjectiveOperator(SymmetricOperator):
     def graphs_to_come(self) -> int:
         """Return at most how many bytes of graphs are still to be built and kept."""
         graph_bytes = self.graph_bytes()
-        return 0 if self._complete or self._room is None else max(0, self._room - len(self._kept)) * graph_bytes
+        return 0 if self._complete else max(0, self._most_kept() - len(self._kept)) * graph_bytes
 
     def keep_at_most(self, graphs_to_come: int) -> None:
         """Beside the graphs that are kept now, keep at most this many bytes of them."""
@@ -121,7 +149,7 @@ class ObjectiveOperator(SymmetricOperator):
         """Return what products take: products with the first micro-batch, scaled by the sizes of the others."""
         graph_bytes = self.graph_bytes()
         sizes, share = sizes_of(self._loss)
-        will_be_kept = sizes[: self._room]
+        will_be_kept = sizes[: self._most_kept()]
         product = product_bytes(self._loss, share, lambda first: self._at(self._point, first))
         if len(will_be_kept) == len(sizes):
             product -= graph_bytes
@@ -196,37 +224,116 @@ class ObjectiveOperator(SymmetricOperator):
         other._loss, other.dtype = loss, loss.dtype
         other._point, other._leaves = point, point.leaves
         other._room, other._kept, other._complete = 0, [], False
+        other._place = object()
         return other
 
     def _linearise(self, batch: Any) -> Any:
         raise NotImplementedError
 
-    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
-        """Return the product of what `_linearise` made, by default the graph of a gradient, with a vector."""
-        return differentiate(linearised, self._leaves, parts, retain_graph=True)
+    def _product(self, linearised: Any, parts: list[Tensor], *, stacked: bool = False) -> list[Tensor]:
+        """Return the product of what `_linearise` made, by default the graph of a gradient, with a vector.
+
+        Stacked, every part has one more dimension in front, over vectors.
+        """
+        return differentiate(linearised, self._leaves, parts, retain_graph=True, stacked=stacked)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        if self._room is None:
+        if (self._room is None and not self._replays) or self._takes_blocks(v.shape[1]):
             self.graph_bytes()
         count, marks = v.shape[1], self._loss.marks(type(self).__name__, self._point, v)
         unit = self._unit * count
         mean = self._loss.mean(v.numel(), lambda total: self._add_products(v, total), unit, marks, self._release)
-        return mean.view(count, -1).to(self.dtype).T
+        return mean.view(count, self.shape[0]).to(self.dtype).T
 
     def _add_products(self, v: Tensor, total: Tensor) -> float:
         start = time.perf_counter()
         if self._kept and not self._complete and self._kept_rows != self._loss.rows_at_a_time:
             self._release()  # Another evaluation has cut the batches into smaller parts since.
-        weights = 0.0
+        weights, columns = 0.0, v.shape[1]
         with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
-            columns = [unflatten(column.clone(), self._leaves) for column in v.unbind(dim=1)]
-            for linearised, weight in self._linearised_parts():
-                for row, column in zip(total.view(len(columns), -1), columns, strict=True):
-                    row.add_(flatten(self._product(linearised, column)), alpha=weight)
+            for products, weight in self._products_of_parts(v):
+                for row, product in zip(total.view(columns, self.shape[0]), products, strict=True):
+                    row.add_(product, alpha=weight)
+                    del product  # Before the next graph is built.
                 weights += weight
-                del linearised  # It has to be gone before the next graph is built.
-        self._loss.spend(self._unit * len(columns) + Cost(seconds=time.perf_counter() - start))
+        self._loss.spend(self._unit * columns + Cost(seconds=time.perf_counter() - start))
         return weights
+
+    def _products_of_parts(self, v: Tensor) -> Iterator[tuple[Iterable[Tensor], float]]:
+        """Yield the products (k times (n,)) of every micro-batch with columns (n, k), and its weight."""
+        if self._replays and v.shape[1]:
+            for number, (batch, weight) in enumerate(self._loss.parts()):
+                yield self.times(batch, v, number), weight
+            return
+        for linearised, weight in self._linearised_parts():
+            yield self._columns_of(linearised, v), weight
+            del linearised  # It has to be gone before the next graph is built.
+
+    def times(self, batch: Any, v: Tensor, number: int) -> Tensor:
+        """Return the products (k, n) of one micro-batch's matrix with columns (n, k), valid until the next call.
+
+        For use within `evaluating` and torch's plain attention; no graph is kept. A recording is prepared for a point
+        and a micro-batch once in a row.
+
+        Args:
+            batch: one of the loss's parts.
+            v: columns, in this dtype and on this device.
+            number: of the part.
+        """
+        point, replayer = self._point, self._loss.replayer
+        if replayer is None:
+            return self._product_columns(self._linearise(batch), v)
+        self._block(v.shape[1])  # Which may build a graph; not within a recording.
+        # Recordings outlive this operator: they must not hold its graphs.
+        bare = self._at(point, self._loss)
+
+        def prepare(tensors: Any, part: Any) -> tuple[ObjectiveOperator, Any]:
+            there = bare._at(point.with_tensors(tensors), bare._loss)
+            return there, there._linearise(part)
+
+        def apply(prepared: tuple[ObjectiveOperator, Any], columns: Tensor) -> Tensor:
+            there, linearised = prepared
+            return there._product_columns(linearised, columns)
+
+        place = self._place, number, self._loss.rows_at_a_time
+        key = type(self), self._loss.parameter_key
+        return replayer.apply(self._name, key, prepare, apply, v, place, point.tensors(), batch)
+
+    def _product_columns(self, linearised: Any, v: Tensor) -> Tensor:
+        return torch.stack(list(self._columns_of(linearised, v)))
+
+    def _columns_of(self, linearised: Any, v: Tensor) -> Iterator[Tensor]:
+        """Yield the products (n,) with columns (n, k): in blocks where starting kernels takes longer than they do."""
+        for block in v.split(self._block(v.shape[1]), dim=1):
+            together = self._together(linearised, block) if block.shape[1] > 1 else None
+            if together is not None:
+                yield from together
+                continue
+            for column in block.unbind(dim=1):
+                parts = unflatten(column.clone(), self._leaves)
+                yield flatten(self._product(linearised, parts))
+
+    def _together(self, linearised: Any, block: Tensor) -> Tensor | None:
+        """Return the products (k, n) with a block (n, k); None where an operation does not take a stack."""
+        try:
+            products = self._product(linearised, _stacks(block, self._leaves), stacked=True)
+        except FailureError:
+            raise
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._at_once = False
+            return None
+        return torch.cat([product.flatten(1) for product in products], dim=1)
+
+    def _block(self, columns: int) -> int:
+        """Return how many columns to multiply with at once."""
+        if not self._takes_blocks(columns):
+            return 1
+        return max(1, min(columns, _BLOCK_BYTES // self.graph_bytes()))
+
+    def _takes_blocks(self, columns: int) -> bool:
+        return columns > 1 and self._at_once and launches_bound(self.device)
 
     def _linearised_parts(self) -> Iterator[tuple[Any, float]]:
         yield from self._kept
@@ -237,7 +344,7 @@ class ObjectiveOperator(SymmetricOperator):
             if number <= known:
                 continue
             linearised = self._linearise(batch)
-            if len(self._kept) < (self._room or 0):
+            if len(self._kept) < self._most_kept():
                 self._keep(linearised, weight)
             yield linearised, weight
             del linearised
@@ -248,6 +355,12 @@ class ObjectiveOperator(SymmetricOperator):
         self._kept_rows = self._loss.rows_at_a_time
         if self.device.type == "cpu":
             release_freed_memory()
+
+
+def _stacks(columns: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return columns (n, k) as tensors (k, ...) in the shapes of ``like``, the inverse of flattening each."""
+    parts = torch.split(columns.T, [tensor.numel() for tensor in like], dim=1)
+    return [part.reshape(-1, *tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 class HessianOperator(ObjectiveOperator):
@@ -311,6 +424,7 @@ class GaussNewtonOperator(ObjectiveOperator):
     """
 
     _unit = Cost(gauss_newton_products=1)
+    _at_once = False
 
     def _linearise(self, batch: Any) -> tuple[Tensor, Tensor, list[Tensor], OutputCurvature]:
         output = self._output(self._loss, self._point, batch)
@@ -318,7 +432,7 @@ class GaussNewtonOperator(ObjectiveOperator):
         transposed = differentiate([output], self._leaves, [dummy], create_graph=True)
         return output, dummy, transposed, self._curvature(output, batch)
 
-    def _product(self, linearised: Any, parts: list[Tensor]) -> list[Tensor]:
+    def _product(self, linearised: Any, parts: list[Tensor], *, stacked: bool = False) -> list[Tensor]:
         output, dummy, transposed, curvature = linearised
         (jacobian_product,) = differentiate(transposed, [dummy], parts, retain_graph=True)
         return differentiate([output], self._leaves, [curvature.times(jacobian_product)], retain_graph=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class CountedResiduals(CountedClosure):
         parameters, wide = self._parameters, accumulation_dtype(self._parameters[0].device)
         size = sum(parameter.numel() for parameter in parameters)
         if self._gives_jacobian:
-            residuals, jacobian = self._closure(jacobian=parameters)  # type: ignore[misc]
+            residuals, jacobian = self._pair(self._closure(jacobian=parameters), size)
             return residuals.detach().to(wide), jacobian.detach().to(wide)
         residuals = self._vector(self._closure())
         self._check_graph(residuals)
@@ -80,8 +81,19 @@ class CountedResiduals(CountedClosure):
         jacobian_by_products(residuals, parameters, jacobian)
         return residuals.detach().to(wide), jacobian
 
+    def _pair(self, returned: Any, size: int) -> tuple[Tensor, Tensor]:
+        shapes = [tuple(part.shape) for part in returned if isinstance(part, Tensor)] if _is_pair(returned) else []
+        if len(shapes) != 2 or len(shapes[0]) != 1 or shapes[1] != (*shapes[0], size):
+            got = " and ".join(map(str, shapes)) or type(returned).__name__
+            raise MisuseError(
+                f"asked for jacobian=parameters the closure must return residuals (m,) and their Jacobian (m, {size}), "
+                f"got {got}."
+            )
+        residuals, jacobian = returned
+        return residuals, jacobian
+
     def _vector(self, returned: Tensor | float | Sequence[Tensor]) -> Tensor:
-        parts = list(returned) if isinstance(returned, list | tuple) else [returned]
+        parts: list[Any] = list(returned) if isinstance(returned, list | tuple) else [returned]
         if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
             kind = type(parts[0]).__name__ if parts else "none"
             raise MisuseError(f"{self._needed}, got {kind}.")
@@ -100,6 +112,10 @@ class CountedResiduals(CountedClosure):
                 "the closure's residuals do not depend on any parameter that requires a gradient: they are constant, "
                 "or detached. Return them with their graph."
             )
+
+
+def _is_pair(returned: Any) -> bool:
+    return isinstance(returned, tuple | list) and len(returned) == 2
 
 
 def _dense(residuals: int, parameters: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import zlib
@@ -25,6 +26,7 @@ from convexlab.curvature.adam_metric import AdamMetric, metric_of
 from convexlab.curvature.verdict import Verdict
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import make_folder
+from convexlab.machine.capture import capture_asked
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import held_alone
 from convexlab.machine.ranks import Ranks, together
@@ -197,10 +199,13 @@ def probe(
             check_free(target, places, out)
         keep: Keep = "nothing" if not resume else "these weights" if other_options else "these weights and options"
         plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
-        for done, item in enumerate(plan.missing):
-            progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
-            teller = Teller(progress, item.name, done, len(plan.missing))
-            plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
+        with contextlib.ExitStack() as stack:
+            for loss_of_setting in plan.losses.values():
+                stack.enter_context(loss_of_setting.objective.captured(wanted=capture_asked()))
+            for done, item in enumerate(plan.missing):
+                progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
+                teller = Teller(progress, item.name, done, len(plan.missing))
+                plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
         progress(Progress("probe", len(plan.missing), len(plan.missing), unit="checkpoints"))

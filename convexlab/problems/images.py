@@ -18,7 +18,7 @@ from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.losses import Loss, accuracy, build_loss, takes_model
+from convexlab.problems.losses import Loss, accuracy, build_loss, residuals_of, takes_model
 from convexlab.problems.minibatches import RandomRows, default_batch_size
 from convexlab.problems.problem import Problem
 
@@ -111,7 +111,7 @@ class ImageProblem(Problem):
 
     def _in_random_batches(self, x: Tensor, y: Tensor) -> Objective:
         batches = _RandomBatches(x, y, min(len(y), self.dataset.train_size))
-        return Objective(self.model, batches, self.loss, group=self.objective.ranks.group)
+        return self.objective.over(batches)
 
 
 class _RandomBatches:
@@ -175,7 +175,7 @@ def build_problem(
     every = 1 if most_held_out is None else max(1, data.validation_size // most_held_out)
     problem = ImageProblem(
         network,
-        Objective(network, batches, criterion),
+        Objective(network, batches, criterion, residuals=residuals_of(criterion)),
         minibatches=RandomRows((x, y), len(y), batch_size or default_batch_size(len(y))),
         dataset=data,
         loss=criterion,

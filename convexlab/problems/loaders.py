@@ -15,7 +15,7 @@ from convexlab.importing import call_accepted, call_asked, failure_in, is_spec, 
 from convexlab.machine.environment import resolve_device, resolve_dtype
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
-from convexlab.problems.losses import build_loss, takes_model
+from convexlab.problems.losses import build_loss, residuals_of, takes_model
 from convexlab.problems.problem import Problem
 
 __all__ = ["build_from_batches"]
@@ -60,7 +60,7 @@ def build_from_batches(
     if takes_model(function):
         objective, called = Objective.from_batch_loss(network, batches, function), "(model, batch)"
     else:
-        objective, called = Objective(network, batches, function), "(output, target)"
+        objective, called = Objective(network, batches, function, residuals=residuals_of(function)), "(output, target)"
     _check_first(objective, f"the loss {loss!r}, called with {called}, of the model {model!r}", data)
     return Problem(network, objective, about=data)
 

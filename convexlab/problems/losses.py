@@ -5,6 +5,7 @@ Those of ours work under ``torch.func`` transforms and are twice differentiable;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,16 @@ from torch.nn import functional
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.importing import call_accepted, is_spec, load_object, required_of
 
-__all__ = ["Loss", "accuracy", "build_loss", "cross_entropy", "loss_names", "mean_squared_error", "takes_model"]
+__all__ = [
+    "Loss",
+    "accuracy",
+    "build_loss",
+    "cross_entropy",
+    "loss_names",
+    "mean_squared_error",
+    "residuals_of",
+    "takes_model",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Output (..., classes) and target to the mean loss, a scalar tensor of the output's dtype."""
@@ -33,14 +43,29 @@ def mean_squared_error(output: Tensor, target: Tensor, *, classes: int | None = 
     Raises:
         MisuseError: the shapes do not belong together (they are never broadcast).
     """
+    # Not functional.mse_loss: its gradient has no forward-mode derivative (torch 2.14: "ZeroTensors are immutable").
+    return _errors(output, target, classes).square().mean()
+
+
+def residuals_of(loss: Callable[[Any, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return the function of (output, target) whose values' squares sum to a loss that `build_loss` has made.
+
+    None where the loss is not known as a sum of squares.
+    """
+    if not isinstance(loss, partial) or loss.func is not mean_squared_error:
+        return None
+    classes = loss.keywords["classes"]
+    return lambda output, target: _errors(output, target, classes) / math.sqrt(output.numel())
+
+
+def _errors(output: Tensor, target: Tensor, classes: int | None) -> Tensor:
     if target.is_floating_point():
         _require_same_shape(output, target)
     else:
         _require_labels(output, target, classes)
         # Not functional.one_hot: it inspects the labels' values, which vmap forbids and an accelerator waits for.
         target = target.unsqueeze(-1) == torch.arange(output.shape[-1], device=target.device)
-    # Not functional.mse_loss: its gradient has no forward-mode derivative (torch 2.14: "ZeroTensors are immutable").
-    return (output - target.to(output.dtype)).square().mean()
+    return output - target.to(output.dtype)
 
 
 def cross_entropy(output: Tensor, target: Tensor, *, classes: int | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from convexlab.errors import MisuseError
+from convexlab.machine.capture import capture_asked
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.problems import Problem
 from convexlab.training.phases import PhaseTwo, trained_by
@@ -108,7 +109,8 @@ class HandOver:
             examples=self.problem.examples,
             least_squares=self._least_squares,
         )
-        for step in steps:
-            trajectory.take(self.name, step)
-            trajectory.resort = resort.state_dict()
-            yield
+        with self.problem.objective.captured(wanted=capture_asked()):
+            for step in steps:
+                trajectory.take(self.name, step)
+                trajectory.resort = resort.state_dict()
+                yield

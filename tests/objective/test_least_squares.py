@@ -13,6 +13,8 @@ from torch.func import functional_call
 
 import convexlab as cl
 from convexlab.errors import FailureError, MisuseError
+from convexlab.linalg.least_squares import NormalEquations, dense_bytes
+from convexlab.machine.memory import LiveTensors
 from convexlab.objective import LeastSquares
 from convexlab.problems.objectives import build_objective
 from tests.slowly import mostly_slow
@@ -182,6 +184,15 @@ def test_problems_by_name_declare_theirs(name: str) -> None:
     torch.testing.assert_close(r, again_r, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(jacobian, again, rtol=1e-9, atol=1e-10 * float(again.abs().max()))
     torch.testing.assert_close(2.0 * jacobian.T @ r, problem.objective.gradient(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_forecast_of_memory_holds(dtype: str) -> None:
+    objective = build_objective("pinn-helmholtz", train_size=100, dtype=dtype).objective
+    with LiveTensors() as live:
+        squares = rows_at_once(objective)
+        NormalEquations(*squares.jacobian()).solve(1.0)
+    assert live.peak <= dense_bytes(squares.count, objective.size) <= 3 * live.peak
 
 
 def test_a_row_that_awakes_is_found_out_anew() -> None:

@@ -285,6 +285,17 @@ def test_what_is_no_closure_of_residuals(closure: Callable[[Tensor], Any] | None
     assert torch.equal(x.detach(), torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("returned", "got"), [(None, "NoneType"), ((torch.ones(3), torch.ones(2, 3)), r"\(3,\) and \(2, 3\)")]
+)
+def test_what_is_no_jacobian(returned: Any, got: str) -> None:
+    def closure(jacobian: list[Tensor] | None = None) -> Any:
+        return returned
+
+    with pytest.raises(MisuseError, match=rf"residuals \(m,\) and their Jacobian \(m, 2\), got {got}"):
+        cl.LevenbergMarquardt([nn.Parameter(torch.ones(2))]).step(closure)
+
+
 def test_frozen_parameters_alone_are_refused() -> None:
     x = nn.Parameter(torch.ones(2), requires_grad=False)
     with pytest.raises(MisuseError, match="every parameter is frozen"):

@@ -106,7 +106,8 @@ def test_interrupted_and_resumed(
     assert contents(resumed) == contents(whole)
 
 
-@pytest.mark.parametrize("phase_two", mostly_slow(sorted(phase_two_names()), quick=2))
+# Steps on residuals cost more than this budget: see test_residuals.py.
+@pytest.mark.parametrize("phase_two", mostly_slow(sorted(set(phase_two_names()) - {"levenberg-marquardt"}), quick=2))
 def test_interrupted_at_every_report_of_one_run(
     phase_two: str, tiny: Options, tmp_path: Path, uninterrupted: Callable[[Options], tuple[Run, list[Progress]]]
 ) -> None:

@@ -99,7 +99,8 @@ def test_the_switch_is_where_it_was_set(run: Run) -> None:
     }
 
 
-@pytest.mark.parametrize("phase_two", sorted(phase_two_names()))
+# Steps on residuals cost more than this budget: see test_residuals.py.
+@pytest.mark.parametrize("phase_two", sorted(set(phase_two_names()) - {"levenberg-marquardt"}))
 def test_costs_are_equal_and_within_the_budget(phase_two: str, tiny: Options, tmp_path: Path) -> None:
     made = cl.train_two_phase(out=tmp_path / "run", **tiny | {"phase_two": phase_two, "epochs": 9})
     assert made.summary is not None
