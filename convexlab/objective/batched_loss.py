@@ -595,6 +595,7 @@ class BatchedLoss:
 
     def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
         """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        assert self._residuals is not None
         return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
 
     def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
 from convexlab.reporting.charts.density import density_chart
 from convexlab.reporting.charts.measures import drawable_measures, measure_charts
 from convexlab.reporting.charts.plane import plane_chart
+from convexlab.reporting.charts.several import negative_curvature_chart, track_of
 from convexlab.reporting.charts.slices import slice_chart
 from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.charts.training import cost_charts, norm_chart
@@ -96,7 +97,7 @@ class Contents:
     comparison: Table | None
     """Of several runs only; likewise the next two."""
     measures: Table | None
-    comparison_chart: Chart | None
+    joint_charts: list[Chart]
     compact: bool
     """Whether each run has its main charts only."""
     sections: list[Section]
@@ -114,7 +115,7 @@ class Contents:
         """What is seen first."""
         if not self.several:
             return self.sections[0].picture
-        return [] if self.comparison_chart is None else [self.comparison_chart]
+        return self.joint_charts
 
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
@@ -139,7 +140,7 @@ def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
         ),
         comparison=comparison_table(runs, anchors) if several else None,
         measures=measures_table(runs, anchors) if several else None,
-        comparison_chart=comparison_chart(runs, "comparison") if several and drawn else None,
+        joint_charts=_joint_charts(runs) if several and drawn else [],
         compact=compact,
         sections=[
             _section(facts, anchor, compact=compact, drawn=drawn) for facts, anchor in zip(runs, anchors, strict=True)
@@ -154,8 +155,16 @@ def first_picture(runs: Sequence[RunFacts]) -> list[Chart]:
     """Return what is seen first, alone: of one run the loss over cost beside both ends of the spectrum."""
     if len(runs) == 1:
         return _Charts.main(runs[0], "picture").picture
-    chart = comparison_chart(runs, "picture")
-    return [] if chart is None else [chart]
+    return _joint_charts(runs)
+
+
+def _joint_charts(runs: Sequence[RunFacts]) -> list[Chart]:
+    tracks = (track_of(facts, place) for place, facts in enumerate(runs))
+    charts = (
+        comparison_chart(runs, "comparison"),
+        negative_curvature_chart(filter(None, tracks), "negative-curvature"),
+    )
+    return [chart for chart in charts if chart is not None]
 
 
 class _Charts(NamedTuple):
