@@ -324,7 +324,7 @@ def _costs(rows: Sequence[FullRow]) -> list[Table]:
                     ended["ended"] or MISSING,
                 ]
             )
-    columns = [
+    columns: list[Column | str] = [
         Column("Row", False),
         Column("Protocol", False),
         "Epochs and steps",
@@ -379,7 +379,7 @@ def _curvature(rows: Sequence[FullRow]) -> list[Table]:
     ]
     if not lines:
         return []
-    columns = [
+    columns: list[Column | str] = [
         Column("Row", False),
         Column("Protocol", False),
         "Epoch",
