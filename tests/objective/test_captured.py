@@ -91,6 +91,7 @@ def test_blocks_end_with_the_block_and_are_shared_by_copies(recorder: Recorder) 
         assert inner is outer is objective.sample(5).replayer
         part = objective.restricted_to("head")
         assert part.replayer is outer
+        assert objective.in_dtype(torch.float32).replayer is None
     assert objective.replayer is part.replayer is None
 
 
