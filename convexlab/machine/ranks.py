@@ -252,6 +252,15 @@ class Ranks:
         self._raise_alike(_error_of(lambda: results.append(make())))
         return results[0]
 
+    def gathered(self, value: Result) -> list[Result]:
+        """Return what each rank has, in the order of the ranks: plain values that can be pickled."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._answering():
+            distributed.all_gather_object(values, value, group=self.group)
+        return values
+
     # Details.
 
     def _changed(self, change: Callable[[], object]) -> Exception | None:
