@@ -26,7 +26,7 @@ from convexlab.errors import CaptureWarning, FailureError, MisuseError, Shortage
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, select_parameters
 from convexlab.machine.capture import Replayer
 from convexlab.machine.memory import is_out_of_memory, release_freed_memory
-from convexlab.machine.precision import full_float32
+from convexlab.machine.precision import Precision, calculating_in
 from convexlab.machine.random_state import (
     fixed_random_state,
     generators_of,
@@ -190,6 +190,7 @@ class BatchedLoss:
         self._captured = _Captured()
         self.memory_budget = memory_budget
         self.cost = Cost()
+        self.precision: Precision = "full"
         self._held: dict[str, tuple[Tensor, int]] = {}
         self._cut_before = False
         self._one_function = False
@@ -428,6 +429,23 @@ class BatchedLoss:
         other.dtype = dtype
         return other
 
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the same loss with its matrices multiplied in fewer bits, with a cost of its own, charged to this too.
+
+        A criterion that is known apart from the model is evaluated in this dtype all the same.
+        """
+        other = self._copy(whole=self)
+        other.precision, other._share = precision, 1.0
+        other._captured = _Captured()  # Recordings are of full precision.
+        other._cut_before = True  # Whether a batch may be cut is asked in full precision.
+        if self._criterion is not None:
+            other._bound = _Bound(self._model, self._loss_of_narrow_output)
+        return other
+
+    def _loss_of_narrow_output(self, model: nn.Module, batch: Any) -> Tensor:
+        output = model(pair_of(batch)[0])
+        return self.criterion(output.to(self.dtype) if isinstance(output, Tensor) else output, batch)
+
     def precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
         """Return what ``make`` gives in float64, or in this dtype where the loss does not allow that.
 
@@ -653,7 +671,7 @@ class BatchedLoss:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """`as_one_function`, with gradients, without autocast, in full float32, from a fixed random seed.
+        """`as_one_function`, with gradients, in this `precision` whatever the caller's, from a fixed random seed.
 
         All is restored afterwards.
         """
@@ -661,8 +679,7 @@ class BatchedLoss:
             fixed_random_state(self.device, data=self._data),
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            full_float32(),
+            calculating_in(self.precision, self.device),
             as_one_function(self._model),
         ):
             yield
