@@ -29,6 +29,7 @@ from convexlab.errors import CaptureWarning, ConvexLabError, DamageWarning, Fail
 from convexlab.importing import failure_in, is_spec
 from convexlab.interrupts import INTERRUPTED, Interrupts, interrupts
 from convexlab.machine.memory import is_out_of_memory
+from convexlab.machine.precision import PRECISIONS
 from convexlab.machine.ranks import PATIENCE, Ranks, current, of_torchrun
 from convexlab.objective import PRODUCTS
 from convexlab.probing import AXES, Probe
@@ -186,7 +187,8 @@ _data = click.option(
     "--data",
     help="Batches of your own, instead of --dataset: package.module:loader or file.py:loader. The loader returns a "
     "list, a DataLoader or what else gives batches again and again; it may take train_size, batch_size, seed and "
-    "device.",
+    "device. Or files, of which a batch at a time is in memory: npy:FOLDER with x.npy and y.npy, npy:X.npy,Y.npy, or "
+    "webdataset:SHARDS-{000..099}.tar (needs the extra webdataset).",
 )
 _LOSS = (
     "mse, cross-entropy, package.module:function or file.py:function. It is called with (output, target). One whose "
@@ -312,8 +314,8 @@ def two_phase(
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    With no option: 250 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
+    a physics-informed network, as long. Ends by naming the report it wrote. Under torchrun the ranks share the
     examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
     device = str(options["device"])
@@ -406,6 +408,14 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
     show_default=True,
     help="How the Hessian multiplies: differences (of gradients) for losses that torch cannot differentiate twice.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="full",
+    show_default=True,
+    help="Of the products, in float32: bf16, or tf32 on CUDA, are faster where the processor has them; bounds and "
+    "verdicts allow for their error.",
+)
 @click.option("--key", help="Name that a PyTorch file holds its weights under.  [default: the first common one]")
 @click.option(
     "--axis",
@@ -416,6 +426,13 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
 @_device
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where the results go.  [default: the run, or runs/probe-MODEL]"
+)
+@click.option(
+    "--jobs",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Checkpoints measured at once, each in a process with its share of the threads; fewer where memory is short.",
 )
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
 @_timeout

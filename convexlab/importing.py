@@ -26,14 +26,15 @@ __all__ = [
     "call_asked",
     "check_trusted",
     "failure_in",
+    "imported",
     "is_spec",
     "load_object",
     "remember",
     "required_of",
 ]
 
-# Kinds of data sets whose name goes on with a path.
-_FILES = frozenset({"npz", "imagefolder"})
+# Kinds of data whose name goes on with a path.
+_FILES = frozenset({"npz", "imagefolder", "npy", "webdataset"})
 # Where code lies that is neither of this package nor the reader's own.
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -88,7 +89,7 @@ def _identity(spec: str) -> str:
 
 def _effect(option: str, spec: str) -> str:
     kind, _, argument = spec.partition(":")
-    if option == "dataset" and kind in _FILES:
+    if option in {"dataset", "data"} and kind in _FILES:
         return f"read {argument!r}"
     source, _, attribute = spec.rpartition(":")
     return f"run the code of {source!r} and call {attribute!r} there"
@@ -118,6 +119,22 @@ def load_object(spec: str) -> Any:
         )
     remember(spec)
     return factory
+
+
+def imported(module: str, extra: str) -> Any:
+    """Import a module that an extra of this package brings.
+
+    Raises:
+        MisuseError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise MisuseError(
+            f"expected {missing.partition('.')[0]!r} to be installed, which the extra {extra!r} brings "
+            f"({error}). Install it: pip install 'convexlab[{extra}]'."
+        ) from error
 
 
 def accepts(factory: Callable[..., Any], name: str) -> bool:

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["INTERRUPTED", "Interrupts", "interrupts", "quiet_while_starting"]
+__all__ = ["INTERRUPTED", "STOPPING", "Interrupts", "interrupts", "quiet_while_starting"]
 
 INTERRUPTED = 130
 """The exit status."""
 
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals by which somebody asks a process to stop."""
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -81,7 +82,7 @@ def _handle(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
     """Have a function handle the signals that stop a process; return what did so before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    stopping = {number: signal.getsignal(number) for number in _SIGNALS}
+    stopping = {number: signal.getsignal(number) for number in STOPPING}
     ours = {n: earlier for n, earlier in stopping.items() if earlier in _DEFAULTS or callable(earlier)}
     for number in ours:
         signal.signal(number, handler)

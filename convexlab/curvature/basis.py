@@ -125,6 +125,11 @@ class Basis:
             start += count
         return self._ranks.joined(result, self._size)
 
+    def coordinates(self, vectors: Tensor) -> Tensor:
+        """Return VᵀW (count, m) for the rows W (m, n), V of all vectors."""
+        parts = vectors[:, self._ranks.part_of(self._size)].T
+        return self._ranks.added(torch.cat([rows @ parts for rows in self._rows()]))
+
     def _rows(self) -> Iterator[Tensor]:
         """Yield the vectors as matrices, block by block."""
         left = self._count

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from convexlab.curvature.bounds import check_confidence, least_overlaps, margins, steps_for
 from convexlab.curvature.effort import Effort, Meter
-from convexlab.curvature.inexact import cheapest_operator, deviation
+from convexlab.curvature.inexact import Inexact, cheapest_operator, deviation, error_of
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.curvature.soundness import require_operator
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
-from convexlab.objective.differences import CentralDifferences
 
 __all__ = [
     "FIRST_LOOK",
     "Ends",
     "ExtremeEigenvalues",
     "ends_of",
-    "error_of_differences",
+    "error_of_products",
     "extreme_eigenvalues",
     "extremes_of",
     "margins_of",
@@ -90,7 +89,8 @@ def extreme_eigenvalues(
     The run ends when both bounds are within ``tolerance`` (`bounds.margins`), or after as many steps as are enough for
     any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it uses differences of gradients
     where these prove accurate enough, see `inexact`. Values, residuals and the error of the differences then come from
-    exact products. Where there are none, they come from differences with another step.
+    exact products, as they do for products in fewer bits. Where there are none, they come from differences with another
+    step.
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
@@ -116,9 +116,9 @@ def extreme_eigenvalues(
         start = random_unit_vector(operator, torch.Generator().manual_seed(seed))
         process = Lanczos(operator, start, limit)
         del start  # The run has a copy.
-        if isinstance(operator, CentralDifferences):
+        if isinstance(operator, Inexact):
             _extend_until(process, (1 - _DEVIATION_SHARE) * tolerance, start_confidence)
-            error = error_of_differences(process, confidence)
+            error = error_of_products(process, confidence)
         else:
             error = _run_cheaply(process, tolerance, confidence) if limit >= _LONG_RUN else 0.0
             # With exact products from here on no deviation is added.
@@ -149,14 +149,9 @@ def _run_cheaply(process: Lanczos, tolerance: float, confidence: float) -> float
     return 0.0
 
 
-def error_of_differences(process: Lanczos, confidence: float) -> float:
-    """Return a bound on the error of a run on `CentralDifferences`, by differences with twice the step.
-
-    The run goes on with these, so that the values and residuals of its ends are from them.
-    """
-    assert isinstance(process.operator, CentralDifferences)
-    process.operator = process.operator.coarser()
-    return deviation(process, failure=_DEVIATION_FAILURE * (1 - confidence))
+def error_of_products(process: Lanczos, confidence: float) -> float:
+    """Return a bound on the error of a run on `Inexact` products, which goes on with others, see `error_of`."""
+    return error_of(process, failure=_DEVIATION_FAILURE * (1 - confidence))
 
 
 def start_confidence_of(confidence: float) -> float:

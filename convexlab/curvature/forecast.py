@@ -19,6 +19,7 @@ from convexlab.machine.ranks import ranks_of
 from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.footprint import Footprint
 from convexlab.objective.products import ObjectiveOperator
+from convexlab.wording.numbers import byte_size
 
 __all__ = ["MemoryForecast", "Plan", "forecast_memory", "plan_run"]
 
@@ -49,9 +50,10 @@ class MemoryForecast:
 
     def summary(self) -> str:
         """Return one sentence."""
-        parts = f"{_size(self.basis)} basis, {_size(self.graphs)} gradient graphs, {_size(self.work)} for a product"
-        known = "" if self.available is None else f"; {_size(self.available)} are available"
-        return f"The run needs {_size(self.total)} of memory ({parts}){known}."
+        basis, graphs, work = map(byte_size, (self.basis, self.graphs, self.work))
+        parts = f"{basis} basis, {graphs} gradient graphs, {work} for a product"
+        known = "" if self.available is None else f"; {byte_size(self.available)} are available"
+        return f"The run needs {byte_size(self.total)} of memory ({parts}){known}."
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,9 @@ def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: i
     basis = min(_basis_bytes(operator, steps, plan.dtype) for plan in _plans(operator))
     narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
     return (
-        f"a Krylov run of up to {steps} steps does not fit into memory. Its basis takes {_size(basis)} at least, and "
-        f"products {_size(least)}, but {_size(available)} are available. Allow fewer steps (max_steps) or a larger "
-        f"tolerance or floor{narrower}, or select fewer parameters by `params`."
+        f"a Krylov run of up to {steps} steps does not fit into memory. Its basis takes {byte_size(basis)} at least, "
+        f"and products {byte_size(least)}, but {byte_size(available)} are available. Allow fewer steps (max_steps) or "
+        f"a larger tolerance or floor{narrower}, or select fewer parameters by `params`."
     )
 
 
@@ -179,11 +181,3 @@ def _basis_bytes(operator: MatrixVectorProduct, steps: int, dtype: torch.dtype) 
 def _vector_bytes(operator: MatrixVectorProduct) -> int:
     full = accumulation_dtype(operator.device)
     return operator.shape[0] * (_VECTORS * full.itemsize + operator.dtype.itemsize)
-
-
-def _size(number: int) -> str:
-    """Return bytes as a number that is easily read."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number} B"

@@ -180,6 +180,23 @@ class Lanczos:
         image[:-2] += off_diagonal[: self._steps - 1, None] * coefficients[1:]
         return self.combined(image)
 
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """Return VᵀW (k, m) for the rows W (m, n)."""
+        return self._coordinates(rows)[: self._steps]
+
+    def image_transposed(self, rows: Tensor) -> Tensor:
+        """Return (V T + β v eᵀ)ᵀW (k, m) for the rows W (m, n), of a run that was not compressed."""
+        inside = self._coordinates(rows)
+        diagonal, off_diagonal = (part[: self._steps, None].to(inside) for part in (self._diagonal, self._off_diagonal))
+        image: Tensor = diagonal * inside[:-1] + off_diagonal * inside[1:]
+        image[1:] += off_diagonal[:-1] * inside[: self._steps - 1]
+        return image
+
+    def _coordinates(self, rows: Tensor) -> Tensor:
+        """Return the parts (k + 1, m) of the rows (m, n) along the basis and the vector that leads out of the space."""
+        along = self._basis.coordinates(rows.to(device=self._basis.device, dtype=self._basis.dtype))
+        return along[: self._steps + 1].to(rows)
+
     def multiply(self, vectors: Tensor) -> Tensor:
         """Return A v for every row v of ``vectors`` (m, n), by new products, in their dtype; `products` counts them."""
         products = torch.empty_like(vectors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convexlab.curvature.effort import Effort, Meter
 from convexlab.curvature.extremes import stages
-from convexlab.curvature.inexact import cheapest_operator
+from convexlab.curvature.inexact import Inexact, cheapest_operator
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.curvature.soundness import require_operator
 from convexlab.errors import FailureError, MisuseError, unknown_name
@@ -21,7 +21,6 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.ranks import ranks_of
-from convexlab.objective.differences import CentralDifferences
 
 __all__ = ["Eigenpairs", "check_count", "pairs_of", "top_eigenpairs"]
 
@@ -266,11 +265,11 @@ def _something_is_further_out(process: Lanczos, wanted: _Wanted, generator: torc
 def _pairs(process: Lanczos, wanted: _Wanted, *, afresh: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, vectors and residuals: by fresh products, one after the other, or by the run's own.
 
-    The run's own do not show the error of `CentralDifferences`; fresh ones with twice the step do.
+    The run's own do not show the error of `Inexact` products; fresh ones of their reference do.
     """
     operator, (ritz, coefficients) = process.operator, process.ritz()
-    if isinstance(operator, CentralDifferences):
-        process.operator, afresh = operator.coarser(), True
+    if isinstance(operator, Inexact):
+        process.operator, afresh = operator.reference(), True
     places = wanted.places(ritz)[: wanted.count]
     vectors = process.ritz_vectors(coefficients[:, places])
     if not afresh:

@@ -15,15 +15,17 @@ from convexlab.curvature.extremes import (
     Ends,
     ExtremeEigenvalues,
     ends_of,
-    error_of_differences,
+    error_of_products,
     extremes_of,
     margins_of,
     stages,
     start_confidence_of,
 )
+from convexlab.curvature.inexact import Inexact
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
 from convexlab.errors import MisuseError
 from convexlab.linalg.operators import MatrixVectorProduct
+from convexlab.machine.precision import Precision
 from convexlab.objective import Objective, Products
 from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.products import HessianOperator, ObjectiveOperator
@@ -99,6 +101,7 @@ def convexity_verdict(
     confidence: float = 0.999,
     max_steps: int | None = None,
     products: Products = "auto",
+    precision: Precision = "full",
     seed: int = 0,
 ) -> Verdict:
     """Say what can be said about the convexity of the loss at the model's present parameters.
@@ -110,13 +113,14 @@ def convexity_verdict(
         max_steps: products at most; None is what ``floor`` and ``confidence`` need. Fewer are made when negative
             curvature shows earlier.
         products: how the Hessian multiplies, see `Objective.hessian`.
+        precision: in how many bits, see the same; the lower bound allows for what that errs.
         seed: of the random start.
 
     Raises:
         MisuseError: a floor or confidence out of range.
         FailureError: the run does not fit into memory, see `forecast_memory`; or a product is not finite.
     """
-    operator = objective.hessian(products)
+    operator = objective.hessian(products, precision)
     steps = steps_to_resolve(operator.shape[0], floor, confidence)
     steps = steps if max_steps is None else min(steps, max_steps)
     with Meter(operator) as meter:
@@ -183,25 +187,26 @@ def _outlook(process: Lanczos, floor: float, confidence: float, tolerance: float
 
 def _assess(process: Lanczos, *, floor: float, confidence: float, meter: Meter) -> Verdict:
     error, at_start, operator = 0.0, confidence, process.operator
-    if isinstance(operator, CentralDifferences):
-        error, at_start = error_of_differences(process, confidence), start_confidence_of(confidence)
+    if isinstance(operator, Inexact):
+        error, at_start = error_of_products(process, confidence), start_confidence_of(confidence)
     ends = ends_of(process)
     extremes = extremes_of(process, ends, tolerance=floor, confidence=at_start, meter=meter, deviation=error)
     extremes = replace(extremes, confidence=confidence)
     curvature, rounding = _curvature_and_rounding(process, ends)
     rounding = max(rounding, _disagreement(process, ends, operator))
-    process.operator = operator  # The run may go on.
     scale = max(abs(extremes.smallest), abs(extremes.largest))
     bound = min(extremes.smallest_lower_bound, curvature)
     if process.exhausted or _kind(curvature, bound, rounding, floor * scale) != "unresolved":
         rounding = max(rounding, _SAFETY * _change_on_recomputing(process, ends.vectors[0], curvature))
     kind, lower = _kind(curvature, bound, rounding, floor * scale), bound - rounding
     witness = extremes.smallest_vector if kind == "non-convex" else None
+    second_difference = _second_difference(process.operator, witness)
+    process.operator = operator  # The run may go on.
     return Verdict(
         kind=kind,
         curvature=curvature,
         witness=witness,
-        second_difference=_second_difference(process.operator, witness),
+        second_difference=second_difference,
         lower_bound=lower,
         largest=extremes.largest,
         rounding_floor=rounding,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from convexlab.errors import MisuseError
-from convexlab.integrations.extras import imported
+from convexlab.importing import imported
 from convexlab.optim.flat import FlatOptimizer
 from convexlab.training.phases import AUTO, second_phase
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import FailureError, MisuseError
-from convexlab.integrations.extras import imported
+from convexlab.importing import imported
 from convexlab.integrations.hosted import HostedRun, Settings
 from convexlab.machine.atomic import write_atomically
 from convexlab.objective import Objective

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlab.errors import MisuseError
-from convexlab.integrations.extras import imported
+from convexlab.importing import imported
 from convexlab.integrations.hosted import HostedRun, Settings
 from convexlab.objective import Objective
 from convexlab.runs import Run

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from convexlab.integrations.extras import imported
+from convexlab.importing import imported
 
 __all__ = ["TensorBoard"]
 

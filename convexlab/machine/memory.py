@@ -32,6 +32,7 @@ __all__ = [
     "release_freed_memory",
     "require_room",
     "room_for_graphs",
+    "take_share",
 ]
 
 # Control groups of the process, which psutil does not know.
@@ -44,6 +45,8 @@ _GROUP_FILES = {
 }
 # Where there is no limit, version 1 has a number near 2⁶³.
 _UNLIMITED = 2**60
+# Processes that share what is free.
+_sharers = 1
 # Seconds between two looks at what is in use.
 _INTERVAL = 0.005
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -55,12 +58,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
+def take_share(processes: int) -> None:
+    """Let `available_memory` tell this process, from now on, its share of what is free for so many alike."""
+    global _sharers
+    _sharers = processes
+
+
 def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where that is not known.
 
     On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
-    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each.
+    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each. It is the part of
+    `take_share`.
     """
+    free = _free_memory(device)
+    return None if free is None else free // _sharers
+
+
+def _free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         pooled = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + pooled

@@ -20,6 +20,7 @@ __all__ = [
     "other_python_draws",
     "restore_all",
     "seed_all",
+    "spread_rows",
 ]
 
 Built = TypeVar("Built")
@@ -102,6 +103,16 @@ def restore_all(generators: Iterable[torch.Generator], states: Iterable[Tensor])
     """Put each of them back to its state."""
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
+
+
+def spread_rows(size: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Return ``wanted`` of ``size`` rows, ascending: one at random from each of equal stretches.
+
+    So a sample has of everything its share where rows are in some order, such as that of their labels.
+    """
+    starts = torch.arange(wanted + 1) * size // wanted
+    within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
+    return starts[:-1] + within.long()
 
 
 def _index(device: torch.device) -> int:

@@ -26,7 +26,7 @@ from convexlab.errors import CaptureWarning, FailureError, MisuseError, Shortage
 from convexlab.linalg.vectors import accumulation_dtype, flatten, norm, scale_of, select_parameters
 from convexlab.machine.capture import Replayer
 from convexlab.machine.memory import is_out_of_memory, release_freed_memory
-from convexlab.machine.precision import full_float32
+from convexlab.machine.precision import Precision, calculating_in
 from convexlab.machine.random_state import (
     fixed_random_state,
     generators_of,
@@ -82,6 +82,8 @@ class _Captured:
     """What replays evaluations for as long as they are `BatchedLoss.captured`; all copies of a loss share it."""
 
     replayer: Replayer | None = None
+    dtype: torch.dtype | None = None
+    """Of the loss whose evaluations they are."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class BatchedLoss:
         self._captured = _Captured()
         self.memory_budget = memory_budget
         self.cost = Cost()
+        self.precision: Precision = "full"
         self._held: dict[str, tuple[Tensor, int]] = {}
         self._cut_before = False
         self._one_function = False
@@ -303,7 +306,8 @@ class BatchedLoss:
 
         Values, gradients and products are recorded once a shape of batch, see `machine.capture`; what a graph cannot
         hold is evaluated as ever, and the replayer's ``reasons`` say why. Nothing may change within the block but
-        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value.
+        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value. Evaluations in
+        another dtype, which are few and take twice the memory, are plain.
 
         Args:
             wanted: False makes it a block without effect.
@@ -312,7 +316,8 @@ class BatchedLoss:
         if before is not None or not wanted:
             yield before
             return
-        self._captured.replayer = replayer = Replayer(self.device)
+        replayer = Replayer(self.device)
+        self._captured.replayer, self._captured.dtype = replayer, self.dtype
         try:
             yield replayer
         finally:
@@ -325,8 +330,8 @@ class BatchedLoss:
 
     @property
     def replayer(self) -> Replayer | None:
-        """What replays evaluations; None outside of `captured`."""
-        return self._captured.replayer
+        """What replays evaluations; None outside of `captured`, and in another dtype."""
+        return self._captured.replayer if self._captured.dtype == self.dtype else None
 
     def replayed(self, name: str, function: Callable[[Point, Any], Result], point: Point, batch: Any) -> Result:
         """Return a function's result for a micro-batch, by a recording where evaluations are `captured`.
@@ -423,6 +428,23 @@ class BatchedLoss:
         other = self._copy()
         other.dtype = dtype
         return other
+
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the same loss with its matrices multiplied in fewer bits, with a cost of its own, charged to this too.
+
+        A criterion that is known apart from the model is evaluated in this dtype all the same.
+        """
+        other = self._copy(whole=self)
+        other.precision, other._share = precision, 1.0
+        other._captured = _Captured()  # Recordings are of full precision.
+        other._cut_before = True  # Whether a batch may be cut is asked in full precision.
+        if self._criterion is not None:
+            other._bound = _Bound(self._model, self._loss_of_narrow_output)
+        return other
+
+    def _loss_of_narrow_output(self, model: nn.Module, batch: Any) -> Tensor:
+        output = model(pair_of(batch)[0])
+        return self.criterion(output.to(self.dtype) if isinstance(output, Tensor) else output, batch)
 
     def precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
         """Return what ``make`` gives in float64, or in this dtype where the loss does not allow that.
@@ -591,6 +613,7 @@ class BatchedLoss:
 
     def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
         """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        assert self._residuals is not None
         return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
 
     def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:
@@ -648,7 +671,7 @@ class BatchedLoss:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """`as_one_function`, with gradients, without autocast, in full float32, from a fixed random seed.
+        """`as_one_function`, with gradients, in this `precision` whatever the caller's, from a fixed random seed.
 
         All is restored afterwards.
         """
@@ -656,8 +679,7 @@ class BatchedLoss:
             fixed_random_state(self.device, data=self._data),
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            full_float32(),
+            calculating_in(self.precision, self.device),
             as_one_function(self._model),
         ):
             yield

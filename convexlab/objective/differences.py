@@ -77,8 +77,8 @@ class CentralDifferences(GradientDifferences):
 
     Gradients are taken in float64 where the loss allows that. The step is the one, of powers of ten, with which the
     difference along a random direction agrees best with that of the next larger step: rounding makes small steps
-    disagree, kinks and higher derivatives large ones. 16 gradients find it. `coarser` has products with twice the step:
-    how far the two are apart is what is known of the error.
+    disagree, kinks and higher derivatives large ones. 16 gradients find it. `reference` has products with twice the
+    step: how far the two are apart is what is known of the error.
     """
 
     def __init__(self, loss: BatchedLoss, point: Point) -> None:
@@ -125,8 +125,8 @@ class CentralDifferences(GradientDifferences):
         """What the objective has spent, on this operator and otherwise."""
         return self._whole.cost
 
-    def coarser(self) -> CentralDifferences:
-        """Return products with twice the step."""
+    def reference(self) -> CentralDifferences:
+        """Return products with twice the step, which show the error of these."""
         other = copy.copy(self)
         other.step = 2 * self.step
         return other

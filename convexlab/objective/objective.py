@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.linalg.operators import SymmetricOperator
 from convexlab.linalg.vectors import accumulation_dtype, flatten, select_parameters, unflatten
-from convexlab.machine.random_state import fixed_random_state
+from convexlab.machine.precision import Precision, require_precision
+from convexlab.machine.random_state import fixed_random_state, spread_rows
 from convexlab.objective.batched_loss import BatchedLoss, BatchLoss, BatchResiduals
 from convexlab.objective.batches import batch_loss_of, common_rows, criterion_weight, mapped, pair_of, rows_of
 from convexlab.objective.differences import CentralDifferences
 from convexlab.objective.fisher import EmpiricalFisherOperator
 from convexlab.objective.least_squares import LeastSquares
+from convexlab.objective.narrow import NarrowHessian
 from convexlab.objective.products import GaussNewtonOperator, HessianOperator, ResidualOperator
 
 if TYPE_CHECKING:
@@ -177,19 +179,30 @@ class Objective(BatchedLoss):
         """
         return HessianOperator(self, keep_graphs=False) @ v
 
-    def hessian(self, products: Products = "auto") -> SymmetricOperator:
+    def hessian(self, products: Products = "auto", precision: Precision = "full") -> SymmetricOperator:
         """Return the Hessian at the model's present parameters; later changes of the model do not change it.
 
         Args:
             products: how it multiplies. ``"auto"``: exactly, though a long Krylov run may use differences of gradients
                 where these prove accurate enough. ``"exact"``: never by differences. ``"differences"``: by differences
                 alone, for losses that torch cannot differentiate twice, see `CentralDifferences`.
+            precision: in how many bits exact products multiply matrices. ``"full"``: as many as the loss has.
+                ``"bf16"``: bfloat16; ``"tf32"``: TensorFloat-32, on CUDA. Both are for losses in float32, see
+                `NarrowHessian`. Bounds and verdicts allow for their error, which products in float32 measure.
 
         Raises:
-            MisuseError: another word.
+            MisuseError: another word, or a precision that cannot be had there.
         """
         if products not in PRODUCTS:
             raise unknown_name("kind of products", products, PRODUCTS)
+        require_precision(precision, self.device, self.dtype)
+        if precision != "full":
+            if products == "differences":
+                raise MisuseError(
+                    f"differences of gradients in {precision} are rounding: expected exact products beside a "
+                    "precision, got products='differences'. Leave one of them out."
+                )
+            return NarrowHessian(self, precision)
         if products == "differences":
             return CentralDifferences(self, self.point())
         operator = HessianOperator(self)
@@ -284,7 +297,7 @@ class Objective(BatchedLoss):
                 if common_rows(batch) is None or wanted == size:
                     chosen.append(batch)
                 elif wanted:
-                    places = _places(size, wanted, generator)
+                    places = spread_rows(size, wanted, generator)
                     chosen.append(mapped(lambda item, places=places: item[places.to(item.device)], batch))
         part = self._copy(whole=self)
         known = self._one_function
@@ -396,13 +409,6 @@ def _residuals_of_pair(
 def _errors(output: Tensor, target: Tensor) -> Tensor:
     """Return the residuals of a mean of squares."""
     return (output - target) / math.sqrt(output.numel())
-
-
-def _places(size: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Return ``wanted`` rows, one at random from each of equal stretches, as a batch may be in the order of labels."""
-    starts = torch.arange(wanted + 1) * size // wanted
-    within = torch.rand(wanted, generator=generator, dtype=torch.float64) * starts.diff()
-    return starts[:-1] + within.long()
 
 
 def _copy(sources: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:

@@ -17,6 +17,7 @@ from convexlab.curvature.bounds import check_confidence
 from convexlab.curvature.density import density_of
 from convexlab.curvature.effort import Meter
 from convexlab.curvature.extremes import FIRST_LOOK
+from convexlab.curvature.inexact import norm_of_deviation
 from convexlab.curvature.intervals import LEVEL, student_interval
 from convexlab.curvature.lanczos import Lanczos, random_run, random_unit_vector
 from convexlab.curvature.slices import check_points, extreme_slices
@@ -26,7 +27,9 @@ from convexlab.curvature.verdict import Verdict, judge, steps_to_resolve
 from convexlab.errors import FailureError, MisuseError, unknown_name
 from convexlab.linalg.operators import MatrixVectorProduct, SymmetricOperator
 from convexlab.linalg.vectors import dot, norm
+from convexlab.machine.precision import PRECISIONS, Precision
 from convexlab.objective import PRODUCTS, Objective, Products
+from convexlab.objective.narrow import NarrowHessian
 from convexlab.probing.fresh_examples import sampling_error
 from convexlab.probing.loss import ProbedLoss
 from convexlab.probing.teller import Teller
@@ -60,6 +63,8 @@ class ProbeOptions:
     """Products beside the first run that estimate the part of the trace outside of its space."""
     products: Products = "auto"
     """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
+    precision: Precision = "full"
+    """In how many bits, see the same: of the Krylov runs. All else is by products in full precision."""
     seed: int = 0
     """Of the Krylov runs' starts, and of these products' vectors."""
     top: int = 0
@@ -96,6 +101,8 @@ class ProbeOptions:
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.slice_points:
             check_points(self.slice_points)
 
@@ -179,7 +186,8 @@ def _curvature(
     metric: AdamMetric | None,
     teller: Teller,
 ) -> tuple[PointMeasurement, Verdict]:
-    operator = objective.hessian(options.products)
+    operator = objective.hessian(options.products, options.precision)
+    exact = operator.reference() if isinstance(operator, NarrowHessian) else operator
     generator = torch.Generator().manual_seed(options.seed)
     steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
     first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
@@ -194,12 +202,16 @@ def _curvature(
     )
     teller.verdict(verdict.kind, verdict.extremes.smallest, verdict.extremes.largest)
     top = _top(first, gradient, options.top) if options.top else {}
+    first.operator = exact
     trace, trace_error, degrees = trace_beside(first, options.trace_samples, generator)
     trace_low, trace_high = student_interval(trace, trace_error, degrees, LEVEL)
+    deviation = _deviation(first, verdict) if exact is not operator else 0.0
+    # Of narrow products |tr T - tr VᵀAV| = |tr VᵀF| is at most k ‖F‖, and an eigenvalue is ‖F‖ off at most.
+    reach = first.steps * deviation
     others = (random_run(operator, generator, options.density_steps) for _ in range(options.density_probes - 1))
     density = density_of(itertools.chain([first], others), meter)
     # What is nearer to zero than the verdict looks, the density does not resolve either.
-    threshold = -max(density.zero_width, options.floor * verdict.scale)
+    threshold = -max(density.zero_width, options.floor * verdict.scale, deviation)
     mass, mass_error = density.mass_below(threshold)
     mass_low, mass_high = density.mass_interval(threshold, LEVEL)
     visible = density.weights > _NEGLIGIBLE_WEIGHT
@@ -207,7 +219,7 @@ def _curvature(
     point = PointMeasurement(
         train_loss=value,
         gradient_norm=float(norm(gradient)),
-        gradient_curvature=_along(gradient, operator),
+        gradient_curvature=_along(gradient, exact),
         smallest=ends.smallest,
         smallest_lower_bound=ends.smallest_lower_bound,
         smallest_residual=ends.smallest_residual,
@@ -221,21 +233,32 @@ def _curvature(
         negative_mass_high=mass_high,
         trace=trace,
         trace_standard_error=trace_error,
-        trace_low=trace_low,
-        trace_high=trace_high,
+        trace_low=trace_low - reach,
+        trace_high=trace_high + reach,
         interval_level=LEVEL,
         **top,
-        **_in_metric(operator, metric, options.seed),
+        **_in_metric(exact, metric, options.seed),
         second_difference=verdict.second_difference,
         verdict=verdict.kind,
         rounding_floor=verdict.rounding_floor,
         confidence=options.confidence,
         floor=options.floor,
         steps=verdict.steps,
+        precision=options.precision if exact is not operator else "",
+        deviation=ends.deviation if exact is not operator else None,
         nodes=density.nodes[visible].numpy(),
         weights=density.weights[visible].numpy(),
     )
     return point, verdict
+
+
+def _deviation(process: Lanczos, verdict: Verdict) -> float:
+    """Return the bound on the error of a run on narrow products, whose operator is exact again, as long as it is now.
+
+    For the largest eigenpairs it was extended after the verdict.
+    """
+    known = verdict.extremes.deviation
+    return known if process.steps == verdict.steps else norm_of_deviation(process, 1 - LEVEL)
 
 
 def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from convexlab.checkpoints import (
-    Checkpoint,
-    CheckpointHeader,
-    add_tensors,
-    check_fit,
-    load_weights,
-    read_header,
-    read_moments,
-    reread,
-    write_checkpoint,
-)
-from convexlab.curvature.adam_metric import AdamMetric, metric_of
-from convexlab.curvature.verdict import Verdict
+import torch
+
+from convexlab.checkpoints import CheckpointHeader, check_fit, read_header, reread
 from convexlab.errors import MisuseError
-from convexlab.machine.atomic import make_folder
 from convexlab.machine.capture import capture_asked
 from convexlab.machine.environment import describe_process, dtype_name
 from convexlab.machine.lock import held_alone
+from convexlab.machine.precision import Precision, require_precision
 from convexlab.machine.ranks import Ranks, together
 from convexlab.objective import Objective, Products
+from convexlab.probing.dealing import checkpoints_to_deal, examples_of, has_room, measure_dealt, words_of
+from convexlab.probing.jobs import Shared, bytes_of_runs, check_jobs, jobs_that_fit, measure_at_once, most_steps
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
+from convexlab.probing.measuring import Item, digest_of_options, digest_of_weights, measure
 from convexlab.probing.path import TrainingPath
 from convexlab.probing.places import Place, check_free, files_of, names_of, places_of, target_of, times_of
-from convexlab.probing.point import ProbeOptions, probe_point
+from convexlab.probing.point import ProbeOptions
 from convexlab.probing.teller import Teller
 from convexlab.problems import Problem, Setting, setting_of
 from convexlab.problems.objectives import Factory
 from convexlab.progress import Listener, Progress, silent
 from convexlab.runs import Row, Run, write_json, write_json_lines
 from convexlab.runs.columns import to_frame, write_csv
-from convexlab.runs.files import digest_of
 from convexlab.runs.plane import read_plane
 from convexlab.runs.rows import ProbedCheckpoint
 
@@ -105,10 +96,12 @@ def probe(
     key: str | None = None,
     axis: str | None = None,
     products: Products = "auto",
+    precision: Precision = "full",
     slice_points: int = 13,
     plane_points: int = 13,
     checkpoints: Sequence[Path] | None = None,
     out: str | Path | None = None,
+    jobs: int = 1,
     resume: bool = False,
     other_options: bool = False,
     trust: bool = False,
@@ -147,6 +140,7 @@ def probe(
             the same Krylov run, which is made longer for them where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
+        precision: in how many bits, see the same; bound and verdict allow for what ``"bf16"`` or ``"tf32"`` err.
         key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
             first of those that are common.
         axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
@@ -155,13 +149,17 @@ def probe(
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
+        jobs: so many checkpoints are measured at once, each in a process of its own with its share of the threads;
+            fewer where memory does not hold as many. Rows are those of one job with as many threads. A script that
+            asks for several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
         resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
         other_options: where that resumes, keep rows of these weights that were measured with other options, too.
         trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
             there, and names that the user gives.
         progress: called with how far the work is.
-        group: a process group of torch.distributed, whose ranks all call this and measure together, each with a part of
-            the examples; rank 0 writes. None is this process alone.
+        group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. A
+            checkpoint is shared out to them by its examples, or they take one each, where that is cheaper
+            (`dealing.checkpoints_to_deal`). None is this process alone.
 
     Raises:
         MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
@@ -174,6 +172,7 @@ def probe(
         density_steps=density_steps,
         top=top,
         products=products,
+        precision=precision,
         slice_points=slice_points,
     )
     if plane_points and plane_points < 3:
@@ -192,20 +191,21 @@ def probe(
     places, ranks = places_of(paths), Ranks.of(group)
     headers = _read(places, checkpoints, key, axis)
     settings = {path: setting_of(header, overrides, trust=trust) for path, header in headers.every.items()}
+    check_jobs(jobs, settings.values(), ranks)
     target = target_of(places, out, settings[headers.wanted[0].path])
     with together(ranks), held_alone(target.path):
         target.clean()
         if not resume:
             check_free(target, places, out)
         keep: Keep = "nothing" if not resume else "these weights" if other_options else "these weights and options"
-        plan = _decide(headers, places, settings, target, options, keep, with_plane=bool(plane_points), device=device)
-        with contextlib.ExitStack() as stack:
-            for loss_of_setting in plan.losses.values():
-                stack.enter_context(loss_of_setting.objective.captured(wanted=capture_asked()))
-            for done, item in enumerate(plan.missing):
-                progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
-                teller = Teller(progress, item.name, done, len(plan.missing))
-                plan.rows.write(_measure(item, plan.losses[item.setting], options, target, teller))
+        plan = _decide(
+            headers, places, settings, target, options, keep, jobs, with_plane=bool(plane_points), device=device
+        )
+        if plan.jobs > 1:
+            shared = Shared(options, target.path, device, plan.jobs, _threads_of(plan.jobs))
+            measure_at_once(plan.missing, shared, plan.rows.write, progress)
+        else:
+            _measure_here(plan, options, ranks, progress)
         if not resume:
             plan.rows.keep({item.name for item in plan.items})
         progress(Progress("probe", len(plan.missing), len(plan.missing), unit="checkpoints"))
@@ -213,6 +213,53 @@ def probe(
         if plan.path is not None:
             _write_plane(plan, plan.path, result.checkpoints, plane_points, device, progress)
         return result
+
+
+def _measure_here(plan: _Plan, options: ProbeOptions, ranks: Ranks, progress: Listener) -> None:
+    """Measure the missing checkpoints in this process, or in this and the other ranks."""
+    with contextlib.ExitStack() as stack:
+        for loss in plan.losses.values():
+            stack.enter_context(loss.objective.captured(wanted=capture_asked()))
+        _measure_in_turn(plan, options, progress, _measure_dealt(plan, options, ranks, progress))
+
+
+def _measure_in_turn(plan: _Plan, options: ProbeOptions, progress: Listener, begin: int) -> None:
+    """Measure the missing checkpoints from a place on, one after the other."""
+    for done, item in enumerate(plan.missing[begin:], start=begin):
+        progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
+        plan.rows.write(_measured(plan, options, progress, done))
+
+
+def _measured(plan: _Plan, options: ProbeOptions, progress: Listener, done: int) -> ProbedCheckpoint:
+    item = plan.missing[done]
+    teller = Teller(progress, item.name, done, len(plan.missing))
+    return measure(item, plan.losses[item.setting], options, plan.target, teller)
+
+
+def _measure_dealt(plan: _Plan, options: ProbeOptions, ranks: Ranks, progress: Listener) -> int:
+    """Measure as many of the missing checkpoints as are dealt to the ranks, and return how many those are."""
+    missing, losses = plan.missing, list(plan.losses.values())
+    if ranks.size == 1 or not missing:
+        return 0
+    parameters = max(loss.objective.size for loss in losses)
+    examples = list(map(examples_of, losses))
+    dealt = checkpoints_to_deal(
+        len(missing),
+        ranks.size,
+        parameters=parameters,
+        examples=None if None in examples else max(filter(None, examples), default=0),
+        products=most_steps(parameters, options),
+        fits=has_room(ranks, losses, lambda: bytes_of_runs(losses, options)),
+    )
+    sentence = words_of(dealt, len(missing), ranks.size)
+    progress(Progress("probe", 0, len(missing), sentence, landmark=True, unit="checkpoints"))
+    for begin in range(0, dealt, ranks.size):
+        progress(Progress("probe", begin, len(missing), sentence, unit="checkpoints"))
+        places = range(begin, min(begin + ranks.size, dealt))
+        measures = [partial(_measured, plan, options, progress, place) for place in places]
+        for row in measure_dealt(ranks, losses, measures):
+            plan.rows.write(row)
+    return dealt
 
 
 class _Rows:
@@ -273,28 +320,18 @@ class _Headers:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """A checkpoint to be probed."""
-
-    name: str
-    epoch: int | None
-    """Where it is along the axis."""
-    axis: str
-    header: CheckpointHeader
-    setting: Setting
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What is measured, with what, and where it goes."""
 
     target: Run
-    items: list[_Item]
-    missing: list[_Item]
+    items: list[Item]
+    missing: list[Item]
     """Of these, those without a row."""
     rows: _Rows
     losses: dict[Setting, ProbedLoss]
     """For those that are missing."""
+    jobs: int
+    """Of these, so many are measured at once."""
     path: TrainingPath | None
     """None where no plane is measured."""
     plane_key: str | None
@@ -316,6 +353,7 @@ def _decide(
     target: Run,
     options: ProbeOptions,
     keep: Keep,
+    jobs: int,
     *,
     with_plane: bool,
     device: str,
@@ -323,7 +361,7 @@ def _decide(
     """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
-        _Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
+        Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
         for header in headers.wanted
     ]
     items.sort(key=lambda item: math.inf if item.epoch is None else item.epoch)
@@ -336,38 +374,39 @@ def _decide(
     path = _path(headers, names, settings) if with_plane else None
     plane = read_plane(target.landscape_path) if keep != "nothing" and path else None
     losses = _losses(missing, device)
+    for loss in losses.values():
+        require_precision(options.precision, loss.objective.device, loss.objective.dtype)
     if path and path.setting in losses:
         for header in headers.every.values():
             check_fit(losses[path.setting].objective.model, header, by_objective=path.setting.objective is not None)
+    at_once = min(jobs, len(missing))
+    if at_once > 1:
+        at_once = jobs_that_fit(at_once, list(losses.values()), options)
     if missing and not target.config_path.exists():
         objective = losses[missing[0].setting].objective
         made_by = describe_process(objective.device, dtype_name(objective.dtype))
+        made_by |= {"jobs": at_once, "threads": _threads_of(at_once)} if at_once > 1 else {}
         target.write_config({"kind": "probe"} | items[0].setting.names, made_by)
-    return _Plan(target, items, missing, rows, losses, path, plane.key if plane else None)
+    return _Plan(target, items, missing, rows, losses, at_once, path, plane.key if plane else None)
 
 
-def _is_kept(item: _Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
+def _threads_of(jobs: int) -> int:
+    """Return each job's share of the threads."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
+def _is_kept(item: Item, row: ProbedCheckpoint | None, options: ProbeOptions, keep: Keep) -> bool:
     """Return whether a checkpoint's row is not measured again."""
     if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
     if row.key is None:  # Of an earlier version: nobody can compare it.
         return keep == "these weights"
     weights, _, decided = row.key.partition("-")
-    same = weights == _digest_of_weights(reread(item.header))
-    return same and (keep == "these weights" or decided == _digest_of_options(item, options))
+    same = weights == digest_of_weights(reread(item.header))
+    return same and (keep == "these weights" or decided == digest_of_options(item, options))
 
 
-def _digest_of_weights(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    add_tensors(digest, checkpoint)
-    return digest.hexdigest()[:16]
-
-
-def _digest_of_options(item: _Item, options: ProbeOptions) -> str:
-    return digest_of([item.setting.as_row, vars(options), {"epoch": item.epoch}])
-
-
-def _losses(items: Sequence[_Item], device: str) -> dict[Setting, ProbedLoss]:
+def _losses(items: Sequence[Item], device: str) -> dict[Setting, ProbedLoss]:
     """Return the loss of every setting.
 
     Raises:
@@ -396,47 +435,6 @@ def _path(headers: _Headers, names: Mapping[Path, str], setting: Mapping[Path, S
     )
 
 
-def _measure(item: _Item, loss: ProbedLoss, options: ProbeOptions, target: Run, teller: Teller) -> ProbedCheckpoint:
-    """Return the row of a checkpoint, which is loaded now; its witness is written."""
-    weights = _load(loss.objective, item.header)
-    loss.objective.require_one_function()  # Once a setting; a row's cost does not depend on which comes first.
-    # Other random vectors at every checkpoint: so the errors along a row of checkpoints are independent.
-    place = item.header.path.name if item.epoch is None else item.epoch
-    metric = _metric(item.header.path, loss.objective)
-    seed = zlib.crc32(f"{options.seed} {place}".encode())
-    row, verdict = probe_point(loss, replace(options, seed=seed), metric, teller)
-    return replace(
-        row,
-        checkpoint=item.name,
-        epoch=item.epoch,
-        axis=item.axis,
-        phase=item.header.metadata.get("phase", ""),
-        witness=_save_witness(target, item.name, loss.objective, verdict),
-        key=f"{weights}-{_digest_of_options(item, options)}",
-    )
-
-
-def _load(objective: Objective, header: CheckpointHeader) -> str:
-    """Put a checkpoint's weights into the model, and return their digest; the checkpoint is not held."""
-    checkpoint = reread(header)
-    load_weights(objective.model, checkpoint)
-    return _digest_of_weights(checkpoint)
-
-
-def _metric(checkpoint: Path, objective: Objective) -> AdamMetric | None:
-    """Return the metric of the Adam that led to a checkpoint; None where its moments are not stored, or fit nothing."""
-    state = read_moments(checkpoint, objective.model)
-    if state is None:
-        return None
-    parameters = dict(objective.model.named_parameters())
-    places = {name: place for place, name in enumerate(parameters)}
-    names = objective.parameter_names
-    try:
-        return metric_of(state, [places[name] for name in names], [parameters[name] for name in names], objective)
-    except (MisuseError, TypeError, ValueError):  # Of another optimiser, of groups without one border, or damaged.
-        return None
-
-
 def _write_plane(
     plan: _Plan,
     path: TrainingPath,
@@ -454,20 +452,3 @@ def _write_plane(
     plane = path.measure(loss, plan.target.path, key=key, points=points, budget=budget, progress=progress)
     if plane is not None:
         write_json(plan.target.landscape_path, plane.as_row())
-
-
-def _save_witness(target: Run, name: str, objective: Objective, verdict: Verdict | None) -> str | None:
-    """Store the direction of negative curvature, so that anyone can check it; return its path in the run."""
-    if verdict is None or verdict.witness is None:
-        return None
-    # Two paths may end in the same file name; the checksum tells them apart.
-    stem = Path(name).stem if Path(name).name == name else f"{Path(name).stem}-{zlib.crc32(name.encode()):08x}"
-    path = target.path / "witnesses" / f"{stem}.safetensors"
-    make_folder(path.parent)
-    described = {
-        "curvature": repr(verdict.curvature),
-        "rounding_floor": repr(verdict.rounding_floor),
-        "parameters": ",".join(objective.parameter_names),
-    }
-    write_checkpoint(path, {"witness": verdict.witness}, described)
-    return str(path.relative_to(target.path))

@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from convexlab.datasets.mapped import MappedPairs
 from convexlab.machine.random_state import loader_generators, restore_all, seed_all
 from convexlab.objective.batches import mapped
 
-__all__ = ["LoaderBatches", "MiniBatches", "RandomRows", "default_batch_size"]
+__all__ = ["LoaderBatches", "MappedRows", "MiniBatches", "RandomRows", "default_batch_size"]
 
 # With 1,400 examples 512 would make three steps an epoch, and an epoch, the unit in which norms are compared, would be
 # hardly any training.
@@ -48,6 +49,23 @@ class RandomRows:
     def of(self, rows: Tensor) -> Any:
         """Return the batch of some rows (m,)."""
         return mapped(lambda tensor: tensor[rows.to(tensor.device)], self._tensors)
+
+
+class MappedRows(RandomRows):
+    """Rows of files, in a random order; those of a batch are read, and no others.
+
+    Args:
+        pairs: the files.
+        size: rows in a batch.
+    """
+
+    def __init__(self, pairs: MappedPairs, size: int) -> None:
+        super().__init__(None, pairs.examples, size)
+        self._pairs = pairs
+
+    def of(self, rows: Tensor) -> Any:
+        """See `RandomRows`."""
+        return self._pairs.of(rows)
 
 
 def default_batch_size(examples: int) -> int:

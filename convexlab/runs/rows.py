@@ -322,6 +322,10 @@ class PointMeasurement:
     """The verdict's resolution, relative to the largest eigenvalue."""
     steps: int | None = None
     """Dimension of the Krylov space; 0 where nothing was measured."""
+    precision: str = ""
+    """In which the products were made, `bf16` or `tf32`; empty (not in the file) where it was the loss's own."""
+    deviation: float | None = None
+    """Bound on the error of such products, part of `smallest_lower_bound`; likewise not in the file."""
     nodes: Floats = field(default_factory=_no_numbers)
     """(k,) of the spectral density, by stochastic Lanczos quadrature; empty where there is none."""
     weights: Floats = field(default_factory=_no_numbers)
@@ -335,6 +339,8 @@ class PointMeasurement:
     def as_row(self) -> dict[str, Any]:
         """Return the fields as a file holds them: both parts of density and top in one object each, or null."""
         row = dict(vars(self))
+        if not self.precision:
+            del row["precision"], row["deviation"]
         nodes, weights = row.pop("nodes"), row.pop("weights")
         density = {"nodes": nodes.tolist(), "weights": weights.tolist()} if nodes.size else None
         values, residuals = row.pop("top_values"), row.pop("top_residuals")

@@ -8,6 +8,7 @@ import re
 __all__ = [
     "MISSING",
     "accuracy",
+    "byte_size",
     "change",
     "count",
     "decade",
@@ -104,6 +105,14 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.2g}{space}min"
     return f"{number(seconds / 3600, 2)}{space}h"
+
+
+def byte_size(number: int) -> str:
+    """Return bytes as a number that is easily read."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number} B"
 
 
 def plain_number(text: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import convexlab as cl
 from convexlab.curvature import Lanczos
-from convexlab.curvature.inexact import SAMPLES, cheapest_operator, deviation
+from convexlab.curvature.inexact import SAMPLES, cheapest_operator, deviation, norm_of_deviation
 from convexlab.curvature.lanczos import random_unit_vector
 from convexlab.objective.differences import GradientDifferences
 from convexlab.objective.products import HessianOperator
@@ -187,3 +187,75 @@ def test_bounds_and_verdict_hold_on_dense_network_hessians(seed: int) -> None:
     else:
         assert verdict.kind == "no-negative-curvature"
         assert truth[0] >= -verdict.floor * truth[-1] * (1 + 1e-6)
+
+
+# Products in fewer bits
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_on_bfloat16_products_hold_on_dense_network_hessians(seed: int) -> None:
+    activation = (nn.Tanh, nn.GELU, nn.ReLU)[seed % 3]
+    criterion = (nn.MSELoss(), nn.CrossEntropyLoss())[seed // 3 % 2]
+    problem = Problem(seed, activation, criterion, torch.float32)
+    truth = np.linalg.eigvalsh(problem.hessian.numpy())
+    spread, rounding = truth[-1] - truth[0], 100 * float(torch.finfo(torch.float32).eps) * np.abs(truth).max()
+    operator = problem.objective.hessian(precision="bf16")
+    extremes = cl.extreme_eigenvalues(operator, tolerance=0.05, seed=seed)
+    assert extremes.smallest_lower_bound - rounding <= truth[0] <= extremes.smallest + rounding
+    assert extremes.largest - rounding <= truth[-1] <= extremes.largest_upper_bound + rounding
+    # Some hundred additions of numbers of 8 bits, and no more.
+    assert 2**-14 * spread < extremes.deviation < 2**-4 * spread
+    vector = extremes.smallest_vector
+    assert extremes.smallest == pytest.approx(float(vector @ problem.hessian @ vector), abs=rounding)
+    assert "bf16" in extremes.effort.plan
+    verdict = cl.convexity_verdict(problem.objective, floor=0.05, precision="bf16", max_steps=200, seed=seed)
+    assert verdict.lower_bound <= truth[0] + rounding
+    assert verdict.kind != "non-convex" or truth[0] < 0
+    if verdict.kind == "no-negative-curvature":
+        assert truth[0] >= -0.05 * truth[-1]
+
+
+def test_ritz_values_of_bfloat16_products_lie_beyond_the_spectrum() -> None:
+    """Which those of exact products never do: without their error they would be believed wrongly."""
+    beyond = []
+    for seed in (1, 3):
+        problem = Problem(seed, nn.GELU, nn.CrossEntropyLoss(), torch.float32)
+        truth = np.linalg.eigvalsh(problem.hessian.numpy())
+        process = problem.run(60, seed)
+        process.operator = problem.objective.hessian(precision="bf16")
+        process.extend(60)
+        ritz = process.ritz()[0]
+        beyond += [truth[0] - ritz[0], ritz[-1] - truth[-1]]
+    # A hundred times what float32 would explain.
+    assert max(beyond) > 1e-4 * (truth[-1] - truth[0])
+
+
+@pytest.mark.parametrize("steps", [5, 30])
+def test_the_narrower_bound_on_the_deviation_holds_as_often_as_it_says(steps: int) -> None:
+    failure, missed, trials, wider = 0.05, 0, 0, []
+    for seed in range(2):
+        problem = _smooth(seed)
+        process = problem.run(steps)
+        process.operator = problem.objective.hessian(precision="bf16")
+        process.extend(steps)
+        truth = float(torch.linalg.matrix_norm(_relation_error(process, problem.hessian), 2))
+        process.operator = Dense(problem.hessian)
+        for draw in range(8):
+            bound = norm_of_deviation(process, failure, draw)
+            missed += bound < truth * (1 - 1e-9)
+            trials += 1
+            wider.append(bound / truth)
+    assert missed <= failure * trials
+    # By the Chebyshev polynomial of degree 7, for 30 columns and a part along the top of 1 in 350: 1 + 0.35 at most.
+    assert max(wider) < (1.2 if steps == 30 else 1 + 1e-9)
+
+
+def test_the_transposed_image_is_that_of_the_image() -> None:
+    problem = _smooth(dtype=torch.float64)
+    process = problem.run(12)
+    process.extend(12)
+    image = process.image(torch.eye(12, dtype=torch.float64))  # (k, n): the columns of V T + β v eᵀ.
+    rows = torch.randn(3, problem.objective.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(process.image_transposed(rows), image @ rows.T, atol=1e-12)
+    basis = process.combined(torch.eye(12, dtype=torch.float64))
+    assert torch.allclose(process.coordinates(rows), basis @ rows.T, atol=1e-12)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import convexlab as cl
-from convexlab.machine.precision import full_float32
+from convexlab.errors import MisuseError
+from convexlab.machine.precision import PRECISIONS, calculating_in, require_precision
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +32,8 @@ def test_full_precision_within_and_the_users_after(matmul: str, convolution: boo
     torch.backends.cudnn.allow_tf32 = convolution
 
     def nested_and_failing() -> None:
-        with full_float32():
-            with full_float32():
+        with calculating_in("full", CPU):
+            with calculating_in("full", CPU):
                 assert settings() == ("highest", False)
             assert settings() == ("highest", False)
             raise ZeroDivisionError
@@ -64,11 +67,54 @@ def test_what_was_chosen_operation_by_operation_is_left_alone() -> None:
     torch.backends.cudnn.allow_tf32 = True
     convolution.fp32_precision = "ieee"
     try:
-        with full_float32():
+        with calculating_in("full", CPU):
             assert convolution.fp32_precision == "ieee"
         assert convolution.fp32_precision == "ieee"
     finally:
         convolution.fp32_precision = before
+
+
+def test_bfloat16_within_and_the_users_autocast_after() -> None:
+    weights = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with calculating_in("full", CPU):
+            assert (weights @ weights).dtype == torch.float32
+        assert (weights @ weights).dtype == torch.bfloat16
+    with calculating_in("bf16", CPU):
+        assert (weights @ weights).dtype == torch.bfloat16
+        assert (weights.double() @ weights.double()).dtype == torch.float64
+        assert settings() == ("highest", False)
+    assert (weights @ weights).dtype == torch.float32
+
+
+def test_tensor_cores_are_allowed_within_alone() -> None:
+    before = settings()
+    with calculating_in("tf32", CPU):
+        assert settings() == ("high", True)
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "dtype", "message"),
+    [
+        ("half", "cpu", torch.float32, "half"),
+        ("bf16", "cpu", torch.float64, "expected a loss in float32, got torch.float64"),
+        ("tf32", "cpu", torch.float32, "expected a cuda device, got cpu"),
+        ("tf32", "cuda", torch.float64, "expected a loss in float32"),
+    ],
+)
+def test_a_precision_that_saves_nothing_is_refused(
+    precision: str, device: str, dtype: torch.dtype, message: str
+) -> None:
+    with pytest.raises(MisuseError, match=message):
+        require_precision(precision, torch.device(device), dtype)
+
+
+def test_precisions_that_are_to_be_had() -> None:
+    assert PRECISIONS == ("full", "bf16", "tf32")
+    require_precision("full", CPU, torch.float64)
+    require_precision("bf16", CPU, torch.float32)
+    require_precision("tf32", torch.device("cuda"), torch.float32)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 import convexlab as cl
 from convexlab.checkpoints import Checkpoint, CheckpointHeader, reread, write_checkpoint
-from convexlab.probing import path, vectors
+from convexlab.probing import measuring, path, vectors
 from convexlab.probing.vectors import StoredVectors
 
 FACTORY = """
@@ -28,8 +27,6 @@ class Point(nn.Module):
 def bowl():
     return cl.Objective.from_batch_loss(Point(), [torch.ones(1)], lambda model, a: (a * model.x.square()).sum())
 """
-# The package has a function of this name too.
-probe_module = importlib.import_module("convexlab.probing.probe")
 QUICK: dict[str, Any] = {"density_probes": 1, "max_steps": 2, "density_steps": 2, "slice_points": 0, "plane_points": 3}
 
 
@@ -58,7 +55,7 @@ def test_a_probe_holds_one_checkpoint_at_a_time(
         tensors.extend(map(weakref.ref, checkpoint.tensors.values()))
         return checkpoint
 
-    for module in (probe_module, path):
+    for module in (measuring, path):
         monkeypatch.setattr(module, "reread", spy)
     result = cl.probe(files, out=tmp_path / "out", trust=True, **QUICK)
     assert len(result.rows) == 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 
 import convexlab as cl
-from convexlab.probing import ProbeOptions, probe_objective
+from convexlab.probing import ProbeOptions, measuring, probe_objective
 from convexlab.probing.point import probe_point
 from convexlab.problems import build_problem
 from convexlab.progress import Progress
@@ -277,7 +276,7 @@ def test_every_epoch_has_random_vectors_of_its_own(run: Run, monkeypatch: pytest
         seeds.append(options.seed)
         return probe_point(loss, options, *others)
 
-    monkeypatch.setattr(importlib.import_module("convexlab.probing.probe"), "probe_point", watched)
+    monkeypatch.setattr(measuring, "probe_point", watched)
     for out in ("first", "again"):
         cl.probe(run, plane_points=0, out=tmp_path / out, max_steps=2, slice_points=0)
     assert len(set(seeds)) == len(run.checkpoints) > 1

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+import convexlab as cl
 from convexlab.cli import main
 from convexlab.errors import FailureError, MisuseError
-from convexlab.importing import failure_in, load_object
+from convexlab.importing import check_trusted, failure_in, load_object
 from convexlab.problems import Problem, Setting
 from convexlab.problems.loaders import build_from_batches
 from convexlab.runs import Run
@@ -195,7 +197,7 @@ def test_sizes_reach_the_loader(code: Path) -> None:
         ("net", "nothing", "criterion", "returned no batch: expected batches that"),
         ("net", "number", "criterion", "returned a int: expected batches that"),
         ("net", "needy", "criterion", "needy' requires path"),
-        ("net", "digits!", "criterion", "'package.module:loader' or 'file.py:loader', got 'digits!'.*--dataset"),
+        ("net", "digits!", "criterion", "'npy:FOLDER' or 'webdataset:PATTERN', got 'digits!'.*--dataset"),
     ],
 )
 def test_what_does_not_fit_is_named(code: Path, model: str, data: str, loss: str, message: str) -> None:
@@ -272,3 +274,50 @@ def test_names_in_the_settings_are_not_imported(code: Path) -> None:
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+# Files
+
+
+def test_arrays_on_disk_are_probed_and_trained_on_as_batches_are(tmp_path: Path, code: Path) -> None:
+    module = load_object(f"{code}:rows").__globals__
+    x, y = module["rows"]()
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "y.npy", y.numpy())
+    names = (f"{code}:net", f"npy:{tmp_path}", "cross-entropy")
+    problem, expected = (build_from_batches(names[0], data, names[2]) for data in (names[1], f"{code}:pairs"))
+    assert problem.objective.value() == pytest.approx(expected.objective.value(), rel=1e-6)
+    assert (problem.examples, problem.batch_size) == (30, 16)
+    batches = list(problem.batches.epoch(torch.Generator().manual_seed(0)))
+    assert [share for share, _ in batches] == [0, 16 / 30]
+    drawn = torch.cat([inputs for _, (inputs, _) in batches])
+    assert torch.equal(drawn.sort(dim=0).values, x.sort(dim=0).values)
+    assert not torch.equal(drawn, x)
+    assert problem.loss_of_rows(torch.tensor([3, 1])) > 0
+    fewer = build_from_batches(*names, train_size=7, batch_size=5, seed=2)
+    assert (fewer.examples, fewer.batch_size) == (7, 5)
+    # A second phase on all of it, in a run that says where its data are.
+    out = tmp_path / "run"
+    options = {"model": names[0], "data": names[1], "loss": names[2], "epochs": 4, "switch_epoch": 2}
+    run = cl.train_two_phase(out=out, no_baseline=True, probe_every=0, **options)
+    assert run.config["data"] == names[1]
+    assert cl.probe(run, max_steps=4, density_steps=2, slice_points=0, plane_points=0).rows[0]["train_loss"] > 0
+
+
+def test_shards_are_batches_too(tmp_path: Path, code: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    x, y = load_object(f"{code}:rows").__globals__["rows"]()
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for k, (row, label) in enumerate(zip(x.numpy(), y.tolist(), strict=True)):
+            writer.write({"__key__": f"{k:04}", "x.npy": row, "cls": label})
+    names = (f"{code}:net", f"webdataset:{tmp_path / 'a.tar'}", "cross-entropy")
+    problem, expected = (build_from_batches(names[0], data, names[2]) for data in (names[1], f"{code}:pairs"))
+    assert problem.objective.value() == pytest.approx(expected.objective.value(), rel=1e-6)
+    assert [len(batch) for _, (_, batch) in problem.batches.epoch(torch.Generator())] == [30]
+    with pytest.raises(MisuseError, match="expected no train_size, got 7"):
+        build_from_batches(*names, train_size=7)
+
+
+def test_files_that_only_a_checkpoint_names_are_not_read(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match=r"names data='npy:/nowhere', which would read '/nowhere'"):
+        check_trusted({"data": "npy:/nowhere"}, tmp_path / "a.safetensors", trust=False)

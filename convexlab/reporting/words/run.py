@@ -213,8 +213,16 @@ def counted(counts: Counter[str]) -> str:
 
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
-    """Return all that is said of one checkpoint: the verdict, and what the sample says of the full loss."""
-    return f"{_verdict(checkpoint)} {sampling_sentence(checkpoint)}".rstrip()
+    """Return all that is said of one checkpoint: verdict, precision, and what the sample says of the full loss."""
+    sentences = _verdict(checkpoint), _precision(checkpoint), sampling_sentence(checkpoint)
+    return " ".join(filter(None, sentences))
+
+
+def _precision(checkpoint: ProbedCheckpoint) -> str:
+    if not checkpoint.precision or checkpoint.deviation is None:
+        return ""
+    allowed = number(checkpoint.deviation, 2)
+    return f"Products were made in {checkpoint.precision}: the bound allows for an error of {allowed}."
 
 
 def _verdict(checkpoint: ProbedCheckpoint) -> str:

@@ -1,0 +1,152 @@
+"""Samples in tar files, as the library webdataset has them: read shard after shard, one batch in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from convexlab.errors import FailureError, MisuseError
+from convexlab.importing import imported
+
+__all__ = ["Shards", "open_shards"]
+
+LAYOUT = (
+    "tar files of samples, each an input (NAME.x.npy, or an image: NAME.jpg, .jpeg, .png, .webp) and a target "
+    "(NAME.y.npy, or NAME.cls with a class number), such as webdataset:shards/train-{0000..0063}.tar"
+)
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+# Of what a sample's files are called behind its name, in the order of preference. Nothing else is decoded: what is
+# pickled in a shard would run code.
+_INPUTS = ("x.npy", *_IMAGES)
+_TARGETS = ("y.npy", "cls")
+# What tarfile, NumPy, Pillow and webdataset raise on a file that is damaged, or on samples of other keys or shapes.
+_UNREADABLE = (tarfile.TarError, OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError)
+
+
+class Shards(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches of the samples of tar files, always in the order of the files; a reader process takes every k-th file.
+
+    Args:
+        files: the shards.
+        input: what a sample's input is called behind its name, such as ``"x.npy"``.
+        target: likewise.
+        size: samples in a batch; the last of every reader may have fewer.
+    """
+
+    def __init__(self, files: Sequence[str], input: str, target: str, size: int) -> None:
+        super().__init__()
+        self.files, self.size = list(files), size
+        self._keys = (input, target)
+
+    @property
+    def bytes(self) -> int:
+        """What all files hold."""
+        return sum(Path(file).stat().st_size for file in self.files)
+
+    @property
+    def most_readers(self) -> int:
+        """Processes that can read at once."""
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches.
+
+        Raises:
+            FailureError: a shard is damaged, or samples differ in shape.
+        """
+        reader = get_worker_info()
+        files = self.files if reader is None else self.files[reader.id :: reader.num_workers]
+        decode, batch = _decoder(self._keys), list[tuple[Any, Any]]()
+        try:
+            for sample in _samples(files):
+                decoded = decode(sample)
+                batch.append((decoded[self._keys[0]], decoded[self._keys[1]]))
+                if len(batch) == self.size:
+                    yield _collated(batch)
+                    batch = []
+            if batch:
+                yield _collated(batch)
+        except _UNREADABLE as error:
+            raise FailureError(f"a shard among {files[0]!r} and others cannot be read: {_words_of(error)}.") from error
+
+
+def open_shards(pattern: str, size: int) -> Shards:
+    """Return the samples of the tar files that a pattern names, with braces, or ``*`` in its last part.
+
+    Raises:
+        MisuseError: webdataset is not installed, no such files, or samples of another kind.
+    """
+    files = _files(pattern)
+    try:
+        with contextlib.closing(_samples(files[:1])) as samples:
+            first = next(samples)
+    except (*_UNREADABLE, StopIteration) as error:
+        raise MisuseError(
+            f"{files[0]!r} does not fit: {_words_of(error)}. webdataset:PATTERN expects {LAYOUT}."
+        ) from error
+    keys = [key for key in first if not key.startswith("__")]
+    input, target = (next((key for key in known if key in keys), None) for known in (_INPUTS, _TARGETS))
+    if input is None or target is None:
+        raise MisuseError(f"the samples of {files[0]!r} hold {', '.join(keys)}: webdataset:PATTERN expects {LAYOUT}.")
+    return Shards(files, input, target, size)
+
+
+def _library() -> Any:
+    return imported("webdataset", "webdataset")
+
+
+def _files(pattern: str) -> list[str]:
+    expanded = _library().shardlists.expand_urls(pattern) if pattern else []
+    # No URLs: one that begins with "pipe:" would run a command.
+    paths = [Path(part).expanduser().absolute() for part in expanded]
+    files = [str(file) for path in paths for file in sorted(path.parent.glob(path.name))]
+    if not files:
+        raise MisuseError(f"no file at {pattern!r}; webdataset:PATTERN expects {LAYOUT}.")
+    return files
+
+
+def _samples(files: Sequence[str]) -> Generator[dict[str, Any], None, None]:
+    """Yield the samples of shards, not decoded; the library itself leaves files open, and draws a seed."""
+    tar = _library().tariterators
+
+    def opened() -> Generator[dict[str, Any], None, None]:
+        for file in files:
+            with Path(file).open("rb") as stream:
+                yield {"url": file, "stream": stream}
+
+    with contextlib.closing(opened()) as streams:
+        yield from tar.group_by_keys(tar.tar_file_expander(streams))
+
+
+def _decoder(keys: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    decoding = _library().autodecode
+    return decoding.Decoder([decoding.ImageHandler("torchrgb")], only=list(keys))  # type: ignore[no-any-return]
+
+
+def _words_of(error: Exception) -> str:
+    """Return what went wrong; the library adds the file as an object behind it."""
+    return str(error.args[0]) if error.args else "it holds no sample"
+
+
+def _collated(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*samples, strict=True)
+    return torch.stack([_tensor(value) for value in inputs]), torch.stack([_tensor(value) for value in targets])
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"an array of type {array.dtype}, which holds no real numbers")
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array) / 255
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.int64))
