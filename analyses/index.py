@@ -52,7 +52,10 @@ def counted(pattern: str, what: str) -> Rule:
 
     def rule(answer: Sequence[str]) -> Finding:
         match = re.search(pattern, " ".join(answer))
-        return OPEN if match is None else held(*(int(group.replace(",", "")) for group in match.groups()), what)
+        if match is None:
+            return OPEN
+        hits, trials = (int(group.replace(",", "")) for group in match.groups())
+        return held(hits, trials, what)
 
     return rule
 

@@ -230,7 +230,7 @@ def _levenberg_marquardt(meter: Meter, adam: torch.optim.Adam) -> None:
 
     def closure(*, jacobian: Sequence[Tensor] | None = None) -> Any:
         meter.pay(1 / 3 if jacobian is None else squares.price)
-        result = squares.closure(jacobian=jacobian)
+        result: Any = squares.closure(jacobian=jacobian)
         residuals = result if jacobian is None else result[0]
         meter.record(float(residuals.square().sum()))
         return result

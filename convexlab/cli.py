@@ -314,8 +314,8 @@ def two_phase(
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: 500 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, about a minute. Ends by naming the report it wrote. Under torchrun the ranks share the
+    With no option: 250 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
+    a physics-informed network, as long. Ends by naming the report it wrote. Under torchrun the ranks share the
     examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
     device = str(options["device"])

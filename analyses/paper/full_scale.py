@@ -114,7 +114,7 @@ def train_row(
     Returns:
         ``case``, ``parameters``, ``examples`` (K), ``validation_examples``, ``overdetermination`` (Q), ``protocols``,
         ``points`` (the curvature, by "protocol epoch"), ``stretches`` and ``under_way``: None when all is done, else
-        the stage with ``done`` of ``of`` and a ``note``.
+        the stage with ``done`` of ``of``, a ``note``, and the ``train_loss`` last measured.
     """
     file = RowFile.of(case, folder)
     if file.record["stretches"] and file.record["under_way"] is None:
@@ -153,7 +153,8 @@ def _problem(case: TableCase, jobs: int) -> ImageProblem:
     device = problem.objective.device
     free = available_memory(device)
     if device.type != "cpu" and free is not None:
-        problem.objective.memory_budget = free // (2 * jobs)
+        # Beside the graphs of a product there are recordings, and now and then a product in twice the precision.
+        problem.objective.memory_budget = free // (4 * jobs)
     return problem
 
 
@@ -215,6 +216,8 @@ class _Training:
         self.points = points_of(case, scale)
         self.adam_reason: str | None = None
         """Why Adam's steps were not replayed as graphs."""
+        self._latest: float | None = None
+        """The training loss last measured."""
 
     def go_on(self) -> None:
         """Do what is left.
@@ -265,7 +268,8 @@ class _Training:
         wanted = point or run.epoch % self.scale.record_every == 0 or run.epoch in (case.switch, case.epochs)
         if not wanted or (best.curve and best.curve[-1][0] == run.epoch):
             return
-        best.take(run.epoch, run.epoch, run.record()["train_loss"])
+        self._latest = run.record()["train_loss"]
+        best.take(run.epoch, run.epoch, self._latest)
         if point:
             self._keep_point(ADAM, run.epoch)
         if name == ADAM and run.epoch == case.switch:
@@ -276,7 +280,7 @@ class _Training:
         if stored is None:
             return _Account(Best(self.problem))
         self._restore(run, stored)
-        return _Account.from_state(stored["account"], self.problem)
+        return self._account_of(stored)
 
     def _restore(self, run: AdamRun, stored: dict[str, Any]) -> None:
         adam = run.adam.state_dict() | {"state": stored["adam"]}
@@ -290,7 +294,7 @@ class _Training:
         account, optimizer, resort = self._begun(phase)
         stored = self._stored(PAPERS)
         if stored is not None:
-            account = _Account.from_state(stored["account"], self.problem)
+            account = self._account_of(stored)
             self.problem.objective.write(stored["weights"].to(self.problem.objective.device))
             optimizer.load_state_dict(stored["optimizer"])
             resort = Resort(None, stored["resort"])
@@ -305,7 +309,7 @@ class _Training:
 
         most = case.epochs - case.switch
         for step in self._steps(optimizer, phase, resort):
-            self._set_aside(account, step)
+            self._look_at(account, step)
             account.take(step, optimizer, case.switch + account.steps + 1)
             if (PAPERS, case.switch + account.steps) in self.points:
                 self._keep_point(PAPERS, case.switch + account.steps)
@@ -323,7 +327,7 @@ class _Training:
         account, optimizer, resort = self._begun(phase)
         most, target = max(float(case.epochs), papers["cost"]), papers["train_loss"]
         for step in self._steps(optimizer, phase, resort, most - account.cost):
-            self._set_aside(account, step)
+            self._look_at(account, step)
             account.take(step, optimizer, case.switch + account.steps + 1)
             if account.reached is None and target is not None and step.loss <= target:
                 account.reached = account.spent()
@@ -349,7 +353,7 @@ class _Training:
         """Return the account at the switch, where the model stands again, and a second phase that takes over there."""
         run = AdamRun(self.problem, rate=self.case.rate, seed=self.case.seed, watched=False)
         self._restore(run, self.file.tensors["switch"])
-        account = _Account.from_state(self.file.tensors["switch"]["account"], self.problem)
+        account = self._account_of(self.file.tensors["switch"])
         account.seconds = self._seconds_to_switch()
         optimizer = phase.build(self.problem.model.parameters(), run.adam, self.problem.examples or 1)
         # Algorithm 1 has no way back to Adam: only a search that fails twice ends the phase.
@@ -366,8 +370,9 @@ class _Training:
         """Return Adam's share of its seconds, every epoch taken to be as long as the other."""
         return float(self.protocols[ADAM]["seconds"]) * self.case.switch / self.case.epochs
 
-    def _set_aside(self, account: _Account, step: Step) -> None:
-        """Before a step that leads beyond the cost of Adam's epochs, judge the best so far."""
+    def _look_at(self, account: _Account, step: Step) -> None:
+        """Before a step is taken in that leads beyond the cost of Adam's epochs, judge the best so far."""
+        self._latest = step.loss
         if account.at_equal_cost is None and account.cost + step.cost > self.case.epochs + _ROUNDING:
             account.at_equal_cost = self._aside(account) | account.spent()
 
@@ -403,6 +408,11 @@ class _Training:
 
     # What all stages have in common.
 
+    def _account_of(self, stored: dict[str, Any]) -> _Account:
+        account = _Account.from_state(stored["account"], self.problem)
+        self._latest = account.best.curve[-1][2] if account.best.curve else None
+        return account
+
     def _stored(self, name: str) -> dict[str, Any] | None:
         stored: dict[str, Any] | None = self.file.tensors.get("stage")
         return stored if stored is not None and stored["name"] == name else None
@@ -431,7 +441,8 @@ class _Training:
         raise _StretchOver
 
     def _under_way(self, stage: str, done: int, of: int, note: str = "") -> None:
-        self.file.record["under_way"] = {"stage": stage, "done": done, "of": of, "note": note}
+        known = {"train_loss": self._latest}
+        self.file.record["under_way"] = {"stage": stage, "done": done, "of": of, "note": note} | known
 
     def _finish(self, name: str, account: _Account, *, switch: int | None) -> None:
         """Take what a stage has led to into the record."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -43,6 +44,8 @@ _APART = (
     "mean nothing. Usual causes: ranks on processors of different kinds, which round differently; data or a model that "
     "differ from rank to rank; code that draws by the rank. Start all ranks alike, on machines of one kind."
 )
+# Before what gloo says stands where it says so.
+_SOURCE = re.compile(r"\[[^\]]*\.\w+:\d+\]")
 _LOST = (
     "a rank of {size} was lost: it ended, or did not answer in time ({reason}). What was stored is kept; go on with "
     "--resume, with any number of ranks."
@@ -303,7 +306,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:120] if str(error).strip() else type(error).__name__
+            lines = _SOURCE.sub("", str(error)).strip().splitlines() or [type(error).__name__]
+            reason = lines[-1].partition(". ")[0][:100].rstrip(".")
             self._lost = _LOST.format(size=self.size, reason=reason)
             raise LostRankError(self._lost) from error
 

@@ -82,6 +82,8 @@ class _Captured:
     """What replays evaluations for as long as they are `BatchedLoss.captured`; all copies of a loss share it."""
 
     replayer: Replayer | None = None
+    dtype: torch.dtype | None = None
+    """Of the loss whose evaluations they are."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,8 @@ class BatchedLoss:
 
         Values, gradients and products are recorded once a shape of batch, see `machine.capture`; what a graph cannot
         hold is evaluated as ever, and the replayer's ``reasons`` say why. Nothing may change within the block but
-        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value.
+        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value. Evaluations in
+        another dtype, which are few and take twice the memory, are plain.
 
         Args:
             wanted: False makes it a block without effect.
@@ -313,7 +316,8 @@ class BatchedLoss:
         if before is not None or not wanted:
             yield before
             return
-        self._captured.replayer = replayer = Replayer(self.device)
+        replayer = Replayer(self.device)
+        self._captured.replayer, self._captured.dtype = replayer, self.dtype
         try:
             yield replayer
         finally:
@@ -326,8 +330,8 @@ class BatchedLoss:
 
     @property
     def replayer(self) -> Replayer | None:
-        """What replays evaluations; None outside of `captured`."""
-        return self._captured.replayer
+        """What replays evaluations; None outside of `captured`, and in another dtype."""
+        return self._captured.replayer if self._captured.dtype == self.dtype else None
 
     def replayed(self, name: str, function: Callable[[Point, Any], Result], point: Point, batch: Any) -> Result:
         """Return a function's result for a micro-batch, by a recording where evaluations are `captured`.
@@ -609,6 +613,7 @@ class BatchedLoss:
 
     def batch_residuals(self, point: Point, batch: Any) -> list[Tensor]:
         """Return the residuals of one micro-batch, in parts, whose squares sum to its mean loss."""
+        assert self._residuals is not None
         return _parts_of(functional_call(self._residuals, self._state(point), (batch,)))
 
     def residuals_with(self, network: Callable[..., Tensor], batch: Any) -> list[Tensor]:

@@ -165,17 +165,17 @@ class LeastSquares:
             joined = torch.cat([part.reshape(-1) for part in parts])
             jacobian_by_products(joined, point.leaves, out[: len(joined)])
             return parts
-        parts = self._row_wise[number].write(self._loss, point, batch, out)
-        if parts is None:
+        written = self._row_wise[number].write(self._loss, point, batch, out)
+        if written is None:
             found = row_wise(self._loss, point, batch)
-            parts = None if found is None else found.write(self._loss, point, batch, out)
-            if found is None or parts is None:
+            written = None if found is None else found.write(self._loss, point, batch, out)
+            if found is None or written is None:
                 raise FailureError(
                     "the residuals depend on other rows of the network's calls than before, so that their Jacobian "
                     "cannot be made row by row. Choose another second phase."
                 )
             self._row_wise[number] = found
-        return parts
+        return written
 
     def _found(self, point: Point) -> list[RowWise] | None:
         with self._loss.evaluating():

@@ -252,8 +252,9 @@ class ObjectiveOperator(SymmetricOperator):
         weights, columns = 0.0, v.shape[1]
         with self._loss.evaluating(), sdpa_kernel(SDPBackend.MATH):
             for products, weight in self._products_of_parts(v):
-                for row, product in zip(total.view(columns, self.shape[0]), products, strict=True):
-                    row.add_(product, alpha=weight)
+                for place, product in enumerate(products):
+                    # One view a row: torch 2.6 forbids to change one of several that were made in another grad mode.
+                    total.view(columns, self.shape[0])[place].add_(product, alpha=weight)
                     del product  # Before the next graph is built.
                 weights += weight
         self._loss.spend(self._unit * columns + Cost(seconds=time.perf_counter() - start))

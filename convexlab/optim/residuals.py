@@ -93,7 +93,7 @@ class CountedResiduals(CountedClosure):
         return residuals, jacobian
 
     def _vector(self, returned: Tensor | float | Sequence[Tensor]) -> Tensor:
-        parts = list(returned) if isinstance(returned, list | tuple) else [returned]
+        parts: list[Any] = list(returned) if isinstance(returned, list | tuple) else [returned]
         if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
             kind = type(parts[0]).__name__ if parts else "none"
             raise MisuseError(f"{self._needed}, got {kind}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
 from convexlab.reporting.charts.density import density_chart
 from convexlab.reporting.charts.measures import drawable_measures, measure_charts
 from convexlab.reporting.charts.plane import plane_chart
+from convexlab.reporting.charts.several import negative_curvature_chart, track_of
 from convexlab.reporting.charts.slices import slice_chart
 from convexlab.reporting.charts.svg import Chart
 from convexlab.reporting.charts.training import cost_charts, norm_chart
@@ -96,7 +98,7 @@ class Contents:
     comparison: Table | None
     """Of several runs only; likewise the next two."""
     measures: Table | None
-    comparison_chart: Chart | None
+    joint_charts: list[Chart]
     compact: bool
     """Whether each run has its main charts only."""
     sections: list[Section]
@@ -114,11 +116,13 @@ class Contents:
         """What is seen first."""
         if not self.several:
             return self.sections[0].picture
-        return [] if self.comparison_chart is None else [self.comparison_chart]
+        return self.joint_charts
 
 
 # With more runs than this a section keeps its main charts only, so that the page stays below 2 MB.
 MANY = 6
+# Charts of one run in the picture that comes first.
+_PICTURE = 2
 # A problem may have any number of measures; the tables and the data have them all.
 MOST_MEASURES = 6
 
@@ -139,7 +143,7 @@ def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
         ),
         comparison=comparison_table(runs, anchors) if several else None,
         measures=measures_table(runs, anchors) if several else None,
-        comparison_chart=comparison_chart(runs, "comparison") if several and drawn else None,
+        joint_charts=_joint_charts(runs) if several and drawn else [],
         compact=compact,
         sections=[
             _section(facts, anchor, compact=compact, drawn=drawn) for facts, anchor in zip(runs, anchors, strict=True)
@@ -153,9 +157,26 @@ def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
 def first_picture(runs: Sequence[RunFacts]) -> list[Chart]:
     """Return what is seen first, alone: of one run the loss over cost beside both ends of the spectrum."""
     if len(runs) == 1:
-        return _Charts.main(runs[0], "picture").picture
-    chart = comparison_chart(runs, "picture")
-    return [] if chart is None else [chart]
+        return list(itertools.islice(_main_charts(runs[0], "picture", compact=False), _PICTURE))
+    return _joint_charts(runs)
+
+
+def _joint_charts(runs: Sequence[RunFacts]) -> list[Chart]:
+    tracks = (track_of(facts, place) for place, facts in enumerate(runs))
+    charts = (
+        comparison_chart(runs, "comparison"),
+        negative_curvature_chart(filter(None, tracks), "negative-curvature"),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _main_charts(facts: RunFacts, anchor: str, *, compact: bool) -> Iterator[Chart]:
+    """Draw the charts that a picture is taken from, one at a time, what matters most first."""
+    yield from cost_charts(facts, anchor, slice(1))
+    yield from filter(None, [eigenvalue_chart(facts, f"{anchor}-eigenvalues")])
+    if not compact:
+        yield from filter(None, [density_chart(facts, f"{anchor}-density")])
+    yield from filter(None, [norm_chart(facts, f"{anchor}-norm")])
 
 
 class _Charts(NamedTuple):
@@ -168,16 +189,14 @@ class _Charts(NamedTuple):
     @classmethod
     def main(cls, facts: RunFacts, anchor: str, *, compact: bool = False) -> _Charts:
         """Draw them."""
-        costs = cost_charts(facts, anchor)[: 1 if compact else None]
-        norm, ends = norm_chart(facts, f"{anchor}-norm"), eigenvalue_chart(facts, f"{anchor}-eigenvalues")
-        density = None if compact else density_chart(facts, f"{anchor}-density")
-        mass = None if compact else mass_chart(facts, f"{anchor}-mass")
-        picture = [chart for chart in (*costs[:1], ends, density, norm) if chart is not None][:2]
-
-        def left(*charts: Chart | None) -> list[Chart]:
-            return [chart for chart in charts if chart is not None and chart not in picture]
-
-        return cls(picture, left(norm, *costs), left(ends, density, mass))
+        charts = list(_main_charts(facts, anchor, compact=compact))
+        left = charts[_PICTURE:]
+        training = [chart for chart in left if chart.key.endswith(("-cost", "-norm"))]
+        spectra = [chart for chart in left if chart not in training]
+        if not compact:
+            training += cost_charts(facts, anchor, slice(1, None))
+            spectra += filter(None, [mass_chart(facts, f"{anchor}-mass")])
+        return cls(charts[:_PICTURE], training, spectra)
 
 
 _UNDRAWN = _Charts([], [], [])

@@ -32,7 +32,7 @@ _CHARTS: Mapping[str, Callable[[RunFacts, str], Chart | None]] = MappingProxyTyp
         "slices": slice_chart,
         "plane": plane_chart,
         "norm": norm_chart,
-        "loss": lambda facts, key: next(iter(cost_charts(facts, key)), None),
+        "loss": lambda facts, key: next(iter(cost_charts(facts, key, slice(1))), None),
     }
 )
 

@@ -30,7 +30,7 @@ __all__ = [
 
 DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
 
-FIRST_EPOCHS, FIRST_EXAMPLES = 100, 500
+FIRST_EPOCHS, FIRST_EXAMPLES = 100, 250
 """Of a run without options: a budget that is long for its examples, which is where two phases pay."""
 OTHER_EPOCHS = 30
 """Of a run on data or an objective of the user's choice, unless an objective's name comes with its own."""

@@ -52,7 +52,7 @@ def expectation(problem: Problem, spent: float, budget: float) -> str | None:
         return None
     return (
         f"{left} evaluations are left to the second phase. With so few, after mini-batches, it is expected to end "
-        "above Adam. With 21 on 1,442 digits it ended at 5 to 12 times Adam's loss. With 70 on 500 digits it ended "
+        "above Adam. With 21 on 1,442 digits it ended at 5 to 12 times Adam's loss. With 70 on 250 digits it ended "
         "below Adam's in four of five runs."
     )
 

@@ -22,7 +22,7 @@ objective = cl.Objective(model, [(x, y)], nn.MSELoss())
 adam = torch.optim.Adam(model.parameters(), lr=1e-2)
 
 with tempfile.TemporaryDirectory() as folder:
-    checkpoints = []
+    checkpoints: list[Path] = []
 
     def keep(epoch: int) -> None:
         """Store a checkpoint, as anybody's loop does."""

@@ -5,6 +5,7 @@ Runs in seconds: ``python examples/gallery/second_phase_on_physics.py PICTURE.pn
 
 import copy
 import sys
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -24,14 +25,15 @@ def residuals(model: nn.Module, points: Tensor) -> Tensor:
     u = model(x)
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (bend,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
-    return (bend + torch.pi**2 * torch.sin(torch.pi * x)).square().mean() + u[[0, -1]].square().mean()
+    loss: Tensor = (bend + torch.pi**2 * torch.sin(torch.pi * x)).square().mean() + u[[0, -1]].square().mean()
+    return loss
 
 
 objective = cl.Objective.from_batch_loss(model, [points], residuals)
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 
 
-def train(name: str, optimizer: torch.optim.Optimizer, spent: int, budget: int) -> None:
+def train(name: str, optimizer: Any, spent: int, budget: int) -> None:
     """Step until the budget is spent, and draw the loss over the cost."""
     costs, losses = [], []
     while spent < budget:

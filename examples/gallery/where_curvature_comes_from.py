@@ -29,9 +29,9 @@ for step in range(61):
     adam.step(objective.closure)
 
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-axes.plot(steps, [part.hessian for part in parts], "o-", label="Hessian")
-axes.plot(steps, [part.gauss_newton for part in parts], "^--", label="Gauss-Newton part: never negative")
-axes.plot(steps, [part.residual for part in parts], "v--", label="residual part: weighted by the error")
+axes.plot(steps, [float(part.hessian) for part in parts], "o-", label="Hessian")
+axes.plot(steps, [float(part.gauss_newton) for part in parts], "^--", label="Gauss-Newton part: never negative")
+axes.plot(steps, [float(part.residual) for part in parts], "v--", label="residual part: weighted by the error")
 axes.axhline(0, color="grey", linewidth=0.8)
 axes.set(xlabel="step of Adam", ylabel="curvature along the smallest eigenvector")
 axes.legend()

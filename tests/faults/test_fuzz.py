@@ -197,7 +197,8 @@ def test_the_page(run: Run, long: bool) -> None:
         lines = value if rows is not None and isinstance(value, list) else [value]
         path.write_text("\n".join(map(json.dumps, lines)))
         try:
-            write_report([run])
+            for form in ("html", "md", "json"):
+                write_report([run], format=form)
         finally:
             path.write_text(texts[path])
 

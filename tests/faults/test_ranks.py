@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are n
 OPTIONS = {"objective": "friedman", "train_size": 20, "lr": 1e-2, "epochs": 5, "switch_epoch": 2, "no_baseline": True}
 
 
-def trained(out: Path, *, resume: bool = False) -> Callable[[Ranks], object]:
-    return lambda ranks: str(cl.train_two_phase(out=out, resume=resume, group=ranks.group, **OPTIONS).path)
+def trained(out: Path, **options: Any) -> Callable[[Ranks], object]:
+    return lambda ranks: str(cl.train_two_phase(out=out, group=ranks.group, **OPTIONS | options).path)
 
 
 def stopping(work: Callable[[Ranks], object], rank: int, call: int, number: int) -> Callable[[Ranks], object]:
@@ -62,18 +62,19 @@ def lost(work: Callable[[Ranks], object]) -> Callable[[Ranks], object]:
 
 @pytest.mark.faults
 def test_a_rank_that_is_killed_leaves_a_run_that_is_gone_on_with(tmp_path: Path, asked: bool) -> None:
-    ((_, calls), _) = in_ranks(2, stopping(trained(tmp_path / "whole"), 0, 0, 0), tmp_path / "ranks")
+    options = {} if asked else {"probe_every": 0}  # Which takes most of the time.
+    ((_, calls), _) = in_ranks(2, stopping(trained(tmp_path / "whole", **options), 0, 0, 0), tmp_path / "ranks")
     expected, moments = contents(tmp_path / "whole"), 10 if asked else 2
     for moment in range(moments):
         cut, rank = tmp_path / "cut", moment % 2
         call = 1 + (moment * 2 + 1) * calls // (2 * moments)
-        work = lost(stopping(trained(cut), rank, call, signal.SIGKILL))
+        work = lost(stopping(trained(cut, **options), rank, call, signal.SIGKILL))
         store = tmp_path / f"killed-{moment}"
         store.mkdir()
         statuses = wait_for(start_ranks(2, work, store), PATIENCE)
         assert statuses[rank] == -signal.SIGKILL, call
         assert statuses[1 - rank] == 0, call
-        in_ranks(2, trained(cut, resume=True), tmp_path / f"resumed-{moment}")
+        in_ranks(2, trained(cut, resume=True, **options), tmp_path / f"resumed-{moment}")
         assert list(differences(contents(cut), expected)) == [], call
         assert leftovers(cut) == [], call
         shutil.rmtree(cut)

@@ -91,6 +91,7 @@ def test_blocks_end_with_the_block_and_are_shared_by_copies(recorder: Recorder) 
         assert inner is outer is objective.sample(5).replayer
         part = objective.restricted_to("head")
         assert part.replayer is outer
+        assert objective.in_dtype(torch.float32).replayer is None
     assert objective.replayer is part.replayer is None
 
 
@@ -176,17 +177,17 @@ def test_an_operation_without_a_rule_for_stacks_is_multiplied_one_by_one(monkeyp
 def test_recordings_give_way_when_memory_is_short(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = _objective()
     short: list[Callable[[], None]] = []
-    plain = objective._value_and_gradient_at
+    plain = objective._add_gradients
 
-    def evaluate(point: Any) -> Any:
+    def evaluate(point: Any, total: Tensor) -> float:
         if short:
             short.pop()()
-        return plain(point)
+        return plain(point, total)
 
     def raise_shortage() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(objective, "_value_and_gradient_at", evaluate)
+    monkeypatch.setattr(objective, "_add_gradients", evaluate)
     with objective.captured() as replayer:
         for _ in range(4):
             expected = objective.gradient()

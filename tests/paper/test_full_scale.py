@@ -61,15 +61,17 @@ def _comparable(record: Record) -> Record:
 def test_stretches_lead_to_what_one_go_leads_to(case: TableCase, tmp_path: Path) -> None:
     whole = train_row(case, tmp_path / "whole", SCALE, Clock())
     assert whole["under_way"] is None
-    stages = []
+    stages, losses = [], []
     for looks in itertools.chain([0, 3, 4, 5], itertools.repeat(9)):
         parts = train_row(case, tmp_path / "parts", SCALE, Stretch(looks))
         if parts["under_way"] is None:
             break
         stages.append(parts["under_way"]["stage"])
+        losses.append(parts["under_way"]["train_loss"])
     assert [stage for stage, _ in itertools.groupby(stages)] == [stage for stage in STAGES if stage in stages]
     assert {ADAM, PAPERS, COSINE} <= set(stages)
     assert len(parts["stretches"]) > 5
+    assert losses[1] < losses[0]
     assert _comparable(parts) == _comparable(whole)
 
 

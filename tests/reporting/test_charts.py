@@ -16,6 +16,7 @@ from convexlab.reporting.charts import density as density_figure
 from convexlab.reporting.charts.comparison import comparison_chart
 from convexlab.reporting.charts.curvature import eigenvalue_chart, mass_chart
 from convexlab.reporting.charts.density import density_chart, linear_width, shown_checkpoints
+from convexlab.reporting.charts.several import negative_curvature_chart, track_of
 from convexlab.reporting.charts.style import draw, label, scale_asinh, scale_linear, scale_log, spans_far
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.reporting.charts.training import cost_charts, norm_chart
@@ -275,3 +276,24 @@ def test_a_long_curve_carries_some_of_its_points_with_the_last(make_run: MakeRun
         ends.append(points[-1].split(",")[1])
     assert ends == [last["adam-constant", "adam"], last["adam-cosine", "adam"], last["two-phase", "adam"], ends[3]]
     assert ends[3] == last["two-phase", "cg-golden"]
+
+
+def test_negative_curvature_of_several_runs_over_their_loss(facts: RunFacts, make_bare: MakeRun) -> None:
+    tracks = [track_of(facts, place) for place in range(2)]
+    first = tracks[0]
+    assert first is not None
+    probe = [c for c in facts.probe if c.smallest is not None and c.largest and c.train_loss]
+    assert first.ratios == tuple((c.smallest or 0.0) / (c.largest or 1.0) for c in probe)
+    assert first.losses[0] == 1.0
+    assert first.losses == tuple(sorted(first.losses, reverse=True))
+    drawn = negative_curvature_chart(filter(None, tracks), "key")
+    assert drawn is not None
+    (axes,) = drawn.figure.axes if drawn.figure else ()
+    lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == len(probe)]
+    assert [line.get_label() for line in lines] == ["run", "_run"]
+    # The last two are −10⁻⁷, as good as zero.
+    assert np.asarray(lines[0].get_ydata())[-1] == pytest.approx(1e-5)
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]
+    # Runs that were not probed, or hold no number, have none.
+    assert track_of(read_facts(make_bare(), "bare"), 0) is None
+    assert negative_curvature_chart([], "key") is None

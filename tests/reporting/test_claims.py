@@ -49,6 +49,10 @@ def test_pattern(kinds: list[str], swaps: int, bracket: tuple[float, float] | No
     assert (found.swaps, found.bracket, found.word) == (swaps, bracket, word)
 
 
+def test_two_points_of_one_epoch_are_told_apart_by_their_order() -> None:
+    assert pattern([0, 7, 7], [N, N, C]).bracket == (7, 7)
+
+
 def evidence(norms: list[float], points: list[Point], lowest: str | None = None) -> Evidence:
     return Evidence(tuple(map(float, range(len(norms)))), tuple(norms), tuple(points), lowest)
 

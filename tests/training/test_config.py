@@ -20,13 +20,13 @@ def test_defaults_are_valid_and_survive_storage() -> None:
     config = TwoPhaseConfig()
     assert TwoPhaseConfig.of(json.loads(json.dumps(config.as_dict()))) == config
     assert (config.model, config.dataset, config.loss) == ("vit-mlp", "digits", "mse")
-    assert (config.train_size, config.epochs) == (500, 100)
+    assert (config.train_size, config.epochs) == (250, 100)
 
 
 @pytest.mark.parametrize(
     ("options", "size", "epochs"),
     [
-        ({"model": "vit-nomlp"}, 500, 100),
+        ({"model": "vit-nomlp"}, 250, 100),
         ({"epochs": 7, "train_size": 20}, 20, 7),
         ({"dataset": "digits"}, None, 30),
         ({"dataset": "digits", "epochs": 7}, None, 7),

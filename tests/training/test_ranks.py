@@ -22,7 +22,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are n
 
 TOLERANCE = 1e-12
 OPTIONS = {"objective": "friedman", "dtype": "float64", "train_size": 40, "lr": 1e-2, "epochs": 6}
-FIXED = OPTIONS | {"switch_epoch": 2}
+IMAGES = {
+    "model": "convexlab.problems.images:perceptron",
+    "dataset": "digits",
+    "dtype": "float64",
+    "train_size": 60,
+    "epochs": 5,
+    "switch_epoch": 2,
+}
 WATCHED = OPTIONS | {"detector": "algorithm-1", "probe_every": 0}
 # Whatever rounding does to them, or to a step of theirs.
 LOOSE = ("residual", "rounding_floor", "asymmetry", "second_difference")
@@ -60,7 +67,7 @@ def check_run(size: int, options: dict[str, Any], folder: Path) -> None:
 
 
 def test_a_run_of_two_ranks_is_that_of_one_process_and_its_probe_is_too(tmp_path: Path) -> None:
-    check_run(2, FIXED, tmp_path)
+    check_run(2, IMAGES, tmp_path)
 
 
 @pytest.mark.parametrize("size", [2, 4])

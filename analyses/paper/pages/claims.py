@@ -140,7 +140,7 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
     return Part(
         "The hypothesis",
         paragraphs,
-        [curvature_chart(runs, "curvature")],
+        list(filter(None, [curvature_chart(runs, "curvature")])),
         [
             *filter(None, [claim_counts_table(judged)]),
             make_table(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 
+from convexlab.reporting.charts.several import Track, negative_curvature_chart
 from convexlab.reporting.charts.style import INK, MUTED, PALETTE, draw, label, legend, scale_linear, scale_log
 from convexlab.reporting.charts.svg import Chart, chart
 from convexlab.runs import Row
@@ -24,7 +24,7 @@ _KINDS = {
 }
 # Further right all is the same: lost.
 _FAR = 1e4
-_LEAST, _FLOOR, _NEARLY = 1e-5, 1e-3, 0.05
+_FLOOR, _NEARLY = 1e-3, 0.05
 
 
 def kind_of(run: Row) -> str:
@@ -104,46 +104,20 @@ def regret_chart(regrets: Mapping[str, Sequence[float]], medians: Mapping[str, I
         )
 
 
-def curvature_chart(runs: Sequence[Row], key: str) -> Chart:
+def curvature_chart(runs: Sequence[Row], key: str) -> Chart | None:
     """Return how negative the smallest eigenvalue is beside the largest along every run, over the loss."""
-    with draw(height=4.0) as (figure, (axes,)):
-        named: set[str] = set()
-        for run in runs:
-            color, line, name = _kind(run)
-            rows = [row for row in run["truth"] if row["smallest"] is not None and row["largest"]]
-            x = [row["train_loss"] / run["rows"][0]["train_loss"] for row in rows]
-            y = np.clip([-row["smallest"] / row["largest"] for row in rows], _LEAST, None)
-            text = "_" if name in named else name
-            style: dict[str, Any] = {
-                "color": color,
-                "linestyle": line,
-                "linewidth": 0.9,
-                "alpha": 0.7,
-                "marker": ".",
-                "markersize": 4,
-            }
-            axes.plot(x, y, label=text, **style)
-            named.add(name)
-        for share in (_NEARLY, _FLOOR):
-            axes.axhline(share, color=INK, linewidth=0.9, linestyle=":")
-        scale_log(axes, "x")
-        scale_log(axes, "y")
-        axes.invert_xaxis()
-        axes.set_xlabel("training loss / that at the start (training goes right)")
-        axes.set_ylabel("−smallest / largest eigenvalue")
-        legend(axes)
-        ends = [
-            run["truth"][-1]["smallest"] / run["truth"][-1]["largest"] for run in runs if run["truth"][-1]["largest"]
-        ]
-        return chart(
-            figure,
-            key=key,
-            title="Negative curvature along Adam",
-            caption="Above the lower dotted line, 0.1 %, the loss is non-convex by the verdict’s floor; the upper is "
-            "5 %. What is positive or below 10⁻⁵ lies at 10⁻⁵.",
-            description=f"At the last point the smallest eigenvalue is, in the median, {number(median(ends))} of the "
-            "largest.",
-        )
+    tracks = (_track(run) for run in runs)
+    return negative_curvature_chart(filter(None, tracks), key, along="Adam", borders=(_FLOOR, _NEARLY))
+
+
+def _track(run: Row) -> Track | None:
+    color, line, name = _kind(run)
+    rows = [row for row in run["truth"] if row["smallest"] is not None and row["largest"]]
+    if not rows:
+        return None
+    start = run["rows"][0]["train_loss"]
+    losses, ratios = zip(*((row["train_loss"] / start, row["smallest"] / row["largest"]) for row in rows), strict=True)
+    return Track(name, color, line, losses, ratios)
 
 
 def run_chart(run: Row, rules: Sequence[str], key: str) -> Chart:

@@ -104,8 +104,9 @@ class FullRow:
         under_way = self.record["under_way"]
         if under_way is None:
             return "finished"
+        loss = f", at loss {number(under_way['train_loss'])}" if under_way["train_loss"] is not None else ""
         note = f"; {under_way['note']}" if under_way["note"] else ""
-        return f"{_NAMES[under_way['stage']]}: {count(under_way['done'])} of {count(under_way['of'])}{note}"
+        return f"{_NAMES[under_way['stage']]}: {count(under_way['done'])} of {count(under_way['of'])}{loss}{note}"
 
 
 def _ratio(one: Row | None, other: Row | None) -> float | None:
@@ -151,7 +152,7 @@ def full_scale_study(rows: Sequence[FullRow], command: str) -> Study:
         parts=[
             Part("Row by row", [*_RULE, *(_sentence(group) for group in groups)], _charts(groups)),
             Part("Every number", _NUMBERS, tables=[_numbers(rows)]),
-            Part("What it cost", _COST, tables=[_costs(rows)]),
+            Part("What it cost", _COST, tables=_costs(rows)),
             Part("Curvature along the two phases", [_patterns(rows)], tables=_curvature(rows)),
             Part("How far the runs have come", tables=[_progress(rows)]),
         ],
@@ -299,7 +300,7 @@ def _pairs(theirs: tuple[float, ...] | None, here: Row | None) -> list[str]:
     return texts
 
 
-def _costs(rows: Sequence[FullRow]) -> Table:
+def _costs(rows: Sequence[FullRow]) -> list[Table]:
     lines = []
     for row in rows:
         for name in (ADAM, COSINE, PAPERS, FIXED):
@@ -323,22 +324,19 @@ def _costs(rows: Sequence[FullRow]) -> Table:
                     ended["ended"] or MISSING,
                 ]
             )
-    return make_table(
-        "What each protocol took.",
-        [
-            Column("Row", False),
-            Column("Protocol", False),
-            "Epochs and steps",
-            "Gradient equivalents",
-            "Values",
-            "Values with gradients",
-            "Seconds",
-            "Paper’s axis",
-            "Loss of CG reached after",
-            Column("Ended early", False),
-        ],
-        lines,
-    )
+    columns: list[Column | str] = [
+        Column("Row", False),
+        Column("Protocol", False),
+        "Epochs and steps",
+        "Gradient equivalents",
+        "Values",
+        "Values with gradients",
+        "Seconds",
+        "Paper’s axis",
+        "Loss of CG reached after",
+        Column("Ended early", False),
+    ]
+    return [make_table("What each protocol took.", columns, lines)] if lines else []
 
 
 def _patterns(rows: Sequence[FullRow]) -> str:
@@ -381,7 +379,7 @@ def _curvature(rows: Sequence[FullRow]) -> list[Table]:
     ]
     if not lines:
         return []
-    columns = [
+    columns: list[Column | str] = [
         Column("Row", False),
         Column("Protocol", False),
         "Epoch",

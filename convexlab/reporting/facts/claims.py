@@ -139,9 +139,10 @@ def pattern(epochs: Sequence[float], kinds: Sequence[str]) -> Pattern:
     swaps = sum(before[1] != after[1] for before, after in pairwise(known))
     bracket = None
     if known and known[-1][1] == CONVEX:
-        last = max((epoch for epoch, kind in known if kind == NON_CONVEX), default=None)
+        # By place, not by epoch: two points may be of the same one.
+        last = max((place for place, (_, kind) in enumerate(known) if kind == NON_CONVEX), default=None)
         if last is not None:
-            bracket = (last, min(epoch for epoch, kind in known if epoch > last))
+            bracket = (known[last][0], known[last + 1][0])
     return Pattern(swaps, bracket, tuple(kinds))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +53,14 @@ def picture(runs: Sequence[RunFacts]) -> bytes:
         left = _MARGIN
         for title, pixels in charts:
             _say(figure, left + _MARGIN / 2, head + 0.1, title, weight="bold", size=10.5)
-            figure.figimage(pixels, left * _DPI, (height - head - _TITLE) * _DPI - pixels.shape[0])
+            figure.figimage(pixels, round(left * _DPI), round((height - head - _TITLE) * _DPI) - pixels.shape[0])
             left += pixels.shape[1] / _DPI + _MARGIN
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
 
 
-def _say(figure: Figure, left: float, down: float, text: str, **look: object) -> None:
+def _say(figure: Figure, left: float, down: float, text: str, **look: Any) -> None:
     """Write a line of text so many inches from the left and from above."""
     width, height = figure.get_size_inches()
     color = INK if look.get("weight") == "bold" else MUTED

@@ -74,8 +74,9 @@ LOSSES = {ADAM: 0.0004, COSINE: 0.0002, PAPERS: 0.0001, FIXED: 0.00005}
 @pytest.fixture
 def rows() -> list[FullRow]:
     nomlp, mlp, shared, minimal, vgg = (_case(MODELS[place]) for place in (1, 0, 2, 3, 4))
-    half = {"stage": PAPERS, "done": 350, "of": 700, "note": ""}
-    late = {"stage": FIXED, "done": 0, "of": 1000, "note": "needs about 900 seconds in one stretch"}
+    half = {"stage": PAPERS, "done": 350, "of": 700, "note": "", "train_loss": 0.0003}
+    note = "needs about 900 seconds in one stretch"
+    late = {"stage": FIXED, "done": 0, "of": 1000, "note": note, "train_loss": None}
     return [
         FullRow(mlp, None),
         FullRow(nomlp, _record(nomlp, LOSSES)),
@@ -140,7 +141,7 @@ def test_a_sentence_a_row_and_every_number(rows: list[FullRow], tmp_path: Path) 
         "MNIST vit-mlp: undecided; not begun.",
         "MNIST vit-nomlp: by its accounting reproduced: 1.00×10⁻⁴ after CG, 4.00×10⁻⁴ after Adam (paper: 0.0003 and "
         "0.0002). At equal cost undecided: 2.00×10⁻⁴ after CG, 2.00×10⁻⁴ after the better Adam.",
-        "MNIST vit-nomlp-wkewq: undecided; not finished (Adam, then CG: 350 of 700).",
+        "MNIST vit-nomlp-wkewq: undecided; not finished (Adam, then CG: 350 of 700, at loss 3.00×10⁻⁴).",
         "MNIST vit-nomlp-wkewq-wvwo: by its accounting not reproduced",
         "needs about 900 seconds in one stretch",
         # All eight published figures of a row, and Q of both.
