@@ -187,8 +187,8 @@ _data = click.option(
     "--data",
     help="Batches of your own, instead of --dataset: package.module:loader or file.py:loader. The loader returns a "
     "list, a DataLoader or what else gives batches again and again; it may take train_size, batch_size, seed and "
-    "device. Or files, of which a batch at a time is in memory: npy:FOLDER with x.npy and y.npy, npy:X.npy,Y.npy, or "
-    "webdataset:SHARDS-{000..099}.tar (needs the extra webdataset).",
+    "device. Or files, of which a batch at a time is in memory. They are npy:FOLDER with x.npy and y.npy, "
+    "npy:X.npy,Y.npy, or webdataset:SHARDS-{000..099}.tar (needs the extra webdataset).",
 )
 _LOSS = (
     "mse, cross-entropy, package.module:function or file.py:function. It is called with (output, target). One whose "
@@ -365,7 +365,7 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
     cls=Command,
     sections={
         "What is probed": ("model", "dataset", "data", "loss", "objective", "train_size", "probe_size", "key", "axis"),
-        "How closely": ("confidence", "max_steps", "top", "density_probes", "density_steps", "products"),
+        "How closely": ("confidence", "max_steps", "top", "density_probes", "density_steps", "products", "precision"),
         "What is stored and printed": ("out", "verbose", "quiet", "as_json"),
     },
 )
@@ -413,7 +413,7 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
     type=click.Choice(PRECISIONS),
     default="full",
     show_default=True,
-    help="Of the products, in float32: bf16, or tf32 on CUDA, are faster where the processor has them; bounds and "
+    help="Of the products, in float32. bf16, or tf32 on CUDA, are faster where the processor has them; bounds and "
     "verdicts allow for their error.",
 )
 @click.option("--key", help="Name that a PyTorch file holds its weights under.  [default: the first common one]")
