@@ -92,6 +92,16 @@ def lowest(answer: Sequence[str]) -> Finding:
     return held(winners.count("Adam, then CG"), len(winners), "axes have it lowest") if winners else OPEN
 
 
+def modelled(answer: Sequence[str]) -> Finding:
+    """Read how far the cost model is from what was measured: it holds within a factor of 2."""
+    match = re.search(r"gives ([\d.]+) to ([\d.]+) times the seconds", " ".join(answer))
+    if match is None:
+        return OPEN
+    low, high = map(float, match.groups())
+    figure = f"{match[1]} to {match[2]} times the seconds measured"
+    return Finding("holds", "good", figure) if 0.5 <= low <= high <= 2 else Finding("does not hold", "bad", figure)
+
+
 def below_adam(answer: Sequence[str]) -> Finding:
     """Read for how many equations the switch ends below Adam alone."""
     ratios = [float(plain_number(text)) for text in re.findall(r"ends at (\S+) of Adam’s loss", " ".join(answer))]
@@ -217,6 +227,7 @@ BEYOND = (
     Entry(
         "Language", "The paper’s announced next step: its claims hold for a language model.", "text", claims_that_hold
     ),
+    Entry("Scale", "Not in the paper: the cost of a probe follows from four numbers of a machine.", "scale", modelled),
 )
 PARTS = {"The claims": CLAIMS, "The figures": FIGURES, "Beyond the paper": BEYOND}
 ABOUT = (

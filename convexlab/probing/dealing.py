@@ -22,8 +22,9 @@ _PER_SECOND = 1e10
 """Operations of a rank."""
 _BYTES_PER_SECOND = 1e9
 """Of an all-reduce, of 8 bytes a parameter, each sent and received once."""
-_EVERY_PRODUCT = 2e-3
-"""Seconds that a product takes however small it is: an operation after the other is begun, and ranks meet."""
+_MICRO_BATCH, _EVERY_MICRO_BATCH, _MEETING = 128, 2e-3, 1e-3
+"""Examples that are evaluated at a time; seconds that these take however few parameters there are; and those in which
+ranks meet."""
 # A rank that waits for another cannot tell a slow one from a lost one: so none waits for longer than about this.
 _LONGEST_WAIT = 60.0
 
@@ -34,8 +35,8 @@ def checkpoints_to_deal(
     """Return how many checkpoints are dealt to the ranks, one each at a time; the others are shared out.
 
     Shared out, a product takes each rank its part of the examples, and an all-reduce. A round of as many checkpoints
-    as ranks is dealt with less: no all-reduce, and what does not shrink with the examples is paid once a rank, not once
-    a rank and checkpoint. Of what is left over fewer ranks would be at work, which pays where products are small.
+    as ranks is dealt without that. Of what is left over fewer ranks would be at work, which pays where products are
+    small.
 
     Args:
         checkpoints: to be measured.
@@ -47,9 +48,10 @@ def checkpoints_to_deal(
     """
     if ranks == 1 or not fits or examples is None:
         return 0
-    work = _OPERATIONS * parameters * examples / _PER_SECOND
-    alone = work + _EVERY_PRODUCT
-    shared = work / ranks + _EVERY_PRODUCT + 2 * 8 * parameters / _BYTES_PER_SECOND
+    work, batches = _OPERATIONS * parameters * examples / _PER_SECOND, -(-examples // _MICRO_BATCH)
+    alone = work + batches * _EVERY_MICRO_BATCH
+    shared = work / ranks + -(-batches // ranks) * _EVERY_MICRO_BATCH
+    shared += _MEETING + 2 * 8 * parameters / _BYTES_PER_SECOND
     if alone * products > _LONGEST_WAIT:
         return 0
     left = checkpoints % ranks

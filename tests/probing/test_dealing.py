@@ -49,10 +49,11 @@ def dealt(checkpoints: int, ranks: int, **changes: Any) -> int:
 
 def test_whole_rounds_are_dealt_and_what_is_left_over_where_products_are_small() -> None:
     assert dealt(8, 4) == 8
-    # 1.2 ms of work in a product and 2 ms of all else: one checkpoint alone takes 3.2 ms, one shared out 2.3.
+    # 1.2 ms of work in a product and 16 ms for 8 micro-batches: shared out it takes 5.3 ms, and three in turn 16.
     assert dealt(9, 4) == 8
-    # Two in turn take 4.6.
-    assert dealt(10, 4) == 10
+    assert dealt(11, 4) == 8
+    # One micro-batch: 2.2 ms alone, and shared out 3.
+    assert dealt(9, 4, examples=128) == 9
     assert dealt(2, 4, examples=100) == 2
     assert dealt(3, 4, examples=20_000, products=20) == 0
 
@@ -60,6 +61,7 @@ def test_whole_rounds_are_dealt_and_what_is_left_over_where_products_are_small()
 def test_every_checkpoint_is_shared_out_where_one_rank_would_be_too_slow_or_too_small() -> None:
     assert dealt(8, 4, parameters=10**6) == 0
     assert dealt(8, 4, parameters=10**6, products=5) == 8
+    assert dealt(8, 4, parameters=10, examples=10**6) == 0
     assert dealt(8, 4, fits=False) == 0
     assert dealt(8, 4, examples=None) == 0
     assert dealt(8, 1) == 0
