@@ -30,6 +30,13 @@ pytestmark = [
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves the site, and says nothing."""
 
+    def do_GET(self) -> None:
+        if self.path == "/favicon.ico":  # which a browser asks for where a file names none
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -62,7 +69,11 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(SITE).as_posix())
 def test_page_fits_says_nothing_wrong_and_is_accessible(path: Path, address: str, browser: Browser, axe: str) -> None:
     for width, dark in VIEWS:
+        # The theme remembers the scheme of the page before: it is forgotten where no page of the theme is open.
+        browser.visit(address + "site.css", width, dark=dark)
+        browser.evaluate("localStorage.clear(), 0")
         browser.visit(address + path.relative_to(SITE).as_posix(), width, dark=dark)
+        assert (browser.evaluate("document.body.getAttribute('data-md-color-scheme')") == "slate") is dark
         messages = [event["params"] for event in browser.events if event["method"] == "Log.entryAdded"]
         assert [m["entry"]["text"] for m in messages if m["entry"]["level"] == "error"] == []
         assert [event for event in browser.events if event["method"] == "Runtime.exceptionThrown"] == []
@@ -131,7 +142,11 @@ def test_a_broken_link_would_be_caught(tmp_path: Path) -> None:
 
 def test_a_page_with_faults_would_be_caught(tmp_path: Path, browser: Browser, axe: str) -> None:
     page = tmp_path / "bad.html"
-    page.write_text("<!DOCTYPE html><title>Bad</title><h1 style='width: 700px'>Wide</h1>", encoding="utf-8")
+    page.write_text(
+        "<!DOCTYPE html><meta name=viewport content='width=device-width'><title>Bad</title>"
+        "<h1 style='width: 700px'>Wide</h1>",
+        encoding="utf-8",
+    )
     browser.visit(page, 390)
     assert browser.evaluate(WIDER) > 0
     browser.awaited(f"{axe}; 0")
