@@ -28,6 +28,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "examples": HOSTS,
     "convexlab/integrations": HOSTS,
 }
+# tests/paper puts the folder of the studies on the path.
+STUDIES = {path.stem for path in (ROOT / "analyses").iterdir()}
 FOLDERS = ["convexlab", "convexlab/integrations", "tests", "benchmarks", "analyses", "examples", "models"]
 
 
@@ -36,7 +38,7 @@ def imported(folder: Path) -> set[str]:
     files = list(folder.rglob("*.py"))
     if folder.name == "convexlab":
         files = [path for path in files if path.parent.name != "integrations"]
-    ours = {path.stem for path in files} | {path.parent.name for path in files} | {"convexlab", "tests"}
+    ours = {path.stem for path in files} | {path.parent.name for path in files} | {"convexlab", "tests"} | STUDIES
     names: set[str] = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

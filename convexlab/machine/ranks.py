@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from convexlab.errors import FailureError, LostRankError, MisuseError, ShortageError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 __all__ = ["ALONE", "PATIENCE", "Ranks", "current", "of_torchrun", "ranks_of", "together"]
 

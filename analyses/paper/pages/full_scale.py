@@ -23,6 +23,7 @@ __all__ = ["FullRow", "full_scale_study", "outcome"]
 Outcome = Literal["reproduced", "not reproduced", "undecided"]
 
 _SEEDS_APART = 1.2
+_APART = decimals(_SEEDS_APART, 1)
 """Losses nearer than this, as a ratio, may change places with another seed: of the fifteen rows at desk scale the three
 seeds' ratios of one row lay at most 1.16 apart (`table-1.html`)."""
 _NAMES = {
@@ -161,8 +162,8 @@ def full_scale_study(rows: Sequence[FullRow], command: str) -> Study:
 
 
 _RULE = (
-    f"A row is reproduced where the loss after CG is at most 1/{_SEEDS_APART:g} of the other; where the paper prints "
-    f"both alike, at most {_SEEDS_APART:g} times. It is not reproduced where it is at least {_SEEDS_APART:g} times the "
+    f"A row is reproduced where the loss after CG is at most 1/{_APART} of the other; where the paper prints both alike, "
+    f"at most {_APART} times. It is not reproduced where it is at least {_APART} times the "
     "other. Between, or before both are known, it is undecided.",
 )
 _NUMBERS = (
