@@ -163,8 +163,8 @@ def full_scale_study(rows: Sequence[FullRow], command: str) -> Study:
 
 _RULE = (
     f"A row is reproduced where the loss after CG is at most 1/{_APART} of the other. Where the paper prints both "
-    f"alike, {_APART} times is the most. It is not reproduced where it is at least {_APART} times the other. Between, or "
-    "before both are known, it is undecided.",
+    f"alike, {_APART} times is the most. It is not reproduced where it is at least {_APART} times the other. Between, "
+    "or before both are known, it is undecided.",
 )
 _NUMBERS = (
     "Losses and accuracies are those where the training loss is lowest along the way. At equal cost a protocol has as "
