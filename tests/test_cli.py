@@ -380,7 +380,7 @@ PROBE = "probe CHECKPOINT --out OUT "
         ("two-phase", 2, "Error: unknown command 'two-phase'. Did you mean 'train two-phase'?"),
         ("train twophase", 2, "Error: unknown command 'twophase'. Did you mean 'two-phase'?"),
         ("sohw runs/first", 2, "Error: unknown command 'sohw'. Did you mean 'show'?"),
-        ("train two-phase --epoch-s 3", 2, "No such option.*--epoch-s.*Did you mean --epochs?"),
+        ("train two-phase --epoch-s 3", 2, "No such option.*--epoch-s.*--epochs"),
         (TRAIN + "--model vit-mpl", 2, "Error: unknown model 'vit-mpl'. Did you mean 'vit-mlp'?"),
         (TRAIN + "--model nowhere.py:net", 2, "Error: no file '.*nowhere.py' for 'nowhere.py:net'"),
         (TRAIN + "--model nowhere.module:net", 2, "Error: no module 'nowhere'"),

@@ -353,7 +353,7 @@ def test_a_positive_bound_is_told_as_such() -> None:
     verdict = cl.convexity_verdict(_Quadratic(torch.diag(torch.linspace(1, 2, 30).double())).objective())
     assert 0 < verdict.lower_bound <= 1
     assert verdict.summary().startswith(
-        f"No curvature below {number(verdict.lower_bound, 2)} with confidence 99.9\N{NO-BREAK SPACE}%"
+        f"No curvature below {number(verdict.lower_bound)} with confidence 99.9\N{NO-BREAK SPACE}%"
     )
 
 
