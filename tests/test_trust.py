@@ -60,7 +60,7 @@ def command(*arguments: object) -> None:
 def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are made of what is read, and drawing it takes most of the time: here it is only read."""
 
-    def read(runs: list[Run], out: Path | None = None) -> Path:
+    def read(runs: list[Run], out: Path | None = None, **_: Any) -> Path:
         summary_lines(runs)
         return Path("unwritten.html")
 

@@ -555,7 +555,7 @@ class BatchedLoss:
     def _training_loss_of_ranks(self, batch: Any) -> Tensor:
         """Return a scalar with the value and the gradient of the mean loss over all ranks' shares of a batch."""
         with self.evaluating():
-            share = self.share_of(batch, 0)
+            (share,) = self.shares_of(batch, 0)
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         seed = int(torch.randint(2**62, ())) + self.ranks.rank
@@ -723,19 +723,17 @@ class BatchedLoss:
     def _shares(self) -> Iterator[Any]:
         """Yield this rank's share of every batch that it has one of."""
         for number, batch in enumerate(self._data):
-            share = self.share_of(batch, number)
-            if share is not None:
-                yield share
+            yield from self.shares_of(batch, number)
 
-    def share_of(self, batch: Any, number: int) -> Any:
-        """Return this rank's share of the batch of that number, see `parts`; None where it has none."""
+    def shares_of(self, batch: Any, number: int) -> tuple[Any, ...]:
+        """Return this rank's share of the batch of that number, see `parts`: one, or none. A batch may be None."""
         ranks, rows = self.ranks, common_rows(batch)
         place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
         if ranks.size == 1 or rows is None or not self._has_rows_for_all(batch):
-            return batch if place == 0 else None
+            return (batch,) if place == 0 else ()
         self._require_cuttable(batch)
         begin, end = rows * place // ranks.size, rows * (place + 1) // ranks.size
-        return mapped(lambda item: item[begin:end], batch)
+        return (mapped(lambda item: item[begin:end], batch),)
 
     def _has_rows_for_all(self, batch: Any) -> bool:
         """Whether a batch is to be cut, and has rows enough for every rank."""
