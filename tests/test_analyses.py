@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
-QUICK = {"figure_1", "figure_2", "figure_6", "index"}
+QUICK = {"figure_1", "figure_2", "index"}
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)

@@ -62,7 +62,11 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem == "edge_of_stability" else ()) for path in PICTURES],
+    ids=lambda path: path.stem,
+)
 def test_example_of_the_gallery_draws_its_picture(
     path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

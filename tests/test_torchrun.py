@@ -35,6 +35,7 @@ def said(folder: Path, name: str) -> list[str]:
     return [(folder / f"{rank}.{name}").read_text(encoding="utf-8") for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks_that_train_as_one_process(tmp_path: Path) -> None:
     train = ["train", "two-phase", *OPTIONS.split(), "--probe-every", "0", "--json", "--out", str(tmp_path / "run")]
     options = ["--standalone", "--nproc-per-node", "2", "-m", "convexlab"]

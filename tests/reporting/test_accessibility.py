@@ -61,6 +61,7 @@ def test_page_of_one_run(browser: Browser, axe: str, full_run: Run) -> None:
     _assert_accessible(browser, axe, full_run.report_path, *EVERY)
 
 
+@pytest.mark.slow
 def test_page_of_several_runs(browser: Browser, axe: str, make_run: MakeRun, make_probe: MakeRun) -> None:
     runs = [make_run(name, epochs=20, switch=switch) for name, switch in (("a", 8), ("b", None))]
     _assert_accessible(browser, axe, write_report([*runs, make_probe(count=2)]), *EVERY)
