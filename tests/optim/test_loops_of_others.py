@@ -148,7 +148,7 @@ def test_new_data_every_few_steps_are_warned_of_where_reuse_does_not_pay(every: 
             optimiser.step(fit.closure)
     texts = [str(warning.message) for warning in said]
     assert len(texts) == (every == 1)
-    assert all("as with reuse=False, which is for data that are new at every step" in text for text in texts)
+    assert all("as with reuse=False. That is for data that are new at every step" in text for text in texts)
     assert fit.loss().item() < before
 
 
