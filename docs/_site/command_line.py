@@ -45,7 +45,8 @@ def item(row: tuple[str, str]) -> str:
 
 def section(path: str, command: click.Command) -> str:
     """Return what is to say of one command."""
-    context = click.Context(command, info_name=path)
+    # As within the main command, which names the option for help; click makes that option once a process.
+    context = click.Context(command, info_name=path, **main.context_settings)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     lines = [f"## {path}\n", f"```text\n{usage}\n```\n", prose(command.help or "")]
     assert isinstance(command, Command)
