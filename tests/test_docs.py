@@ -105,7 +105,7 @@ def test_command_on_a_page_exists_with_its_options(page: str, line: str) -> None
         if name.startswith("-"):
             return
         command = command.commands[name]
-    command.make_parser(click.Context(command)).parse_args(words)
+    command.make_parser(click.Context(command, **main.context_settings)).parse_args(words)
 
 
 def site_module(name: str) -> ModuleType:
