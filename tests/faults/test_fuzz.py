@@ -323,6 +323,7 @@ def test_options_of_the_command_line(tmp_path: Path, long: bool, monkeypatch: py
     """Every list of options is refused or understood; nothing is trained here."""
     names = [parameter.opts[0] for parameter in cli.two_phase.params if parameter.opts[0] not in ("--json", "--help")]
     monkeypatch.setattr(cli, "train_two_phase", lambda out, resume, trust, progress, **options: _understood(options))
+    monkeypatch.chdir(tmp_path)  # Where --tensorboard makes its folder.
     words = st.sampled_from(["0", "-1", "1e300", "nan", str(2**63), "10" * 30, "digits", "vit-mlp", "cg", "", "../x"])
 
     def check(data: DataObject) -> None:

@@ -609,7 +609,10 @@ def test_an_empty_directory_is_taken(tiny: Options, tmp_path: Path) -> None:
         ("package.module:net", "package.module:load", "package.module-net-"),
     ],
 )
-def test_default_directory_is_one_folder_under_runs(model: str, dataset: str, beginning: str) -> None:
+def test_default_directory_is_one_folder_under_runs(
+    model: str, dataset: str, beginning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = default_directory(cl.TwoPhaseConfig(model=model, dataset=dataset))
     assert path.parent == Path("runs")
     assert path.name.startswith(beginning)
