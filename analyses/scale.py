@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 import torch
 from paper.records import stored
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ def fitted(rows: Sequence[Row]) -> Machine:
         bandwidth=read / long["step"],
         overhead=overhead,
         micro_batch=MICRO_BATCH,
-        memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        memory=float(psutil.virtual_memory().total),
     )
 
 
@@ -207,7 +208,7 @@ def _fits(case: Case, ranks: Ranks) -> bool:
 
 
 def _row(case: Case, ranks: Ranks) -> Row:
-    before = _resident()
+    before = psutil.Process().memory_info().rss
     objective = cl.Objective(_network(case.parameters), _Drawn(case.examples), nn.MSELoss(), group=ranks.group)
     operator, size = objective.hessian("exact"), objective.size
     v = torch.ones(size) / size**0.5
@@ -278,11 +279,6 @@ def _seconds(ranks: Ranks, call: Callable[[], object]) -> float:
         call()
         times.append(ranks.most(time.perf_counter() - begin))
     return statistics.median(times)
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 # The page.

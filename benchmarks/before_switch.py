@@ -14,15 +14,15 @@ problems of either half: the first ones, and the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import fmean
+from statistics import geometric_mean
 from typing import Any
 
 import click
 import torch
 from common import Table, out_option, write_json
+from phase_two_adam import cosine
 
 from convexlab.problems import Problem, build_objective, build_problem
 from convexlab.training.hand_over import HandOver
@@ -84,7 +84,7 @@ def main(seeds: int, problems: tuple[str, ...], out: Path | None) -> None:
 
 def _means(title: str, rows: list[dict[str, Any]], problems: list[str]) -> dict[str, str]:
     chosen = [row for row in rows if row["problem"] in problems]
-    means = {way: math.exp(fmean(math.log(row[way]) for row in chosen)) for way in _WAYS} if chosen else {}
+    means = {way: geometric_mean(row[way] for row in chosen) for way in _WAYS} if chosen else {}
     return {"": title} | {way: f"{mean:.3g}" for way, mean in means.items()}
 
 
@@ -113,10 +113,7 @@ def _two_phases(name: str, seed: int, way: str) -> float:
     rate, largest = PROBLEMS[name][2], trajectory.gradient_norm
     model = trajectory.problem.model
     sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
-
-    def falling(done: float) -> float:
-        return rate * 0.5 * (1 + math.cos(math.pi * (done - first) / (epochs - first)))
-
+    falling = cosine(rate, first, epochs)
     for epoch in range(epochs):
         trajectory.adam_epoch(falling if way == "decayed" and epoch >= first else None)
         if not trajectory.problem.steps_tell_the_loss:

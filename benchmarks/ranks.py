@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 import torch
-from measuring import cifar10
+from measuring import cifar10, resident
 from torch import nn
 
 import convexlab as cl
@@ -156,14 +154,9 @@ def _timed(ranks: Ranks, call: Callable[[], object]) -> float:
 
 def _risen(call: Callable[[], object]) -> float:
     """Return by how many megabytes the largest resident set rises."""
-    before = _resident()
+    before = resident(reset=True)
     call()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return (resident() - before) / 2**20
 
 
 def _table(unit: str, works: list[str], sizes: tuple[int, ...], repeats: int) -> None:

@@ -13,17 +13,26 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch
 from torch import distributed
 
+import convexlab as cl
 from convexlab.machine.ranks import Ranks
 
-__all__ = ["as_torchrun_does", "in_ranks", "start_ranks", "torchrun_environment", "wait_for"]
+__all__ = ["FORKED", "as_torchrun_does", "in_ranks", "start_ranks", "torchrun_environment", "trained", "wait_for"]
 
 Work = Callable[[Ranks], object]
 
+FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+
 PATIENCE = 60.0
 """Seconds that a rank waits for another, and the tests for both."""
+
+
+def trained(out: Path, options: dict[str, Any]) -> Work:
+    """Return the work of training a run together."""
+    return lambda ranks: str(cl.train_two_phase(out=out, group=ranks.group, **options).path)
 
 
 def in_ranks(size: int, work: Work, folder: Path, *, patience: float = PATIENCE) -> list[Any]:

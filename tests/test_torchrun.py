@@ -13,10 +13,9 @@ import pytest
 
 import convexlab as cl
 from convexlab.cli import main
-from tests.ranks import as_torchrun_does
+from tests.ranks import FORKED, as_torchrun_does
 
 OPTIONS = "--objective friedman --train-size 20 --epochs 4 --switch-epoch 2 --lr 1e-2 --dtype float64 --no-baseline"
-FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 
 
 def saying(arguments: list[str], folder: Path) -> Callable[[], None]:

@@ -374,14 +374,7 @@ class _Training:
         """Before a step is taken in that leads beyond the cost of Adam's epochs, judge the best so far."""
         self._latest = step.loss
         if account.at_equal_cost is None and account.cost + step.cost > self.case.epochs + _ROUNDING:
-            account.at_equal_cost = self._aside(account) | account.spent()
-
-    def _aside(self, account: _Account) -> Row:
-        """Judge the best so far, and come back to where the model stands."""
-        here = self.problem.objective.flat_parameters()
-        judged = account.best.judged()
-        self.problem.objective.write(here)
-        return judged
+            account.at_equal_cost = account.best.judged_aside() | account.spent()
 
     # Curvature.
 

@@ -74,6 +74,13 @@ class Best:
             "validation_accuracy": measures.get("validation_accuracy"),
         }
 
+    def judged_aside(self) -> Row:
+        """Judge the best so far, and come back to where the model stands."""
+        here = self.problem.objective.flat_parameters()
+        judged = self.judged()
+        self.problem.objective.write(here)
+        return judged
+
 
 def train_protocols(problem: Problem, plan: ProtocolPlan, *, paper: bool = True) -> dict[str, Row]:
     """Train a network with Adam at a constant and at a cosine rate, as the paper does, and in our two phases.
@@ -159,7 +166,7 @@ def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: Best) -> 
     phase, most = phase_two(plan.papers), plan.epochs - plan.switch
     for steps, step in enumerate(followed(run, phase, budget=math.inf, steps=most), start=1):
         if at_equal_cost is None and cost + step.cost > plan.epochs * run.epoch_cost:
-            at_equal_cost = _aside(run, best)
+            at_equal_cost = best.judged_aside()
         cost, failed = cost + step.cost, failed or step.given_up
         best.take(plan.switch + steps, cost, step.loss)
     return best.judged() | {
@@ -170,14 +177,6 @@ def _papers(run: AdamRun, plan: ProtocolPlan, switch: State, constant: Best) -> 
         "failed": failed,
         "at_equal_cost": at_equal_cost or best.judged(),
     }
-
-
-def _aside(run: AdamRun, best: Best) -> Row:
-    """Judge the best so far, and come back to where the run stands."""
-    here = run.problem.objective.flat_parameters()
-    judged = best.judged()
-    run.problem.objective.write(here)
-    return judged
 
 
 def _ours(run: AdamRun, plan: ProtocolPlan, switch: State | None, constant: Best) -> Row:

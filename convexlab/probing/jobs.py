@@ -24,7 +24,6 @@ import psutil
 import torch
 
 from convexlab.curvature.forecast import forecast_memory
-from convexlab.curvature.verdict import steps_to_resolve
 from convexlab.errors import ConvexLabError, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import failure_in
 from convexlab.interrupts import STOPPING
@@ -42,7 +41,7 @@ from convexlab.runs import Run
 from convexlab.runs.rows import ProbedCheckpoint
 from convexlab.wording.numbers import byte_size
 
-__all__ = ["Shared", "bytes_of_runs", "check_jobs", "jobs_that_fit", "measure_at_once", "most_steps"]
+__all__ = ["Shared", "bytes_of_runs", "check_jobs", "jobs_that_fit", "measure_at_once"]
 
 # Seconds between two looks at whether somebody wants to stop.
 _LOOK = 0.5
@@ -134,15 +133,9 @@ def bytes_of_runs(losses: Sequence[ProbedLoss], options: ProbeOptions) -> int:
     return max(_bytes_of_run(loss, options) for loss in losses)
 
 
-def most_steps(size: int, options: ProbeOptions) -> int:
-    """Return the products of the first Krylov run at most."""
-    steps = steps_to_resolve(size, options.floor, options.confidence)
-    return min(steps, options.max_steps or steps, size)
-
-
 def _bytes_of_run(loss: ProbedLoss, options: ProbeOptions) -> int:
     objective = loss.objective
-    steps = most_steps(objective.size, options)
+    steps = options.most_steps(objective.size)
     basis = (steps + 1) * objective.size * accumulation_dtype(objective.device).itemsize
     if options.products == "differences":
         return basis

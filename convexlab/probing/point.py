@@ -106,6 +106,11 @@ class ProbeOptions:
         if self.slice_points:
             check_points(self.slice_points)
 
+    def most_steps(self, size: int) -> int:
+        """Return the products of the first Krylov run at most, for so many parameters."""
+        steps = steps_to_resolve(size, self.floor, self.confidence)
+        return min(steps, self.max_steps or steps, size)
+
 
 def probe_point(
     loss: ProbedLoss, options: ProbeOptions, metric: AdamMetric | None = None, teller: Teller | None = None
@@ -189,8 +194,7 @@ def _curvature(
     operator = objective.hessian(options.products, options.precision)
     exact = operator.reference() if isinstance(operator, NarrowHessian) else operator
     generator = torch.Generator().manual_seed(options.seed)
-    steps = steps_to_resolve(operator.shape[0], options.floor, options.confidence)
-    first = Lanczos(operator, random_unit_vector(operator, generator), min(steps, options.max_steps or steps))
+    first = Lanczos(operator, random_unit_vector(operator, generator), options.most_steps(operator.shape[0]))
     _forecast(first, options, teller)
     verdict = judge(
         first,

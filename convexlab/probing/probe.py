@@ -21,7 +21,7 @@ from convexlab.machine.precision import Precision, require_precision
 from convexlab.machine.ranks import Ranks, together
 from convexlab.objective import Objective, Products
 from convexlab.probing.dealing import checkpoints_to_deal, examples_of, has_room, measure_dealt, words_of
-from convexlab.probing.jobs import Shared, bytes_of_runs, check_jobs, jobs_that_fit, measure_at_once, most_steps
+from convexlab.probing.jobs import Shared, bytes_of_runs, check_jobs, jobs_that_fit, measure_at_once
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.measuring import Item, digest_of_options, digest_of_weights, measure
 from convexlab.probing.path import TrainingPath
@@ -248,7 +248,7 @@ def _measure_dealt(plan: _Plan, options: ProbeOptions, ranks: Ranks, progress: L
         ranks.size,
         parameters=parameters,
         examples=None if None in examples else max(filter(None, examples), default=0),
-        products=most_steps(parameters, options),
+        products=options.most_steps(parameters),
         fits=has_room(ranks, losses, lambda: bytes_of_runs(losses, options)),
     )
     sentence = words_of(dealt, len(missing), ranks.size)

@@ -23,11 +23,12 @@ from convexlab.cli import main
 from convexlab.errors import ShortageError, ShortageWarning
 from convexlab.runs import Run
 from tests.faults.killing import contents, differences, leftovers, status_in_child
+from tests.ranks import FORKED
 
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.usefixtures("unrendered", "begun"),  # Whose imports the children find made.
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here"),
+    FORKED,
 ]
 
 OPTIONS = ("--objective", "friedman", "--train-size", "20", "--epochs", "4", "--switch-epoch", "2", "--no-baseline")

@@ -13,19 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-import convexlab as cl
 from convexlab.errors import LostRankError
 from convexlab.machine.ranks import Ranks
 from tests.faults.killing import contents, differences, leftovers
-from tests.ranks import PATIENCE, in_ranks, start_ranks, wait_for
+from tests.ranks import FORKED, PATIENCE, in_ranks, start_ranks, trained, wait_for
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+pytestmark = FORKED
 
 OPTIONS = {"objective": "friedman", "train_size": 20, "lr": 1e-2, "epochs": 5, "switch_epoch": 2, "no_baseline": True}
-
-
-def trained(out: Path, **options: Any) -> Callable[[Ranks], object]:
-    return lambda ranks: str(cl.train_two_phase(out=out, group=ranks.group, **OPTIONS | options).path)
 
 
 def stopping(work: Callable[[Ranks], object], rank: int, call: int, number: int) -> Callable[[Ranks], object]:
@@ -62,19 +57,19 @@ def lost(work: Callable[[Ranks], object]) -> Callable[[Ranks], object]:
 
 @pytest.mark.faults
 def test_a_rank_that_is_killed_leaves_a_run_that_is_gone_on_with(tmp_path: Path, asked: bool) -> None:
-    options = {} if asked else {"probe_every": 0}  # Which takes most of the time.
-    ((_, calls), _) = in_ranks(2, stopping(trained(tmp_path / "whole", **options), 0, 0, 0), tmp_path / "ranks")
+    options = OPTIONS if asked else OPTIONS | {"probe_every": 0}  # Which takes most of the time.
+    ((_, calls), _) = in_ranks(2, stopping(trained(tmp_path / "whole", options), 0, 0, 0), tmp_path / "ranks")
     expected, moments = contents(tmp_path / "whole"), 10 if asked else 2
     for moment in range(moments):
         cut, rank = tmp_path / "cut", moment % 2
         call = 1 + (moment * 2 + 1) * calls // (2 * moments)
-        work = lost(stopping(trained(cut, **options), rank, call, signal.SIGKILL))
+        work = lost(stopping(trained(cut, options), rank, call, signal.SIGKILL))
         store = tmp_path / f"killed-{moment}"
         store.mkdir()
         statuses = wait_for(start_ranks(2, work, store), PATIENCE)
         assert statuses[rank] == -signal.SIGKILL, call
         assert statuses[1 - rank] == 0, call
-        in_ranks(2, trained(cut, resume=True, **options), tmp_path / f"resumed-{moment}")
+        in_ranks(2, trained(cut, options | {"resume": True}), tmp_path / f"resumed-{moment}")
         assert list(differences(contents(cut), expected)) == [], call
         assert leftovers(cut) == [], call
         shutil.rmtree(cut)
@@ -82,7 +77,7 @@ def test_a_rank_that_is_killed_leaves_a_run_that_is_gone_on_with(tmp_path: Path,
 
 def test_a_rank_that_hangs_ends_the_run_in_time(tmp_path: Path) -> None:
     patience = 4.0
-    work = lost(stopping(trained(tmp_path / "run"), 1, 20, signal.SIGSTOP))
+    work = lost(stopping(trained(tmp_path / "run", OPTIONS), 1, 20, signal.SIGSTOP))
     children = start_ranks(2, work, tmp_path, patience=patience)
     try:
         assert wait_for(children[:1], PATIENCE) == [0]

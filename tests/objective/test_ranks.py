@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 import convexlab as cl
 from convexlab.curvature.lanczos import random_run
 from convexlab.machine.ranks import ALONE, Ranks, of_torchrun
-from tests.ranks import in_ranks, torchrun_environment
-
-FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+from tests.ranks import FORKED, in_ranks, torchrun_environment
 
 # Sums in another order: some hundred roundings at most, amplified by what Lanczos and the steps do with them.
 TOLERANCE = 1e-12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import pytest
 import torch
 
 import convexlab as cl
-from convexlab.checkpoints import write_checkpoint
 from convexlab.machine.ranks import Ranks
 from convexlab.probing.dealing import checkpoints_to_deal, words_of
 from convexlab.progress import Progress
 from convexlab.runs import Run
-from tests.ranks import in_ranks
+from tests.probing.numbered import QUICK, write_numbered
+from tests.ranks import FORKED, in_ranks
 from tests.tiny import without_seconds
 
 FACTORY = """
@@ -38,8 +37,6 @@ def failing():
         return model(batch).square().mean()
     return cl.Objective.from_batch_loss(loss_.model, [torch.ones(4, 3, dtype=torch.float64)], fn)
 """
-QUICK: dict[str, Any] = {"max_steps": 6, "density_steps": 4, "slice_points": 3, "plane_points": 3, "trust": True}
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 
 
 def dealt(checkpoints: int, ranks: int, **changes: Any) -> int:
@@ -75,15 +72,7 @@ def test_what_was_decided_is_a_line() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Five checkpoints; the last bias of the k-th is k."""
-    (tmp_path / "factory.py").write_text(FACTORY, encoding="utf-8")
-    generator = torch.Generator().manual_seed(0)
-    files = [tmp_path / f"epoch-{k:05d}.safetensors" for k in range(5)]
-    for k, file in enumerate(files):
-        sizes = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (1, 5)}
-        weights = {name: torch.randn(size, generator=generator).double() for name, size in sizes.items()}
-        write_checkpoint(file, weights | {"2.bias": torch.full((1,), float(k)).double()}, {})
-    return files
+    return write_numbered(tmp_path, FACTORY, torch.float64)
 
 
 def probed(files: list[Path], out: Path, name: str = "loss", ranks: Ranks | None = None) -> tuple[Any, list[str]]:
@@ -98,7 +87,7 @@ def probed(files: list[Path], out: Path, name: str = "loss", ranks: Ranks | None
     return cl.probe(files, objective=objective, out=out, group=group, progress=listener, **QUICK), notes
 
 
-@forks
+@FORKED
 @pytest.mark.parametrize("most", [5, 2])
 def test_rows_are_those_of_one_process(
     most: int, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,7 +116,7 @@ def test_rows_are_those_of_one_process(
     }
 
 
-@forks
+@FORKED
 def test_what_one_rank_fails_at_ends_all_of_them(files: list[Path], tmp_path: Path) -> None:
     def work(ranks: Ranks) -> str:
         with pytest.raises(cl.FailureError) as caught:
@@ -139,7 +128,7 @@ def test_what_one_rank_fails_at_ends_all_of_them(files: list[Path], tmp_path: Pa
     assert [Path(str(row["checkpoint"])).name for row in Run(tmp_path / "out").probe] == [f.name for f in files[:2]]
 
 
-@forks
+@FORKED
 def test_jobs_beside_ranks_are_refused(files: list[Path], tmp_path: Path) -> None:
     def work(ranks: Ranks) -> None:
         with pytest.raises(cl.MisuseError, match="there are 2 ranks already"):

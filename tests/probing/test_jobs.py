@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import convexlab as cl
-from convexlab.checkpoints import write_checkpoint
 from convexlab.errors import ShortageWarning
 from convexlab.machine import memory
 from convexlab.probing import jobs
@@ -19,9 +17,8 @@ from convexlab.probing.point import ProbeOptions
 from convexlab.problems import Setting
 from convexlab.progress import Progress
 from convexlab.runs import Run, read_json
+from tests.probing.numbered import QUICK, write_numbered
 from tests.tiny import without_seconds
-
-QUICK: dict[str, Any] = {"max_steps": 6, "density_steps": 4, "slice_points": 3, "plane_points": 3, "trust": True}
 
 FACTORY = """
 import os, signal, time, warnings
@@ -69,15 +66,7 @@ def slow():
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Five checkpoints; the last bias of the k-th is k."""
-    (tmp_path / "factory.py").write_text(FACTORY, encoding="utf-8")
-    generator = torch.Generator().manual_seed(0)
-    files = [tmp_path / f"epoch-{k:05d}.safetensors" for k in range(5)]
-    for k, file in enumerate(files):
-        sizes = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (1, 5)}
-        weights = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
-        write_checkpoint(file, weights | {"2.bias": torch.full((1,), float(k))}, {})
-    return files
+    return write_numbered(tmp_path, FACTORY)
 
 
 def factory(files: list[Path], name: str = "loss") -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from convexlab.machine.ranks import ALONE, Ranks
 from convexlab.problems import Problem, RandomRows
 from convexlab.training.adam import adam_epoch
 from tests.faults.killing import contents, differences, leftovers
-from tests.ranks import in_ranks
+from tests.ranks import FORKED, in_ranks, trained
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+pytestmark = FORKED
 
 TOLERANCE = 1e-12
 OPTIONS = {"objective": "friedman", "dtype": "float64", "train_size": 40, "lr": 1e-2, "epochs": 6}
@@ -33,10 +31,6 @@ IMAGES = {
 WATCHED = OPTIONS | {"detector": "algorithm-1", "probe_every": 0}
 # Whatever rounding does to them, or to a step of theirs.
 LOOSE = ("residual", "rounding_floor", "asymmetry", "second_difference")
-
-
-def trained(out: Path, options: dict[str, Any]) -> Callable[[Ranks], object]:
-    return lambda ranks: str(cl.train_two_phase(out=out, group=ranks.group, **options).path)
 
 
 def close(left: Any, right: Any, where: str = "") -> list[str]:

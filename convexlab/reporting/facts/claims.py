@@ -89,6 +89,11 @@ class Evidence:
         """At how many points non-convexity is proven."""
         return sum(point.verdict == NON_CONVEX for point in self.points)
 
+    @property
+    def pattern(self) -> Pattern:
+        """How the verdict changes along the points."""
+        return pattern([point.epoch for point in self.points], [point.verdict for point in self.points])
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -216,7 +221,7 @@ def claim_2(evidence: Evidence) -> Judgement:
         return Judgement("contradicted", "falls where non-convex", epoch=peak, count=proven, total=len(fallen))
     if any(point.verdict == CONVEX for point in before):
         return Judgement("contradicted", "convex before the peak", epoch=peak)
-    bracket = pattern([p.epoch for p in evidence.points], [p.verdict for p in evidence.points]).bracket
+    bracket = evidence.pattern.bracket
     if bracket is not None and bracket[0] <= peak <= bracket[1]:
         return Judgement("supported", "peak at the swap", epoch=peak)
     return Judgement("undecided", "swap unknown", epoch=peak)

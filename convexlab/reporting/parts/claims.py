@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from convexlab.reporting.facts.claims import CLAIMS, OUTCOMES, Judgement, judge, pattern
+from convexlab.reporting.facts.claims import CLAIMS, OUTCOMES, Judgement, judge
 from convexlab.reporting.facts.run import RunFacts, value_at
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.reporting.words.claims import measured, reason_clause
@@ -49,7 +49,7 @@ def judged_runs_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table
             [
                 Cell(facts.label, link=f"#{links[facts.label]}"),
                 f"{evidence.proven} of {len(evidence.points)}",
-                pattern([p.epoch for p in evidence.points], [p.verdict for p in evidence.points]).word,
+                evidence.pattern.word,
                 MISSING if peak is None else f"{axis_of(facts.probe)} {count(peak)}",
                 number(loss),
                 *(f"{judged[claim].outcome}: {reason_clause(judged[claim], axis_of(facts.probe))}" for claim in CLAIMS),

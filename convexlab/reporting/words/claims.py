@@ -20,8 +20,6 @@ __all__ = [
     "claim_sentences",
     "measured",
     "outcome_sentence",
-    "peak_sentence",
-    "proven_sentence",
     "reason_clause",
 ]
 
@@ -104,11 +102,8 @@ def proven_sentence(known: Sequence[Evidence]) -> str:
     if len(known) == 1:
         return f"{sentence}."
     every = sum(evidence.proven == len(evidence.points) for evidence in known)
-    return f"{sentence}: at every one in {every} of {len(known)} runs, at none in {_without(known)}."
-
-
-def _without(known: Sequence[Evidence]) -> int:
-    return sum(evidence.proven == 0 for evidence in known)
+    none = sum(evidence.proven == 0 for evidence in known)
+    return f"{sentence}: at every one in {every} of {len(known)} runs, at none in {none}."
 
 
 def peak_sentence(known: Sequence[Evidence], axis: str = "epoch") -> str:
