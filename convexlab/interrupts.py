@@ -12,12 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["INTERRUPTED", "STOPPING", "Interrupts", "interrupts", "quiet_while_starting"]
+__all__ = ["INTERRUPTED", "Interrupts", "handled_by", "interrupts", "quiet_while_starting"]
 
 INTERRUPTED = 130
 """The exit status."""
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals by which somebody asks a process to stop."""
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
@@ -70,19 +72,26 @@ class Interrupts:
 def interrupts(say: Callable[[], None]) -> Iterator[Interrupts]:
     """Treat SIGTERM and SIGHUP as Ctrl-C within this block; what is ignored, as under ``nohup``, stays ignored."""
     handler = Interrupts(say)
+    with handled_by(handler):
+        yield handler
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Have a function handle the signals that stop a process within this block; what is ignored stays ignored."""
     before = _handle(handler)
     try:
-        yield handler
+        yield
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
 
 
-def _handle(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
+def _handle(handler: Handler) -> dict[int, Any]:
     """Have a function handle the signals that stop a process; return what did so before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    stopping = {number: signal.getsignal(number) for number in STOPPING}
+    stopping = {number: signal.getsignal(number) for number in _STOPPING}
     ours = {n: earlier for n, earlier in stopping.items() if earlier in _DEFAULTS or callable(earlier)}
     for number in ours:
         signal.signal(number, handler)

@@ -109,9 +109,7 @@ def open_pairs(place: str, size: int) -> MappedPairs:
         MisuseError: no such files, or arrays that are none of numbers, are empty or differ in length.
     """
     x, y = _files(place)
-    for file in (x, y):
-        _check(file)
-    lengths = [len(np.load(file, mmap_mode="r", allow_pickle=False)) for file in (x, y)]
+    lengths = [_check(file) for file in (x, y)]
     if lengths[0] != lengths[1]:
         raise MisuseError(
             f"npy:{place}: expected one target an input, got {lengths[0]} inputs in {str(x)!r} and {lengths[1]} "
@@ -132,7 +130,8 @@ def _files(place: str) -> tuple[Path, Path]:
     return parts[0], parts[1]
 
 
-def _check(file: Path) -> None:
+def _check(file: Path) -> int:
+    """Return how many examples a file has, if it is one array of real numbers."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
@@ -142,6 +141,7 @@ def _check(file: Path) -> None:
         raise MisuseError(f"{str(file)!r} must be one array of real numbers, got {got}.")
     if array.ndim == 0 or array.size == 0:
         raise MisuseError(f"{str(file)!r} must hold at least one example, got shape {array.shape}.")
+    return len(array)
 
 
 def _native(part: NDArray[Any]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["NormalEquations", "dense_bytes", "jacobian_by_products"]
+__all__ = ["NormalEquations", "dense_bytes", "dense_words", "jacobian_by_products"]
 
 # Products that are made at once.
 _CHUNK = 32
@@ -23,6 +23,11 @@ def dense_bytes(residuals: int, parameters: int) -> int:
     """Return the bytes that J (m, n), what it is made from and the normal equations take at most, in float64."""
     entries, least = residuals * parameters, min(residuals, parameters)
     return 8 * max(_JACOBIANS * entries, entries + _GRAMS * least**2)
+
+
+def dense_words(residuals: int, parameters: int) -> str:
+    """Return what takes `dense_bytes`, in words."""
+    return f"the Jacobian of {residuals:,} residuals in {parameters:,} parameters, with its normal equations,"
 
 
 def jacobian_by_products(residuals: Tensor, parameters: Sequence[Tensor], out: Tensor) -> None:

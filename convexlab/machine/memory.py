@@ -31,6 +31,7 @@ __all__ = [
     "is_out_of_memory",
     "release_freed_memory",
     "require_room",
+    "resident_bytes",
     "room_for_graphs",
     "take_share",
 ]
@@ -216,12 +217,17 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [tensor.untyped_storage() for tensor in tensors]
 
 
+def resident_bytes() -> int:
+    """Return the bytes of this process in main memory."""
+    return int(_process(os.getpid()).memory_info().rss)
+
+
 def _in_use(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    return int(_process(os.getpid()).memory_info().rss) if device.type == "cpu" else None
+    return resident_bytes() if device.type == "cpu" else None
 
 
 @functools.cache

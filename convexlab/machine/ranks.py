@@ -143,7 +143,7 @@ class Ranks:
         mark = zlib.crc32(repr((self._calls, size, *marks)).encode()) % _MARKS
         buffer[-2], buffer[-1] = mark, mark**2
         self._reduce(buffer)
-        kinds, total, squares = buffer[size:-2].tolist(), *buffer[-2:].tolist()
+        *kinds, total, squares = buffer[size:].tolist()
         self._raise_first(kinds, error)
         if self.size * squares != total**2:  # Equal only where all are, by Cauchy and Schwarz; whole numbers are exact.
             raise FailureError(_APART)
@@ -293,10 +293,9 @@ class Ranks:
         raise (_KINDS[kind] if kind < _WHATEVER_ELSE else FailureError)(f"rank {rank} of {self.size} failed: {text}")
 
     def _reduce(self, values: Tensor, *, largest: bool = False) -> None:
-        if self.group is not None:
-            operation = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
-            with self._answering():
-                distributed.all_reduce(values, operation, group=self.group)
+        operation = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
+        with self._answering():
+            distributed.all_reduce(values, operation, group=self.group)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

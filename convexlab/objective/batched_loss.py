@@ -298,7 +298,7 @@ class BatchedLoss:
         if not self.ranks.shared:
             return ()
         tensors = (*point.leaves, *point.rest.values(), *point.buffers.values(), *vectors)
-        return (what, str(self.dtype), *map(_sum_of_bits, tensors))
+        return (what, str(self.dtype), *_sums_of_bits(tensors))
 
     @contextlib.contextmanager
     def captured(self, *, wanted: bool = True) -> Iterator[Replayer | None]:
@@ -484,7 +484,8 @@ class BatchedLoss:
             other._micro_batch = rows if self._micro_batch == "auto" else min(rows, self._micro_batch)
         with self.evaluating():
             _, weight = next(other.parts())
-            other._share = min(1.0, weight / (self._total_weight or sum(weight for _, weight in self.alone().parts())))
+            whole = self.alone() if self.ranks.shared else self  # Which remembers the sum.
+            other._share = min(1.0, weight / (self._total_weight or sum(weight for _, weight in whole.parts())))
         return other
 
     def require_one_function(self) -> None:
@@ -575,9 +576,9 @@ class BatchedLoss:
                     used[place] = 1
             total[-2], total[-1] = loss.detach() * weight, weight
 
-        marks = ("training", *map(_sum_of_bits, self._model.state_dict().values()))
+        marks = ("training", *_sums_of_bits(self._model.state_dict().values()))
         total = self.ranks.total(sum(sizes) + len(sizes) + 2, zero, fill, marks)
-        mean = total / total[-1].clone()
+        mean = total / total[-1]
         used = (total[-2 - len(sizes) : -2] > 0).tolist()
         sums = mean.split([*sizes, len(sizes) + 2])[:-1]
         known = [
@@ -727,11 +728,12 @@ class BatchedLoss:
 
     def shares_of(self, batch: Any, number: int) -> tuple[Any, ...]:
         """Return this rank's share of the batch of that number, see `parts`: one, or none. A batch may be None."""
-        ranks, rows = self.ranks, common_rows(batch)
+        ranks = self.ranks
         place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
-        if ranks.size == 1 or rows is None or not self._has_rows_for_all(batch):
+        if ranks.size == 1 or not self._has_rows_for_all(batch):
             return (batch,) if place == 0 else ()
         self._require_cuttable(batch)
+        rows = common_rows(batch) or 0
         begin, end = rows * place // ranks.size, rows * (place + 1) // ranks.size
         return (mapped(lambda item: item[begin:end], batch),)
 
@@ -834,14 +836,21 @@ def _require_weight(total: float) -> None:
         raise MisuseError(f"expected data of positive total weight, got {total:g}. Is the data set empty?")
 
 
-def _sum_of_bits(tensor: Tensor) -> int:
+def _sums_of_bits(tensors: Iterable[Tensor]) -> list[int]:
+    """Return such a sum of each; the host waits for the device once."""
+    sums = [_sum_of_bits(tensor) for tensor in tensors]
+    result: list[int] = torch.stack([each.to(sums[0].device) for each in sums]).tolist()
+    return result
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
     """Return a sum that is the same for the same bits, in whatever order it is taken."""
     flat = tensor.detach().reshape(-1).contiguous()
     if flat.is_complex():
         flat = torch.view_as_real(flat)
     if flat.is_floating_point():
         flat = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.itemsize])
-    return int(flat.sum(dtype=torch.int64))
+    return flat.sum(dtype=torch.int64)
 
 
 def _common_dtype(parameters: dict[str, nn.Parameter]) -> torch.dtype:

@@ -35,9 +35,9 @@ def sizes_of(loss: BatchedLoss) -> tuple[list[int], float]:
     Of several ranks the sizes are this one's, and the weight is that among all micro-batches of one process.
     """
     with loss.evaluating():
-        sizes = [_batch_bytes(batch) for batch, _ in loss.parts()]
-        weights = [weight for _, weight in loss.alone().parts()]
-    return sizes, weights[0] / sum(weights)
+        ours = [(_batch_bytes(batch), weight) for batch, weight in loss.parts()]
+        weights = [weight for _, weight in (loss.alone().parts() if loss.ranks.shared else ours)]
+    return [size for size, _ in ours], weights[0] / sum(weights)
 
 
 def _batch_bytes(batch: Any) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import FailureError, MisuseError
-from convexlab.linalg.least_squares import dense_bytes, jacobian_by_products
+from convexlab.linalg.least_squares import dense_bytes, dense_words, jacobian_by_products
 from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.machine.memory import LiveTensors, require_room
 from convexlab.objective.batched_loss import BatchedLoss, Point
@@ -131,8 +131,8 @@ class LeastSquares:
                 f"the squares of the residuals sum to {squares:.8g}, expected the loss, {loss:.8g}. Scale them: for a "
                 "mean of N squares divide by the square root of N; leave no term of the loss out."
             )
-        what = f"the Jacobian of {self.count:,} residuals in {self._loss.size:,} parameters, with its normal equations,"
-        require_room(dense_bytes(self.count, self._loss.size), self._loss.device, what)
+        size = self._loss.size
+        require_room(dense_bytes(self.count, size), self._loss.device, dense_words(self.count, size))
         return sum((_VALUE + _PRODUCT * size) * weight / self._weight for size, weight in sizes)
 
     def _residuals(self, point: Point) -> Tensor:

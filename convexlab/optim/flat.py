@@ -411,10 +411,14 @@ class FlatOptimizer(torch.optim.Optimizer):
         if room() == 0:
             return False
         self._write(weights)
-        again = call.evaluate()[0]
+        again = self._evaluated_again(call, start.evaluation)
         if self._differs(start.evaluation, again):
             attempt.again = again
         return attempt.again is not None
+
+    def _evaluated_again(self, call: CountedClosure, before: Evaluation) -> Evaluation:
+        """Return what the closure gives now where ``before`` was evaluated."""
+        return call.evaluate()[0]
 
     def _is_one(self, now: Evaluation, call: CountedClosure, room: int | None) -> bool:
         """Whether a closure that has changed gives the same once more: it is another function, not none at all."""

@@ -7,7 +7,7 @@ growth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -151,19 +151,11 @@ class LevenbergMarquardt(FlatOptimizer):
         damping = self._tried.damping * max(_LEAST_FACTOR, factor)
         self._remember(replace(self._memory, damping=damping, growth=_GROWTH))
 
-    def _finds_another(
-        self, attempt: Attempt, call: CountedClosure, weights: Tensor, start: Start, room: Callable[[], int | None]
-    ) -> bool:
+    def _evaluated_again(self, call: CountedClosure, before: Evaluation) -> Evaluation:
         """Ask for the residuals alone: that the closure is no function is all there is to find out."""
-        if room() == 0:
-            return False
-        self._write(weights)
         loss = call.value()
         assert loss is not None
-        again = replace(start.evaluation, loss=loss)
-        if self._differs(start.evaluation, again):
-            attempt.again = again
-        return attempt.again is not None
+        return replace(before, loss=loss)
 
     def _give_up(
         self, call: CountedClosure, weights: Tensor, start: Start, attempt: Attempt, state: StepState

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convexlab.errors import MisuseError
-from convexlab.linalg.least_squares import dense_bytes, jacobian_by_products
+from convexlab.linalg.least_squares import dense_bytes, dense_words, jacobian_by_products
 from convexlab.linalg.vectors import accumulation_dtype, dot
 from convexlab.machine.memory import require_room
 from convexlab.optim.checks import process_count
@@ -76,7 +76,7 @@ class CountedResiduals(CountedClosure):
             return residuals.detach().to(wide), jacobian.detach().to(wide)
         residuals = self._vector(self._closure())
         self._check_graph(residuals)
-        require_room(dense_bytes(len(residuals), size), residuals.device, _dense(len(residuals), size))
+        require_room(dense_bytes(len(residuals), size), residuals.device, dense_words(len(residuals), size))
         jacobian = torch.empty(len(residuals), size, dtype=wide, device=residuals.device)
         jacobian_by_products(residuals, parameters, jacobian)
         return residuals.detach().to(wide), jacobian
@@ -116,7 +116,3 @@ class CountedResiduals(CountedClosure):
 
 def _is_pair(returned: Any) -> bool:
     return isinstance(returned, tuple | list) and len(returned) == 2
-
-
-def _dense(residuals: int, parameters: int) -> str:
-    return f"the Jacobian of {residuals:,} residuals in {parameters:,} parameters, with its normal equations,"

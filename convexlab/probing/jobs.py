@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import torch
 
 from convexlab.curvature.forecast import forecast_memory
 from convexlab.errors import ConvexLabError, FailureError, MisuseError, ShortageWarning
 from convexlab.importing import failure_in
-from convexlab.interrupts import STOPPING
+from convexlab.interrupts import handled_by
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.capture import capture_asked
-from convexlab.machine.memory import available_memory, is_out_of_memory, take_share
+from convexlab.machine.memory import available_memory, is_out_of_memory, resident_bytes, take_share
 from convexlab.machine.ranks import Ranks
 from convexlab.probing.loss import ProbedLoss, build_probed_loss
 from convexlab.probing.measuring import Item, measure
@@ -66,10 +63,9 @@ class _Order:
     """A checkpoint to measure."""
 
     item: Item
-    first: bool
-    """Whether no other is begun before it."""
-    left: int
-    """Checkpoints that were not begun before it."""
+    place: int
+    """Among those that are measured, from 0."""
+    total: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def jobs_that_fit(jobs: int, losses: Sequence[ProbedLoss], options: ProbeOptions
     """
     device = losses[0].objective.device
     run = bytes_of_runs(losses, options)
-    resident, host = psutil.Process(os.getpid()).memory_info().rss, available_memory(torch.device("cpu"))
+    resident, host = resident_bytes(), available_memory(torch.device("cpu"))
     needs = [(resident + (run if device.type == "cpu" else 0), host)]
     if device.type != "cpu":
         held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
@@ -164,7 +160,7 @@ def measure_at_once(
             for worker in workers:
                 if worker.item is None and waiting and stopped is None:
                     place, item = waiting.popleft()
-                    worker.begin(_Order(item, first=place == 0, left=total - place))
+                    worker.begin(_Order(item, place, total))
             for worker in _ready(workers):
                 answer = worker.answer()
                 if isinstance(answer, Progress):
@@ -193,7 +189,7 @@ class _Worker:
     share: float = 0.0
     """Of the work on that which is done."""
     note: str = ""
-    landmark: bool = field(default=False)
+    landmark: bool = False
 
     def begin(self, order: _Order) -> None:
         """Give it a checkpoint to measure."""
@@ -243,7 +239,9 @@ def _words_of(exitcode: int | None) -> str:
 def _workers(count: int, shared: Shared) -> Iterator[list[_Worker]]:
     workers: list[_Worker] = []
     try:
-        with _signals_ignored():
+        # Ctrl-C and its like go to all of a terminal's processes, and the parent decides. What is ignored where a
+        # process is started is ignored in it.
+        with handled_by(signal.SIG_IGN):
             workers.extend(_start(shared) for _ in range(count))
         yield workers
     finally:
@@ -259,23 +257,6 @@ def _start(shared: Shared) -> _Worker:
     process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Start processes that Ctrl-C and its like do not reach: these go to all of a terminal's, and the parent decides.
-
-    What is ignored where a process is started is ignored in it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
@@ -316,13 +297,12 @@ def _work(connection: Connection, shared: Shared) -> None:
 def _measured(
     order: _Order, shared: Shared, losses: dict[Setting, ProbedLoss], send: Callable[[Progress], None]
 ) -> _Done:
-    item = order.item
-    begun = 0 if order.first else 1
+    item, place = order.item, order.place
 
     def tell(step: Progress) -> None:
-        send(Progress(step.task, step.done - begun, 1, step.note, landmark=step.landmark))
+        send(Progress(step.task, step.done - place, 1, step.note, landmark=step.landmark))
 
-    teller = Teller(tell, item.name, done=begun, total=begun + order.left)
+    teller = Teller(tell, item.name, done=place, total=order.total)
     with warnings.catch_warnings(record=True) as caught:
         if item.setting not in losses:
             losses[item.setting] = build_probed_loss(item.setting, shared.device)

@@ -220,14 +220,9 @@ def _measure_here(plan: _Plan, options: ProbeOptions, ranks: Ranks, progress: Li
     with contextlib.ExitStack() as stack:
         for loss in plan.losses.values():
             stack.enter_context(loss.objective.captured(wanted=capture_asked()))
-        _measure_in_turn(plan, options, progress, _measure_dealt(plan, options, ranks, progress))
-
-
-def _measure_in_turn(plan: _Plan, options: ProbeOptions, progress: Listener, begin: int) -> None:
-    """Measure the missing checkpoints from a place on, one after the other."""
-    for done, item in enumerate(plan.missing[begin:], start=begin):
-        progress(Progress("probe", done, len(plan.missing), item.name, unit="checkpoints"))
-        plan.rows.write(_measured(plan, options, progress, done))
+        for done in range(_measure_dealt(plan, options, ranks, progress), len(plan.missing)):
+            progress(Progress("probe", done, len(plan.missing), plan.missing[done].name, unit="checkpoints"))
+            plan.rows.write(_measured(plan, options, progress, done))
 
 
 def _measured(plan: _Plan, options: ProbeOptions, progress: Listener, done: int) -> ProbedCheckpoint:

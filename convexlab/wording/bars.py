@@ -46,7 +46,7 @@ class _Listener:
     def __init__(self, drawn: Bars) -> None:
         self._drawn = drawn
         self._tasks: dict[str, TaskID] = {}
-        self._current: str | None = None
+        self._current: TaskID | None = None
 
     def __call__(self, step: Progress) -> None:
         if step.task not in self._tasks:
@@ -54,12 +54,13 @@ class _Listener:
             self._tasks[step.task] = self._drawn.add_task(name, start=False, total=step.total, cost="", note="to come")
         if step.planned:
             return
-        if self._current not in (None, step.task):
-            self._drawn.stop_task(self._tasks[self._current or ""])  # It may end below its total.
-        self._current = step.task
-        self._drawn.start_task(self._tasks[step.task])
+        task = self._tasks[step.task]
+        if self._current is not None and self._current != task:
+            self._drawn.stop_task(self._current)  # It may end below its total.
+        self._current = task
+        self._drawn.start_task(task)
         cost, note = printable(step.so_far), printable(step.note)
-        self._drawn.update(self._tasks[step.task], completed=step.done, total=step.total, cost=cost, note=note)
+        self._drawn.update(task, completed=step.done, total=step.total, cost=cost, note=note)
 
 
 class _Bar(BarColumn):
@@ -78,6 +79,6 @@ class _Time(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         if task.finished or task.stop_time is not None:
-            return Text(f"{duration(task.elapsed or 0.0)}", style="progress.elapsed")
+            return Text(duration(task.elapsed or 0.0), style="progress.elapsed")
         left = task.time_remaining
         return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -127,7 +128,7 @@ def test_where_somebody_asks_to_stop_what_is_at_work_is_kept(files: list[Path], 
     with pytest.raises(KeyboardInterrupt):
         cl.probe(files, objective=factory(files, "slow"), out=tmp_path / "out", jobs=2, progress=listener, **QUICK)
     assert len(asked) == 1
-    assert not {process for process in jobs.psutil.Process().children() if "convexlab-job" in process.name()}
+    assert not {process for process in psutil.Process().children() if "convexlab-job" in process.name()}
     assert len(Run(tmp_path / "out").probe) in {2, 3}  # One may have been finished before.
     before = list(Run(tmp_path / "out").probe)
     result = cl.probe(files, objective=factory(files, "slow"), out=tmp_path / "out", resume=True, **QUICK)
@@ -147,7 +148,7 @@ def test_a_script_has_to_name_what_it_probes(files: list[Path], tmp_path: Path) 
 def test_as_many_jobs_as_memory_holds(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(factory(files), "", "", "", None, None, 0, None)
     losses = [build_probed_loss(setting, "cpu")]
-    resident = jobs.psutil.Process().memory_info().rss
+    resident = psutil.Process().memory_info().rss
     for free, fitting in ((2.5 * resident, 2), (0.5 * resident, 1), (1000 * resident, 4)):
         monkeypatch.setattr(jobs, "available_memory", lambda device, free=free: int(free))
         with warnings.catch_warnings(record=True) as caught:
