@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from convexlab.errors import MisuseError
 from convexlab.machine.random_state import spread_rows
 
-__all__ = ["MappedPairs", "open_pairs"]
+__all__ = ["MappedPairs", "native", "open_pairs"]
 
 LAYOUT = (
     "a folder with x.npy (N, ...) and y.npy (N, ...), or both files with a comma between; make them with numpy.save"
@@ -92,8 +92,8 @@ class MappedPairs(Dataset[Pair]):
 
     def _pair(self, rows: slice | NDArray[np.int64]) -> Pair:
         x, y = self._opened()
-        inputs = torch.from_numpy(_native(x[rows]))
-        return inputs / 255 if x.dtype == np.uint8 else inputs, torch.from_numpy(_native(y[rows]))
+        inputs = torch.from_numpy(native(x[rows]))
+        return inputs / 255 if x.dtype == np.uint8 else inputs, torch.from_numpy(native(y[rows]))
 
     def _opened(self) -> tuple[NDArray[Any], NDArray[Any]]:
         if self._arrays is None:
@@ -144,7 +144,7 @@ def _check(file: Path) -> int:
     return len(array)
 
 
-def _native(part: NDArray[Any]) -> NDArray[Any]:
+def native(part: NDArray[Any]) -> NDArray[Any]:
     """Return rows as torch takes them: a copy in memory, in this machine's byte order, whole numbers as int64."""
     if part.dtype.kind == "f":
         return np.array(part, dtype=part.dtype.newbyteorder("="))

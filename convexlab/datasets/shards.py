@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from convexlab.datasets.mapped import native
 from convexlab.errors import FailureError, MisuseError
 from convexlab.importing import imported
 
@@ -138,7 +139,7 @@ def _words_of(error: Exception) -> str:
 
 def _collated(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     inputs, targets = zip(*samples, strict=True)
-    return torch.stack([_tensor(value) for value in inputs]), torch.stack([_tensor(value) for value in targets])
+    return torch.stack([_scaled(value) for value in inputs]), torch.stack([_tensor(value) for value in targets])
 
 
 def _tensor(value: Any) -> Tensor:
@@ -147,6 +148,10 @@ def _tensor(value: Any) -> Tensor:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"an array of type {array.dtype}, which holds no real numbers")
-    if array.dtype == np.uint8:
-        return torch.from_numpy(array) / 255
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.int64))
+    return torch.from_numpy(native(array))
+
+
+def _scaled(value: Any) -> Tensor:
+    """Return an input; bytes, as of an image, lie between 0 and 1 then."""
+    tensor = _tensor(value)
+    return tensor / 255 if tensor.dtype == torch.uint8 else tensor

@@ -44,6 +44,16 @@ def test_batches_are_the_samples_in_order(folder: Path) -> None:
             assert torch.equal(y, torch.arange(9) % 3)
 
 
+def test_bytes_are_scaled_where_they_are_inputs_and_stay_where_they_are_targets(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "bytes.tar")) as writer:
+        for k in range(3):
+            part = np.array([51 * k], np.uint8)
+            writer.write({"__key__": f"{k:04}", "x.npy": part, "y.npy": part})
+    ((x, y),) = open_shards(str(tmp_path / "bytes.tar"), 4)
+    assert torch.equal(x, torch.tensor([[0.0], [0.2], [0.4]]))
+    assert torch.equal(y, torch.tensor([[0], [51], [102]], dtype=torch.uint8))
+
+
 def test_a_loss_over_shards_is_that_over_the_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = open_shards(str(folder / "train-*.tar"), 4)
     assert read_ahead(shards, torch.device("cpu")) is shards
