@@ -3,7 +3,7 @@
 On CUDA a recording is a graph (Nguyen et al. 2021, "Accelerating PyTorch with CUDA graphs";
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It is the kernels of one call on tensors of fixed
 places: what Python decides is decided for good when it is recorded. So a function is recorded only within a block whose
-user says that nothing but its arguments changes, and every recording is compared with a plain call before it is used.
+user says that nothing but its arguments changes, and a `Replayer` compares every recording with a plain call first.
 """
 
 from __future__ import annotations

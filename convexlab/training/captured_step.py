@@ -21,6 +21,7 @@ _WARM_UP = 3  # Steps before the recording, in which libraries choose their kern
 class CapturedStep:
     """Takes steps on mini-batches for `adam_epoch`: a replay on batches as large as the first, plain ones otherwise.
 
+    Unlike those of a `Replayer`, a recorded step is not compared with a plain one: it would move the weights twice.
     Where the device has no recordings, or the step cannot be recorded, all steps are plain. The optimiser's state may
     not be loaded anew meanwhile: a recording knows the tensors that it has.
 
