@@ -25,6 +25,7 @@ __all__ = [
     "headline",
     "judgement",
     "place",
+    "result_sentence",
     "switch_sentence",
     "verdict_clause",
     "verdict_name",
@@ -72,7 +73,7 @@ def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
 
 def headline(facts: RunFacts) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
-    outcome = [*_divergences(facts), _outcome_sentence(facts), switch_sentence(facts)]
+    outcome = [*_divergences(facts), result_sentence(facts), switch_sentence(facts)]
     first = [_probe_sentence(facts)] if facts.is_probe else outcome
     verdicts = (_verdict_at_switch(facts), _last_verdict(facts), _last_sample(facts))
     return [part for part in (*first, oracle_sentence(facts), *verdicts) if part]
@@ -106,7 +107,8 @@ def _divergences(facts: RunFacts) -> list[str]:
     ]
 
 
-def _outcome_sentence(facts: RunFacts) -> str:
+def result_sentence(facts: RunFacts) -> str:
+    """Return what the run reached, beside its better Adam baseline where there is one."""
     comparison = compare(facts)
     if comparison is not None:
         return f"{_answer(facts, comparison)}{_comparison_sentence(comparison)}"
