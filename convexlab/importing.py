@@ -196,8 +196,8 @@ def required_of(function: Callable[..., Any]) -> list[str]:
 def failure_in(error: BaseException) -> str:
     """Return what went wrong in the reader's code and where, "ValueError: no (/home/me/net.py:12, in forward)".
 
-    That is the innermost place in a file that is neither of this package nor of an installed one, or in a package that
-    the reader has named; "" where there is none.
+    It is the innermost place in a file of neither this package nor an installed one, or in a package that the reader
+    has named. "" where there is none.
     """
     place = _place_in_worker(str(error)) or _place_in(error.__traceback__)
     return f"{_words_of(error)} ({place})" if place else ""

@@ -35,8 +35,8 @@ __all__ = [
 
 # Of the metadata: a digest of the header without it and of all that follows.
 _CHECKSUM, _DIGITS = "checksum", 16
-# The padding behind a header that has a checksum. Who writes the file again with another program, and the metadata as
-# they were, pads less: then the checksum is of a file that is no more.
+# The padding behind a header that has a checksum. Another program that writes the file again with the same metadata
+# pads less. Then the checksum is that of the former file.
 _SEAL = b" " * 8
 # The most that the format allows for a header.
 _LARGEST_HEADER = 100_000_000

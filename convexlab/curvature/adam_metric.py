@@ -1,9 +1,8 @@
 """Curvature in Adam's own metric, and the border of its stability.
 
 Adam with frozen second moments is gradient descent with momentum in the coordinates P^½ θ. On a quadratic loss that is
-stable below a border: the largest eigenvalue of P^-½ H P^-½ is less than 2 (1 + β₁) / ((1 - β₁) η). Here P = (1 - β₁^t)
-(diag(√v̂) + ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen to train at
-that border.
+stable if the largest eigenvalue of P^-½ H P^-½ is less than 2 (1 + β₁) / ((1 - β₁) η). Here P = (1 - β₁^t) (diag(√v̂) +
+ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen to train at that border.
 """
 
 from __future__ import annotations

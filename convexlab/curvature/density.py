@@ -68,9 +68,9 @@ class SpectralDensity:
     def mass_interval(self, threshold: float, level: float = 0.95) -> Interval:
         """Return an interval for the fraction of the eigenvalues below a threshold.
 
-        Its two parts: what the starts' distribution leaves open (`intervals.share_interval`), and between which two
-        shares the measure of each start lies by Gauss-Radau quadrature (`quadrature.share_below`), which holds for
-        certain. Where quadrature leaves more open than chance, the interval holds more often than the level says.
+        It has two parts. One is the uncertainty from the distribution of the starts (`intervals.share_interval`). The
+        other is the range of each start's share by Gauss-Radau quadrature (`quadrature.share_below`), which is certain.
+        Where quadrature leaves more open than chance, the interval holds more often than the level says.
 
         Args:
             threshold: on the eigenvalue axis.

@@ -133,8 +133,8 @@ def extreme_eigenvalues(
 def _run_cheaply(process: Lanczos, tolerance: float, confidence: float) -> float:
     """Run on differences of gradients where these are accurate enough, and return the bound on their error.
 
-    The run's operator is exact again afterwards. Where the error turns out too large, the run is at its start again and
-    the result 0, as it is where no difference was used.
+    The run's operator is exact again afterwards. Where the error turns out too large, the run is reset to its start and
+    the result is 0. It is also 0 where no difference was used.
     """
     operator = process.operator
     process.operator = cheapest_operator(process, tolerance)

@@ -45,8 +45,8 @@ class Lanczos:
     Args:
         operator: the symmetric matrix A.
         start: the unit vector (n,) to start from.
-        max_steps: products at most; the basis takes 8 n bytes a step, and half of that, or memory of the host, where it
-            would not fit.
+        max_steps: products at most. The basis takes 8 n bytes a step. Where it would not fit, it takes half of that, or
+            memory of the host.
 
     Raises:
         FailureError: that many steps do not fit into memory, or the products are wrong, see `soundness`.
@@ -228,8 +228,8 @@ class Lanczos:
         """Cut T where the space became invariant after ``start``: beyond there is only amplified rounding error.
 
         There the rest of A v is rounding error of this process, of length about √n ε ‖T‖, ε that of the basis. The
-        larger errors of an operator in a lower precision do not end the process: it goes on as if from a random vector,
-        and the Ritz values remain those of a space that contains the earlier ones.
+        larger errors of an operator in a lower precision do not end the process. It goes on as if from a random vector.
+        The Ritz values remain those of a space that contains the earlier ones.
         """
         diagonal, off_diagonal = self.coefficients()
         if not (np.isfinite(diagonal).all() and np.isfinite(off_diagonal).all()):

@@ -71,8 +71,8 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     """Return the curvature of the loss along given directions with its sampling error.
 
     With weights w_b, W their sum, the mean is q = Σ w_b q_b / W. Its standard error is that of a ratio, √((1 - f) B /
-    (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11). For equal weights and f
-    = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
+    (B - 1) Σ w_b² (q_b - q)²) / W. Source: Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11. For equal
+    weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
 
     **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there. On the same sample the
     smallest is biased low and the largest high, by more than this error (Tatzel, Mucsányi, Hackel & Hennig 2025, arXiv

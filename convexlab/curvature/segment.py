@@ -19,7 +19,7 @@ _POINTS = 9  # Four differences of the fifth order.
 _LEAST_ROUNDING = 100
 # Order of the differences that show noise: a smooth loss adds to those of lower order, and of higher order are few.
 _NOISE_ORDER = 5
-# Standard deviations of noise by which a second difference may be off: of 20,000 draws of independent errors at nine
+# Standard deviations of noise by which a second difference may be off. Of 20,000 draws of independent errors at nine
 # points, one had a larger error.
 _NOISE_FACTOR = 50
 

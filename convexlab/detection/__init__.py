@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 DEFAULT_DETECTOR = "budget-fraction"
-"""What had the least regret on tasks it was not chosen on (``analyses/detector_validation.py``): no detector that looks
-at a run has shown to be worth more than a switch at 30 % of the budget."""
+"""The rule with the least regret on tasks that it was not chosen on (``analyses/detector_validation.py``). No detector
+that looks at a run did better than a switch at 30 % of the budget."""
 
 _DETECTORS: dict[str, type[Detector]] = {
     "algorithm-1": Algorithm1,

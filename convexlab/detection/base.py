@@ -31,8 +31,8 @@ class Signals:
     largest: float | None = None
     """Its largest."""
     projected_rate: float | None = None
-    """The rate at which gradient descent would have gone as far along the gradient as Adam did: -pᵀp / pᵀg, where p is
-    Adam's step (Keskar and Socher 2017, arXiv 1712.07628, equation 3)."""
+    """-pᵀp / pᵀg with Adam's step p: the rate at which gradient descent would have gone as far along the gradient.
+    Source: Keskar and Socher 2017, arXiv 1712.07628, equation 3."""
 
 
 class Detector(ABC):

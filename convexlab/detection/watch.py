@@ -28,8 +28,8 @@ __all__ = ["Watch"]
 _VALUE_AND_GRADIENT, _PRODUCT = 1.0, 2.0
 # Products that a Krylov run makes beside its steps, and the longest run that is made with exact products alone.
 _FRESH, _LONGEST = 2, 19
-# Steps on the whole batch that are put together for a detector. Told of every single one, `GradientNormPeak` took the
-# first steps of Adam for a peak, at step 14 of 2,000; told every 20, it fired at 300.
+# Steps on the whole batch that are put together for a detector. Given every single step, `GradientNormPeak` took the
+# first steps of Adam for a peak, at step 14 of 2,000. Given every 20th, it fired at 300.
 _STEPS_TOGETHER = 20
 _CURVATURE = frozenset({"gradient_curvature", "smallest", "largest"})
 
@@ -53,11 +53,11 @@ class Watch:
     of each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
-    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. It is a little less
-    often for the ends, whose products are checked each time, on 32 examples. The ends of a sample's spectrum tend to
-    lie further out than those of the whole. The smallest value found is an upper bound on the sample's smallest
-    eigenvalue.
+    for. Half of it is for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
+    epochs that cost 1, the former is measured once in 6 m / (N share) epochs. The latter is measured once in 4 (steps +
+    2) m / (N share) epochs. It is a little less often for the ends, whose products are checked each time, on 32
+    examples. The ends of a sample's spectrum tend to lie further out than those of the whole. The smallest value found
+    is an upper bound on the sample's smallest eigenvalue.
 
     Args:
         objective: the training loss of the model that the optimiser trains.

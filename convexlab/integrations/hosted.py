@@ -72,8 +72,8 @@ class Settings:
 class HostedRun:
     """Measures along the host's epochs, decides, takes the steps of the second phase, and keeps the run directory.
 
-    The host calls `adam_epoch` after each of its epochs until `in_second_phase`, then `second_phase` instead, until
-    `over`, from where on it takes no step; `finish` at the end, whatever ended it.
+    The host calls `adam_epoch` after each of its epochs until `in_second_phase`. Then it calls `second_phase` instead,
+    until `over`; from there on it takes no step. It calls `finish` at the end, however training ends.
 
     Args:
         host: the trainer's name.

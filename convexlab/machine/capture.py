@@ -2,8 +2,9 @@
 
 On CUDA a recording is a graph (Nguyen et al. 2021, "Accelerating PyTorch with CUDA graphs";
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It is the kernels of one call on tensors of fixed
-places: what Python decides is decided for good when it is recorded. So a function is recorded only within a block whose
-user says that nothing but its arguments changes, and a `Replayer` compares every recording with a plain call first.
+places: what Python decides is decided for good when it is recorded. So a function is recorded only within a block in
+which, as its user states, nothing but the arguments changes. A `Replayer` compares every recording with a plain call
+first.
 """
 
 from __future__ import annotations
@@ -345,8 +346,8 @@ def _fill(copies: Any, arguments: Any) -> None:
 def _require_same(replayed: Any, plain: Any) -> None:
     """Refuse a recording whose replay is not the plain call.
 
-    One that reads what it should not is off by its whole size, sums in another order by much less than the fourth root
-    of ε.
+    A recording that reads wrong memory is off by its whole size. Sums in another order differ by much less than the
+    fourth root of ε.
     """
     for ours, theirs in zip(tree_leaves(replayed), tree_leaves(plain), strict=True):
         if not isinstance(ours, Tensor) or not ours.is_floating_point():

@@ -63,9 +63,9 @@ def create(folder: Path) -> bool:
 def held_alone(folder: Path) -> Iterator[Path]:
     """Hold a folder, which is made if it is not there, against all other processes; yield it.
 
-    The system's own lock on a file in it, which names process and host: it ends with the process, however that ends
-    and wherever it ran, so that a file that is left behind stops nobody. Within a thread it can be held again. Of
-    several ranks that work together, rank 0 holds it for all.
+    It is the system's own lock on a file in the directory, which names process and host. The lock ends with the
+    process, however that ends and wherever it ran. So a file that is left behind blocks no other process. Within a
+    thread it can be held again. Of several ranks that work together, rank 0 holds it for all.
 
     Raises:
         MisuseError: another process holds it, or another thread.

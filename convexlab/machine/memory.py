@@ -68,9 +68,8 @@ def take_share(processes: int) -> None:
 def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where that is not known.
 
-    On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
-    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each. It is the part of
-    `take_share`.
+    On the CPU that is what the system can provide without swapping, or what the limit of a container or a batch job
+    leaves. Processes that ``torchrun`` has started on one machine share it equally. It is the part of `take_share`.
     """
     free = _free_memory(device)
     return None if free is None else free // _sharers

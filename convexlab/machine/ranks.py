@@ -1,8 +1,8 @@
 """Processes of torch.distributed that share one computation: each has a part, and all have the same numbers.
 
-Every rank runs the same program and decides alike, for it decides by the same bits: what ranks evaluate apart is summed
-by one all-reduce, whose result has the same bits in all of them. Rank 0 alone writes files, and shows what is to be
-seen. This is the one place that calls a collective, but for the averages of `convexlab.optim`.
+Every rank runs the same program, and all decide alike because they decide by the same bits. What ranks evaluate apart
+is summed by one all-reduce, whose result has the same bits in all ranks. Rank 0 alone writes files, and shows what is
+to be seen. Only this module and the averages of `convexlab.optim` call collectives.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ class ObjectiveOperator(SymmetricOperator):
         """Return A v for v (n,) again, with other rounding errors.
 
         It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either sign, drawn
-        from ``seed``. Two products at one point in one precision would share most of their errors. Those of softmax -
-        1, for example, make a symmetric, indefinite matrix that is the same every time.
+        from ``seed``. Two products at one point in one precision would share most of their errors. For example, the
+        errors of softmax minus 1 make a symmetric, indefinite matrix that is the same every time.
         """
         return self._loss.precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 

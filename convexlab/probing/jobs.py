@@ -1,7 +1,7 @@
 """Several checkpoints at once on one machine, each in a process of its own; rows are written by the parent alone.
 
-A worker is started afresh (spawn: no lock, thread or device is inherited), puts the loss together by its names, and
-measures one checkpoint after the other with its share of the threads and of the memory.
+A worker is a new process (spawn), so it inherits no lock, thread or device. It builds the loss from its names. Then it
+measures one checkpoint after the other, with its share of the threads and of the memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _CONTEXT = 600_000_000
 
 @dataclass(frozen=True)
 class Shared:
-    """What all workers are told."""
+    """What every worker is given at its start."""
 
     options: ProbeOptions
     target: Path
@@ -101,8 +101,9 @@ def check_jobs(jobs: int, settings: Iterable[Setting], ranks: Ranks) -> None:
 def jobs_that_fit(jobs: int, losses: Sequence[ProbedLoss], options: ProbeOptions) -> int:
     """Return how many jobs memory holds, at least one and at most ``jobs``; where that is fewer, it is said.
 
-    A job needs what this process has now (the libraries, the data, the model), a product, and a Krylov basis as long as
-    a verdict may need. Gradient graphs are kept as far as each job's share of the rest allows.
+    A job needs the memory that this process has now (the libraries, the data, the model). It also needs that of a
+    product, and of the longest Krylov basis for a verdict. Gradient graphs are kept as far as each job's share of the
+    rest allows.
     """
     device = losses[0].objective.device
     run = bytes_of_runs(losses, options)

@@ -121,8 +121,8 @@ def probe_point(
     metric of an Adam there is one more, for the largest curvature in that. ``teller`` tells the numbers as they come.
 
     Returns:
-        A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
-        where the loss, its gradient or a product with its Hessian is not finite.
+        A row of ``probe.jsonl``, without the checkpoint's name, and the verdict in it. The verdict is None where the
+        loss, its gradient or a product with its Hessian is not finite.
     """
     objective = loss.objective
     with Meter(objective) as meter:

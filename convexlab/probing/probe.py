@@ -126,8 +126,8 @@ def probe(
             `build_objective`. Then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
         train_size: see ``model``.
-        probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
-            rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
+        probe_size: the number of training examples in a stratified sample, whose loss is probed. The rows also have
+            what this says of the other examples; see ``model``. None, where a checkpoint does not say, is all.
         seed: of the training subset and the sample; see ``model``. The random vectors have seeds of their own, another
             at every epoch.
         dtype: see ``model``.
@@ -141,29 +141,29 @@ def probe(
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
         precision: in how many bits, see the same; bound and verdict allow for what ``"bf16"`` or ``"tf32"`` err.
-        key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
-            first of those that are common.
-        axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
-            where any says its epoch, and steps elsewhere. What says neither has no place.
+        key: the name of the weights in PyTorch files, with dots for names within names. None takes the first of the
+            common ones.
+        axis: the axis along which the checkpoints lie, ``"epoch"`` or ``"step"``, as in the files or their names. None
+            is epochs where any has its epoch, and steps elsewhere. What says neither has no place.
         slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
         plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
         checkpoints: of a run directory's checkpoints, only these; the path goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
-        jobs: so many checkpoints are measured at once, each in a process of its own with its share of the threads;
-            fewer where memory does not hold as many. Rows are those of one job with as many threads. A script that
-            asks for several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
+        jobs: checkpoints measured at a time, each in a process of its own with its share of the threads. They are fewer
+            where memory does not suffice. Rows are those of one job with as many threads. A script that asks for
+            several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
         resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
         other_options: where that resumes, keep rows of these weights that were measured with other options, too.
-        trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
-            there, and names that the user gives.
+        trust: import code and read files that the checkpoints' metadata name. Without it, only names of this package
+            are taken from the metadata.
         progress: called with how far the work is.
         group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. A
             checkpoint is shared out to them by its examples, or they take one each, where that is cheaper
             (`dealing.checkpoints_to_deal`). None is this process alone.
 
     Raises:
-        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
-            of code or files that only a checkpoint vouches for.
+        MisuseError: there is nothing to probe, a checkpoint is damaged or does not fit the model, or a name is unknown.
+            Also where only the metadata name code or files, without ``trust``.
     """
     options = ProbeOptions(
         confidence=confidence,

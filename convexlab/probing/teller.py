@@ -12,8 +12,8 @@ from convexlab.wording.numbers import duration, number
 
 __all__ = ["Teller"]
 
-# What is made beside the steps of the Krylov run, in products: ends and their recomputation in float64 as much as 13,
-# the trace 8, the curvature along the gradient 1, slices 2 (measured on a ResNet-20).
+# Work beside the steps of the Krylov run, in products, measured on a ResNet-20. The ends and their recomputation in
+# float64 take up to 13, the trace 8, the curvature along the gradient 1, slices 2.
 _BESIDE = 24
 # Shares of the work at a checkpoint.
 _FIRST, _KRYLOV, _ENDS = 0.02, 0.65, 0.8

@@ -1,7 +1,7 @@
 """The card of a trained network: a README.md whose front matter programs read, and whose text people read.
 
-The front matter is YAML, as model hubs want it, and simple enough to be read without YAML: a field a line, ``name:
-value``, or below ``name:`` an item of a list a line, ``- value``; values are JSON, which is YAML too.
+The front matter is YAML, as model hubs require, and simple enough to be read without a YAML library. A line is a field,
+``name: value``, or below ``name:`` an item of a list, ``- value``. Values are JSON, which is YAML too.
 """
 
 from __future__ import annotations

@@ -65,8 +65,9 @@ def adam_epoch(
 def backward(loss: Callable[[Any], Tensor], batch: Any, watch: GradientStatistics | Watch | None = None) -> Tensor:
     """Add the gradient of the mean loss of a batch to the parameters', and return that loss, detached.
 
-    With a watch it does so in two halves, which is no more arithmetic, and tells it of the first: their product is free
-    of the mini-batch's noise. A batch whose tensors differ in length stays whole.
+    With a watch it does so in two halves, which is no more arithmetic, and reports the first half to the watch. The
+    product of both halves' gradients is free of the mini-batch's noise. A batch whose tensors differ in length stays
+    whole.
     """
     rows = None if watch is None else common_rows(batch)
     if watch is None or rows is None or rows < 2:

@@ -65,8 +65,8 @@ class TwoPhaseConfig:
     """What returns batches, in place of a data set, as for `convexlab.problems.loaders.build_from_batches`; None is the
     data set."""
     epochs: int = None  # type: ignore[assignment]  # A number from the moment that the settings are made.
-    """Budget in epoch equivalents, for the two-phase run and each baseline; None is `FIRST_EPOCHS` where no data set is
-    named, what goes with an objective's name, else `OTHER_EPOCHS`."""
+    """Budget in epoch equivalents, for the two-phase run and each baseline. None is `FIRST_EPOCHS` where no data set is
+    named, and the objective's own number where an objective is named; else `OTHER_EPOCHS`."""
     detector: str = DEFAULT_DETECTOR
     switch_epoch: int | None = None
     """Adam epochs before the switch; None leaves the decision to the detector."""

@@ -96,9 +96,9 @@ def hindsight(rows: Sequence[Row], loss: float) -> Row:
         loss: where the run itself ended.
 
     Returns:
-        ``epoch`` and ``train_loss`` of the switch that ended lowest, of equal ones the earliest; ``regret``, the run's
-        loss over that, minus 1: negative where the run ended below all of them; ``switches``, how many were tried;
-        ``gradient_equivalents``, what they took beside the Adam epochs that they share.
+        ``epoch`` and ``train_loss`` of the switch that ended lowest, the earliest of equal ones. ``regret``: the run's
+        loss over that, minus 1; negative where the run ended below all of them. ``switches``: the number that were
+        tried. ``gradient_equivalents``: their cost without the Adam epochs that they share.
     """
     best = min(rows, key=lambda row: float(row["train_loss"]), default=None)
     return {

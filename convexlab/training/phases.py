@@ -40,8 +40,8 @@ AUTO = "auto"
 SMALL, LARGE = "ssbroyden-adam", "lbfgs-adam-scaled"
 
 _DENSE_ON_CPU = 3_000
-"""Parameters up to which a dense matrix earns its seconds on a CPU, and on any other device as long as it is taken at
-all; measured in docs/training.md. It decides by counts alone, so that a run is the same on every machine."""
+"""Most parameters for which a dense matrix is worth its seconds on a CPU. On other devices it is worth them wherever it
+is used. Measured in docs/training.md. It decides by counts alone, so that a run is the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def phase_two(name: str) -> PhaseTwo:
 def choose_phase_two(name: str, parameters: Sequence[Tensor]) -> Choice:
     """Return the second phase of that name; for `AUTO` the one that suits these parameters.
 
-    A dense self-scaled Broyden matrix keeps all that the steps have learnt, which pairs do not; its vector work grows
-    with the square of the parameters. So it is for small networks, on an accelerator for larger ones than on a CPU.
+    A dense self-scaled Broyden matrix keeps the curvature of all steps; pairs keep that of the latest. Its vector work
+    grows with the square of the parameters. So it is for small networks, on an accelerator for larger ones than on a
+    CPU.
 
     Raises:
         MisuseError: an unknown name.

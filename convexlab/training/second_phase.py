@@ -1,7 +1,7 @@
 """The second phase a step at a time, from where Adam stands: the one budget arithmetic, and when it is given up.
 
-The trainer, its oracle, the studies and the benchmarks all step a second phase here, so that what one of them measures
-is what the others do.
+The trainer, its oracle, the studies and the benchmarks all step a second phase here. So measurements of one hold for
+the others.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from convexlab.training.phases import PhaseTwo
 
 __all__ = ["Resort", "Step", "second_phase_steps"]
 
-# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps in a row with a
-# gradient norm above all that Adam had. A plateau is no reason: on physics-informed networks the loss falls on behind
-# it, by orders of magnitude (docs/training.md).
+# When the second phase is given up for Adam, the paper's "safe resort". The numbers count failed steps in a row, and
+# steps in a row with a gradient norm above all of Adam's. A plateau is no reason: on physics-informed networks the loss
+# falls on behind it, by orders of magnitude (docs/training.md).
 _FAILED_STEPS = 2
 _RISE_STEPS = 10
 
@@ -72,8 +72,8 @@ class Resort:
     def of(cls, problem: Problem, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> Resort:
         """Return the rules for a problem.
 
-        On the whole batch a step of Adam costs what one of the second phase does, so there is nothing to go back to: a
-        risen norm counts only where Adam sees mini-batches.
+        On the whole batch a step of Adam costs as much as one of the second phase, so going back to Adam gains nothing.
+        A risen norm counts only where Adam sees mini-batches.
         """
         return cls(None if problem.whole_batch else largest_norm, state)
 
@@ -137,11 +137,11 @@ def second_phase_steps(
 ) -> Iterator[Step]:
     """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
 
-    A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
-    that; residuals with their Jacobian cost `LeastSquares.price`. No step is begun without what one evaluation of its
-    search costs, and the gradient that opens it where the step before has not left one. None takes more than is left:
-    searches are given a limit of evaluations, and an optimiser that does not read it is interrupted. It ends where it
-    has converged, to the rounding of the loss.
+    A value with its gradient costs 1 gradient equivalent, a value alone 1/3. On a sample of m of N examples the cost is
+    m / N of that. Residuals with their Jacobian cost `LeastSquares.price`. A step begins only if the budget covers one
+    evaluation of its search. It must also cover the gradient at the start, where the step before has not left one. None
+    takes more than is left: searches are given a limit of evaluations, and an optimiser that does not read it is
+    interrupted. It ends where it has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.

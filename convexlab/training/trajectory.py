@@ -111,8 +111,8 @@ class Trajectory:
     def adam_epoch(self, learning_rate: Callable[[float], float] | None = None, watch: Watch | None = None) -> float:
         """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`.
 
-        On the whole batch the step's loss is that of the weights before it, which may be the best so far: no epoch of
-        Adam's goes unseen, however few are measured.
+        On the whole batch the step's loss is that of the weights before it, which may be the best so far. So no epoch
+        of Adam's is missed, however few are measured.
         """
         before = _weights(self.problem.model) if self.problem.steps_tell_the_loss else None
         with self.account.timed(_ADAM):

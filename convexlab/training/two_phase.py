@@ -70,8 +70,8 @@ def train_two_phase(
     Args:
         out: the run directory; None makes a new one under ``runs/``.
         resume: go on with the run in ``out``, under the settings stored there.
-        trust: import what those settings name, and read the files; else only names of ours are taken from there, and
-            names that the user gives again.
+        trust: import code and read files that those settings name. Without it, only names of this package are taken
+            from them, and names that the user gives again.
         progress: called with how far the work is.
         log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
             such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.

@@ -1,4 +1,4 @@
-"""The part of a page that says what runs make of the paper's claims: counts with intervals, and a line a run."""
+"""The part of a page on the paper's claims: counts of runs with intervals, and a line a run."""
 
 from __future__ import annotations
 

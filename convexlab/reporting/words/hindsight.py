@@ -1,4 +1,4 @@
-"""The sentences on when a run should have switched; a best of several never goes without saying so."""
+"""The sentences on the best switch in hindsight; they always say among how many it is the best."""
 
 from __future__ import annotations
 
