@@ -1,10 +1,10 @@
 """The Lanczos process with full reorthogonalisation.
 
 A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "Matrix Computations", 4th ed., section
-10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
-10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
-the device: the host waits for it once in an `extend`, not at every step. Where ranks make the products together, each
-holds its part of the basis.
+10.1). Each new vector is made orthogonal to all earlier ones twice, each time by two matrix-vector products with every
+block of the basis. "Twice is enough": Giraud et al. 2005, doi 10.1007/s00211-005-0615-4. Coefficients stay on the
+device: the host waits for it once in an `extend`, not at every step. Where ranks make the products together, each holds
+its part of the basis.
 
 A run may be compressed to some of its Ritz vectors, and go on from there (thick restart, Wu & Simon 2000, doi
 10.1137/S0895479898334605). Of those and of the vector after them T is an arrow then, and tridiagonal beyond.

@@ -83,9 +83,9 @@ class GradientNormChange(Detector):
 class UnimodalNorm(Detector):
     """Norm over loss: the gradient norm, as a function of the falling loss, has passed a maximum.
 
-    The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Least squares fit log
-    norm, in the order of falling losses, by a sequence that rises, then falls, exactly (pool adjacent violators, Barlow
-    et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005).
+    The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Exact least squares fit
+    log norm, in the order of falling losses, by a sequence that rises, then falls. Sources: pool adjacent violators,
+    Barlow et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005.
 
     The switch is where the fit's highest level exceeds both its first and its last level by two margins. These are a
     factor 1 / ``factor``, and ``threshold`` standard deviations of the difference of their means. The noise is that of
