@@ -114,7 +114,9 @@ def metric_of(
     used = [groups[place] for place in places]
     rates = [float(group["lr"]) for group in used]
     if len({float(group["betas"][0]) for group in used}) > 1 or min(rates) <= 0:
-        raise MisuseError("expected groups of one beta1 and of positive learning rates: there is no one border else.")
+        raise MisuseError(
+            "expected one beta1 in all groups, and positive learning rates: otherwise there is no single border."
+        )
     dtype = accumulation_dtype(objective.device)
     parts: list[Tensor | None] = []
     for place, parameter, group, rate in zip(places, parameters, used, rates, strict=True):

@@ -78,7 +78,7 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
         raise ValueError(f"its arrays take {size:,} bytes, more than half of the {available:,} that are free")
     packed = max(1, sum(entry.compress_size for entry in entries))
     if size > _SMALL and size / packed > _LARGEST_RATIO:
-        raise ValueError(f"{size:,} bytes are packed into {packed:,}: no images are so even")
+        raise ValueError(f"{size:,} bytes are packed into {packed:,}: images do not compress that well")
     for entry in entries:
         with archive.open(entry) as file:
             version = np.lib.format.read_magic(file)

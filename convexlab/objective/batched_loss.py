@@ -326,7 +326,7 @@ class BatchedLoss:
         if replayer.reasons and self.device.type == "cuda":
             reasons = "; ".join(f"{name or 'all'}: {reason}" for name, reason in replayer.reasons.items())
             warnings.warn(
-                f"evaluated kernel by kernel, for no graph could hold it. {reasons}.", CaptureWarning, stacklevel=3
+                f"evaluated kernel by kernel: no graph could hold it. {reasons}.", CaptureWarning, stacklevel=3
             )
 
     @property
@@ -509,10 +509,10 @@ class BatchedLoss:
         allowed = _SAME_GRADIENT * eps * (length + scale / scale_of(point.leaves))
         if difference > _SAME_VALUE * eps * scale or change > allowed:
             raise FailureError(
-                f"the loss is not one function of the parameters: at the same point it was {float(value):.8g} and "
+                f"the loss is not one function of the parameters. At the same point it was {float(value):.8g} and "
                 f"then {float(again):.8g}, and its gradients differ by {change:.2g} of {length:.2g}. Usual causes: "
-                "data that are augmented or drawn anew, a loader that drops its last batch, a model that keeps a state "
-                "or draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
+                "data that are augmented or drawn anew; a loader that drops its last batch; a model with a state, or "
+                "with draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
             )
         self._one_function = bool(value.isfinite())  # Where it is not, there is nothing to compare.
 

@@ -82,7 +82,7 @@ def differentiate(
     except RuntimeError as error:
         if operation := _without_second_derivative(str(error)):
             raise FailureError(
-                f"{operation} has no second derivative in torch, so that there are no exact products of the Hessian. "
+                f"{operation} has no second derivative in torch, so there are no exact products of the Hessian. "
                 f"Multiply by {BY_DIFFERENCES}; or write the operation in others that have one."
             ) from error
         raise

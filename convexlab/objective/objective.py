@@ -201,7 +201,7 @@ class Objective(BatchedLoss):
         if precision != "full":
             if products == "differences":
                 raise MisuseError(
-                    f"differences of gradients in {precision} are rounding: expected exact products beside a "
+                    f"differences of gradients in {precision} would be rounding errors: expected exact products beside a "
                     "precision, got products='differences'. Leave one of them out."
                 )
             return NarrowHessian(self, precision)

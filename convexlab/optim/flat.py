@@ -286,8 +286,8 @@ class FlatOptimizer(torch.optim.Optimizer):
             memory = type(memory)(restarted="the parameters have another size than before")
         if not memory.holds_part(self.ranks, weights.numel()):
             raise MisuseError(
-                f"{name}.processes is {self.processes!r} now, but it was something else when this optimiser began to "
-                "remember. Set it before the first step, or call restart()."
+                f"{name}.processes is {self.processes!r} now, but the optimiser's memory was made with another value. "
+                "Set it before the first step, or call restart()."
             )
         self._remember(memory)
         return weights

@@ -230,8 +230,8 @@ class ProgressiveLBFGS(LBFGS):
             self.restart()
             self._keep(memory, 0)
             failed = (
-                f"on {len(held_out)} examples held out the loss went to {loss:.6g} while that of the sample fell to "
-                f"{sampled:.6g}: the whole loss would have been above where it began"
+                f"on {len(held_out)} examples held out the loss went to {loss:.6g}, while that of the sample fell to "
+                f"{sampled:.6g}: the whole loss would have risen"
             )
             self.report = replace(self.report, failed=failed, state="stuck", step_size=0.0)
             return

@@ -211,8 +211,8 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             raise FailureError(
-                f"a job ended at {self.item.name!r} without a word ({_words_of(self.process.exitcode)}). Often memory "
-                "was short: take fewer jobs. The rows that were measured are kept: --resume goes on."
+                f"a job ended at {self.item.name!r} without a message ({_words_of(self.process.exitcode)}). Often the "
+                "cause is short memory: take fewer jobs. The rows measured so far are kept: --resume goes on."
             ) from None
         if isinstance(answer, _Failed):
             raise answer.kind(answer.message) from FailureError(answer.trace)

@@ -95,9 +95,9 @@ class ProbeOptions:
         products = self.density_probes * self.density_steps
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
             raise MisuseError(
-                f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, each at the cost of "
-                f"two epochs, got {products + (self.max_steps or 0):,}: {self.density_probes:,} density probes of "
-                f"{self.density_steps:,} steps, and max_steps {self.max_steps}. Ask for fewer."
+                f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, got "
+                f"{products + (self.max_steps or 0):,}. Each costs two epochs. There are {self.density_probes:,} density "
+                f"probes of {self.density_steps:,} steps, and max_steps is {self.max_steps}. Ask for fewer."
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)

@@ -155,12 +155,12 @@ Data: {facts["data_license"]} Weights: {facts["license"]}.
 def _examples(facts: Row) -> str:
     examples, probed = facts["training_examples"], facts["examples_probed"]
     if examples is None:
-        return "trained and probed on all that its loss is made of, which are no examples to count"
+        return "trained and probed on the whole of its loss, which has no examples to count"
     if probed == examples:
         return f"trained and probed on {examples:,} points"
     return (
-        f"trained on {examples:,} examples, probed on a stratified sample of {probed:,} of them: the loss whose "
-        "curvature `probe` measures is that of the sample, and it says what the same directions have on others"
+        f"trained on {examples:,} examples, probed on a stratified sample of {probed:,} of them. `probe` measures the "
+        "curvature of the sample's loss, and along the same directions that of other examples"
     )
 
 
@@ -170,7 +170,7 @@ def _rounding(facts: Row) -> str:
         max(abs(row[name] / row[f"{name}_in_training"] - 1) for row in rows) for name in ("loss", "gradient_norm")
     ]
     difference = (
-        f"Beside them stand those of the weights before they were rounded: over all checkpoints the loss differs by at "
+        f"Beside them stand those of the weights before they were rounded. Over all checkpoints the loss differs by at "
         f"most {changes[0]:.1g} of it, the gradient norm by {changes[1]:.1g}."
         if max(changes) > 0
         else "They are the very weights of training."
@@ -189,8 +189,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 _INDEX = """# Trained networks
 
-A folder a network: a card (`README.md`), the recipe that trained it, and its checkpoints as safetensors, as a run
-directory that `probe` and `report` take. The whole folder stays under 8 MB.
+Every network has a folder with a card (`README.md`), the recipe that trained it, and its checkpoints as safetensors.
+It is a run directory that `probe` and `report` take. The whole folder stays under 8 MB.
 
 | network | parameters | data | loss | checkpoints | training loss | made by |
 |---|---|---|---|---|---|---|

@@ -43,7 +43,7 @@ class HandOver:
             if budget < least:
                 raise MisuseError(
                     f"the first step of {name} takes {least:.0f} gradient equivalents here, for the Jacobian of "
-                    f"{self._least_squares.count:,} residuals: expected a budget of more, got {budget:g}. Raise "
+                    f"{self._least_squares.count:,} residuals: expected a larger budget, got {budget:g}. Raise "
                     f"--epochs, or choose another --phase-two."
                 )
         self.name = name

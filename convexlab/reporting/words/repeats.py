@@ -10,8 +10,8 @@ from convexlab.wording.numbers import count
 __all__ = ["repeats_sentences"]
 
 _SAME = (
-    "The same command on the same machine gives the same numbers again, to the last digit; only seconds, memory and "
-    "what is drawn over seconds differ."
+    "The same command on the same machine gives the same numbers again, to the last digit. Only seconds, memory and "
+    "the charts over seconds differ."
 )
 
 
