@@ -1,7 +1,7 @@
 """The memory that a Krylov run will need, before its first step, and how to make the run where there is less.
 
 The forecast is in bytes of tensors, as an accelerator's allocator counts them. On the CPU the resident set of the
-process rises by up to a fifth more, because the C library does not return freed memory at once.
+process rises by up to a fifth more: the C library does not return freed memory at once.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class TraceEstimate:
 
     For XTrace it is the jackknife's, which on average is too large rather than too small (Efron & Stein 1981, doi
     10.1214/aos/1176345462). The authors' own formula takes correlated estimates as uncorrelated. On spectra of networks
-    the true error was 1.0 to 1.4 times as large as by that formula, and 0.4 to 0.9 times as large as by the jackknife.
+    the true error was 1.0 to 1.4 times that of their formula, and 0.4 to 0.9 times that of the jackknife.
     """
     degrees: float
     """Of freedom of the standard error; infinite where the trace was computed exactly."""

@@ -54,9 +54,9 @@ class TwoPhaseCallback(TrainerCallback):
 
     Beside each of the trainer's checkpoints a file ``convexlab.pt`` holds the rest of the run's state.
     ``train(resume_from_checkpoint=True)`` with a new callback resumes the run. Rows beyond the checkpoint are dropped.
-    In Adam's epochs the trainer logs, as ``convexlab/...``, the gradient norm, the curvature along the gradient and
-    both ends of the spectrum, where ``share`` pays for them. In the second phase loss and gradient norm over all
-    examples.
+    In Adam's epochs the trainer logs the gradient norm, the curvature along the gradient and both ends of the spectrum,
+    as ``convexlab/...``. They are measured as often as ``share`` pays for them. In the second phase loss and gradient
+    norm over all examples.
 
     Args:
         trainer: that it is added to.

@@ -47,8 +47,8 @@ class LeastSquares:
         loss: one that has declared its residuals.
 
     Raises:
-        MisuseError: the loss has declared no residuals, their squares do not sum to it, several ranks share it, or J
-            and the normal equations do not fit into free memory.
+        MisuseError: the loss has declared no residuals, their squares do not sum to it, or several ranks share it. Also
+            where J and the normal equations do not fit into free memory.
     """
 
     def __init__(self, loss: BatchedLoss) -> None:

@@ -201,8 +201,8 @@ class Objective(BatchedLoss):
         if precision != "full":
             if products == "differences":
                 raise MisuseError(
-                    f"differences of gradients in {precision} would be rounding errors: expected exact products beside a "
-                    "precision, got products='differences'. Leave one of them out."
+                    f"differences of gradients in {precision} would be rounding errors: expected exact products with a "
+                    "precision, got products='differences'. Leave out one of them."
                 )
             return NarrowHessian(self, precision)
         if products == "differences":

@@ -173,9 +173,9 @@ class FlatOptimizer(torch.optim.Optimizer):
             The loss where the step began, 0-dimensional.
 
         Raises:
-            MisuseError: there are several processes and `processes` is None; there is no closure, or it does not return
-                one real number, or leaves no gradient; inference mode or autocast is on; or settings of the groups are
-                out of range.
+            MisuseError: there are several processes and `processes` is None, or settings of the groups are out of
+                range. There is no closure, or it does not return one real number, or leaves no gradient. Inference mode
+                or autocast is on.
         """
         check_processes(self.processes, type(self).__name__)
         call = self._counted(closure)

@@ -98,8 +98,9 @@ class LBFGS(FlatOptimizer):
     finds less curvature than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last
     step, at most 1, because α = 1 often goes too far. It needs a long history, best a pair for every step. It was
     compared with 100 pairs that are not scaled, from one switch point at equal cost. With 400 pairs, it ended at 0.08
-    times their loss on a regression, and at 0.86 times on a vision transformer (geometric means of three seeds). On a
-    physics-informed network it ended at 0.006, 0.5 and 0.001 times. With 100 pairs, one seed: 0.57, 0.83 and 0.69.
+    times their loss on a regression, and at 0.86 times on a vision transformer. These are geometric means of three
+    seeds. On a physics-informed network it ended at 0.006, 0.5 and 0.001 times. With 100 pairs, one seed: 0.57, 0.83
+    and 0.69.
 
     * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite. That is
       Powell's damping (1978; Nocedal and Wright, procedure 18.2), at no cost. B is scaled so that it would have made

@@ -46,10 +46,10 @@ class ConjugateMemory(Memory):
 class NonlinearCG(FlatOptimizer):
     """Nonlinear conjugate gradients: d₊ = -Pg₊ + βd, then a line search.
 
-    It restarts from d = -Pg where d would not descend, where β is 0 or undefined (dᵀy ≤ 0 in a formula that divides by
-    it), and after 6n steps. It also restarts by Powell's test (1977, Math. Programming 12): successive gradients far
-    from orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the same step.
-    Where that fails too, the weights stay, `report` says why, and the next step starts afresh.
+    It restarts from d = -Pg where d would not descend and after 6n steps. It restarts where β is 0 or undefined (dᵀy ≤
+    0 in a formula that divides by it). It also restarts by Powell's test (1977, Math. Programming 12): successive
+    gradients far from orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the
+    same step. Where that fails too, the weights stay, `report` says why, and the next step starts afresh.
 
     Closures, parameters, limits and reuse: see `FlatOptimizer`. The paper's second phase is
     ``NonlinearCG(params, beta="polak-ribiere+", line_search="golden-section")``.

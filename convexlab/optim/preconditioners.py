@@ -106,8 +106,8 @@ def adam_preconditioner(
         exponent: q, from 0 (no preconditioner) to 1.
 
     Raises:
-        MisuseError: ``adam`` is no Adam, or has made no step, or has seen only zero gradients; the ridge is not
-            positive, or the exponent is outside [0, 1].
+        MisuseError: ``adam`` is no Adam, has made no step, or has seen only zero gradients. The ridge is not positive,
+            or the exponent is outside [0, 1].
     """
     _check_ridge(ridge)
     if not 0.0 <= exponent <= 1.0:

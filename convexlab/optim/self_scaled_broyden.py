@@ -63,8 +63,8 @@ class SelfScaledBroyden(FlatOptimizer):
 
     It was compared with torch's L-BFGS from one switch point at equal cost, with Adam's P, on three seeds each. On a
     regression (745 parameters, 600 gradients) it ended at 0.04, 0.03 and 0.01 times the loss of L-BFGS. On a
-    physics-informed network it ended at 1e-5, 2e-6 and 3e-8, and L-BFGS at 4e-2, 3e-2 and 2e-2 (convection, β = 30;
-    2,911 parameters, float32, 1,000 to 1,500 gradients). ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
+    physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500 gradients) it ended at 1e-5,
+    2e-6 and 3e-8. L-BFGS ended at 4e-2, 3e-2 and 2e-2. ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
 
     Departures from the source: any P may be given, not the identity alone. φ of the first update is that of the scaled
     matrix, so that the scale of the loss does not matter. The first trial is 1.2 times the last step, at most 1, since

@@ -96,8 +96,8 @@ class ProbeOptions:
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
             raise MisuseError(
                 f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, got "
-                f"{products + (self.max_steps or 0):,}. Each costs two epochs. There are {self.density_probes:,} density "
-                f"probes of {self.density_steps:,} steps, and max_steps is {self.max_steps}. Ask for fewer."
+                f"{products + (self.max_steps or 0):,}. Each costs two epochs. They are for {self.density_probes:,} "
+                f"density probes of {self.density_steps:,} steps, and max_steps {self.max_steps}. Ask for fewer."
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)

@@ -38,7 +38,7 @@ def write_report(runs: Sequence[Run], out: Path | None = None, *, format: str | 
             ``png``, its first picture under the headline. Default: as ``out`` ends, else ``html``.
 
     Raises:
-        MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read; the format is unknown,
+        MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read. The format is unknown,
             or there is nothing to draw for a picture.
     """
     form = _format_of(out) if format is None else format

@@ -1,8 +1,8 @@
 """The numbers behind a chart, in its SVG: the page's script shows and hides them, and draws them on another scale.
 
 A curve is a group with its name in ``data-name`` and its points in ``data-points``, in the coordinates of its axes. The
-group of the axes has four attributes. ``data-box`` is their place in the picture, ``data-x`` and ``data-y`` map numbers
-to places in it, and ``data-linear`` has the ticks of the vertical axis if it is linear.
+group of the axes has four attributes. ``data-box`` is their place in the picture, and ``data-x`` and ``data-y`` map
+numbers to places in it. ``data-linear`` has the ticks of the vertical axis on a linear scale.
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def claim_1(evidence: Evidence) -> Judgement:
 def claim_2(evidence: Evidence) -> Judgement:
     """Judge claim 2: the gradient norm rises in the non-convex part and falls in the convex one; its peak is the swap.
 
-    A point well after the peak, where the norm is below 0.9 of it, contradicts that if it is proven non-convex: the
-    norm falls in a non-convex part.
+    Consider points well after the peak, where the norm is below 0.9 of it. One that is proven non-convex contradicts
+    the claim: the norm falls in a non-convex part.
     """
     if not evidence.points:
         return Judgement("undecided", "not measured")
