@@ -137,6 +137,9 @@ class SpectralDensity:
         Args:
             grid: points on the eigenvalue axis.
             width: the Gaussian's standard deviation; None is 1/100 of the nodes' range.
+
+        Raises:
+            MisuseError: the width is not positive.
         """
         if width is None:
             width = float(self.nodes.max() - self.nodes.min()) / 100 or 1.0
@@ -152,6 +155,14 @@ def spectral_density(
     operator: MatrixVectorProduct, *, probes: int = 8, steps: int = 64, seed: int = 0
 ) -> SpectralDensity:
     """Estimate the spectral density of a symmetric operator by ``probes`` Krylov runs of ``steps`` products each.
+
+    It is stochastic Lanczos quadrature. See `SpectralDensity` for its errors.
+
+    Args:
+        operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
+        probes: Krylov runs from independent random starts. More reduce the error over the starts.
+        steps: products of each run. More reduce the error of the quadrature.
+        seed: of the random starts.
 
     Raises:
         MisuseError: fewer than one probe or step.

@@ -80,16 +80,18 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     the same model over those.
 
     **Which batches.** The micro-batches of ``objective``. The error is right where they are random parts of the data:
-    shuffle data that are sorted. With few of them it is known badly, which `SampledCurvature.interval` allows for.
+    shuffle data that are sorted. With few of them the error itself is uncertain; `SampledCurvature.interval` allows for
+    that.
 
     Args:
         objective: over the sample; its data may be other than those that ``vectors`` were found on.
         vectors: (n,) or (n, k), directions of any length.
-        population: examples of the full data set, of which the objective's are drawn without replacement; None is
-            an endless supply.
+        population: number of examples in the full data set, from which the objective's are drawn without replacement.
+            None is an infinite population.
 
     Raises:
-        MisuseError: vectors of another shape or without a direction, a population smaller than the sample.
+        MisuseError: vectors of another shape, a vector that is zero or not finite, or a population smaller than the
+            sample.
     """
     directions = _directions(objective, vectors)
     if population is not None and population < 1:

@@ -39,15 +39,15 @@ class TraceEstimate:
     the true error was 1.0 to 1.4 times that of their formula, and 0.4 to 0.9 times that of the jackknife.
     """
     degrees: float
-    """Of freedom of the standard error; infinite where the trace was computed exactly."""
+    """Degrees of freedom of the standard error; infinite where the trace was computed exactly."""
     effort: Effort
 
     def interval(self, level: float = 0.95) -> Interval:
         """Return an interval for the trace, by Student's t; both ends NaN with fewer than two random vectors.
 
         Args:
-            level: probability over the random vectors with which it holds, for estimates that are nearly normal. A
-                spectrum with one dominating eigenvalue takes more than a handful of vectors for that.
+            level: probability over the random vectors with which it holds, for estimates that are nearly normal. With
+                one dominating eigenvalue, that takes many vectors.
 
         Raises:
             MisuseError: a level that is no probability.
@@ -93,7 +93,7 @@ def trace_beside(process: Lanczos, samples: int, generator: torch.Generator) -> 
     Args:
         process: a run, which counts the products.
         samples: products at most.
-        generator: of random vectors that the run knows nothing of.
+        generator: of random vectors that are independent of the run.
     """
     inside = float(process.coefficients()[0].sum())
     if process.steps == process.operator.shape[0]:

@@ -59,7 +59,7 @@ def build_detector(name: str, *, budget: int | None = None) -> Detector:
 
     Args:
         name: one of `detector_names`.
-        budget: epochs that there are; only ``budget-fraction`` asks.
+        budget: number of epochs of the whole training; only ``budget-fraction`` needs it.
 
     Raises:
         MisuseError: an unknown name, or a budget that is missing or below 1.

@@ -15,12 +15,17 @@ __all__ = ["Algorithm1", "GradientNormPeak", "SmoothedNormPeak"]
 class Algorithm1(Detector):
     """Algorithm 1 of Hrycej et al. (KDIR 2025), exactly: switch once norm <= factor * (largest norm so far).
 
-    A network with a random head starts with a large norm that collapses within the first epochs; on that collapse
-    this rule fires.
+    A network with a random head starts with a large norm that collapses within the first epochs. The rule fires on that
+    collapse.
+
+    Args:
+        factor: the paper's ``gnfact``, between 0 and 1.
+
+    Raises:
+        MisuseError: ``factor`` is out of range.
     """
 
     def __init__(self, factor: float = 0.9) -> None:
-        """Take the paper's ``gnfact``."""
         super().__init__()
         self.factor = fraction("factor", factor)
         self._largest = 0.0

@@ -110,13 +110,13 @@ def probe(
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
-    Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `Sampling`. The loss itself is evaluated along them, and on the plane that holds most of the path through all
-    checkpoints of one training: ``landscape.json``. One checkpoint is in memory at a time.
+    The curvature along both extreme eigenvectors is also measured on fresh examples, at most as many as the loss has:
+    see `Sampling`. The loss is evaluated along these eigenvectors, and on the plane that holds most of the path through
+    all checkpoints of one training (``landscape.json``). One checkpoint is in memory at a time.
 
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
-        model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
+        model: name or factory; None is that of the checkpoint's metadata. Likewise ``dataset``, ``loss``,
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
@@ -136,30 +136,34 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these runs after the first.
-        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors. On
-            the same Krylov run, which is made longer for them where ``max_steps`` allows that.
+        top: number of largest eigenvalues to measure, with the gradient's share in the space of their eigenvectors.
+            They come from the same Krylov run, which is made longer where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
-        precision: in how many bits, see the same; bound and verdict allow for what ``"bf16"`` or ``"tf32"`` err.
+        precision: the precision of the products, see `Objective.hessian`; bound and verdict allow for the error of
+            ``"bf16"`` and ``"tf32"``.
         key: the name of the weights in PyTorch files, with dots for names within names. None takes the first of the
             common ones.
         axis: the axis along which the checkpoints lie, ``"epoch"`` or ``"step"``, as in the files or their names. None
-            is epochs where any has its epoch, and steps elsewhere. What says neither has no place.
-        slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
-        plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
-        checkpoints: of a run directory's checkpoints, only these; the path goes through all.
+            is epochs where any has its epoch, and steps elsewhere. A checkpoint with neither has no place on the axis.
+        slice_points: number of points of the loss along each extreme eigenvector, odd; 0 makes no slice.
+        plane_points: number of points of the loss along the first direction of the path's plane; 0 makes no plane.
+        checkpoints: only these of a run directory's checkpoints; the path still goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
         jobs: checkpoints measured at a time, each in a process of its own with its share of the threads. They are fewer
             where memory does not suffice. Rows are those of one job with as many threads. A script that asks for
             several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
-        resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
-        other_options: where that resumes, keep rows of these weights that were measured with other options, too.
+        resume: keep the rows in ``out`` that are of these weights and options; others are measured again.
+        other_options: with ``resume``, also keep rows of these weights that were measured with other options.
         trust: import code and read files that the checkpoints' metadata name. Without it, only names of this package
             are taken from the metadata.
         progress: called with how far the work is.
-        group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. A
-            checkpoint is shared out to them by its examples, or they take one each, where that is cheaper
+        group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. The
+            ranks share the examples of a checkpoint, or take one checkpoint each where that is cheaper
             (`dealing.checkpoints_to_deal`). None is this process alone.
+
+    Returns:
+        The rows, one a checkpoint, which are also stored in ``out``.
 
     Raises:
         MisuseError: there is nothing to probe, a checkpoint is damaged or does not fit the model, or a name is unknown.

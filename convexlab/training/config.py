@@ -49,7 +49,7 @@ FROM_PYTHON = "(from Python)"
 
 @dataclass(frozen=True)
 class TwoPhaseConfig:
-    """Everything that decides a run's numbers.
+    """The settings of a two-phase run: everything that decides its numbers.
 
     Raises:
         MisuseError: a value out of range or an unknown name.
@@ -72,8 +72,8 @@ class TwoPhaseConfig:
     """Adam epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = AUTO
     batch_size: int | None = None
-    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
-    brings along."""
+    """Adam's batch size. None is the paper's 512, or a twentieth of a smaller training set, at least 16, or the
+    objective's own."""
     lr: float = 2e-3
     """Adam's learning rate. The paper does not state its own; a high one helps before a switch: phase two removes
     the noise that it leaves."""
@@ -81,7 +81,7 @@ class TwoPhaseConfig:
     """Training examples used; None is `FIRST_EXAMPLES` where no data set is named, else all, or what an objective's
     factory chose."""
     seed: int = 0
-    """Of the initial weights, the order of examples and the subset."""
+    """Seed of the initial weights, the order of examples and the subset."""
     seeds: int = 1
     """Runs, from ``seed`` upwards."""
     probe_every: int | None = None
@@ -96,7 +96,7 @@ class TwoPhaseConfig:
     """None is float32, or what an objective's factory chose."""
     device: str = "auto"
     force: bool = False
-    """Take more epochs and seeds than end within a year."""
+    """Allow more than 10,000,000 epochs or 10,000 seeds."""
 
     def __post_init__(self) -> None:
         for name in ("no_baseline", "force"):

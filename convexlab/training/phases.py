@@ -82,7 +82,7 @@ class PhaseTwo:
 
 
 class Choice(NamedTuple):
-    """A second phase that is settled on."""
+    """The second phase that was chosen, and why."""
 
     name: str
     phase: PhaseTwo
@@ -206,7 +206,7 @@ def trained_by(adam: torch.optim.Optimizer) -> list[nn.Parameter]:
 def second_phase(
     adam: torch.optim.Optimizer, *, method: str = AUTO, budget: int | None = None, examples: int | None = None
 ) -> FlatOptimizer:
-    """Return the optimiser that takes over from Adam, for the parameters that it trains; the trainer's own.
+    """Return the optimiser that takes over from Adam, for the same parameters, as in `train_two_phase`.
 
     Adam's second moments become its preconditioner, Adam's last step the length of its first trial. Weight decay is not
     taken over: the second phase minimises what its closure returns. See `FlatOptimizer` for closures; that of
@@ -215,8 +215,8 @@ def second_phase(
     Args:
         adam: a ``torch.optim.Adam`` or ``AdamW`` after at least one step, with any number of groups.
         method: a name from `phase_two_names`.
-        budget: evaluations that it will have, if that is known: it keeps no room for more pairs.
-        examples: of the training set, for a method on samples, whose closure takes their rows.
+        budget: number of evaluations that the second phase will have, if known; it allocates no memory for more pairs.
+        examples: number of training examples, for a method on samples, whose closure takes their rows.
 
     Raises:
         MisuseError: an unknown name, no such Adam, no parameter that requires a gradient, too many for the method, or

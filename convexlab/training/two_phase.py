@@ -73,21 +73,20 @@ def train_two_phase(
         trust: import code and read files that those settings name. Without it, only names of this package are taken
             from them, and names that the user gives again.
         progress: called with how far the work is.
-        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
-            such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
-        group: torch.distributed's default process group, ``torch.distributed.group.WORLD``, whose ranks all call this
-            and train together, each with a part of the examples; rank 0 writes. A run may be resumed with another
-            number of ranks, which sum in another order: its losses are then the same to rounding. None is this process
-            alone.
+        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch.
+            An example is a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
+        group: torch.distributed's default process group, ``torch.distributed.group.WORLD``. All its ranks call this and
+            train together, each with a part of the examples; rank 0 writes. A run may be resumed with another number of
+            ranks, which sum in another order. Its losses are then the same to rounding. None is this process alone.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
         The run directory; with several seeds, the directory that holds one a seed.
 
     Raises:
-        MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored. Or it became so
-            in any of the seeds: then the run is finished all the same, and its summary says so.
+        MisuseError: an option is out of range, or the directory exists already; raised before any work.
+        FailureError: the loss or its gradient is infinite or NaN at the start; then nothing is stored. Or it became so
+            for one of the seeds; then the run is finished, and its summary says so.
     """
     ranks = _ranks(group)
     with together(ranks), held_alone(ranks.agreed(lambda: _place(out, resume, options))) as path:
