@@ -2,13 +2,12 @@
 
 Claim: the paper's claims 1 to 4, for a decoder-only transformer of 30,400 parameters that predicts a text byte by byte.
 The loss is first non-convex, then convex. The gradient norm's peak marks the change. Adam until there, then conjugate
-gradients with golden section, ends at a lower training loss than Adam alone.
-Command: ``python analyses/text.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk a quarter of an hour on a busy core; paper, 6,000 windows of the text, days.
-Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode characters, cross-entropy. All six
-probed points are proven non-convex, three of them behind the norm's peak: claim 1 is undecided, claim 2 contradicted.
-Algorithm 1 switches after epoch 2 and ends far above Adam: claims 3 and 4 are contradicted. Our second phase is level
-with the better Adam if switched at 50 % of the budget, and ahead at 80 %.
+gradients with golden section, ends at a lower training loss than Adam alone. Command: ``python analyses/text.py --scale
+desk`` (an interrupted study goes on where it was). Run time: toy seconds; desk a quarter of an hour on a busy core;
+paper, 6,000 windows of the text, days. Expected outcome: the page ``reports/text.html``: one seed, the names of Unicode
+characters, cross-entropy. All six probed points are proven non-convex, three of them behind the norm's peak: claim 1 is
+undecided, claim 2 contradicted. Algorithm 1 switches after epoch 2 and ends far above Adam: claims 3 and 4 are
+contradicted. Our second phase is level with the better Adam if switched at 50 % of the budget, and ahead at 80 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loss of a model with one parameter, seen whole: where it is convex, where its minima are, what the norm does.
 
-In one dimension everything that training in many can only sample is exact: the second derivative is the Hessian, and
+In one dimension everything is exact that training in many can only sample. The second derivative is the Hessian, and
 the gradient norm is |L'|, which peaks where L'' changes its sign.
 """
 
