@@ -247,7 +247,7 @@ ABOUT = (
 
 
 def command(page: Published) -> str:
-    """Return what makes a page again; page and study have the same name, but for a block of Table 1."""
+    """Return what makes a page again; page and study have the same name, except for a block of Table 1."""
     study, _, block = Path(page.file).stem.rpartition("-")
     if study == "table-1":
         return f"python analyses/table_1.py --scale paper --block {block}"

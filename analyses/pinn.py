@@ -38,7 +38,7 @@ from convexlab.wording.numbers import MISSING, number
 # Frozen settings.
 RATE = 1e-3
 STEPS = 20
-"""Of Adam on the whole batch: an epoch, after which the detector is told."""
+"""Steps of Adam on the whole batch that count as an epoch, after which the detector is updated."""
 POINTS = 1000
 BY_HAND = (0.2, 0.5, 0.8)
 """Of the budget: where one would guess the switch."""
@@ -104,7 +104,7 @@ def adam(
 ) -> tuple[Row, list[State]]:
     """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
 
-    A detector is told of every epoch.
+    A detector is updated after every epoch.
     """
     run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     curve, states = [[0, run.record()["train_loss"]]], [run.state()]

@@ -142,7 +142,7 @@ def _open_standard_files() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
-    """Say what was put up with in a line of its own; other libraries' warnings as they are."""
+    """Print a warning of ours in a line of its own; other libraries' warnings as they are."""
     if issubclass(category, CaptureWarning | DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:

@@ -21,7 +21,7 @@ class Progress:
     note: str = ""
     """A few words on the present state, such as the loss."""
     within: bool = False
-    """Whether it is within a step that is finished and stored before work stops where somebody asks for that."""
+    """Whether it is within a step that is finished and stored before a requested stop."""
     landmark: bool = False
     """Whether it is worth a line at once, where progress is lines of a log."""
     unit: str = ""

@@ -41,7 +41,7 @@ class Choice:
 
 
 def is_rule(label: str) -> bool:
-    """Whether a rule could be had: not one that is told of curvature for nothing."""
+    """Whether a rule is feasible: one that gets curvature at no cost is not."""
     return not label.startswith("curvature")
 
 

@@ -226,7 +226,7 @@ def _lowest(loss: Loss, minima: Sequence[float], value: Floats) -> float | None:
     if not minima:
         return None
     at_minima = differentiate(loss, minima).value
-    # Several can be exact fits, all zero but for rounding.
+    # Several can be exact fits, all zero up to rounding.
     near = at_minima.min() + _FLOOR * (value.max() - value.min())
     if min(value[0], value[-1]) < at_minima.min():
         return None

@@ -44,7 +44,7 @@ def train_sequences(
         problem: what is trained; its model is moved.
         plan: how.
         recording: what is measured along the way.
-        progress: told where the work stands.
+        progress: called with how far the work is.
 
     Returns:
         Rows by sequence (`ADAM`, `PAPERS`, `FIXED`, `CG_ALONE`). A row has ``epoch`` (as the paper counts), ``cost``

@@ -54,7 +54,7 @@ def validate_run(
         plan: how.
         rules: the rules that are asked.
         known: what an earlier call with the same problem and plan returned: only what it lacks is done.
-        progress: told where the work stands.
+        progress: called with how far the work is.
 
     Returns:
         ``rows`` are of every epoch, ``truth`` and ``segments`` of every ``truth_every``-th. ``endings``, by epoch and

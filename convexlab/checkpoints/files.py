@@ -137,7 +137,7 @@ def _check_whole(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
-    """Read a checkpoint that nobody vouches for: safetensors, PyTorch files of tensors only, or a folder of either.
+    """Read a checkpoint from an untrusted source: safetensors, PyTorch files of tensors only, or a folder of either.
 
     Args:
         path: a file, or a folder such as one of Hugging Face.
@@ -242,7 +242,7 @@ def _read_torch(path: Path, key: str | None) -> Checkpoint:
 
 
 def torch_content(path: Path) -> Any:
-    """Return what a PyTorch file holds that nobody vouches for: tensors, numbers, strings and containers of these.
+    """Return the content of an untrusted PyTorch file: tensors, numbers, strings and containers of these.
 
     Raises:
         MisuseError: it is damaged, or holds anything else.

@@ -109,7 +109,7 @@ def state_of(content: Any, path: Path, key: str | None) -> tuple[dict[str, torch
         key: the name to take, with dots for names within names; None takes the first of `STATE_NAMES` that is there.
 
     Raises:
-        MisuseError: there are none, or none under ``key``.
+        MisuseError: there are no weights, or none under ``key``.
     """
     if key is not None:
         state = content

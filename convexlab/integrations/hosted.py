@@ -1,4 +1,4 @@
-"""A two-phase run inside somebody else's trainer, which drives the epochs; what all such trainers share."""
+"""A two-phase run inside another library's trainer, which drives the epochs; the part that all such trainers share."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class TwoPhaseCallback(Callback):
             numbers = self._running.second_phase()
             pl_module.log_dict({f"convexlab/{name}": value for name, value in numbers.items()}, on_step=True)
             optimizer.zero_grad(set_to_none=True)
-        elif self._running.over:  # The trainer was told to stop, and has its reasons to go on.
+        elif self._running.over:  # The trainer was asked to stop, and goes on for reasons of its own.
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -36,7 +36,7 @@ SHARDED = (
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor; nobody has made one where its module was never imported."""
+    """Return whether a tensor is a DTensor; there are none where its module was never imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -33,7 +33,7 @@ _MOST = 16
 
 
 def capture_asked() -> bool:
-    """Whether the variable ``CONVEXLAB_CAPTURE`` asks for recorded evaluations where nobody asks in code."""
+    """Whether the variable ``CONVEXLAB_CAPTURE`` asks for recorded evaluations where the code does not."""
     return os.environ.get("CONVEXLAB_CAPTURE", "").lower() not in {"", "0", "no", "off", "false"}
 
 

@@ -151,7 +151,7 @@ def _acquire(folder: Path) -> int:
 
 
 def _lock(handle: int) -> bool:
-    """Take the system's lock, and return whether nobody has it."""
+    """Take the system's lock, and return whether that succeeded."""
     if fcntl is not None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +166,7 @@ def _lock(handle: int) -> bool:
 
 
 def _begin_of(pid: object) -> float | None:
-    """Return when a process began, which tells it from a later one of that number; None if there is none."""
+    """Return when a process began, which distinguishes it from a later one of that number; None without one."""
     try:
         return float(psutil.Process(pid).create_time()) if isinstance(pid, int) else None
     except psutil.Error:

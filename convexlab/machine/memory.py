@@ -238,7 +238,7 @@ def _process(pid: int) -> psutil.Process:
 def _high_water(device: torch.device) -> int | None:
     """Return the most that has been in use, at least since the process began.
 
-    Linux begins with the peak of the program that started this one, so a smaller one of its own is not told.
+    Linux begins with the peak of the program that started this one, so a smaller peak of its own is not known.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -31,7 +31,7 @@ __all__ = ["ALONE", "PATIENCE", "Ranks", "current", "of_torchrun", "ranks_of", "
 Result = TypeVar("Result")
 
 PATIENCE = 600.0
-"""Seconds after which a rank that does not answer counts as lost, where nobody says otherwise."""
+"""Seconds after which a rank that does not answer counts as lost, by default."""
 
 # For the store of torchrun to answer.
 _BRIEFLY = timedelta(seconds=10)
@@ -61,7 +61,7 @@ class Ranks:
     """
 
     def __init__(self, group: distributed.ProcessGroup | None) -> None:
-        """Take a group; None is one process alone, which waits for nobody."""
+        """Take a group; None is one process alone, which waits for no other."""
         self._group = None if group is None else weakref.ref(group)
         self.rank = 0 if group is None else distributed.get_rank(group)
         """From 0."""
@@ -138,7 +138,7 @@ class Ranks:
     def total(self, size: int, like: Tensor, fill: Callable[[Tensor], object], marks: Sequence[object] = ()) -> Tensor:
         """Return the sum (size,) over the ranks of what each has filled in: one all-reduce, the same bits in all.
 
-        An error of one rank is raised in all. So nobody waits for a rank that has failed.
+        An error of one rank is raised in all. So no rank waits for one that has failed.
 
         Args:
             size: of the sum.
@@ -319,7 +319,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Say of a collective that fails what that means; afterwards nobody waits any more."""
+        """Explain the failure of a collective; afterwards no rank waits any more."""
         if self._lost:
             raise LostRankError(self._lost)
         try:
@@ -418,7 +418,7 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
 
 
 def _error_of(call: Callable[[], object]) -> Exception | None:
-    """Return the error that a call raises; a lost rank is none that could be told to the others."""
+    """Return the error that a call raises; that of a lost rank is raised at once, as others do not answer."""
     try:
         call()
     except LostRankError:

@@ -385,7 +385,7 @@ class BatchedLoss:
                 if not is_out_of_memory(error):
                     raise
             # Only now, with the error, is what it was raised in let go of.
-            if not self.ranks.shared:  # Else costs, by which all ranks decide, would be those of one.
+            if not self.ranks.shared:  # Costs, by which all ranks decide, must be equal in all.
                 self.spend(unit)
             recorded = self.replayer is not None and self.replayer.release()
             if not (recorded or release()):
@@ -731,7 +731,7 @@ class BatchedLoss:
     def shares_of(self, batch: Any, number: int) -> tuple[Any, ...]:
         """Return this rank's share of the batch of that number, see `parts`: one, or none. A batch may be None."""
         ranks = self.ranks
-        place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
+        place = (ranks.rank + number) % ranks.size  # In turn, so that no rank always has the larger share.
         if ranks.size == 1 or not self._has_rows_for_all(batch):
             return (batch,) if place == 0 else ()
         self._require_cuttable(batch)
@@ -751,7 +751,7 @@ class BatchedLoss:
         return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def _still_held(self) -> dict[str, Tensor]:
-        """Return what `_rounded_off` had of the parameters that nobody has changed since."""
+        """Return those originals of `_rounded_off` whose parameters have not changed since."""
         return {
             name: part for name, (part, version) in self._held.items() if self._parameters[name]._version == version
         }

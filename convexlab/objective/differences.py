@@ -19,7 +19,7 @@ from convexlab.objective.soundness import differences_of, nearest_pair, random_u
 
 __all__ = ["CentralDifferences", "GradientDifferences"]
 
-# Relative disagreement of differences up to which nobody asks for its cause.
+# Relative disagreement of differences up to which its cause is not sought.
 _CLEAR = 1e-3
 # Times that the gap between both sides may be what rounding explains.
 _FAR = 4.0

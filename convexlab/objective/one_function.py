@@ -33,7 +33,7 @@ def as_one_function(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if any(map(_normalises_weights, modules)):
             stack.enter_context(_WeightNormByFormula())
-        if "torch._dynamo" in sys.modules:  # Else nothing is compiled, and importing it takes a second.
+        if "torch._dynamo" in sys.modules:  # Without it nothing is compiled, and importing it takes a second.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)

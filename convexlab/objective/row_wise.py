@@ -122,7 +122,7 @@ def row_wise(loss: BatchedLoss, point: Point, batch: Any) -> RowWise | None:
     """
     try:
         return _right(_found(loss, point, batch), loss, point, batch)
-    except Exception:  # noqa: BLE001 - whatever a network or its residuals do not put up with; products are left
+    except Exception:  # noqa: BLE001 - whatever a network or its residuals raise; products remain
         return None
 
 

@@ -30,7 +30,7 @@ def files_of(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path
     """Return the checkpoint files at these places: of a run directory all that are wanted, None being all.
 
     Raises:
-        MisuseError: there is none, or a directory that is no run or one of several seeds.
+        MisuseError: there are no checkpoints, or a directory is no run, or a run of several seeds.
     """
     files: list[Path] = []
     for path in places:

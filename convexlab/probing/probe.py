@@ -398,7 +398,7 @@ def _is_kept(item: Item, row: ProbedCheckpoint | None, options: ProbeOptions, ke
     """Return whether a checkpoint's row is not measured again."""
     if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
-    if row.key is None:  # Of an earlier version: nobody can compare it.
+    if row.key is None:  # Of an earlier version, without a key to compare.
         return keep == "these weights"
     weights, _, decided = row.key.partition("-")
     same = weights == digest_of_weights(reread(item.header))

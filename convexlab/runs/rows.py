@@ -47,7 +47,7 @@ class Records(NamedTuple):
     """A run's files as they are, for those who want the data."""
 
     summary: Row
-    """Empty when there is none yet."""
+    """Empty until it is known."""
     probe: Sequence[Row]
     metrics: Sequence[Row]
 
@@ -252,7 +252,7 @@ class _Identity:
     epoch: float | None = None
     """After which the weights were stored, or the step where ``axis`` says so; None where nothing says when."""
     phase: str = ""
-    """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
+    """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where it is not known."""
     axis: str = ""
     """What ``epoch`` counts, "epoch" or "step"; empty (null in the file) in rows that are older than steps."""
 

@@ -132,7 +132,7 @@ class TwoPhaseConfig:
         resolve_dtype(self.dtype or DEFAULT_DTYPE)
 
     def _settle_size(self) -> None:
-        """Fill in the budget and, where nobody has named a data set, the examples."""
+        """Fill in the budget and, where no data set is named, the examples."""
         first = self.objective is None and self.dataset is None and self.data is None
         if self.epochs is None:
             named = objective_epochs(self.objective) if isinstance(self.objective, str) else None

@@ -102,7 +102,7 @@ class Journal:
         write_atomically(self.path(name), buffer.getvalue())
 
     def report(self, name: str, state: Callable[[], Mapping[str, Any]], tell: Callable[[], None]) -> None:
-        """Store a state if it is time to, and tell; whoever ends the work when told finds it stored in any case."""
+        """Store a state if it is time to, and report progress; a listener that ends the work then finds it stored."""
         stored = self.due
         if stored:
             self.save(name, state())

@@ -166,7 +166,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
     """Return the settings of a run that is gone on with.
 
     Raises:
-        MisuseError: it is none of training, its objective is not at hand, or other options are asked for.
+        MisuseError: it is no training run, its objective is missing, or the options differ from the stored ones.
     """
     stored = run.config
     if stored.get("kind") == "probe":
@@ -337,7 +337,7 @@ class _TwoPhaseTraining:
         self.journal.close()
 
     def _announce(self) -> None:
-        """Name what is to come, so that nobody takes the end of the first task for the end of all."""
+        """Name the tasks to come, so that the end of the first task is not taken for the end of all."""
         config = self.config
         asked = {
             "two-phase": True,
@@ -530,7 +530,7 @@ class _TwoPhaseTraining:
         step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note, unit="cost")
         if trajectory.epoch % self.every == 0:
             self.journal.report(trajectory.name, trajectory.state, lambda: self.progress(step))
-        else:  # Between two that it is told, a watch has begun an epoch that its state does not hold.
+        else:  # Between two updates, a watch has begun an epoch that its state does not hold.
             self.progress(step)
 
     def _validate_every(self) -> int:

@@ -16,7 +16,7 @@ GOLD = (1.0 + math.sqrt(5.0)) / 2.0
 """Default ratio by which successive intervals are magnified."""
 
 _GLIMIT = 100.0  # Largest magnification allowed for a parabolic step.
-_VISIBLE = 4.0  # Rounding errors of two values, twice over: a smaller decrease is not told from none.
+_VISIBLE = 4.0  # Twice the rounding errors of two values: a smaller decrease cannot be distinguished from none.
 
 
 class Bracket(NamedTuple):

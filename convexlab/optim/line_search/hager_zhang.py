@@ -198,7 +198,7 @@ class _Search:
             raise SearchStopped("the loss rises at once where its slope says that it falls")
 
     def check_visible(self, a: Trial, b: Trial) -> None:
-        """Stop where the weights at a and b are the same but for their rounding."""
+        """Stop where the weights at a and b are equal up to their rounding."""
         if self.line.invisible(b.step - a.step):
             self.learn(b)
             raise SearchStopped(SAME_POINT)
