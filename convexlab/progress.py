@@ -14,10 +14,10 @@ class Progress:
     """One report of a task under way."""
 
     task: str
-    """What is being done, such as ``"two-phase"``."""
+    """Name of the work, such as ``"two-phase"``."""
     done: float
     total: float
-    """In the unit of ``done``."""
+    """The whole work, in the unit of ``done``."""
     note: str = ""
     """A few words on the present state, such as the loss."""
     within: bool = False
@@ -25,7 +25,7 @@ class Progress:
     landmark: bool = False
     """Whether it is worth a line at once, where progress is lines of a log."""
     unit: str = ""
-    """What ``done`` counts: ``"cost"``, in gradient equivalents, or ``"checkpoints"``; "" leaves the numbers out."""
+    """Unit of ``done``: ``"cost"``, in gradient equivalents, or ``"checkpoints"``; "" leaves the numbers out."""
     planned: bool = False
     """Whether the task has not begun: it is named so that one sees what is to come."""
 

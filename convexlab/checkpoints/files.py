@@ -68,7 +68,7 @@ class CheckpointHeader:
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    """By the names of the tensors."""
+    """Shapes by the names of the tensors."""
     metadata: dict[str, str]
     real: frozenset[str]
     """Names of the tensors of floating-point numbers."""

@@ -23,7 +23,7 @@ class Match:
     sources: dict[str, str]
     """The checkpoint's name by the model's."""
     prefix: str
-    """What every name of the checkpoint has before the model's; "" for nothing."""
+    """The prefix of every name of the checkpoint, before the model's name; "" for no prefix."""
     missing: tuple[str, ...]
     """Names of the model without a source."""
     extra: tuple[str, ...]

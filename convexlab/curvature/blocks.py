@@ -34,7 +34,7 @@ class BlockCurvature:
     Where some traces are negative, shares may be negative or above 1.
     """
     effort: Effort
-    """Of both."""
+    """Cost of both."""
 
 
 def block_curvature(

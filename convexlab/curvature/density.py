@@ -37,7 +37,7 @@ class SpectralDensity:
     """Half the width of the interval around 0 in which rounding leaves the sign of an eigenvalue open."""
     effort: Effort
     recurrences: tuple[tuple[Array, Array], ...] = field(repr=False, compare=False)
-    """Of each probe the diagonal and the off-diagonal (k,) of T; the last entry is 0 where its space is invariant."""
+    """For each probe the diagonal and the off-diagonal (k,) of T; the last entry is 0 where the space is invariant."""
 
     @property
     def negative_mass(self) -> float:

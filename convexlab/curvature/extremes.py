@@ -57,13 +57,13 @@ class ExtremeEigenvalues:
     smallest_residual: float
     """‖A v - θ v‖ by a fresh product. It proves that *some* eigenvalue is this near, not that it is the smallest."""
     largest_residual: float
-    """Likewise at the other end."""
+    """Likewise for the largest."""
     smallest_lower_bound: float
     """Holds with probability ``confidence`` over the random start."""
     largest_upper_bound: float
     """Holds together with the lower bound."""
     confidence: float
-    """Of both bounds together."""
+    """Probability that both bounds hold together."""
     steps: int
     """Dimension of the Krylov space."""
     converged: bool

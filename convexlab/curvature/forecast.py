@@ -63,7 +63,7 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     summary: str = ""
-    """What was changed to save memory; empty if nothing."""
+    """The changes that save memory, in words; empty if there are none."""
 
 
 def forecast_memory(operator: MatrixVectorProduct, steps: int) -> MemoryForecast:

@@ -16,7 +16,7 @@ from convexlab.errors import MisuseError
 __all__ = ["LEVEL", "Interval", "check_level", "share_interval", "standard_error", "student_interval", "student_reach"]
 
 LEVEL = 0.95
-"""Of the intervals that are stored and shown."""
+"""Level of the intervals that are stored and shown."""
 
 Interval = tuple[float, float]
 """Lower and upper end; NaN where they are not known."""

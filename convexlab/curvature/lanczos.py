@@ -65,7 +65,7 @@ class Lanczos:
         plan = plan_run(operator, self.max_steps)
         require_sound(operator)
         self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
-        """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
+        """Changes that save memory, and the kind of products if not exact; empty if there are none."""
         self._ranks = ranks_of(operator)
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1, self._ranks)
         dtype = accumulation_dtype(plan.device)

@@ -127,7 +127,7 @@ class Watch:
         whole = isinstance(objective.data, Sized) and len(objective.data) == 1
         self._every = every or (_STEPS_TOGETHER if whole else 1)
         self._losses: list[float] = []
-        """Of the updates that the detector has not received yet."""
+        """Losses of the updates that the detector has not received yet."""
 
     @property
     def spent(self) -> float:

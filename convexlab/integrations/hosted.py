@@ -48,9 +48,9 @@ class Settings:
     """Epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = AUTO
     share: float = 0.05
-    """Of the cost of training, for curvature along the gradient and both ends of the spectrum; see `Watch`."""
+    """Share of the cost of training for curvature along the gradient and both ends of the spectrum; see `Watch`."""
     examples: int = 256
-    """In the sample on which that is measured; fewer are measured more often."""
+    """Examples in the sample on which curvature is measured; with fewer, it is measured more often."""
     measure_every: int = 10
     """Epochs between two measurements of loss and gradient norm on all training examples, besides start, switch and
     end. Each takes the time of one gradient; as everywhere, what is measured for the record alone is not charged."""

@@ -32,7 +32,7 @@ SHARDED = (
     "get_model_state_dict with full_state_dict=True, into a model that is not sharded); examples and long vectors are "
     "shared out by group= all the same. docs/distributed.md has the plan for sharded models."
 )
-"""What is said of a parameter that `is_sharded`."""
+"""The text for a parameter that `is_sharded`."""
 
 
 def is_sharded(tensor: Tensor) -> bool:

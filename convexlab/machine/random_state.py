@@ -26,7 +26,7 @@ __all__ = [
 Built = TypeVar("Built")
 
 _SPARE = np.random.MT19937(0)
-"""What NumPy's global functions draw from while a loss is evaluated."""
+"""The source of NumPy's global functions while a loss is evaluated."""
 
 
 def drawn_from(seed: int, build: Callable[[], Built]) -> Built:

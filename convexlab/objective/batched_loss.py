@@ -83,7 +83,7 @@ class _Captured:
 
     replayer: Replayer | None = None
     dtype: torch.dtype | None = None
-    """Of the loss whose evaluations they are."""
+    """Dtype of the loss whose evaluations are replayed."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Point:
     rest: dict[str, Tensor]
     """The other parameters, by name."""
     buffers: dict[str, Tensor]
-    """By name."""
+    """The model's buffers, by name."""
 
     def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return all of them without the names."""

@@ -102,7 +102,7 @@ class CentralDifferences(GradientDifferences):
         self.disagreement = spread / size if size else 0.0
         """Relative distance between the differences with this step and with ten times it, along a random direction."""
         self.cause = self._cause(direction) if self.disagreement > _CLEAR else ""
-        """What makes them disagree by more than `_CLEAR`, "kinks" of the loss or "rounding"; "" where they agree."""
+        """Why they disagree by more than `_CLEAR`: "kinks" of the loss or "rounding"; "" where they agree."""
 
     @property
     def summary(self) -> str:

@@ -32,7 +32,7 @@ class DifferentiatedCurvature:
     at: Tensor
     """The output, without its graph."""
     slope: Tensor
-    """Of the criterion there, with a graph."""
+    """Derivative of the criterion at the output, with a graph."""
 
     def times(self, u: Tensor) -> Tensor:
         """Return H_L u."""

@@ -95,7 +95,7 @@ class RowWise:
     """How the rows of calls belong to the residuals of a batch."""
 
     columns: tuple[tuple[_Use, ...], ...]
-    """Of each column of each part."""
+    """How rows are used, for each column of each part."""
     made: int = 0
     """Bytes of the tensors that are made on the way to a Jacobian."""
 

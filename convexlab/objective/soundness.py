@@ -59,11 +59,11 @@ class Comparison:
     """A derivative along a direction beside differences of what it is the derivative of."""
 
     mismatch: float
-    """Their distance over the length of the derivative."""
+    """Distance of derivative and difference, over the length of the derivative."""
     resolution: float
     """How well differences with neighbouring steps agree, likewise; 0 where the first one confirmed the derivative."""
     evaluations: int
-    """Of the function that was differenced."""
+    """Evaluations of the function whose differences were taken."""
 
     @property
     def confirmed(self) -> bool:
@@ -81,7 +81,7 @@ class ProductCheck:
     """What a check of products has shown; lengths are relative."""
 
     comparison: Comparison
-    """Of H u with differences of gradients, u a random direction."""
+    """Comparison of H u with differences of gradients, for a random direction u."""
     asymmetry: float
     """|uᵀHv - vᵀHu| √n / max(‖Hu‖, ‖Hv‖) for another random direction v: about ‖H - Hᵀ‖ / ‖H‖ (Frobenius)."""
 

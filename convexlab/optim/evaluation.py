@@ -68,7 +68,7 @@ class CountedClosure:
         self.values = 0
         self.gradients = 0
         self.seconds = 0.0
-        """Of the calls, until their numbers were there: the rest of a step is the optimiser's own vector work."""
+        """Seconds of the calls, until their numbers were there; the rest of a step is vector work of the optimiser."""
 
     @property
     def evaluations(self) -> int:

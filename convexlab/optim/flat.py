@@ -85,14 +85,14 @@ class FlatOptimizer(torch.optim.Optimizer):
     """
 
     report: StepReport | None
-    """What the last step did; None before the first."""
+    """The report of the last step; None before the first."""
     processes: str | None
-    """Of several processes of torch.distributed. ``"averaged"``: loss and gradient are averaged over all of them, which
-    have to step together, each on an equal share of the data (DDP). ``"together"``: the closure gives all of them the
-    same bits already, as that of an `Objective` with a group does. They step together, and each holds a part of the
-    optimiser's memory. So all have to call `state_dict` together, which is complete in rank 0 alone. ``"alone"``: this
-    one decides by itself. None, as at first, refuses to step where there are several. It is set before the first
-    step."""
+    """How several processes of torch.distributed work together. ``"averaged"``: loss and gradient are averaged over all
+    of them. They have to step together, each on an equal share of the data (DDP). ``"together"``: the closure gives all
+    of them the same bits already, as that of an `Objective` with a group does. They step together, and each holds a
+    part of the optimiser's memory. So all have to call `state_dict` together, which is complete in rank 0 alone.
+    ``"alone"``: this one decides by itself. None, as at first, refuses to step where there are several. It is set
+    before the first step."""
 
     def __init__(
         self,

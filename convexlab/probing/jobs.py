@@ -55,7 +55,7 @@ class Shared:
     device: str
     jobs: int
     threads: int
-    """Of each."""
+    """Threads of each worker."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     item: Item | None = None
-    """What it is at."""
+    """The checkpoint that is being measured."""
     share: float = 0.0
-    """Of the work on that which is done."""
+    """Share of the work on this checkpoint that is done."""
     note: str = ""
     landmark: bool = False
 

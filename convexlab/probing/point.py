@@ -52,7 +52,7 @@ class ProbeOptions:
     floor: float = 1e-3
     """Negative curvature below this fraction of the largest is not searched for."""
     confidence: float = 0.999
-    """Of the bounds, over the random start."""
+    """Confidence of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
     density_probes: int = 1
@@ -64,13 +64,13 @@ class ProbeOptions:
     products: Products = "auto"
     """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
     precision: Precision = "full"
-    """In how many bits, see the same: of the Krylov runs. All else is by products in full precision."""
+    """Precision of the Krylov runs' products, see `Objective.hessian`. All other products are in full precision."""
     seed: int = 0
-    """Of the Krylov runs' starts, and of these products' vectors."""
+    """Seed of the Krylov runs' starts, and of these products' vectors."""
     top: int = 0
     """Largest eigenpairs to measure too, on the first run; 0 is none."""
     slice_points: int = 13
-    """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
+    """Points of the loss along each extreme eigenvector, an odd number; 0 makes no slice."""
 
     def __post_init__(self) -> None:
         """Refuse what is of another kind, or out of range."""

@@ -325,16 +325,16 @@ class _Plan:
     target: Run
     items: list[Item]
     missing: list[Item]
-    """Of these, those without a row."""
+    """The checkpoints of these that have no row."""
     rows: _Rows
     losses: dict[Setting, ProbedLoss]
     """For those that are missing."""
     jobs: int
-    """Of these, so many are measured at once."""
+    """Number of checkpoints measured at a time."""
     path: TrainingPath | None
     """None where no plane is measured."""
     plane_key: str | None
-    """Of the plane that is kept."""
+    """Key of the plane that is kept."""
 
 
 def _read(places: Sequence[Path], wanted: Sequence[Path] | None, key: str | None, axis: str | None) -> _Headers:

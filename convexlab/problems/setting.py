@@ -42,7 +42,7 @@ class Setting:
     batch_size: int | None = None
     """Adam's, for training; None is the problem's default."""
     data: str | None = None
-    """What returns batches, in place of a data set."""
+    """Function or files that give batches, in place of a data set."""
 
     def build(self, device: str) -> Problem:
         """Put it together, with fresh weights.

@@ -40,7 +40,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "final": dict,
     "checkpoints": list,
 }
-"""What a card's front matter has to have, and of which type. Examples are None where nothing counts them."""
+"""Fields of a card's front matter and their types. Numbers of examples are None where they are not known."""
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ __all__ = [
 DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
 
 FIRST_EPOCHS, FIRST_EXAMPLES = 100, 250
-"""Of a run without options: a budget that is long for its examples, which is where two phases pay."""
+"""Budget and examples of a run without options: a long budget for its examples, where two phases pay."""
 OTHER_EPOCHS = 30
-"""Of a run on data or an objective of the user's choice, unless an objective's name comes with its own."""
+"""Budget of a run on data or an objective that is named, unless the objective's name comes with its own."""
 
 # A year of epochs of three seconds each, for a run and its two baselines; more is a slip of the keyboard.
 _MOST_EPOCHS = 10_000_000

@@ -39,9 +39,9 @@ class Step:
     cost: float
     """Gradient equivalents of this step."""
     seconds: float
-    """Of this step, without what is measured for the record."""
+    """Seconds of this step, without measurements for the record."""
     loss: float
-    """Over the whole training set, where the step ended."""
+    """Loss over the whole training set, where the step ended."""
     gradient_norm: float
     """Likewise."""
     failed: str | None
@@ -49,7 +49,7 @@ class Step:
     given_up: str | None
     """None, or why Adam takes over again though the budget is not spent."""
     vector_seconds: float = 0.0
-    """Of the seconds, those beside the loss and its gradients; gradient equivalents do not count them."""
+    """Seconds beside the loss and its gradients; gradient equivalents do not count them."""
 
 
 class Resort:
@@ -107,9 +107,9 @@ class _Purse:
     def __init__(self, budget: float) -> None:
         self.left = budget
         self.cost = 0.0
-        """Of the step, counted from zero: the same bits after a resume."""
+        """Cost of the step, counted from zero: the same bits after a resume."""
         self.evaluation_seconds = 0.0
-        """Of the step."""
+        """Seconds of the step in the closure."""
 
     def pay(self, price: float) -> None:
         """Pay for an evaluation, or end the step."""

@@ -83,7 +83,7 @@ class Trajectory:
         self.adam = adam or torch.optim.Adam(problem.model.parameters(), lr=lr)
         self.second: FlatOptimizer | None = None
         self.vector_seconds = 0.0
-        """Of the second phase's seconds, those beside the loss and its gradients."""
+        """Seconds of the second phase beside the loss and its gradients."""
         self.epoch = 0
         self.phase = "start"
         self.account = Account()
@@ -91,7 +91,7 @@ class Trajectory:
         self.gradient_norm = math.nan
         self.best = Best(weights=_weights(problem.model))
         self.switch: Row | None = None
-        """What the summary says of the switch, once that is decided."""
+        """The switch, as in the summary, once it is decided."""
         self.safe_resort: Row | None = None
         """Epoch and reason, once the second phase was given up."""
         self.resort: dict[str, Any] = {}
