@@ -1,4 +1,4 @@
-"""Krylov runs on products that are cheaper than the operator's own, and by how much such a run is off.
+"""Krylov runs on products that are cheaper than the operator's own, and the error of such runs.
 
 With inexact products A V = V T + β v eᵀ + F. There is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact one of
 A - E. Source: Davis, Kahan & Weinberger 1982, doi 10.1137/0719029. By Weyl's theorem no eigenvalue of A is further than
@@ -25,7 +25,7 @@ from convexlab.objective.products import HessianOperator
 __all__ = ["SAMPLES", "SQUARED_STEPS", "Inexact", "cheapest_operator", "deviation", "error_of", "norm_of_deviation"]
 
 Inexact = CentralDifferences | NarrowHessian
-"""Operators whose own products are off; `reference` has others that show by how much."""
+"""Operators with inexact products; `reference` has products that show the error."""
 
 SAMPLES = 4
 """Exact products from which ‖F‖ is bounded."""

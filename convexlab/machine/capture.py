@@ -27,7 +27,7 @@ __all__ = ["Recorder", "Recording", "Replayer", "capture_asked", "recorder_for"]
 Recorded = TypeVar("Recorded")
 
 _PLAIN_FIRST = 2
-"""Plain calls of a shape before it is recorded: fewer would not repay the recording, which costs about as many."""
+"""Plain calls of a shape before it is recorded. A recording costs about as much as these."""
 _MOST = 16
 """Shapes that are recorded; each holds the memory that its call takes."""
 
@@ -303,7 +303,7 @@ class Replayer:
 
 
 def _warm(recorder: Recorder, function: Callable[[], Recorded]) -> Recorded:
-    """Return what a plain call gives, if it draws no random numbers on the host: those would be the same ever after."""
+    """Return the result of a plain call, if it draws no random numbers on the host: a replay would repeat those."""
     before = torch.default_generator.get_state()
     result = recorder.warm_up(function)
     if not torch.equal(torch.default_generator.get_state(), before):

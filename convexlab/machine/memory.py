@@ -60,7 +60,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def take_share(processes: int) -> None:
-    """Let `available_memory` tell this process, from now on, its share of what is free for so many alike."""
+    """Let `available_memory` return, from now on, this process's share of free memory among so many processes."""
     global _sharers
     _sharers = processes
 

@@ -90,9 +90,9 @@ class Ranks:
         return _known[group]
 
     def speaks_first(self) -> bool:
-        """Return whether no rank has called this before: of an error that all of them meet, one is to tell.
+        """Return whether no rank has called this before, so that only one reports an error that all meet.
 
-        It does not wait for the others, which may be gone.
+        It does not wait for the others, which may have ended.
         """
         if self._store is None:
             return self.is_writer

@@ -100,9 +100,9 @@ def times_of(headers: Sequence[CheckpointHeader], axis: str | None) -> tuple[str
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
-    """Return what each row is known by: the file name of a run's own checkpoint, or the path as given.
+    """Return the name of each row: the file name of a run's own checkpoint, or the path as given.
 
-    Own are those of the one run that is probed, and of the run that takes the rows.
+    A checkpoint is a run's own if the run is the one that is probed, or the one that takes the rows.
     """
     runs = [target.path, *(places if _is_run(places) else [])]
     own = {(run / "checkpoints").resolve() for run in runs}

@@ -73,7 +73,7 @@ class ProbeOptions:
     """Points of the loss along each extreme eigenvector, an odd number; 0 makes no slice."""
 
     def __post_init__(self) -> None:
-        """Refuse what is of another kind, or out of range."""
+        """Refuse fields of another type, or out of range."""
         for name in ("floor", "confidence", "density_probes", "density_steps", "trace_samples", "seed", "slice_points"):
             value = getattr(self, name)
             kind: Any = (int, float) if name in ("floor", "confidence") else int
@@ -118,7 +118,7 @@ def probe_point(
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density. With the
-    metric of an Adam there is one more, for the largest curvature in that. ``teller`` tells the numbers as they come.
+    metric of an Adam there is one more, for the largest curvature in that. ``teller`` reports the numbers as they come.
 
     Returns:
         A row of ``probe.jsonl``, without the checkpoint's name, and the verdict in it. The verdict is None where the
@@ -266,7 +266,7 @@ def _deviation(process: Lanczos, verdict: Verdict) -> float:
 
 
 def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:
-    """Take the steps before the first look at a run, and tell how long it will take; the first one builds graphs."""
+    """Take the steps before the first look at a run, and report the expected time; the first step builds graphs."""
     process.extend(1)
     begin = time.perf_counter()
     process.extend(1)

@@ -54,8 +54,8 @@ class Probe:
     run: Run
     """Where the rows are stored."""
     rows: list[Row]
-    """One a checkpoint, along the axis, those without a place on it last; as stored in ``probe.jsonl``, so None where a
-    number is not finite."""
+    """Rows of the checkpoints along the axis, those without a place on it last. They are as in ``probe.jsonl``: None
+    where a number is not finite."""
 
     @property
     def checkpoints(self) -> list[ProbedCheckpoint]:
@@ -308,19 +308,19 @@ def _place_of(row: ProbedCheckpoint) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class _Headers:
-    """What is known of the checkpoints before any is loaded."""
+    """The facts on the checkpoints that are known before any is loaded."""
 
     every: dict[Path, CheckpointHeader]
     wanted: list[CheckpointHeader]
     axis: str
-    """Along which they lie: "epoch" or "step"."""
+    """The axis along which they lie: "epoch" or "step"."""
     times: dict[Path, int | None]
-    """Where along it; None for what does not say."""
+    """Place of each along the axis; None where it is not known."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is measured, with what, and where it goes."""
+    """The work: checkpoints, losses, and the place of the results."""
 
     target: Run
     items: list[Item]
@@ -328,7 +328,7 @@ class _Plan:
     """The checkpoints of these that have no row."""
     rows: _Rows
     losses: dict[Setting, ProbedLoss]
-    """For those that are missing."""
+    """Names of the missing ones."""
     jobs: int
     """Number of checkpoints measured at a time."""
     path: TrainingPath | None
@@ -357,7 +357,7 @@ def _decide(
     with_plane: bool,
     device: str,
 ) -> _Plan:
-    """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
+    """Plan the work, and refuse what is impossible; then write the settings, the first file."""
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
         Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])

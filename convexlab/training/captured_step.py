@@ -22,8 +22,8 @@ class CapturedStep:
     """Takes steps on mini-batches for `adam_epoch`: a replay on batches as large as the first, plain ones otherwise.
 
     Unlike those of a `Replayer`, a recorded step is not compared with a plain one: it would move the weights twice.
-    Where the device has no recordings, or the step cannot be recorded, all steps are plain. The optimiser's state may
-    not be loaded anew meanwhile: a recording knows the tensors that it has.
+    Where the device has no recordings, or the step cannot be recorded, all steps are plain. The optimiser's state must
+    not be loaded anew meanwhile, because a recording keeps its tensors.
 
     Args:
         problem: what is trained.

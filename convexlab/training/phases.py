@@ -58,14 +58,14 @@ class PhaseTwo:
     sampled: bool = False
     """Whether its closure takes the rows of a sample, as that of `ProgressiveLBFGS`."""
     max_parameters: int | None = None
-    """The most that it takes."""
+    """The most parameters that it takes."""
     residuals: bool = False
-    """Whether its closure gives residuals and their Jacobian, as that of `LevenbergMarquardt`; what opens a step then
-    costs `LeastSquares.price`, not a gradient."""
+    """Whether its closure gives residuals and their Jacobian, as that of `LevenbergMarquardt`. The start of a step then
+    costs `LeastSquares.price` instead of a gradient."""
 
     @property
     def least_cost(self) -> float:
-        """Gradient equivalents without which no step is begun: a gradient, and one evaluation of a search."""
+        """Gradient equivalents that a step needs at least: a gradient, and one evaluation of a search."""
         return 1.0 + self.search_cost
 
     def check_size(self, parameters: int) -> None:

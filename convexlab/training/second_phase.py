@@ -34,7 +34,7 @@ _GRADIENT, _VALUE, _ROUNDING = 1.0, 1 / 3, 1e-9
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the second phase led to; of a phase on samples, the steps that one gradient equivalent pays."""
+    """The result of one step of the second phase; on samples, of the steps that one gradient equivalent pays."""
 
     cost: float
     """Gradient equivalents of this step."""
@@ -45,7 +45,7 @@ class Step:
     gradient_norm: float
     """Likewise."""
     failed: str | None
-    """None, or why the weights stand where they stood."""
+    """None, or why the weights did not change."""
     given_up: str | None
     """None, or why Adam takes over again though the budget is not spent."""
     vector_seconds: float = 0.0
@@ -53,7 +53,7 @@ class Step:
 
 
 class Resort:
-    """What speaks against going on with a second phase, step after step.
+    """The rules that end a second phase in favour of Adam, applied after every step.
 
     Args:
         largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none, or if a risen norm
@@ -135,13 +135,13 @@ def second_phase_steps(
     measure: Callable[[], tuple[float, float]] | None = None,
     least_squares: LeastSquares | None = None,
 ) -> Iterator[Step]:
-    """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
+    """Take the steps of a second phase from the model's present parameters, until the budget is spent.
 
     A value with its gradient costs 1 gradient equivalent, a value alone 1/3. On a sample of m of N examples the cost is
     m / N of that. Residuals with their Jacobian cost `LeastSquares.price`. A step begins only if the budget covers one
-    evaluation of its search. It must also cover the gradient at the start, where the step before has not left one. None
-    takes more than is left: searches are given a limit of evaluations, and an optimiser that does not read it is
-    interrupted. It ends where it has converged, to the rounding of the loss.
+    evaluation of its search. It must also cover the gradient at the start, where the step before has not left one. No
+    step takes more than is left: searches get a limit of evaluations, and an optimiser that does not read it is
+    interrupted. The phase ends where it has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.
