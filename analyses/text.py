@@ -73,9 +73,9 @@ def train(scale: str, protocol: str) -> Run:
 
 
 def beside(facts: RunFacts, adam: RunFacts) -> RunFacts:
-    """Return a run beside the Adam baselines of another one with the same budget."""
+    """Return a run beside the Adam baselines of another one with the same budget, without its choice of phase two."""
     baselines = {name: adam.curves[name] for name in adam.baselines}
-    return replace(facts, baselines=adam.baselines, curves=facts.curves | baselines)
+    return replace(facts, baselines=adam.baselines, curves=facts.curves | baselines, phase_two_reason="")
 
 
 def ends_lower(facts: RunFacts) -> Outcome:
