@@ -93,7 +93,7 @@ def check_processes(processes: str | None, name: str) -> None:
     if processes is None and process_count() > 1:
         raise MisuseError(
             f"torch.distributed has {process_count()} processes. A line search with another loss in each would take "
-            f"other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them, if each sees an equal "
+            f"other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them if each sees an equal "
             f"share of the data. Set 'together' if the closure returns the same in all, as that of an Objective with a "
             f"group. Set 'alone' if {name} runs in one of them, or sees all data in each."
         )
