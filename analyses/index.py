@@ -121,7 +121,8 @@ def claims_together(answer: Sequence[str]) -> Finding:
     outcomes = Counter(outcome for *claims, outcome in said for claim in claims if claim)
     if not outcomes:
         return OPEN
-    return by_proof(*(outcomes[outcome] for outcome in OUTCOMES), outcomes.total(), "claims")
+    supported, contradicted, undecided = (outcomes[outcome] for outcome in OUTCOMES)
+    return by_proof(supported, contradicted, undecided, outcomes.total(), "claims")
 
 
 @dataclass(frozen=True)
