@@ -123,7 +123,7 @@ def test_objectives_are_listed_and_explained() -> None:
     assert "pinn-convection" in call("objectives").output
     told = " ".join(call("probe", "--help").output.split()).replace("- ", "-")  # Lines are broken at hyphens too.
     assert "Any other loss with its model" in told
-    assert "returns a convexlab.Objective; it may take seed, train_size and device" in told
+    assert "returns a convexlab.Objective. It may take seed, train_size and device" in told
 
 
 # A sample of the training set
