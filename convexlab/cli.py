@@ -478,12 +478,16 @@ def _show_probe(result: Probe, *, as_json: bool, verbose: bool, quiet: bool) -> 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write, which ends in .html, .md, .json or .png.  [default: report.html in the first run]",
+)
 @click.option(
     "--format",
     type=click.Choice(["html", "md", "json", "png"]),
     help="html, md (the same in Markdown), json (its facts as numbers), or png (its first picture).  "
-    "[default: as --out ends, else html]",
+    "[default: as --out ends; html without --out]",
 )
 @_handles_errors
 def report(paths: tuple[Path, ...], out: Path | None, format: str | None) -> None:

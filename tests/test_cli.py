@@ -478,6 +478,8 @@ PROBE = "probe CHECKPOINT --out OUT "
         ("report", 2, "Missing argument 'PATHS...'"),
         ("report FOLDER", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
         ("report RUN --format pdf", 2, "Invalid value for '--format': 'pdf' is not one of"),
+        ("report RUN --out OUT/y.docx", 2, "Error: no report is written as '.docx': expected a file that ends in one"),
+        ("report RUN --out OUT/y.md --format png", 2, "Error: expected a file that ends in .png for the format 'png'"),
         ("report none", 2, "Error: 'none' is not a run directory"),
         ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
     ],
