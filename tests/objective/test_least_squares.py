@@ -250,6 +250,22 @@ def test_the_price_row_by_row_is_the_same_each_time_and_below_that_of_products()
     assert price < setup < 20 * price
 
 
+def test_one_evaluation_compares_the_residuals_with_the_loss() -> None:
+    models = []
+
+    def counted(model: Any, batch: Any) -> Tensor:
+        models.append(model)
+        return errors(model, batch)
+
+    def batch_loss(model: Any, batch: Any) -> Tensor:
+        return errors(model, batch).square().sum()
+
+    objective = cl.Objective.from_batch_loss(network(), [data(6), data(3)], batch_loss, residuals=counted)
+    objective.least_squares()
+    # What is looked through for rows that are independent is no module.
+    assert sum(isinstance(model, nn.Module) for model in models) == 2
+
+
 def test_a_closure_gives_the_columns_of_the_optimisers_parameters() -> None:
     model, (x, y) = network(), data()
     objective = cl.Objective(model, [(x, y)], nn.MSELoss(), params=["0.weight", "2.bias"])
