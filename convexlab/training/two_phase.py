@@ -103,7 +103,7 @@ def train_two_phase(
                 member.clean()
                 series = None if log is None else _prefixed(log, f"seed-{seed}/")
                 _train(member, single, _labelled(progress, f"seed {seed}: "), series, parent=(run, config))
-        write_json(run.summary_path, _over_seeds(run, config))
+        write_json(run.summary_path, _over_seeds(run))
         _raise_where_diverged(run)
         return run
 
@@ -542,7 +542,7 @@ class _TwoPhaseTraining:
         write_weights(self.run, self.config, trajectory)
 
 
-def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
+def _over_seeds(run: Run) -> Row:
     members = [member.summary or {} for member in run.members]
     return {
         "schema": VERSION,
