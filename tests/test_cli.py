@@ -454,6 +454,11 @@ PROBE = "probe CHECKPOINT --out OUT "
         ("probe", 2, "Missing argument 'PATHS...'"),
         ("probe none.safetensors --out OUT", 2, "Error: no checkpoint 'none.safetensors': expected a file"),
         ("probe FOLDER --out OUT", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        (
+            "probe CHECKPOINTS --out OUT",
+            2,
+            r"got a folder of checkpoints. Name its files: .*/\*.safetensors",
+        ),
         ("probe FOLDER/text.txt --out OUT", 2, "Error: cannot read checkpoint '.*text.txt'"),
         ("probe TRUNCATED --out OUT", 2, "Error: cannot read checkpoint '.*': it is damaged or not a safetensors"),
         (
@@ -480,7 +485,9 @@ PROBE = "probe CHECKPOINT --out OUT "
         ("report RUN --format pdf", 2, "Invalid value for '--format': 'pdf' is not one of"),
         ("report RUN --out OUT/y.docx", 2, "Error: no report is written as '.docx': expected a file that ends in one"),
         ("report RUN --out OUT/y.md --format png", 2, "Error: expected a file that ends in .png for the format 'png'"),
-        ("report none", 2, "Error: 'none' is not a run directory"),
+        ("report none", 2, "Error: 'none' is not a run directory: .* There is nothing of that name"),
+        ("report RUN --out FOLDER", 2, "Error: '.*' is a folder: expected a file to write. Name one in it."),
+        ("show RUN/report.html", 2, r"Error: '.*html' is not a run directory: .* Did you mean '.*run'\?"),
         ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
     ],
 )
@@ -495,6 +502,7 @@ def test_misuse(
         "SMALL": f"{folder / 'models.py'}:small",
         "MODELS": folder / "models.py",
         "FOLDER": folder,
+        "CHECKPOINTS": run.path / "checkpoints",
         "CHECKPOINT": run.checkpoints[0],
         "TRUNCATED": truncated,
         "RUN": run.path,

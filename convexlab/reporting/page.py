@@ -39,9 +39,11 @@ def write_report(runs: Sequence[Run], out: Path | None = None, *, format: str | 
 
     Raises:
         MisuseError: no run is given, a directory is not a run's, a file in it cannot be read, the format is unknown,
-            ``out`` ends like another format or like none, or there is nothing to draw for a picture.
+            ``out`` ends like another format or like none, or is a folder, or there is nothing to draw for a picture.
     """
     form = _format_of(out, format)
+    if out is not None and Path(out).is_dir():
+        raise MisuseError(f"{str(out)!r} is a folder: expected a file to write. Name one in it.")
     made = FORMATS[form](read_runs(runs))
     path = _default_path(runs).with_suffix(f".{form}") if out is None else Path(out)
     # A file name may hold what UTF-8 cannot, such as a lone surrogate.
