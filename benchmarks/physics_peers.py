@@ -49,6 +49,8 @@ _RECORDS = RESULTS / "physics_peers.jsonl"
 _RATE = 1e-3
 _POINTS, _EDGE = 500, 50  # In the interior; on each side.
 _WIDTH, _DEPTH = 20, 3  # 921 parameters.
+_KNOWN_BEFORE = {"width": _WIDTH}
+"""What older records do not say."""
 _FLOORS = {"float64": 1e-15, "float32": 1e-9}
 """Losses below count as that: rounding."""
 
@@ -59,10 +61,10 @@ Residuals = Callable[[Callable[[Tensor], Tensor]], list[Tensor]]
 class Problem:
     """A network and its residuals."""
 
-    def __init__(self, name: str, seed: int, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, seed: int, dtype: torch.dtype, width: int) -> None:
         """Put it together, with fresh weights."""
         inputs = 8 if name == "regression" else 2
-        self.model = drawn_from(seed, lambda: Perceptron(inputs, width=_WIDTH, depth=_DEPTH)).to(dtype)
+        self.model = drawn_from(seed, lambda: Perceptron(inputs, width=width, depth=_DEPTH)).to(dtype)
         self.residuals = _regression(seed, dtype) if name == "regression" else _equation(name, seed, dtype)
 
     @property
@@ -346,7 +348,7 @@ _BETTER = {
     "SOAP": ("SOAP", "SOAP, cosine"),
     "NysNewton-CG": ("NysNewton-CG, 1e-2", "NysNewton-CG, 1e-4"),
 }
-_KEY = ("problem", "dtype", "seed", "steps", "evaluations")
+_KEY = ("problem", "dtype", "seed", "steps", "evaluations", "width")
 
 
 @click.group()
@@ -361,8 +363,11 @@ def main() -> None:
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64", show_default=True)
 @click.option("--steps", default=1000, show_default=True, help="Of Adam, before the switch.")
 @click.option("--evaluations", default=1000, show_default=True, help="After it.")
+@click.option("--width", default=_WIDTH, show_default=True, help="Units of each of the three hidden layers.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS, help="JSON lines, added to.")
-def run_command(problems: str, methods: str, seeds: str, dtype: str, steps: int, evaluations: int, out: Path) -> None:
+def run_command(
+    problems: str, methods: str, seeds: str, dtype: str, steps: int, evaluations: int, width: int, out: Path
+) -> None:
     """Make the runs that are not yet in the file."""
     torch.set_num_threads(1)
     wanted = ["auto", *(name for name in matching(_methods(evaluations), methods) if name != "auto")]
@@ -370,7 +375,7 @@ def run_command(problems: str, methods: str, seeds: str, dtype: str, steps: int,
         importlib.import_module("pytorch_optimizer")  # Not within what is timed.
     for seed in map(int, seeds.split(",")):
         for name in matching(PROBLEMS, problems):
-            setting = dict(zip(_KEY, (name, dtype, seed, steps, evaluations), strict=True))
+            setting = dict(zip(_KEY, (name, dtype, seed, steps, evaluations, width), strict=True))
             _make(setting, wanted, out)
 
 
@@ -380,7 +385,7 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
     missing = [name for name in wanted if name not in there]
     if not missing:
         return
-    problem = Problem(setting["problem"], setting["seed"], getattr(torch, setting["dtype"]))
+    problem = Problem(setting["problem"], setting["seed"], getattr(torch, setting["dtype"]), setting["width"])
     adam = torch.optim.Adam(problem.parameters, lr=_RATE)
     until = Meter(problem, setting["steps"], 0.0)
     for _ in range(setting["steps"]):
@@ -417,7 +422,9 @@ def _make(setting: Mapping[str, Any], wanted: Sequence[str], out: Path) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    return [_KNOWN_BEFORE | json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @main.command("report")
@@ -425,17 +432,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=_RECORDS.with_suffix(".md"))
 def report_command(path: Path, out: Path) -> None:
     """Write the tables in Markdown."""
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, int], list[dict[str, Any]]] = defaultdict(list)
     for line in _lines(path):
-        groups[line["dtype"], line["steps"], line["evaluations"]].append(line)
+        groups[line["dtype"], line["steps"], line["evaluations"], -line["width"]].append(line)
     text = "\n\n".join(_tables(key, lines) for key, lines in sorted(groups.items(), reverse=True))
     out.write_text(f"# The default second phase beside its peers\n\n{text}\n", encoding="utf-8")
     click.echo(out)
 
 
-def _tables(key: tuple[str, int, int], lines: Sequence[Mapping[str, Any]]) -> str:
-    dtype, steps, evaluations = key
-    about = f"{dtype}, {lines[0]['parameters']} parameters, {steps} steps of Adam"
+def _tables(key: tuple[str, int, int, int], lines: Sequence[Mapping[str, Any]]) -> str:
+    dtype, steps, evaluations, _ = key
+    sizes = sorted({line["parameters"] for line in lines})  # The regression has more inputs.
+    about = f"{dtype}, {' or '.join(f'{size:,}' for size in sizes)} parameters, {steps} steps of Adam"
     return "\n\n".join(
         f"## {about}, {title}\n\n{_table(lines, column, _FLOORS[dtype])}"
         for column, title in (

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -591,6 +592,7 @@ def _ranks(device: str, timeout: float) -> Iterator[Ranks]:
         try:
             yield ranks
         except (ConvexLabError, OSError) as error:
+            traceback.clear_frames(error.__traceback__)  # Their variables would keep the group, see `Ranks.group`.
             if ranks.shared and not ranks.speaks_first():
                 raise SystemExit(_Misuse.exit_code if isinstance(error, MisuseError) else 1) from None
             raise

@@ -6,26 +6,43 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed, nn
 
 import convexlab as cl
 from convexlab.cli import main
+from convexlab.machine.ranks import Ranks, of_torchrun
 from tests.ranks import FORKED, as_torchrun_does
 
 OPTIONS = "--objective friedman --train-size 20 --epochs 4 --switch-epoch 2 --lr 1e-2 --dtype float64 --no-baseline"
 
 
 def saying(arguments: list[str], folder: Path) -> Callable[[], None]:
-    """Return a call of the command line, which says what it does to files of its rank."""
+    """Return a call of the command line, which says what it does to files of its rank, and leaves no group behind."""
 
     def work() -> None:
         rank = os.environ["RANK"]
         sys.stdout = (folder / f"{rank}.out").open("w", encoding="utf-8")
         sys.stderr = (folder / f"{rank}.err").open("w", encoding="utf-8")
-        main(arguments)
+        groups, destroy = [], distributed.destroy_process_group
+
+        def destroyed() -> None:
+            groups.append(weakref.ref(distributed.group.WORLD))
+            destroy()
+
+        distributed.destroy_process_group = destroyed
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            status = ended.code
+        # Threads of a group that is still there may end the interpreter by an abort.
+        assert [group() for group in groups] == [None]
+        raise SystemExit(status)
 
     return work
 
@@ -67,6 +84,24 @@ def test_ranks_speak_with_one_voice(tmp_path: Path) -> None:
     assert as_torchrun_does(2, saying(probe, tmp_path)) == [0, 0]
     assert len(json.loads(said(tmp_path, "out")[0])["rows"]) == len(cl.Run.open(run).checkpoints)
     assert said(tmp_path, "out")[1] == said(tmp_path, "err")[1] == ""
+
+
+@FORKED
+def test_a_group_ends_with_its_block_whoever_keeps_its_ranks() -> None:
+    def work() -> None:
+        model = nn.Linear(2, 1)
+        with of_torchrun("cpu") as ranks:
+            group = weakref.ref(distributed.group.WORLD)
+            assert Ranks.of(group()) is ranks
+            objective = cl.Objective(model, [(torch.ones(4, 2), torch.zeros(4, 1))], nn.MSELoss(), group=group())
+            objective.value()
+        assert group() is None
+        with pytest.raises(cl.FailureError, match="was destroyed"):
+            objective.value()
+        with pytest.raises(cl.FailureError, match="was destroyed"):
+            ranks.most(1.0)
+
+    assert as_torchrun_does(2, work) == [0, 0]
 
 
 @FORKED

@@ -8,8 +8,10 @@ seen. This is the one place that calls a collective, but for the averages of `co
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -60,7 +62,7 @@ class Ranks:
 
     def __init__(self, group: distributed.ProcessGroup | None) -> None:
         """Take a group; None is one process alone, which waits for nobody."""
-        self.group = group
+        self._group = None if group is None else weakref.ref(group)
         self.rank = 0 if group is None else distributed.get_rank(group)
         """From 0."""
         self.size = 1 if group is None else distributed.get_world_size(group)
@@ -104,9 +106,27 @@ class Ranks:
         return self  # A group cannot be copied.
 
     @property
+    def group(self) -> distributed.ProcessGroup | None:
+        """The group, None for one process alone.
+
+        Nothing here keeps it alive. Threads of a group that outlives `torch.distributed.destroy_process_group` may end
+        the interpreter by an abort.
+
+        Raises:
+            FailureError: it was destroyed.
+        """
+        group = None if self._group is None else self._group()
+        if group is None and self._group is not None:
+            raise FailureError(
+                "the process group of these ranks was destroyed. Call torch.distributed.destroy_process_group() after "
+                "the last evaluation."
+            )
+        return group
+
+    @property
     def shared(self) -> bool:
         """Whether there is a group, be it of one."""
-        return self.group is not None
+        return self._group is not None
 
     @property
     def is_writer(self) -> bool:
@@ -331,7 +351,7 @@ class Ranks:
 ALONE = Ranks(None)
 """One process, without a group."""
 
-_known: dict[distributed.ProcessGroup, Ranks] = {}
+_known: weakref.WeakKeyDictionary[distributed.ProcessGroup, Ranks] = weakref.WeakKeyDictionary()
 _current: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
@@ -379,6 +399,8 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # A rank that is lost is an error, not an abort.
+    # Imported after the meeting, it would keep the group for ever: its functions have group.WORLD as a default.
+    importlib.import_module("torch.distributed.nn.functional")
     from torch.distributed.rendezvous import rendezvous
 
     timeout, backends = timedelta(seconds=patience), "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
