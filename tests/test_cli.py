@@ -446,6 +446,8 @@ PROBE = "probe CHECKPOINT --out OUT "
         (TRAIN + "--oracle-every 5 --no-baseline", 2, "Error: oracle_every 5 starts .* which no_baseline leaves out."),
         (TRAIN + "--dtype float16", 2, "Invalid value for '--dtype'"),
         (TRAIN + "--device abacus", 2, "Error: device 'abacus' cannot be used here"),
+        (TRAIN + "--timeout 0", 2, "Error: expected to wait for a rank for a positive number of seconds, .*, got 0.0."),
+        (TRAIN + "--timeout inf", 2, "Error: expected to wait for .* at most 100,000,000, got inf. Choose another"),
         (TRAIN + "--resume", 2, "Error: '.*' is not a run directory"),
         ("train two-phase --resume", 2, "Error: --resume needs the run directory to go on with. Name it by --out."),
         (TRAIN + "--out FOLDER", 2, "Error: '.*' exists already. Choose another --out"),
