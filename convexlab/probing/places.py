@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convexlab.checkpoints import CheckpointHeader, is_weights_folder
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.problems import Setting
-from convexlab.runs import Run
+from convexlab.runs import Run, refuse_file
 
 __all__ = ["AXES", "Place", "check_free", "files_of", "names_of", "places_of", "target_of", "times_of"]
 
@@ -64,7 +65,7 @@ def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
     if not files:
         raise MisuseError(
             f"run {str(path)!r} has no checkpoints yet: expected files in its folder 'checkpoints'. Wait until it has "
-            "stored some, or go on with it by `convexlab train two-phase --resume`."
+            f"stored some, or go on with it by `convexlab train two-phase --resume --out {shlex.quote(str(path))}`."
         )
     return [file for file in files if wanted is None or file in wanted]
 
@@ -76,9 +77,15 @@ def _common_ending(folder: Path) -> str:
 
 
 def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting) -> Run:
-    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
+    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one.
+
+    Raises:
+        MisuseError: it is a file.
+    """
     if _is_of_run(places, out):
         return Run(places[0])
+    if out is not None:
+        refuse_file(Path(out))
     return Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
 
 

@@ -23,7 +23,7 @@ from convexlab.runs.files import Row, read_json, read_json_lines, write_json
 from convexlab.runs.rows import CONFIG, METRICS, ORACLE, PROBE, SUMMARY
 from convexlab.runs.schema import VERSION, Schema
 
-__all__ = ["Run"]
+__all__ = ["Run", "refuse_file"]
 
 # Of runs that may have been meant.
 _MOST_NAMED = 3
@@ -192,6 +192,16 @@ class Run:
         """The single-seed runs: itself, or its sub-directories when it spans several seeds."""
         folders = (path.parent for path in self.path.glob("seed-*/config.json"))
         return [Run(folder) for folder in sorted(folders, key=_numeric)] or [self]
+
+
+def refuse_file(path: Path) -> None:
+    """Refuse a path for a run, or for what is measured of one, that is a file.
+
+    Raises:
+        MisuseError: it is.
+    """
+    if path.exists() and not path.is_dir():
+        raise MisuseError(f"{str(path)!r} is a file: expected a folder, or a new name for one. Choose another --out.")
 
 
 def _what_to_do(path: Path) -> str:

@@ -24,7 +24,7 @@ from convexlab.machine.ranks import Ranks, current, together
 from convexlab.probing import probe
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Log, Progress, silent
-from convexlab.runs import Row, Run, write_json
+from convexlab.runs import Row, Run, refuse_file, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
@@ -141,10 +141,7 @@ def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Pat
     if resume and out is None:
         raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
     path = default_directory(TwoPhaseConfig.of(options)) if out is None else Path(out)
-    if path.exists() and not path.is_dir():
-        raise MisuseError(
-            f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
-        )
+    refuse_file(path)
     if resume and not path.exists():
         Run.open(path)  # Which says what is missing.
     return path
