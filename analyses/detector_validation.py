@@ -1,12 +1,11 @@
 """Does the gradient norm's peak mark entry into a convex region, and is it the right moment to switch?
 
 Claim: the paper's claims 1 and 2, and that a detector of the peak finds the right moment to leave Adam (claim 3).
-Command: ``python analyses/detector_validation.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy under a minute; desk under an hour on two cores; paper days on a GPU.
-Expected outcome: the page ``reports/detector-validation.html``. Along every run curvature is measured, the second phase
-is started from every few epochs, and every rule's decision is followed to the end of the same budget, so that its
-regret against the best switch is known; the rule with the least regret is chosen on half of the tasks and reported on
-the other half.
+Command: ``python analyses/detector_validation.py --scale desk`` (an interrupted study goes on where it was). Run time:
+toy under a minute; desk under an hour on two cores; paper days on a GPU. Expected outcome: the page
+``reports/detector-validation.html``. Along every run curvature is measured, and the second phase is started from every
+few epochs. Every rule's decision is followed to the end of the same budget, which gives its regret against the best
+switch. The rule with the least regret is chosen on half of the tasks and reported on the other half.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Table 1 of the paper at equal cost: does a second phase end lower than the best Adam?
 
-Claim: Adam, then a second-order method, ends at a lower training loss than Adam alone, when every evaluation is charged
-and Adam has the best of three learning rates and of two schedules.
-Command: ``python analyses/fair_table_1.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk ten minutes on two cores; paper days on a GPU.
-Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each protocol at the best of the
-learning rates. At desk scale they have few images, so that more epochs can be paid: the other end of ``table_1.py``,
-whose rows have the images but few epochs. At one of the rates the paper's protocol is
-trained too, for its own accounting.
+Claim: Adam, then a second-order method, ends at a lower training loss than Adam alone. Every evaluation is charged, and
+Adam has the best of three learning rates and of two schedules. Command: ``python analyses/fair_table_1.py --scale
+desk`` (an interrupted study goes on where it was). Run time: toy seconds; desk ten minutes on two cores; paper days on
+a GPU. Expected outcome: the page ``reports/fair-table-1.html``: the fifteen rows, each protocol at the best of the
+learning rates. At desk scale they have few images and many epochs. The rows of ``table_1.py`` have the images but few
+epochs. At one of the rates the paper's protocol is trained too, for its own accounting.
 """
 
 from __future__ import annotations

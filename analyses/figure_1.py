@@ -1,12 +1,11 @@
 """Figure 1 of the paper: is the loss of its random tasks convex around the minimum and non-convex at the margins?
 
 Claim: the squared error of Σ tanh(p xᵢ) over p has a convex region around its minimum and is non-convex at the margins
-(equations 3 and 4).
-Command: ``python analyses/figure_1.py --scale desk``
-Run time: toy and paper seconds; desk under a minute on one core.
-Expected outcome: the page ``reports/figure-1.html``. The first five tasks drawn, 1,000 counted: fewer than half
-have the paper's picture over -10 ≤ p ≤ 10, a fifth over ±40: elsewhere the loss turns and falls again towards a margin.
-Of the starts from which descent reaches the minimum alone, it holds in nearly nine of ten tasks.
+(equations 3 and 4). Command: ``python analyses/figure_1.py --scale desk`` Run time: toy and paper seconds; desk under a
+minute on one core. Expected outcome: the page ``reports/figure-1.html``. It draws the first five tasks and counts
+1,000. Fewer than half have the paper's picture over -10 ≤ p ≤ 10, a fifth over ±40. In the others the loss turns and
+falls again towards a margin. For starts from which descent reaches the minimum alone, the picture holds in nearly nine
+of ten tasks.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from convexlab.reporting.tables import Column, make_table
 from convexlab.wording.numbers import percent
 from convexlab.wording.proportion import Proportion
 
-# Frozen settings. The paper names no range: at p = 10 the largest input gives tanh(5), the typical one tanh(2.5), 0.99;
-# beyond, only inputs near zero still move the output.
+# Frozen settings. The paper names no range. At p = 10 the largest input gives tanh(5), the typical one tanh(2.5), 0.99.
+# Beyond, only inputs near zero still move the output.
 SEED = 0
 UNITS = 100
 DRAWN = 5
@@ -140,16 +139,16 @@ def main(scale: str, out: Path) -> None:
                     f"{percent(round(picture.share**5, 3))} over this range and "
                     f"{percent(round(narrow.share**5, 3))} over ±5.",
                     f"Does not agree: the margins are non-convex on both sides in {margins} only. The inputs have both "
-                    "signs, so the output need not be monotone in p: where it overshoots its limit, the loss turns and "
-                    "falls again towards the margin, convex there, and some tasks have several minima.",
+                    "signs, so the output need not be monotone in p. Where it overshoots its limit, the loss turns and "
+                    "falls again towards the margin, and is convex there. Some tasks have several minima.",
                 ],
                 charts,
             ),
             Part(
                 "How many",
                 [
-                    "A task has the paper's picture if the loss falls all the way from both margins to the minimum, "
-                    "non-convex first, then convex, with one swap. The basin of the minimum ends at the next local "
+                    "A task has the paper's picture if the loss falls from both margins to the minimum, first "
+                    "non-convex, then convex, with one swap. The basin of the minimum ends at the next local "
                     "maximum, or at the margin where there is none.",
                     f"The paper names no range. At p = {HALF_WIDTH:g} the largest input gives tanh(5), a typical one "
                     "tanh(2.5) = 0.99; beyond, only inputs near zero still move the output.",

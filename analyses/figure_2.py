@@ -1,11 +1,10 @@
 """Figure 2 of the paper: does the gradient norm rise and then fall over the falling loss, and where does it peak?
 
 Claim: along each branch to the minimum the norm first rises (non-convex), then falls (convex); its peak is the swap.
-Command: ``python analyses/figure_2.py --scale desk``
-Run time: toy and paper seconds; desk under a minute on one core.
+Command: ``python analyses/figure_2.py --scale desk`` Run time: toy and paper seconds; desk under a minute on one core.
 Expected outcome: the page ``reports/figure-2.html``. With one parameter the norm is |L'|, so it must peak where L''
-changes its sign: confirmed to the square root of the rounding, on every branch. That it rises and falls exactly once
-is no theorem: it does on about half of the branches over -10 ≤ p ≤ 10, and on nine in ten within the basin.
+changes its sign. That is confirmed to the square root of the rounding, on every branch. No theorem says that it rises
+and falls exactly once. It does on about half of the branches over -10 ≤ p ≤ 10, and on nine in ten within the basin.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Figure 3 of the paper: does the gradient norm's peak mark the entry into a convex region with two parameters?
 
 Claim: along steepest descent the gradient norm rises in the non-convex region, peaks at its boundary, and falls in the
-convex region.
-Command: ``python analyses/figure_3.py --scale desk``
-Run time: toy and paper seconds; desk under a minute on one core.
-Expected outcome: the page ``reports/figure-3.html``. The paper does not name its function; here it is the squared error
-of tanh(p·x) on 100 random examples. Every path goes from non-convex to convex with a single swap of the smallest
-eigenvalue, and the norm's last peak never comes after it, as it must; but it comes well before on most paths: there the
-norm falls long before the region is convex, and Algorithm 1 fires in a non-convex place.
+convex region. Command: ``python analyses/figure_3.py --scale desk`` Run time: toy and paper seconds; desk under a
+minute on one core. Expected outcome: the page ``reports/figure-3.html``. The paper does not name its function; here it
+is the squared error of tanh(p·x) on 100 random examples. Every path goes from non-convex to convex with a single swap
+of the smallest eigenvalue. The norm's last peak never comes after the swap, as theory demands. But on most paths it
+comes well before it. There the norm falls long before the region is convex, and Algorithm 1 fires at a non-convex
+point.
 """
 
 from __future__ import annotations
@@ -251,11 +250,11 @@ def write(scale: str, out: Path, paths: Sequence[FlowPath], charts: Sequence[Cha
             Part(
                 "How many",
                 [
-                    "The lag is the share of the loss still to be lost at the norm's last peak that is lost before the "
-                    "smallest eigenvalue is positive for good.",
+                    "The lag compares two decreases of the loss after the norm's last peak: that before the smallest "
+                    "eigenvalue is positive for good, over the whole remaining one.",
                     f"Where Algorithm 1 fires too early, that share is {quartiles(early_lags)}." if early_lags else "",
-                    "The paper names no function. This one is its one-layer model with two parameters in place of one: "
-                    "another would give other shares, but in none can the peak come after the entry.",
+                    "The paper names no function. This one is its one-layer model with two parameters in place of one. "
+                    "Another would give other shares, but in none can the peak come after the entry.",
                 ],
                 [lag_chart(lags)],
                 [counts],

@@ -1,12 +1,10 @@
 """Figure 4 of the paper: how many convex regions and local minima has the two-layer model's loss, for which C?
 
 Claim: at C = 0.40 there is one convex region; at 0.45 and 0.50 another on the left slope; at 0.55 and 0.60 another
-local minimum.
-Command: ``python analyses/figure_4.py --scale desk``
-Run time: toy and paper seconds; desk under a minute on one core.
-Expected outcome: the page ``reports/figure-4.html``. With the printed plus sign there is one region and one minimum for
-every C; with minus and the target 0.1 all five curves are as the paper says: the second region arises at C = 0.420, the
-second minimum at exactly 1/2.
+local minimum. Command: ``python analyses/figure_4.py --scale desk`` Run time: toy and paper seconds; desk under a
+minute on one core. Expected outcome: the page ``reports/figure-4.html``. With the printed plus sign there is one region
+and one minimum for every C. With minus and the target 0.1 all five curves are as the paper says. The second region
+arises at C = 0.420, the second minimum at exactly 1/2.
 """
 
 from __future__ import annotations
@@ -212,9 +210,9 @@ def main(scale: str, out: Path) -> None:
             Part(
                 "Both readings of the sign",
                 [
-                    "Agrees with the paper, if C enters with a minus: a convex region splits off on the left slope "
-                    "before it holds a minimum, so a patchwork of regions is an early stage of several minima.",
-                    "Does not agree as printed: with a plus the output is monotone in p, so the squared error has one "
+                    "Agrees with the paper, if C enters with a minus. A convex region splits off on the left slope "
+                    "before it holds a minimum. So a patchwork of regions is an early stage of several minima.",
+                    "Does not agree as printed. With a plus the output is monotone in p, so the squared error has one "
                     "minimum at every C, and one convex region.",
                 ],
                 [charts[0], near, charts[1]],
@@ -224,7 +222,7 @@ def main(scale: str, out: Path) -> None:
                 "Where the counts change",
                 [
                     "The minimum's threshold is exact: dy/dh = sech²h − 2C sech²2h first vanishes, at h = 0, for "
-                    "C = 1/2; there the slope only touches zero, so C = 0.50 is the last curve with one minimum.",
+                    "C = 1/2. There the slope only touches zero, so C = 0.50 is the last curve with one minimum.",
                     f"The second derivative was checked against a closed form at {len(GRID):,} points of all ten "
                     f"curves: the largest difference is {number(error, 2)} of the largest value.",
                     f"The paper does not name the target; all five curves fit its words for targets from {low:.3f} to "

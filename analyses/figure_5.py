@@ -1,11 +1,10 @@
 """Figure 5 of the paper: does the gradient norm of a vision transformer rise and then fall over the falling loss?
 
-Claim: on CIFAR-10 the norm grows while Adam lowers the loss, turns at one point and falls from there: training has
-entered a convex region, where conjugate gradients take over.
-Command: ``python analyses/figure_5.py --scale desk``; ``figure_6.py`` shares its runs.
-Run time: toy seconds; desk about 15 minutes on one core; paper days on a GPU.
-Expected outcome: the page ``reports/figure-5.html``: the norm over the loss along Adam, along the paper's two phases
-and along ours, with the points at which the loss is proven non-convex.
+Claim: on CIFAR-10 the norm grows while Adam lowers the loss, turns at one point and falls from there. At that point
+training has entered a convex region, where conjugate gradients take over. Command: ``python analyses/figure_5.py
+--scale desk``; ``figure_6.py`` shares its runs. Run time: toy seconds; desk about 15 minutes on one core; paper days on
+a GPU. Expected outcome: the page ``reports/figure-5.html``. It shows the norm over the loss along Adam, along the
+paper's two phases and along ours, with the points at which the loss is proven non-convex.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Figure 6 of the paper: the loss over what training cost, for its alternative sequences of algorithms.
 
 Claim: on CIFAR-10, Adam and then conjugate gradients lowers the loss faster than Adam alone or conjugate gradients
-alone, over epochs × parameters × training examples, and still does with the line search's evaluations charged.
-Command: ``python analyses/figure_6.py --scale desk``; ``figure_5.py`` shares its runs.
-Run time: toy seconds; desk about 15 minutes on one core; paper days on a GPU.
-Expected outcome: the page ``reports/figure-6.html``: the same losses over the paper's axis, over gradient equivalents
-and over processor seconds.
+alone. The axis is epochs × parameters × training examples. It still does with the line search's evaluations charged.
+Command: ``python analyses/figure_6.py --scale desk``; ``figure_5.py`` shares its runs. Run time: toy seconds; desk
+about 15 minutes on one core; paper days on a GPU. Expected outcome: the page ``reports/figure-6.html``: the same losses
+over the paper's axis, over gradient equivalents and over processor seconds.
 """
 
 from __future__ import annotations

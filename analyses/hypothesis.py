@@ -1,12 +1,11 @@
 """Claims 1 and 2 of the paper on its own networks: first non-convex, then convex, with the norm's peak between?
 
-Claim: along training the loss is first non-convex, then convex around the minimum, with no patchwork in between; and
-the gradient norm rises in the non-convex part and falls in the convex one.
-Command: ``python analyses/hypothesis.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk a quarter of an hour on two cores; paper days on a GPU.
-Expected outcome: the page ``reports/hypothesis.html``: each claim supported, contradicted or undecided in how many of
-its networks (three at desk scale, else five) on MNIST, CIFAR-10 and CIFAR-100, with 95 % intervals.
-``detector_validation.py`` asks the same of other networks, losses and learning rates.
+Claim: along training the loss is first non-convex, then convex around the minimum, with no patchwork in between. The
+gradient norm rises in the non-convex part and falls in the convex one. Command: ``python analyses/hypothesis.py --scale
+desk`` (an interrupted study goes on where it was). Run time: toy seconds; desk a quarter of an hour on two cores; paper
+days on a GPU. Expected outcome: the page ``reports/hypothesis.html``. It counts the networks in which each claim is
+supported, contradicted or undecided, with 95 % intervals. There are three networks at desk scale, else five, on MNIST,
+CIFAR-10 and CIFAR-100. ``detector_validation.py`` asks the same of other networks, losses and learning rates.
 """
 
 from __future__ import annotations

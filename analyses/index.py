@@ -3,13 +3,14 @@
 Claim: the paper's four claims and six figures, each beside the answer of the page that tests it.
 Command: ``python analyses/index.py`` (after the pages in ``reports/`` were made; it reads them and computes nothing)
 Run time: a second at every scale.
-Expected outcome: the page ``reports/index.html``: a card a claim and a figure with a word, the number that it rests on
-and a picture; behind it what was measured, and the page that says all.
+Expected outcome: the page ``reports/index.html``, with a card for each claim and each figure. A card has a word, the
+number that it rests on and a picture. Behind it is what was measured, and the page with all of it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import click
 from paper.published import Published, read_page
 
 from convexlab.reporting import Card, Part, Study, write_study
+from convexlab.reporting.facts.claims import OUTCOMES
 from convexlab.reporting.tables import Cell, Column, Table, make_table
 from convexlab.wording.numbers import MISSING, plain_number
 
@@ -60,6 +62,14 @@ def counted(pattern: str, what: str) -> Rule:
     return rule
 
 
+def by_proof(supported: int, contradicted: int, undecided: int, trials: int, what: str) -> Finding:
+    """Return how often a statement had which outcome, as a word: one proof contradicts it."""
+    figure = f"supported in {supported}, contradicted in {contradicted}, undecided in {undecided} of {trials} {what}"
+    if contradicted:
+        return Finding("contradicted", "bad", figure)
+    return Finding("supported", "good", figure) if supported else Finding("undecided", "open", figure)
+
+
 def judged(claim: str) -> Rule:
     """Read in how many runs a claim is supported, contradicted and undecided: one proof contradicts it."""
     pattern = rf"Claim {claim} is supported in (\d+) of (\d+) .*?contradicted in (\d+) .*?undecided in (\d+) "
@@ -69,10 +79,7 @@ def judged(claim: str) -> Rule:
         if match is None:
             return OPEN
         supported, runs, contradicted, undecided = map(int, match.groups())
-        figure = f"supported in {supported}, contradicted in {contradicted}, undecided in {undecided} of {runs} runs"
-        if contradicted:
-            return Finding("contradicted", "bad", figure)
-        return Finding("supported", "good", figure) if supported else Finding("undecided", "open", figure)
+        return by_proof(supported, contradicted, undecided, runs, "runs")
 
     return rule
 
@@ -108,11 +115,14 @@ def below_adam(answer: Sequence[str]) -> Finding:
     return held(sum(ratio < 1 for ratio in ratios), len(ratios), "equations end lower") if ratios else OPEN
 
 
-def claims_that_hold(answer: Sequence[str]) -> Finding:
-    """Read which of the claims hold: a sentence may speak of two."""
-    said = re.findall(r"\bClaims? (\d)(?: and (\d))?[^.]*?\b(holds?|fails?)\b", " ".join(answer))
-    words = {claim: word for *claims, word in said for claim in claims if claim}
-    return held(sum(word.startswith("hold") for word in words.values()), len(words), "claims") if words else OPEN
+def claims_together(answer: Sequence[str]) -> Finding:
+    """Read the outcome of every claim of one run; a sentence may speak of two claims."""
+    said = re.findall(r"\bClaims? (\d)(?: and (\d))? (?:is|are) (supported|contradicted|undecided)", " ".join(answer))
+    outcomes = Counter(outcome for *claims, outcome in said for claim in claims if claim)
+    if not outcomes:
+        return OPEN
+    supported, contradicted, undecided = (outcomes[outcome] for outcome in OUTCOMES)
+    return by_proof(supported, contradicted, undecided, outcomes.total(), "claims")
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ BEYOND = (
         below_adam,
     ),
     Entry(
-        "Language", "The paper’s announced next step: its claims hold for a language model.", "text", claims_that_hold
+        "Language", "The paper’s announced next step: its claims hold for a language model.", "text", claims_together
     ),
     Entry("Scale", "Not in the paper: the cost of a probe follows from four numbers of a machine.", "scale", modelled),
 )
@@ -238,7 +248,7 @@ ABOUT = (
 
 
 def command(page: Published) -> str:
-    """Return what makes a page again; page and study have the same name, but for a block of Table 1."""
+    """Return what makes a page again; page and study have the same name, except for a block of Table 1."""
     study, _, block = Path(page.file).stem.rpartition("-")
     if study == "table-1":
         return f"python analyses/table_1.py --scale paper --block {block}"

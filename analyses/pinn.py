@@ -1,11 +1,11 @@
 """Does a physics-informed network gain from the detected switch and from what Adam hands over?
 
 Claim: Adam until the detector fires, then L-BFGS with Adam's second moments, solves the equation better at equal cost
-than Adam alone and than the usual way: Adam, then torch's L-BFGS at a switch chosen by hand.
-Command: ``python analyses/pinn.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about half an hour on one core; paper, ten seeds of a four times larger budget, a day.
-Expected outcome: the page ``reports/pinn.html``: two equations, three seeds, 5,000 gradient equivalents each. Adam
-alone is far from solving either; second phases are ahead of it by orders of magnitude; how far, and which, it says.
+than two others. These are Adam alone, and the usual protocol: Adam, then torch's L-BFGS from a switch chosen by hand.
+Command: ``python analyses/pinn.py --scale desk`` (an interrupted study goes on where it was). Run time: toy seconds;
+desk about half an hour on one core; paper, ten seeds of a four times larger budget, a day. Expected outcome: the page
+``reports/pinn.html``: two equations, three seeds, 5,000 gradient equivalents each. Adam alone is far from solving
+either. Second phases are ahead of it by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from convexlab.wording.numbers import MISSING, number
 # Frozen settings.
 RATE = 1e-3
 STEPS = 20
-"""Of Adam on the whole batch: an epoch, after which the detector is told."""
+"""Steps of Adam on the whole batch that count as an epoch, after which the detector is updated."""
 POINTS = 1000
 BY_HAND = (0.2, 0.5, 0.8)
 """Of the budget: where one would guess the switch."""
@@ -104,7 +104,7 @@ def adam(
 ) -> tuple[Row, list[State]]:
     """Train with Adam at a rate over the share of the budget that is done; judge its best epoch, and return all states.
 
-    A detector is told of every epoch.
+    A detector is updated after every epoch.
     """
     run = AdamRun(problem, rate=RATE, seed=seed, steps=STEPS)
     curve, states = [[0, run.record()["train_loss"]]], [run.state()]
@@ -231,14 +231,14 @@ def study(rows: Sequence[Row], scale: PinnScale, command: str) -> Study:
         )
         answer.append(
             f"{equation}: the detected switch ends at {number(to_adam)} of Adam’s loss, at {number(to_hand)} of the "
-            f"best switch by hand to torch’s L-BFGS ({_share(best)} of the budget), and at {number(to_same)} of the "
-            f"best switch by hand to the same second phase ({_share(same)}): geometric means of {scale.seeds} seeds. "
-            f"Relative error of the solution, median: {ours}, Adam {adams}."
+            f"best switch by hand to torch’s L-BFGS ({_share(best)} of the budget). It ends at {number(to_same)} of "
+            f"the best switch by hand to the same second phase ({_share(same)}). These are geometric means of "
+            f"{scale.seeds} seeds. Relative error of the solution, median: {ours}, Adam {adams}."
         )
     return Study(
         title="Physics-informed networks: when to leave Adam, and for what?",
-        claim="Adam until the gradient norm has peaked, then L-BFGS with Adam’s second moments, beats Adam alone and "
-        "the habit of switching to L-BFGS at a step guessed by hand.",
+        claim="Adam until the gradient norm has peaked, then L-BFGS with Adam’s second moments, beats Adam alone. It "
+        "also beats the habit of switching to L-BFGS at a step guessed by hand.",
         answer=answer,
         command=command,
         parts=[

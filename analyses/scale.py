@@ -1,11 +1,10 @@
 """How far does a probe carry: more parameters, more examples, more ranks?
 
-Claim: a product with the Hessian is a sum over examples and one all-reduce, and ranks divide time and memory; the cost
-of a probe follows from four numbers of a machine.
-Command: ``python analyses/scale.py --scale desk`` (what is measured already is kept in ``runs/scale``)
-Run time: toy seconds; desk about a quarter of an hour on two cores, with 9 GB.
-Expected outcome: the page ``reports/scale.html``: seconds and bytes by parameters, examples and ranks as measured here,
-beside the cost model; and what the model says, on paper, of a thousand GPUs.
+Claim: a product with the Hessian is a sum over examples and one all-reduce, and ranks divide time and memory. The cost
+of a probe follows from four numbers of a machine. Command: ``python analyses/scale.py --scale desk`` (what is measured
+already is kept in ``runs/scale``) Run time: toy seconds; desk about a quarter of an hour on two cores, with 9 GB.
+Expected outcome: the page ``reports/scale.html``. It has seconds and bytes by parameters, examples and ranks as
+measured here, beside the cost model. It also has the model's prediction for a thousand GPUs, which is not measured.
 """
 
 from __future__ import annotations
@@ -445,8 +444,8 @@ def main(name: str, out: Path, as_rank: bool) -> None:
     settings: dict[str, Any] = {name: value for name, value in asdict(machine).items() if name != "name"}
     study = Study(
         title="How far does a probe carry?",
-        claim="A product with the Hessian is a sum over examples and one all-reduce: ranks divide time and memory, and "
-        "the cost of a probe follows from four numbers of a machine.",
+        claim="A product with the Hessian is a sum over examples and one all-reduce, so ranks divide time and memory. "
+        "The cost of a probe follows from four numbers of a machine.",
         answer=answers(rows, machine),
         command=f"python analyses/scale.py --scale {name}",
         parts=[

@@ -1,29 +1,28 @@
 """Table 1 of the paper: does Adam followed by conjugate gradients end at a lower training loss than Adam alone?
 
-Claim: it does, in 15 rows: five networks on MNIST, CIFAR-10 and CIFAR-100, squared error.
-Command: ``python analyses/table_1.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about an hour on two cores; paper see below.
-Expected outcome: the page ``reports/table-1.html``. Every row is trained in the paper's protocol (a fixed switch,
-conjugate gradients with the golden-section search, a step counted as an epoch) and in ours (a detected switch, the
-default second phase), and judged twice: epoch against epoch, as the paper counts, and at equal cost against the better
-of Adam with a constant and with a cosine rate.
+Claim: it does, in 15 rows: five networks on MNIST, CIFAR-10 and CIFAR-100, squared error. Command: ``python
+analyses/table_1.py --scale desk`` (an interrupted study goes on where it was). Run time: toy seconds; desk about an
+hour on two cores; paper see below. Expected outcome: the page ``reports/table-1.html``. Every row is trained by two
+protocols. The paper's has a fixed switch and conjugate gradients with the golden-section search, and counts a step as
+an epoch. Ours has a detected switch and the default second phase. Both are judged twice: epoch against epoch, as the
+paper counts, and at equal cost against the better of Adam with a constant and with a cosine rate.
 
-At the paper's own scale there is a page a block, ``reports/table-1-mnist.html``: five rows of 60,000 images, 1,000
-epochs of Adam, or 300 and then 700 steps of conjugate gradients; with an MLP 700, or 210 and then 490. Then what our
-second phase takes from the same switch, Adam with a cosine rate, and the curvature at twelve points of each row on the
-whole training set. It is made for a GPU that is had for half an hour at a time:
+At the paper's own scale every block has a page, such as ``reports/table-1-mnist.html``: five rows of 60,000 images.
+Adam has 1,000 epochs, or 300 and then 700 steps of conjugate gradients; with an MLP 700, or 210 and then 490. The page
+also has our second phase from the same switch, and Adam with a cosine rate. The curvature is measured at twelve points
+of each row on the whole training set. The work is cut for a GPU that is available for half an hour at a time:
 
 1. ``export CONVEXLAB_DATA=FOLDER`` with the data sets, and check the device: ``python -m pytest -m gpu tests``.
 2. ``python analyses/table_1.py --scale paper --block mnist --jobs 5 --stop-after 1740``, again and again until it says
    that all rows are finished. The five rows run side by side. Each leaves a file of at most 16 MB in
-   ``runs/table-1/mnist``, from which it goes on: bring these files along to the next machine. Where they are gone, a
-   row starts anew.
-3. ``--stop-after 0`` trains nothing, and writes the page from what there is. Unfinished rows are said to be so.
+   ``runs/table-1/mnist``, from which it goes on. Copy these files to the next machine: without its file, a row starts
+   anew.
+3. ``--stop-after 0`` trains nothing, and writes the page from the stored files. It marks unfinished rows.
 4. ``--block cifar10`` and ``--block cifar100`` likewise; with ten thousand images of each (``cifar10-10k.npz``) their Q
    is a fifth of the paper's, and the page says so.
 
-``--row vit-nomlp`` trains some of the rows, ``--seeds 3`` more seeds. Where a stage says that it needs so many seconds
-in one stretch, give it that: ``--row vit-mlp --jobs 1``.
+``--row vit-nomlp`` trains some of the rows, ``--seeds 3`` more seeds. Where a stage says that it needs more seconds in
+one stretch, give it these: ``--row vit-mlp --jobs 1``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Does two-phase training beat Adam on scikit-learn's digits, at equal cost, and does it matter when to switch?
 
-Claim: the paper's claims 2 to 4, on data that everyone has: the gradient norm rises, then falls; Adam until its peak,
-then a second-order method, ends at a lower training loss than Adam alone.
-Command: ``python analyses/two_phase_digits.py --scale desk`` (an interrupted study goes on where it was).
-Run time: toy seconds; desk about 20 minutes on one core; paper hours.
-Expected outcome: the page ``reports/two-phase-digits.html`` with three seeds of three protocols, each beside Adam
-alone: the paper's (Algorithm 1, conjugate gradients with golden section), a switch at the detected peak to L-BFGS with
-Adam's second moments, and the same at four fifths of the budget. At equal cost one run of nine beats the better Adam.
+Claim: the paper's claims 2 to 4, on data that everyone has. The gradient norm rises, then falls. Adam until its peak,
+then a second-order method, ends at a lower training loss than Adam alone. Command: ``python
+analyses/two_phase_digits.py --scale desk`` (an interrupted study goes on where it was). Run time: toy seconds; desk
+about 20 minutes on one core; paper hours. Expected outcome: the page ``reports/two-phase-digits.html`` with three seeds
+of three protocols, each beside Adam alone. They are the paper's (Algorithm 1, conjugate gradients with golden section),
+a switch at the detected peak to L-BFGS with Adam's second moments, and the same switch at four fifths of the budget. At
+equal cost one run of nine beats the better Adam.
 """
 
 from __future__ import annotations

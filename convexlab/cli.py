@@ -159,7 +159,7 @@ def _open_standard_files() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
-    """Say what was put up with in a line of its own; other libraries' warnings as they are."""
+    """Print a warning of ours in a line of its own; other libraries' warnings as they are."""
     if issubclass(category, CaptureWarning | DamageWarning | ShortageWarning):
         click.echo(printable(f"Warning: {message}"), err=True)
     else:
@@ -186,8 +186,7 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 _trust = click.option(
     "--trust",
     is_flag=True,
-    help="Run the code and read the files that the settings or checkpoints name, if others made them: they can do "
-    "whatever you can.",
+    help="Run code and read files that settings or checkpoints made by others name. Such code can do whatever you can.",
 )
 _timeout = click.option(
     "--timeout",
@@ -204,14 +203,14 @@ _quiet = click.option(
 _data = click.option(
     "--data",
     help="Batches of your own, instead of --dataset: package.module:loader or file.py:loader. The loader returns a "
-    "list, a DataLoader or what else gives batches again and again; it may take train_size, batch_size, seed and "
-    "device. Or files, of which a batch at a time is in memory. They are npy:FOLDER with x.npy and y.npy, "
-    "npy:X.npy,Y.npy, or webdataset:SHARDS-{000..099}.tar (needs the extra webdataset).",
+    "list, a DataLoader, or another object that gives the batches every time it is iterated over. It may take "
+    "train_size, batch_size, seed and device. Or files, which are read a batch at a time: npy:FOLDER with x.npy and "
+    "y.npy, npy:X.npy,Y.npy, or webdataset:SHARDS-{000..099}.tar (needs the extra webdataset).",
 )
 _LOSS = (
-    "mse, cross-entropy, package.module:function or file.py:function. It is called with (output, target). One whose "
-    "first argument is called model, net, network or module is called with (model, batch). One that needs no argument "
-    "makes the loss."
+    "mse, cross-entropy, package.module:function or file.py:function. It is called with (output, target), or with "
+    "(model, batch) if its first argument is named model, net, network or module. A function that needs no argument "
+    "is called once, and returns the loss."
 )
 
 
@@ -231,7 +230,7 @@ _LOSS = (
     shell_complete=_objectives,
     help="Any loss with its model, instead of --model, --data and --loss. It is a name (see `convexlab objectives`), "
     "package.module:factory or file.py:factory. The factory returns a convexlab.Objective, whose batches are Adam's "
-    "mini-batches, or a convexlab.Problem; it may take seed, train_size, batch_size and device.",
+    "mini-batches, or a convexlab.Problem. It may take seed, train_size, batch_size and device.",
 )
 @click.option(
     "--model",
@@ -258,7 +257,7 @@ _LOSS = (
     shell_complete=_among(detector_names),
     help="Decides when to switch; see `convexlab detectors`.",
 )
-@click.option("--switch-epoch", type=int, help="Switch after this many Adam epochs, whatever the detector thinks.")
+@click.option("--switch-epoch", type=int, help="Switch after this many Adam epochs, whatever the detector decides.")
 @click.option(
     "--phase-two",
     default=TwoPhaseConfig.phase_two,
@@ -269,17 +268,21 @@ _LOSS = (
 @click.option(
     "--batch-size",
     type=int,
-    help="Adam's.  [default: 512, or a twentieth of a smaller training set, or the objective's own]",
+    help="Adam's batch size.  [default: 512, or a twentieth of a smaller training set, or the objective's own]",
 )
 @click.option("--lr", type=float, default=TwoPhaseConfig.lr, show_default=True, help="Adam's learning rate.")
 @click.option(
     "--train-size",
     type=int,
-    help="Use a stratified subset of this many training examples; of an objective, as its factory understands it.  "
+    help="Use a stratified subset of this many training examples. The factory of an objective takes it as it likes.  "
     f"[default: all, without --dataset {FIRST_EXAMPLES}]",
 )
 @click.option(
-    "--seed", type=int, default=TwoPhaseConfig.seed, show_default=True, help="Of weights, order of examples and subset."
+    "--seed",
+    type=int,
+    default=TwoPhaseConfig.seed,
+    show_default=True,
+    help="Seed of weights, order of examples and subset.",
 )
 @click.option(
     "--seeds", type=int, default=TwoPhaseConfig.seeds, show_default=True, help="Number of runs, from --seed upwards."
@@ -294,16 +297,16 @@ _LOSS = (
 @click.option(
     "--oracle-every",
     type=int,
-    help="Start phase two from every N-th epoch of Adam too, to see when to have switched; each is another run.  "
+    help="Start phase two from every N-th epoch of Adam too, to find the best switch. Each start is another run.  "
     "[default: none]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
-    help=f"To train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
+    help=f"Numbers to train and evaluate in.  [default: {DEFAULT_DTYPE}, or the objective's own]",
 )
 @_device
-@click.option("--force", is_flag=True, help="Take more epochs (10,000,000) or seeds (10,000) than end within a year.")
+@click.option("--force", is_flag=True, help="Allow more than 10,000,000 epochs or 10,000 seeds.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: a new one under runs/]")
 @click.option(
     "--tensorboard",
@@ -332,9 +335,9 @@ def two_phase(
     """Train with Adam until the switch, then with a second-order method.
 
     Adam alone, with a constant and with a cosine-decayed rate, is trained beside it from the same start at equal cost.
-    With no option: 250 digits of scikit-learn, about a minute and a half on two cores. With --objective pinn-helmholtz
-    a physics-informed network, as long. Ends by naming the report it wrote. Under torchrun the ranks share the
-    examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
+    With no option it trains on 250 digits of scikit-learn, in about a minute and a half on two cores. With --objective
+    pinn-helmholtz it trains a physics-informed network, in as long. At the end it names its report. Under torchrun the
+    ranks share the examples: torchrun --nproc-per-node 4 -m convexlab train two-phase ...
     """
     device = str(options["device"])
     if resume:
@@ -400,24 +403,28 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
     "--objective",
     shell_complete=_objectives,
     help="Any other loss with its model, instead of --model, --data and --loss. It is a name (see `convexlab "
-    "objectives`), package.module:factory or file.py:factory. The factory returns a convexlab.Objective; it may take "
+    "objectives`), package.module:factory or file.py:factory. The factory returns a convexlab.Objective. It may take "
     "seed, train_size and device.  [default: what the checkpoint says]",
 )
 @click.option("--train-size", type=int, help="Training examples.  [default: what the checkpoint says, else all]")
 @click.option(
     "--probe-size",
     type=int,
-    help="Probe the loss of a stratified sample of so many of them.  [default: what the checkpoint says, else all]",
+    help="Probe the loss of a stratified sample of this many of them.  [default: what the checkpoint says, else all]",
 )
-@click.option("--seed", type=int, help="Of subset and sample.  [default: what the checkpoint says, else 0]")
+@click.option("--seed", type=int, help="Seed of subset and sample.  [default: what the checkpoint says, else 0]")
 @click.option(
-    "--confidence", type=float, default=0.999, show_default=True, help="Of the bounds, over the random start."
+    "--confidence",
+    type=float,
+    default=0.999,
+    show_default=True,
+    help="Confidence of the bounds, over the random start.",
 )
 @click.option("--max-steps", type=int, help="Hessian products of the main Krylov run at most.")
 @click.option("--density-probes", type=int, default=1, show_default=True, help="Krylov runs for the spectral density.")
-@click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of them.")
+@click.option("--density-steps", type=int, default=32, show_default=True, help="Products of each of these runs.")
 @click.option(
-    "--top", type=int, default=0, show_default=True, help="Measure so many of the largest eigenvalues, on the same run."
+    "--top", type=int, default=0, show_default=True, help="Number of largest eigenvalues to measure, on the same run."
 )
 @click.option(
     "--products",
@@ -431,14 +438,14 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
     type=click.Choice(PRECISIONS),
     default="full",
     show_default=True,
-    help="Of the products, in float32. bf16, or tf32 on CUDA, are faster where the processor has them; bounds and "
-    "verdicts allow for their error.",
+    help="Precision of the products of a float32 loss. bf16, or tf32 on CUDA, are faster where the processor has them. "
+    "Bounds and verdicts allow for their error.",
 )
-@click.option("--key", help="Name that a PyTorch file holds its weights under.  [default: the first common one]")
+@click.option("--key", help="Name of the weights in a PyTorch file.  [default: the first common one]")
 @click.option(
     "--axis",
     type=click.Choice(AXES),
-    help="Along which checkpoints lie, as files or their names say.  [default: epochs where any says one, else steps]",
+    help="Axis of the checkpoints, as in files or their names.  [default: epochs where any has one, else steps]",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="[default: what the checkpoint says]")
 @_device
@@ -455,15 +462,15 @@ def _show_run(run: Run, *, as_json: bool, quiet: bool) -> None:
 @click.option("--resume", is_flag=True, help="Keep the checkpoints probed already.")
 @_timeout
 @_trust
-@click.option("--verbose", "-v", is_flag=True, help="Say all that is known of every checkpoint, in words.")
+@click.option("--verbose", "-v", is_flag=True, help="Describe every checkpoint in words.")
 @_quiet
 @_json
 @_handles_errors
 def probe(paths: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool, timeout: float, **options: Any) -> None:
     """Measure the curvature at checkpoints: a run directory, files, or a mix.
 
-    A run directory says itself what it is about. Other checkpoints need --model and --loss. Beside them --dataset names
-    images with labels, --data batches of your own. Any other loss comes with its model by --objective.
+    A run directory names its model, data and loss. Other checkpoints need --model and --loss, and their data: --dataset
+    for images with labels, --data for batches of your own. Any other loss comes with its model by --objective.
 
     \b
     convexlab probe ckpt-*.pt --model m.py:net --data d.py:batches --loss l.py:loss

@@ -19,7 +19,7 @@ __all__ = [
 
 
 class ConvexLabError(Exception):
-    """Base of every error that ConvexLab raises on purpose; its text is meant for the reader."""
+    """Base of every error that ConvexLab raises on purpose; its text says what to do."""
 
 
 class MisuseError(ConvexLabError, ValueError):
@@ -31,23 +31,23 @@ class FailureError(ConvexLabError, RuntimeError):
 
 
 class LostRankError(ConvexLabError, RuntimeError):
-    """One of several processes ended or does not answer (exit status 1); nothing can be gone on with in this one."""
+    """One of several processes ended or does not answer (exit status 1); this process cannot continue."""
 
 
 class ShortageError(FailureError):
-    """Memory does not suffice for the least that a loss can be evaluated with at a time."""
+    """Memory does not suffice for the fewest examples that the loss can be evaluated on at a time."""
 
 
 class ShortageWarning(UserWarning):
-    """Memory was short in a way that can be put up with; the text says what is done instead."""
+    """Memory was short, and the work goes on; the text says how."""
 
 
 class CaptureWarning(UserWarning):
-    """Evaluations that were to be replayed as graphs were not; the text says why."""
+    """Evaluations could not be replayed as graphs, and run without; the text says why."""
 
 
 class DamageWarning(UserWarning):
-    """A file was damaged in a way that can be put up with; the text says what was left out."""
+    """A file was damaged, and is read in part; the text says what was left out."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> MisuseError:

@@ -44,7 +44,7 @@ _IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 # Of an error's own words.
 _MOST_WORDS = 600
-# What the user has named in this process, or vouched for: naming it again in a file adds nothing.
+# Names that the user has given or trusted in this process: naming them again in a file adds nothing.
 _REMEMBERED: set[str] = set()
 
 
@@ -54,12 +54,12 @@ def is_spec(name: str) -> bool:
 
 
 def check_trusted(names: Mapping[str, str], source: Path, *, trust: bool) -> None:
-    """Refuse names that need code or files of this machine where nobody but a file vouches for them.
+    """Refuse names of code or files of this machine that only an untrusted file gives.
 
     Args:
         names: by option, as ``source`` states them. One without a colon is looked up in a registry: it needs nothing.
         source: the file, which may come from anyone.
-        trust: whether the user vouches for it.
+        trust: whether the user trusts ``source``.
 
     Raises:
         MisuseError: such a name, which the user has not given in this process either.
@@ -74,7 +74,7 @@ def check_trusted(names: Mapping[str, str], source: Path, *, trust: bool) -> Non
 
 
 def remember(spec: str) -> None:
-    """Note that the user has named this, or vouched for it: `check_trusted` lets it pass from now on."""
+    """Note that the user has named or trusted this: `check_trusted` lets it pass from now on."""
     _REMEMBERED.add(_identity(spec))
 
 
@@ -188,7 +188,7 @@ def call_asked(factory: Callable[..., Any], spec: str, asked: Mapping[str, objec
 
 
 def required_of(function: Callable[..., Any]) -> list[str]:
-    """Return the names of the positional arguments that a function needs; none where its signature is not told."""
+    """Return the names of the positional arguments that a function needs; none where its signature is not known."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in _parameters(function) if p.kind in positional and _is_required(p)]
 
@@ -196,8 +196,8 @@ def required_of(function: Callable[..., Any]) -> list[str]:
 def failure_in(error: BaseException) -> str:
     """Return what went wrong in the reader's code and where, "ValueError: no (/home/me/net.py:12, in forward)".
 
-    That is the innermost place in a file that is neither of this package nor of an installed one, or in a package that
-    the reader has named; "" where there is none.
+    It is the innermost place in a file of neither this package nor an installed one, or in a package that the reader
+    has named. "" where there is none.
     """
     place = _place_in_worker(str(error)) or _place_in(error.__traceback__)
     return f"{_words_of(error)} ({place})" if place else ""

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""The signals by which somebody asks a process to stop."""
+"""The signals that ask a process to stop."""
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -34,10 +34,10 @@ def quiet_while_starting() -> None:
 
 
 class Interrupts:
-    """Whether somebody has asked to stop."""
+    """Whether a stop was requested."""
 
     def __init__(self, say: Callable[[], None]) -> None:
-        """``say`` is called where somebody has asked and a step is finished first."""
+        """``say`` is called where a stop was requested and a step is finished first."""
         self._say = say
         self._gentle = False
         self._asked = False

@@ -14,18 +14,18 @@ class Progress:
     """One report of a task under way."""
 
     task: str
-    """What is being done, such as ``"two-phase"``."""
+    """Name of the work, such as ``"two-phase"``."""
     done: float
     total: float
-    """In the unit of ``done``."""
+    """The whole work, in the unit of ``done``."""
     note: str = ""
     """A few words on the present state, such as the loss."""
     within: bool = False
-    """Whether it is within a step that is finished and stored before work stops where somebody asks for that."""
+    """Whether it is within a step that is finished and stored before a requested stop."""
     landmark: bool = False
     """Whether it is worth a line at once, where progress is lines of a log."""
     unit: str = ""
-    """What ``done`` counts: ``"cost"``, in gradient equivalents, or ``"checkpoints"``; "" leaves the numbers out."""
+    """Unit of ``done``: ``"cost"``, in gradient equivalents, or ``"checkpoints"``; "" leaves the numbers out."""
     planned: bool = False
     """Whether the task has not begun: it is named so that one sees what is to come."""
 

@@ -75,7 +75,7 @@ class AdamRun:
 
     @property
     def not_captured(self) -> str | None:
-        """Why its steps are not replayed as graphs; None where they are, or nobody asked."""
+        """Why its steps are not replayed as graphs; None where they are, or that was not asked for."""
         return None if self._step is None else self._step.reason
 
     def train(self, learning_rate: float | None = None) -> float:
@@ -98,7 +98,7 @@ class AdamRun:
         return fmean(losses)
 
     def record(self, running_loss: float = math.nan) -> Row:
-        """Measure where it stands, and return what a detector may be told of the epoch."""
+        """Measure at the present weights, and return what a detector may use of the epoch."""
         loss, gradient = self.problem.objective.value_and_gradient()
         gradient_norm = float(norm(gradient))
         self.best_loss = min(self.best_loss, loss)

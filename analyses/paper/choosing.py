@@ -41,7 +41,7 @@ class Choice:
 
 
 def is_rule(label: str) -> bool:
-    """Whether a rule could be had: not one that is told of curvature for nothing."""
+    """Whether a rule is feasible: one that gets curvature at no cost is not."""
     return not label.startswith("curvature")
 
 
@@ -56,9 +56,9 @@ def choose(
 ) -> list[Choice]:
     """Return, for each half, the rule of least regret there and how it did on the other half.
 
-    Of those that fire in no run of the half within the initial transient. By the geometric mean of loss over the best
-    switch's, because a default must not lose everything on a few runs; or by the median regret, which does not see
-    them, and of two equal ones by the geometric mean.
+    Of those that fire in no run of the half within the initial transient. The criterion is the geometric mean of the
+    loss over that of the best switch, because a default must not fail badly on a few runs. Or it is the median regret,
+    which does not see these runs; ties go by the geometric mean.
     """
     first, second = halves(runs)
     return [

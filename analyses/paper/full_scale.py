@@ -1,9 +1,9 @@
 """A row of Table 1 at the paper's own scale, stretch by stretch.
 
-A row is five stages: Adam at a constant rate, the paper's second phase from the switch, Adam at a cosine rate, our
-second phase from the same switch, and the curvature at twelve points. A stretch ends with the time it is given, between
-two epochs, steps or points. Our second phase alone does not: what it remembers is too large a file. It is begun where
-its time suffices, and again from the switch if it is interrupted.
+A row has five stages. They are Adam at a constant rate, the paper's second phase from the switch, Adam at a cosine
+rate, our second phase from the same switch, and the curvature at twelve points. A stretch ends with the time it is
+given, between two epochs, steps or points. Our second phase alone does not: what it remembers is too large a file. It
+is begun where its time suffices, and again from the switch if it is interrupted.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def train_row(
 
     Returns:
         ``case``, ``parameters``, ``examples`` (K), ``validation_examples``, ``overdetermination`` (Q), ``protocols``,
-        ``points`` (the curvature, by "protocol epoch"), ``stretches`` and ``under_way``: None when all is done, else
-        the stage with ``done`` of ``of``, a ``note``, and the ``train_loss`` last measured.
+        ``points`` (the curvature, by "protocol epoch"), ``stretches`` and ``under_way``. The last is None when all is
+        done; else it has the stage, ``done`` of ``of``, a ``note``, and the latest ``train_loss``.
     """
     file = RowFile.of(case, folder)
     if file.record["stretches"] and file.record["under_way"] is None:

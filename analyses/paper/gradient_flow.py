@@ -1,8 +1,9 @@
 """Steepest descent with infinitely small steps on a loss of few parameters, with its exact curvature along the way.
 
-Along the flow dp/dt = -g the squared norm changes by d‖g‖²/dt = -2gᵀHg: the norm peaks where the curvature along the
+Along the flow dp/dt = -g the squared norm changes by d‖g‖²/dt = -2gᵀHg. So the norm peaks where the curvature along the
 gradient changes its sign from minus to plus, whatever the smallest eigenvalue of H does there. Where H has no negative
-eigenvalue the norm falls: its last peak comes no later than the last entry into a convex region, but can come sooner.
+eigenvalue the norm falls. So its last peak comes no later than the last entry into a convex region, but can come
+sooner.
 """
 
 from __future__ import annotations
@@ -123,16 +124,17 @@ def descend(
 ) -> tuple[FlowPath, ...]:
     """Follow the gradient flow from every start, all in one system, by SciPy's Runge-Kutta 5(4).
 
-    Time runs as dp/ds = -g / √(‖g‖² + τ²) with τ ten times the tolerance: by length of path where the norm is large, as
-    the flow itself where it is small. The path is the flow's. What is read off between two samples is refined on the
-    integrator's continuous solution; changes of sign between neighbouring samples that cancel are missed.
+    Time runs as dp/ds = -g / √(‖g‖² + τ²) with τ ten times the tolerance. Where the norm is large, s is the length of
+    the path; where it is small, s is the time of the flow. The path is the flow's. What is read off between two samples
+    is refined on the integrator's continuous solution; changes of sign between neighbouring samples that cancel are
+    missed.
 
     Args:
         loss: Row by row.
         starts: (m, n).
         length: How far s runs; a path of that length, less what it takes to settle.
-        samples: How many points of each path, evenly in s; at a minimum of curvature λ the norm falls by
-            exp(λ length / (samples τ)) from one to the next.
+        samples: number of points of each path, evenly in s. At a minimum of curvature λ the norm falls by exp(λ length
+            / (samples τ)) from one to the next.
         tolerance: The norm at which a path has arrived and is cut.
 
     Raises:

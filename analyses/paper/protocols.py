@@ -98,8 +98,8 @@ def train_protocols(problem: Problem, plan: ProtocolPlan, *, paper: bool = True)
     Returns:
         By protocol: ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy`` where the training
         loss was lowest, and ``curve`` of (epoch as the paper counts, gradient equivalents, training loss). The paper's
-        protocol goes on for all its epochs whatever they cost: ``at_equal_cost`` is as far as the budget goes, and
-        ``steps`` and ``cost`` are in all. Either second phase has ``switch`` (epoch, or None) and ``failed``
+        protocol goes on for all its epochs whatever they cost. ``at_equal_cost`` is its result at the end of the
+        budget; ``steps`` and ``cost`` are totals. Either second phase has ``switch`` (epoch, or None) and ``failed``
         (None, or why it ended early), ours ``reason``.
     """
     run = AdamRun(problem, rate=plan.rate, seed=plan.seed)

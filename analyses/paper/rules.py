@@ -1,4 +1,4 @@
-"""The rules that are compared: each detector with what it is told and its price, and switches fixed beforehand."""
+"""The rules that are compared: each detector with its inputs and their price, and switches fixed beforehand."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Rule:
     build: Callable[[int], Detector] = field(repr=False)
     """Takes the budget in epochs."""
     source: str | None = None
-    """A key of `SOURCES`; None where what it is told decides nothing."""
+    """A key of `SOURCES`; None where the inputs decide nothing."""
     curvature: bool = False
-    """Whether it is told the ground truth of curvature, for nothing: no rule that could be had."""
+    """Whether it gets the true curvature at no cost, which no rule could have in practice."""
 
     @property
     def label(self) -> str:
-        """Its name with what it is told, where that is a choice."""
+        """Its name with its inputs, where these are a choice."""
         return self.name if self.source is None else f"{self.name} ({self.source})"
 
     def price(self, *, whole_batch: bool) -> float:

@@ -1,6 +1,6 @@
 """The loss of a model with one parameter, seen whole: where it is convex, where its minima are, what the norm does.
 
-In one dimension everything that training in many can only sample is exact: the second derivative is the Hessian, and
+In one dimension everything is exact that training in many can only sample. The second derivative is the Hessian, and
 the gradient norm is |L'|, which peaks where L'' changes its sign.
 """
 
@@ -226,7 +226,7 @@ def _lowest(loss: Loss, minima: Sequence[float], value: Floats) -> float | None:
     if not minima:
         return None
     at_minima = differentiate(loss, minima).value
-    # Several can be exact fits, all zero but for rounding.
+    # Several can be exact fits, all zero up to rounding.
     near = at_minima.min() + _FLOOR * (value.max() - value.min())
     if min(value[0], value[-1]) < at_minima.min():
         return None

@@ -44,12 +44,12 @@ def train_sequences(
         problem: what is trained; its model is moved.
         plan: how.
         recording: what is measured along the way.
-        progress: told where the work stands.
+        progress: called with how far the work is.
 
     Returns:
-        By sequence (`ADAM`, `PAPERS`, `FIXED`, `CG_ALONE`), rows of ``epoch`` (as the paper counts), ``cost``
-        (gradient equivalents in all), ``seconds`` (of the processor, in all), ``train_loss``, ``gradient_norm`` and,
-        where it was measured, ``curvature`` as of `curvature_at`.
+        Rows by sequence (`ADAM`, `PAPERS`, `FIXED`, `CG_ALONE`). A row has ``epoch`` (as the paper counts), ``cost``
+        (gradient equivalents so far), ``seconds`` (of the processor, so far), ``train_loss`` and ``gradient_norm``.
+        Where it was measured, it has ``curvature`` as of `curvature_at`.
     """
     run = AdamRun(problem, rate=plan.rate, seed=plan.seed, watched=False)
     start = run.state()

@@ -54,12 +54,12 @@ def validate_run(
         plan: how.
         rules: the rules that are asked.
         known: what an earlier call with the same problem and plan returned: only what it lacks is done.
-        progress: told where the work stands.
+        progress: called with how far the work is.
 
     Returns:
-        ``rows`` (of every epoch), ``truth`` and ``segments`` (of every ``truth_every``-th), ``endings`` (by epoch and
-        cost, of every ``switch_every``-th epoch and where a rule fired), ``decisions`` (by rule), ``adam`` (its lowest
-        loss), ``minimum`` (the truth where the best switch ended).
+        ``rows`` are of every epoch, ``truth`` and ``segments`` of every ``truth_every``-th. ``endings``, by epoch and
+        cost, are of every ``switch_every``-th epoch and of those where a rule fired. ``decisions`` are by rule.
+        ``adam`` is Adam's lowest loss, and ``minimum`` the truth where the best switch ended.
     """
     run, known = AdamRun(problem, rate=plan.rate, seed=plan.seed, steps=plan.steps), known or {}
     budget = float(plan.epochs * run.epoch_cost)

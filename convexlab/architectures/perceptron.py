@@ -15,8 +15,8 @@ class Perceptron(nn.Module):
     """``depth`` hidden layers of ``width`` tanh units, then a linear layer; smooth, so that it has all derivatives.
 
     Input (N, inputs), output (N, outputs). Weights start uniform (Glorot and Bengio 2010, AISTATS, equation 16), biases
-    at zero, drawn from torch's global random generator. The defaults are the network that is usual for physics-informed
-    problems of one space dimension and time (Krishnapriyan et al. 2021, arXiv 2109.01050): 4 × 50, 7,851 parameters.
+    at zero, drawn from torch's global random generator. The defaults are the usual network for physics-informed
+    problems of one space dimension and time: 4 × 50, 7,851 parameters (Krishnapriyan et al. 2021, arXiv 2109.01050).
 
     Args:
         inputs: numbers an example.

@@ -32,9 +32,9 @@ class TwoLayerTanh(nn.Module):
 
     Two readings of the paper are choices. It prints h = tanh(x) and no parameter: p scales the input, so at x = 1 the
     loss over p is the paper's function. And the sign of C is minus. With y = tanh(h) + C tanh(2h), C > 0, the output is
-    monotone in p, and the squared error has a single minimum for every C. Minus gives just what figure 4 is said to
-    show (target 0.1: one convex region at C = 0.40, two at 0.45 and 0.50, two local minima from 0.55 on; dy/dh at h = 0
-    is 1 - 2C). A negative ``weight`` gives the other reading.
+    monotone in p, and the squared error has a single minimum for every C. Minus gives what the paper says of figure 4.
+    For the target 0.1 there is one convex region at C = 0.40, two at 0.45 and 0.50, and two local minima from 0.55 on.
+    dy/dh at h = 0 is 1 - 2C. A negative ``weight`` gives the other reading.
     """
 
     def __init__(self, p: float = 1.0, *, weight: float = 0.5) -> None:

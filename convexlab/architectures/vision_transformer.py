@@ -1,8 +1,9 @@
 """The Vision Transformer in the paper's four variants.
 
-The paper's parameter counts (Table 1) fix which weights there are. What it does not state is chosen here: normalisation
-before each branch, mean pooling after the final normalisation, two-dimensional sine-cosine positions, no output
-activation, the initialisation, and that without an MLP the second branch of a layer is its normalisation alone.
+The paper's parameter counts (Table 1) fix which weights there are. The paper does not state the following, which is
+chosen here. There is a normalisation before each branch, mean pooling after the final normalisation, two-dimensional
+sine-cosine positions, and no output activation. Without an MLP the second branch of a layer is its normalisation alone.
+The initialisation is chosen here too.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Attention(nn.Module):
 
     Input and output (..., tokens, width). Matrices are (width, width) parameters that act as x Wᵀ.
 
-    Products and softmax stand here one by one on purpose: the fused kernels behind
-    ``scaled_dot_product_attention`` have no second derivative, nor a forward-mode one, and at 16 tokens win nothing.
+    Products and softmax are separate on purpose. The fused kernels behind ``scaled_dot_product_attention`` have no
+    second and no forward-mode derivative, and are no faster at 16 tokens.
     """
 
     query: Tensor

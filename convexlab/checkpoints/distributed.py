@@ -139,7 +139,7 @@ class DistributedCheckpoint:
     def _assembled(self, name: str, stand_in: Tensor) -> Tensor:
         chunks = [(_whole(chunk["offsets"]), _whole(chunk["sizes"])) for chunk in self._entries[name]["chunks"]]
         if sum(math.prod(sizes) for _, sizes in chunks) != stand_in.numel():
-            raise ValueError(f"the parts of {name} are not all of it")
+            raise ValueError(f"the parts of {name} do not cover it")
         parts = [self._part(name, offsets) for offsets, _ in chunks]
         for (_, sizes), part in zip(chunks, parts, strict=True):
             if not isinstance(part, Tensor) or (tuple(part.shape), part.dtype) != (sizes, stand_in.dtype):

@@ -35,8 +35,8 @@ __all__ = [
 
 # Of the metadata: a digest of the header without it and of all that follows.
 _CHECKSUM, _DIGITS = "checksum", 16
-# The padding behind a header that has a checksum. Who writes the file again with another program, and the metadata as
-# they were, pads less: then the checksum is of a file that is no more.
+# The padding behind a header that has a checksum. Another program that writes the file again with the same metadata
+# pads less. Then the checksum is that of the former file.
 _SEAL = b" " * 8
 # The most that the format allows for a header.
 _LARGEST_HEADER = 100_000_000
@@ -68,7 +68,7 @@ class CheckpointHeader:
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    """By the names of the tensors."""
+    """Shapes by the names of the tensors."""
     metadata: dict[str, str]
     real: frozenset[str]
     """Names of the tensors of floating-point numbers."""
@@ -137,7 +137,7 @@ def _check_whole(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
-    """Read a checkpoint that nobody vouches for: safetensors, PyTorch files of tensors only, or a folder of either.
+    """Read a checkpoint from an untrusted source: safetensors, PyTorch files of tensors only, or a folder of either.
 
     Args:
         path: a file, or a folder such as one of Hugging Face.
@@ -245,7 +245,7 @@ def _read_torch(path: Path, key: str | None) -> Checkpoint:
 
 
 def torch_content(path: Path) -> Any:
-    """Return what a PyTorch file holds that nobody vouches for: tensors, numbers, strings and containers of these.
+    """Return the content of an untrusted PyTorch file: tensors, numbers, strings and containers of these.
 
     Raises:
         MisuseError: it is damaged, or holds anything else.

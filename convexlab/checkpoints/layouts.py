@@ -109,7 +109,7 @@ def state_of(content: Any, path: Path, key: str | None) -> tuple[dict[str, torch
         key: the name to take, with dots for names within names; None takes the first of `STATE_NAMES` that is there.
 
     Raises:
-        MisuseError: there are none, or none under ``key``.
+        MisuseError: there are no weights, or none under ``key``.
     """
     if key is not None:
         state = content
@@ -128,7 +128,7 @@ def state_of(content: Any, path: Path, key: str | None) -> tuple[dict[str, torch
             return state, f"{name}.{inner}" if inner else name
     raise MisuseError(
         f"checkpoint {str(path)!r} does not hold a state dict: expected names of tensors, bare or under one of "
-        f"{', '.join(STATE_NAMES)}, got {_names_in(content)}. Say where they are by --key."
+        f"{', '.join(STATE_NAMES)}, got {_names_in(content)}. Name their place by --key."
     )
 
 

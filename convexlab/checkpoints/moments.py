@@ -37,8 +37,8 @@ def write_moments(checkpoint: Path, model: nn.Module, adam: torch.optim.Adam) ->
 def read_moments(checkpoint: Path, model: nn.Module) -> Mapping[str, Any] | None:
     """Return the state of the Adam that reached a checkpoint, as for the model's parameters in their order.
 
-    It is read from the file that `write_moments` has put beside it, or from the checkpoint itself, where that is a file
-    of torch's own that holds the optimiser's state too. None where there is none, or none that fits.
+    It is read from the file that `write_moments` has put beside the checkpoint. A PyTorch checkpoint that holds the
+    optimiser's state too is read itself. None where there is no such file, or it does not fit.
     """
     if checkpoint.is_dir():
         return None

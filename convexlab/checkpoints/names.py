@@ -39,9 +39,9 @@ class Match:
 def match_names(model: nn.Module, names: Iterable[str], *, adapter: bool = False) -> Match:
     """Match a checkpoint's names with a model's.
 
-    A prefix that all of them have is removed where that leaves more names of the model: ``module.`` of DataParallel,
-    ``model.`` of Lightning, several in a row; ``_orig_mod.`` of compiled modules wherever it is. A name that is missing
-    because its tensor is that of another name is filled from that.
+    A prefix that all of them share is removed where that leaves more names of the model, also several in a row.
+    Examples are ``module.`` of DataParallel and ``model.`` of Lightning. ``_orig_mod.`` of compiled modules is removed
+    wherever it is. A name that is missing because its tensor is that of another name is filled from that.
 
     Of an ``adapter`` only the places in the model that it fills count. PEFT stores their names without that of the
     adapter, such as ``default``, which is taken where there are several.

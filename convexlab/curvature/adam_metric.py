@@ -1,9 +1,8 @@
 """Curvature in Adam's own metric, and the border of its stability.
 
 Adam with frozen second moments is gradient descent with momentum in the coordinates P^½ θ. On a quadratic loss that is
-stable below a border: the largest eigenvalue of P^-½ H P^-½ is less than 2 (1 + β₁) / ((1 - β₁) η). Here P = (1 - β₁^t)
-(diag(√v̂) + ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen to train at
-that border.
+stable if the largest eigenvalue of P^-½ H P^-½ is less than 2 (1 + β₁) / ((1 - β₁) η). Here P = (1 - β₁^t) (diag(√v̂) +
+ε) (Cohen et al. 2022, arXiv 2207.14484, section 2 and appendix B). Full-batch Adam was seen to train at that border.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _MOST_PRODUCTS = 100
 
 @dataclass(frozen=True)
 class AdamMetric:
-    """P of an Adam after some steps, for the parameters of an objective, and where its stability ends."""
+    """Adam's metric P for the parameters of an objective, and the threshold of its stability."""
 
     diagonal: Tensor
     """(n,) of P, in the objective's order; relative to the first group's rate where the groups' differ."""
@@ -49,12 +48,12 @@ class AdamMetric:
 
 @dataclass(frozen=True)
 class AdamSharpness:
-    """The largest eigenvalue of P^-½ H P^-½, and where Adam's stability ends."""
+    """The largest eigenvalue of P^-½ H P^-½, and the threshold of Adam's stability."""
 
     value: float
     """Up to rounding, never above the truth."""
     residual: float
-    """An eigenvalue is this near."""
+    """‖A v - value v‖: some eigenvalue is this near."""
     threshold: float
     """Above it, Adam with frozen moments diverges along that direction on a quadratic loss."""
     converged: bool
@@ -65,12 +64,12 @@ class AdamSharpness:
 
     @property
     def ratio(self) -> float:
-        """Value over threshold: above 1 beyond the border."""
+        """Value over threshold: above 1, Adam is unstable on a quadratic loss."""
         return self.value / self.threshold
 
 
 def adam_metric(objective: Objective, adam: torch.optim.Optimizer) -> AdamMetric:
-    """Return P and the border of stability of a live Adam, for the parameters of an objective.
+    """Return P and the stability threshold of an Adam optimiser, for the parameters of an objective.
 
     Args:
         objective: of the model that the optimiser trains.
@@ -78,8 +77,8 @@ def adam_metric(objective: Objective, adam: torch.optim.Optimizer) -> AdamMetric
             decay is not part of the objective, and not of this.
 
     Raises:
-        MisuseError: no Adam, or one that has made no step; one that does not train some parameter of the objective. Its
-            groups differ in β₁, or one of them has no learning rate.
+        MisuseError: ``adam`` is no Adam, has made no step, or does not train all parameters of the objective. Its
+            groups differ in β₁, or one of them has no positive learning rate.
     """
     trained = [p for group in adam.param_groups for p in group["params"]] if _is_optimizer(adam) else []
     places = {id(parameter): place for place, parameter in enumerate(trained)}
@@ -115,7 +114,9 @@ def metric_of(
     used = [groups[place] for place in places]
     rates = [float(group["lr"]) for group in used]
     if len({float(group["betas"][0]) for group in used}) > 1 or min(rates) <= 0:
-        raise MisuseError("expected groups of one beta1 and of positive learning rates: there is no one border else.")
+        raise MisuseError(
+            "expected one beta1 in all groups, and positive learning rates: otherwise there is no single border."
+        )
     dtype = accumulation_dtype(objective.device)
     parts: list[Tensor | None] = []
     for place, parameter, group, rate in zip(places, parameters, used, rates, strict=True):
@@ -140,13 +141,13 @@ def adam_sharpness(
     products: Products = "auto",
     seed: int = 0,
 ) -> AdamSharpness:
-    """Return the largest curvature in Adam's metric beside the border of its stability.
+    """Return the largest curvature in Adam's metric, with the threshold of its stability.
 
     Args:
         objective: at the weights that the optimiser has reached.
         adam: see `adam_metric`, or what that returned.
         tolerance: wanted residual, relative to the value.
-        max_steps: products at most; it rarely takes more than twenty.
+        max_steps: products at most; more than twenty are rarely needed.
         products: how the Hessian multiplies, see `Objective.hessian`.
         seed: of the random start.
 

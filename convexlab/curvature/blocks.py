@@ -21,7 +21,7 @@ class BlockCurvature:
     """The curvature of the loss in some of the parameters, the others held fixed."""
 
     parameter_names: tuple[str, ...]
-    """Of the block, in the order of its vectors."""
+    """Names of the block's parameters, in the order of its vectors."""
     size: int
     """The number m of parameters."""
     extremes: ExtremeEigenvalues
@@ -34,7 +34,7 @@ class BlockCurvature:
     Where some traces are negative, shares may be negative or above 1.
     """
     effort: Effort
-    """Of both."""
+    """Cost of both."""
 
 
 def block_curvature(
@@ -50,7 +50,7 @@ def block_curvature(
     """Return the ends of the spectrum of diagonal blocks of the Hessian, by name.
 
     A block is a principal submatrix: its eigenvalues lie between the Hessian's smallest and largest (Cauchy). So a
-    negative one proves the loss non-convex, while blocks without any do not show that there is none.
+    negative one proves the loss non-convex. Blocks without negative eigenvalues prove nothing.
 
     Args:
         objective: whose Hessian, at the model's present parameters.

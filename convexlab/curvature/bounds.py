@@ -3,9 +3,9 @@
 The basis vectors are v_{j+1} = p_j(A) v_1 with the Lanczos polynomials p_0, ..., p_k. For a unit eigenvector u of A
 with eigenvalue λ, uᵀv_{j+1} = p_j(λ) uᵀv_1. The basis is orthonormal, so that (uᵀv_1)² Σ p_j(λ)² <= 1. A start uniform
 on the sphere has |uᵀv_1| <= δ with a small known chance. In all other cases λ is no further out than the point where Σ
-p_j(λ)² is 1/δ² (van Dorsselaer, Hochstenbach & van der Vorst 2000, doi 10.1137/S0895479800366859, section 2). They take
-p_k alone; the sum, the inverse of the Christoffel function, is larger. The chance is taken once, for all steps: a run
-may be looked at after every step, and stop.
+p_j(λ)² = 1/δ². Source: van Dorsselaer, Hochstenbach & van der Vorst 2000, doi 10.1137/S0895479800366859, section 2.
+They take p_k alone; the sum, the inverse of the Christoffel function, is larger. The chance is taken once, for all
+steps: a run may be looked at after every step, and stop.
 
 Before the run: on the Ritz values a Chebyshev polynomial of degree k - 1 is at most 1. So after k steps the margin
 solves T_{k-1}(1 + 2 margin / range) = 1/δ or is smaller, much as Kuczyński & Woźniakowski (1992) have it. The margins

@@ -37,7 +37,7 @@ class SpectralDensity:
     """Half the width of the interval around 0 in which rounding leaves the sign of an eigenvalue open."""
     effort: Effort
     recurrences: tuple[tuple[Array, Array], ...] = field(repr=False, compare=False)
-    """Of each probe the diagonal and the off-diagonal (k,) of T; the last entry is 0 where its space is invariant."""
+    """For each probe the diagonal and the off-diagonal (k,) of T; the last entry is 0 where the space is invariant."""
 
     @property
     def negative_mass(self) -> float:
@@ -68,9 +68,9 @@ class SpectralDensity:
     def mass_interval(self, threshold: float, level: float = 0.95) -> Interval:
         """Return an interval for the fraction of the eigenvalues below a threshold.
 
-        Its two parts: what the starts' distribution leaves open (`intervals.share_interval`), and between which two
-        shares the measure of each start lies by Gauss-Radau quadrature (`quadrature.share_below`), which holds for
-        certain. Where quadrature leaves more open than chance, the interval holds more often than the level says.
+        It has two parts. One is the uncertainty from the distribution of the starts (`intervals.share_interval`). The
+        other is the range of each start's share by Gauss-Radau quadrature (`quadrature.share_below`), which is certain.
+        Where quadrature leaves more open than chance, the interval holds more often than the level says.
 
         Args:
             threshold: on the eigenvalue axis.
@@ -137,6 +137,9 @@ class SpectralDensity:
         Args:
             grid: points on the eigenvalue axis.
             width: the Gaussian's standard deviation; None is 1/100 of the nodes' range.
+
+        Raises:
+            MisuseError: the width is not positive.
         """
         if width is None:
             width = float(self.nodes.max() - self.nodes.min()) / 100 or 1.0
@@ -152,6 +155,14 @@ def spectral_density(
     operator: MatrixVectorProduct, *, probes: int = 8, steps: int = 64, seed: int = 0
 ) -> SpectralDensity:
     """Estimate the spectral density of a symmetric operator by ``probes`` Krylov runs of ``steps`` products each.
+
+    It is stochastic Lanczos quadrature. See `SpectralDensity` for its errors.
+
+    Args:
+        operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
+        probes: Krylov runs from independent random starts. More reduce the error over the starts.
+        steps: products of each run. More reduce the error of the quadrature.
+        seed: of the random starts.
 
     Raises:
         MisuseError: fewer than one probe or step.

@@ -33,7 +33,8 @@ class DiagonalEstimate:
         """Return an interval for every entry, (2, n), by Student's t.
 
         Args:
-            level: probability with which one holds; of n entries a share of 1 - ``level`` lies outside of theirs.
+            level: probability with which each interval holds. Of n entries a share of 1 - ``level`` lies outside
+                theirs.
 
         Raises:
             MisuseError: a level that is no probability.

@@ -16,12 +16,12 @@ __all__ = ["Effort", "Meter"]
 
 @dataclass(frozen=True)
 class Effort:
-    """What was spent on a result. Two are equal if their counts are: seconds and memory differ from run to run."""
+    """The cost of a result. Two are equal if their counts are equal; seconds and memory differ from run to run."""
 
     products: int
-    """Products of the matrix with a vector, by whatever means they were made."""
+    """Products of the matrix with a vector, exact or not."""
     gradient_equivalents: float | None
-    """Over the objective's data; None where the operator is not an objective's, and does not count."""
+    """Gradient equivalents over the objective's data; None where the operator is not an objective's."""
     seconds: float = field(compare=False)
     """Wall-clock time."""
     peak_memory: int | None = field(compare=False)
@@ -30,7 +30,7 @@ class Effort:
     On an accelerator, what torch allocated; on the CPU, the resident set, with some of what was freed.
     """
     plan: str = ""
-    """What was done to save memory, such as "Krylov basis in float32", and how products were made if not exactly."""
+    """Measures to save memory, such as "Krylov basis in float32", and the kind of products if not exact."""
 
 
 class _Measured(Protocol):

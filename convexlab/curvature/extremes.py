@@ -47,9 +47,9 @@ class ExtremeEigenvalues:
     """The ends of a spectrum. The true smallest eigenvalue lies in [smallest_lower_bound, smallest]."""
 
     smallest: float
-    """vᵀA v of the smallest Ritz vector v, by a fresh product: up to rounding, never below the truth."""
+    """vᵀA v of the smallest Ritz vector v, by a fresh product: up to rounding, never below the smallest eigenvalue."""
     largest: float
-    """Likewise of the largest: up to rounding, never above the truth."""
+    """Likewise of the largest Ritz vector: up to rounding, never above the largest eigenvalue."""
     smallest_vector: Tensor
     """(n,), unit length, float64."""
     largest_vector: Tensor
@@ -57,13 +57,13 @@ class ExtremeEigenvalues:
     smallest_residual: float
     """‖A v - θ v‖ by a fresh product. It proves that *some* eigenvalue is this near, not that it is the smallest."""
     largest_residual: float
-    """Likewise at the other end."""
+    """Likewise for the largest."""
     smallest_lower_bound: float
     """Holds with probability ``confidence`` over the random start."""
     largest_upper_bound: float
     """Holds together with the lower bound."""
     confidence: float
-    """Of both bounds together."""
+    """Probability that both bounds hold together."""
     steps: int
     """Dimension of the Krylov space."""
     converged: bool
@@ -72,7 +72,7 @@ class ExtremeEigenvalues:
     Where the Krylov space ended early: within ``tolerance`` times the largest absolute Ritz value.
     """
     deviation: float
-    """Bound on the error of the cheaper products that the run was made with, part of the bounds; 0 for exact ones."""
+    """Bound on the error of the run's cheaper products, included in the bounds; 0 for exact products."""
     effort: Effort
 
 
@@ -89,14 +89,14 @@ def extreme_eigenvalues(
     The run ends when both bounds are within ``tolerance`` (`bounds.margins`), or after as many steps as are enough for
     any spectrum of n eigenvalues (`bounds.steps_for`). On the Hessian of an objective it uses differences of gradients
     where these prove accurate enough, see `inexact`. Values, residuals and the error of the differences then come from
-    exact products, as they do for products in fewer bits. Where there are none, they come from differences with another
-    step.
+    exact products. The same holds for products in fewer bits. Where there are no exact products, they come from
+    differences with another step.
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.
         tolerance: wanted distance of a bound from its Ritz value, relative to λ_max - λ_min.
         confidence: probability over the random start with which both bounds hold.
-        max_steps: steps at most; with too few, ``converged`` is False and the bound is as wide as it must be.
+        max_steps: steps at most. With too few, ``converged`` is False and the bounds, still valid, are wide.
         seed: of the random start.
 
     Raises:
@@ -133,8 +133,8 @@ def extreme_eigenvalues(
 def _run_cheaply(process: Lanczos, tolerance: float, confidence: float) -> float:
     """Run on differences of gradients where these are accurate enough, and return the bound on their error.
 
-    The run's operator is exact again afterwards. Where the error turns out too large, the run is at its start again and
-    the result 0, as it is where no difference was used.
+    The run's operator is exact again afterwards. Where the error turns out too large, the run is reset to its start and
+    the result is 0. It is also 0 where no difference was used.
     """
     operator = process.operator
     process.operator = cheapest_operator(process, tolerance)

@@ -1,7 +1,7 @@
 """The memory that a Krylov run will need, before its first step, and how to make the run where there is less.
 
 The forecast is in bytes of tensors, as an accelerator's allocator counts them. On the CPU the resident set of the
-process rises by up to a fifth more, because the C library does not give back at once what was freed.
+process rises by up to a fifth more: the C library does not return freed memory at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AMPLE = 4
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """The most that a Krylov run will have in tensors at one time, in bytes."""
+    """The most bytes of tensors that a Krylov run will hold at one time."""
 
     basis: int
     """The basis of the Krylov space, in float64; of several ranks the part of this one."""
@@ -41,7 +41,7 @@ class MemoryForecast:
     work: int
     """A product, and vectors."""
     available: int | None
-    """What the operator's device has left now; None where that is not known."""
+    """Bytes that are free on the operator's device now; None where that is not known."""
 
     @property
     def total(self) -> int:
@@ -63,18 +63,18 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     summary: str = ""
-    """What was changed to save memory; empty if nothing."""
+    """The changes that save memory, in words; empty if there are none."""
 
 
 def forecast_memory(operator: MatrixVectorProduct, steps: int) -> MemoryForecast:
-    """Return what a Krylov run of ``steps`` steps and the ends of its spectrum will need, before it is begun.
+    """Return the memory that a Krylov run of ``steps`` steps and the ends of its spectrum will need.
 
     The operator of an objective builds the gradient graph of its first micro-batch, and makes products with that alone.
     The sizes of the other graphs follow from their examples. Of any other operator only the vectors are known.
 
     Args:
-        operator: what the run multiplies with; it has made no product yet.
-        steps: how long the run will be. A run that ends earlier needs less.
+        operator: the operator of the run, before its first product.
+        steps: the length of the run. A run that ends earlier needs less.
 
     Raises:
         MisuseError: fewer than one step.

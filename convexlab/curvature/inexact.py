@@ -1,7 +1,7 @@
-"""Krylov runs on products that are cheaper than the operator's own, and by how much such a run is off.
+"""Krylov runs on products that are cheaper than the operator's own, and the error of such runs.
 
-With inexact products A V = V T + β v eᵀ + F, and there is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact
-one of A - E (Davis, Kahan & Weinberger 1982, doi 10.1137/0719029). By Weyl's theorem no eigenvalue of A is further than
+With inexact products A V = V T + β v eᵀ + F. There is a symmetric E with ‖E‖ = ‖F‖ for which the run is an exact one of
+A - E. Source: Davis, Kahan & Weinberger 1982, doi 10.1137/0719029. By Weyl's theorem no eigenvalue of A is further than
 ‖F‖ from one of A - E. Exact new products with random vectors of the Krylov space bound ‖F‖, rounding included. The
 errors are assumed not to depend on the random start, as rounding errors are everywhere.
 """
@@ -25,7 +25,7 @@ from convexlab.objective.products import HessianOperator
 __all__ = ["SAMPLES", "SQUARED_STEPS", "Inexact", "cheapest_operator", "deviation", "error_of", "norm_of_deviation"]
 
 Inexact = CentralDifferences | NarrowHessian
-"""Operators whose own products are off; `reference` has others that show by how much."""
+"""Operators with inexact products; `reference` has products that show the error."""
 
 SAMPLES = 4
 """Exact products from which ‖F‖ is bounded."""
@@ -33,7 +33,7 @@ SQUARED_STEPS = 8
 """Steps with FᵀF that bound ‖F‖ more narrowly, each of two exact products. Of 100 columns by four spare digits of
 confidence: at most 1.4 times ‖F‖, where `SAMPLES` vectors give some 50 times as much."""
 # A run on cheap products is begun where one of them is off by at most this share of the tolerance. The bound on the
-# error of some fifty products is about ten times the error of a single one, and takes a fifth of the tolerance then.
+# error of some fifty products is about ten times the error of a single one. Then it takes a fifth of the tolerance.
 _SHARE = 1 / 50
 # Steps of the differences to try, times √ε. The first is where smooth networks have the least error.
 _STEPS = (0.5, 1.0, 0.25)
@@ -72,8 +72,8 @@ def cheapest_operator(process: Lanczos, tolerance: float) -> MatrixVectorProduct
 def deviation(process: Lanczos, failure: float, seed: int = 0) -> float:
     """Return a bound on ‖F‖ that fails with probability ``failure``; makes `SAMPLES` products with the run's operator.
 
-    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, with probability at least 1 - α^-r (Halko, Martinsson &
-    Tropp 2011, doi 10.1137/090771806, lemma 4.1).
+    ‖F‖ <= α √(2/π) max ‖F ω‖ over r standard normal vectors ω, with probability at least 1 - α^-r. Source: Halko,
+    Martinsson & Tropp 2011, doi 10.1137/090771806, lemma 4.1.
 
     Args:
         process: a run whose operator makes exact products again.

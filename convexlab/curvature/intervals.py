@@ -16,7 +16,7 @@ from convexlab.errors import MisuseError
 __all__ = ["LEVEL", "Interval", "check_level", "share_interval", "standard_error", "student_interval", "student_reach"]
 
 LEVEL = 0.95
-"""Of the intervals that are stored and shown."""
+"""Level of the intervals that are stored and shown."""
 
 Interval = tuple[float, float]
 """Lower and upper end; NaN where they are not known."""
@@ -50,10 +50,10 @@ def student_interval(value: float, error: float, degrees: float, level: float) -
 def share_interval(least: float, most: float, *, size: int, probes: int, level: float) -> Interval:
     """Return an interval for r / n, where random unit vectors have between ``least`` and ``most`` in an eigenspace.
 
-    The square of a uniform unit vector's part in a space of r of n dimensions has the distribution
-    Beta(r / 2, (n - r) / 2). The mean of ``probes`` of them is taken as the Beta variable of the same mean and
-    variance. The ends are where what was seen has a probability of (1 - ``level``) / 2: no standard error is needed,
-    and a single vector is enough (Clopper & Pearson 1934, doi 10.1093/biomet/26.4.404, have it for the binomial).
+    The square of a uniform unit vector's part in a space of r of n dimensions has the distribution Beta(r / 2, (n - r)
+    / 2). The mean of ``probes`` of them is taken as the Beta variable of the same mean and variance. At each end the
+    observation has a probability of (1 - ``level``) / 2. No standard error is needed, and a single vector is enough.
+    Clopper & Pearson 1934, doi 10.1093/biomet/26.4.404, have such an interval for the binomial.
 
     Args:
         least: mean over the vectors of the least that may be in the space.

@@ -1,10 +1,10 @@
 """The Lanczos process with full reorthogonalisation.
 
 A V = V T + β w eᵀ, with V orthonormal and T tridiagonal (Golub & Van Loan, "Matrix Computations", 4th ed., section
-10.1). Each new vector is made orthogonal to all earlier ones twice ("twice is enough", Giraud et al. 2005, doi
-10.1007/s00211-005-0615-4), each time by two matrix-vector products with every block of the basis. Coefficients stay on
-the device: the host waits for it once in an `extend`, not at every step. Where ranks make the products together, each
-holds its part of the basis.
+10.1). Each new vector is made orthogonal to all earlier ones twice, each time by two matrix-vector products with every
+block of the basis. "Twice is enough": Giraud et al. 2005, doi 10.1007/s00211-005-0615-4. Coefficients stay on the
+device: the host waits for it once in an `extend`, not at every step. Where ranks make the products together, each holds
+its part of the basis.
 
 A run may be compressed to some of its Ritz vectors, and go on from there (thick restart, Wu & Simon 2000, doi
 10.1137/S0895479898334605). Of those and of the vector after them T is an arrow then, and tridiagonal beyond.
@@ -45,8 +45,8 @@ class Lanczos:
     Args:
         operator: the symmetric matrix A.
         start: the unit vector (n,) to start from.
-        max_steps: products at most; the basis takes 8 n bytes a step, and half of that, or memory of the host, where it
-            would not fit.
+        max_steps: products at most. The basis takes 8 n bytes a step. Where it would not fit, it takes half of that, or
+            memory of the host.
 
     Raises:
         FailureError: that many steps do not fit into memory, or the products are wrong, see `soundness`.
@@ -65,7 +65,7 @@ class Lanczos:
         plan = plan_run(operator, self.max_steps)
         require_sound(operator)
         self.plan = ", ".join(filter(None, [plan.summary, getattr(operator, "summary", "")]))
-        """What was done to save memory, and how products are made if not exactly; empty if nothing is to say."""
+        """Changes that save memory, and the kind of products if not exact; empty if there are none."""
         self._ranks = ranks_of(operator)
         self._basis = Basis(start.to(device=plan.device, dtype=plan.dtype), self.max_steps + 1, self._ranks)
         dtype = accumulation_dtype(plan.device)
@@ -228,8 +228,8 @@ class Lanczos:
         """Cut T where the space became invariant after ``start``: beyond there is only amplified rounding error.
 
         There the rest of A v is rounding error of this process, of length about √n ε ‖T‖, ε that of the basis. The
-        larger errors of an operator in a lower precision do not end the process: it goes on as if from a random vector,
-        and the Ritz values remain those of a space that contains the earlier ones.
+        larger errors of an operator in a lower precision do not end the process. It goes on as if from a random vector.
+        The Ritz values remain those of a space that contains the earlier ones.
         """
         diagonal, off_diagonal = self.coefficients()
         if not (np.isfinite(diagonal).all() and np.isfinite(off_diagonal).all()):

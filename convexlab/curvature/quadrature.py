@@ -1,9 +1,9 @@
 """Gauss-Radau quadrature from a Krylov run: between which two numbers a distribution function lies.
 
-A run from v sees the measure that puts (uᵀv)² at every eigenvalue, u its unit eigenvector. Of all measures with the
-same coefficients of T, none has less below a point t than the Gauss-Radau rule with a node at t has below it, and none
-has more up to t than that has up to it (Chebyshev, Markov and Stieltjes: Szegő, "Orthogonal Polynomials", section 3.41;
-the rule by Golub 1973, doi 10.1137/1015032, section 7).
+A run from v sees the measure that puts (uᵀv)² at every eigenvalue, u its unit eigenvector. Consider the Gauss-Radau
+rule with a node at t, and all measures with the same coefficients of T. None has less mass below t than the rule, and
+none has more mass up to and including t. The inequalities are by Chebyshev, Markov and Stieltjes (Szegő, "Orthogonal
+Polynomials", section 3.41), the rule by Golub (1973, doi 10.1137/1015032, section 7).
 """
 
 from __future__ import annotations

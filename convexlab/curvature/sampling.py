@@ -71,8 +71,8 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     """Return the curvature of the loss along given directions with its sampling error.
 
     With weights w_b, W their sum, the mean is q = Σ w_b q_b / W. Its standard error is that of a ratio, √((1 - f) B /
-    (B - 1) Σ w_b² (q_b - q)²) / W (Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11). For equal weights and f
-    = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
+    (B - 1) Σ w_b² (q_b - q)²) / W. Source: Cochran 1977, "Sampling Techniques", 3rd ed., section 2.11. For equal
+    weights and f = 0 it is s / √B. The sampled fraction f is examples / ``population`` (section 2.6).
 
     **Which examples.** An eigenvector found on a sample was *chosen* for its curvature there. On the same sample the
     smallest is biased low and the largest high, by more than this error (Tatzel, Mucsányi, Hackel & Hennig 2025, arXiv
@@ -80,16 +80,18 @@ def sampled_curvature(objective: Objective, vectors: Tensor, *, population: int 
     the same model over those.
 
     **Which batches.** The micro-batches of ``objective``. The error is right where they are random parts of the data:
-    shuffle data that are sorted. With few of them it is known badly, which `SampledCurvature.interval` allows for.
+    shuffle data that are sorted. With few of them the error itself is uncertain; `SampledCurvature.interval` allows for
+    that.
 
     Args:
         objective: over the sample; its data may be other than those that ``vectors`` were found on.
         vectors: (n,) or (n, k), directions of any length.
-        population: examples of the full data set, of which the objective's are drawn without replacement; None is
-            an endless supply.
+        population: number of examples in the full data set, from which the objective's are drawn without replacement.
+            None is an infinite population.
 
     Raises:
-        MisuseError: vectors of another shape or without a direction, a population smaller than the sample.
+        MisuseError: vectors of another shape, a vector that is zero or not finite, or a population smaller than the
+            sample.
     """
     directions = _directions(objective, vectors)
     if population is not None and population < 1:

@@ -19,7 +19,7 @@ _POINTS = 9  # Four differences of the fifth order.
 _LEAST_ROUNDING = 100
 # Order of the differences that show noise: a smooth loss adds to those of lower order, and of higher order are few.
 _NOISE_ORDER = 5
-# Standard deviations of noise by which a second difference may be off: of 20,000 draws of independent errors at nine
+# Standard deviations of noise by which a second difference may be off. Of 20,000 draws of independent errors at nine
 # points, one had a larger error.
 _NOISE_FACTOR = 50
 
@@ -33,7 +33,7 @@ class Segment:
     second_differences: tuple[float, ...]
     """(k - 2,), L₋ - 2 L + L₊ at each inner point; in the unit of the loss."""
     rounding: float
-    """By how much a second difference may be off; in the unit of the loss."""
+    """Bound on the error of a second difference, in the unit of the loss."""
 
     @property
     def convex(self) -> bool:
@@ -60,7 +60,7 @@ class Segment:
 
 
 def segment_curvature(objective: Objective, begin: Tensor, end: Tensor, *, points: int = _POINTS) -> Segment:
-    """Return the loss along the segment between two flat vectors (n,); the model stays where it is.
+    """Return the loss along the segment between two flat vectors (n,); the model's parameters do not change.
 
     Costs a value a point, made in float64 where the loss allows that. A convex function is convex on every segment. A
     function that is convex on a segment may bend downwards in other directions, or between the points.

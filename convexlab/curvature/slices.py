@@ -39,10 +39,9 @@ def check_points(points: int) -> None:
 def reach_of(loss: float, curvature: float, resolution: float = 0.0) -> float | None:
     """Return the step s at which the curvature term ½ |curvature| s² is a quarter of the loss.
 
-    That is near enough for the middle points to show the curvature, and far enough for the outer points to show where
-    the quadratic model ends: on half-trained vision transformers the model held up to between a sixth of s and s. A
-    curvature within ``resolution`` of zero counts as ``resolution``, as s would have no limit. None where there is no
-    such step.
+    The middle points are near enough to show the curvature. The outer points are far enough to show where the quadratic
+    model ends. On half-trained vision transformers the model held up to between a sixth of s and s. A curvature within
+    ``resolution`` of zero counts as ``resolution``, as s would have no limit. None where there is no such step.
     """
     bend = max(abs(curvature), resolution)
     reach = math.sqrt(2 * _CHANGE * abs(loss) / bend) if bend > 0 and math.isfinite(bend + loss) else 0.0

@@ -1,4 +1,4 @@
-"""What is asked of an operator before anything is stated about its spectrum."""
+"""Checks of an operator before any statement on its spectrum."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ _ORDERS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 class Eigenpairs:
     """The k eigenpairs at an end of a spectrum, the outermost first.
 
-    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing). Nor is it
-    claimed to be that: a single random start sees one copy of an eigenvalue that is there several times.
+    The i-th value is never beyond the i-th eigenvalue from that end, up to rounding (Cauchy's interlacing). It need not
+    be equal to it: a single random start sees a multiple eigenvalue only once.
     """
 
     values: Tensor
@@ -60,11 +60,12 @@ class Eigenpairs:
     vectors: Tensor
     """(n, k), orthonormal columns, float64."""
     residuals: Tensor
-    """(k,), ‖A v - value v‖: by fresh products where those of the run were cheaper ones, else by its recurrence."""
+    """(k,), ‖A v - value v‖: by fresh products if those of the run were not exact, else by its recurrence."""
     bounds: Tensor
     """(k, 2): an eigenvalue lies between the two for certain, up to rounding: value ∓ residual."""
     converged: bool
-    """Whether every residual is at most ``tolerance`` times |value|, or a thousandth of the largest, or rounding."""
+    """Whether every residual is at most ``tolerance`` times |value|, or a thousandth of the largest |value|, or
+    rounding."""
     steps: int
     """Products of the Krylov run."""
     restarts: int
@@ -92,7 +93,7 @@ def top_eigenpairs(
 
     Lanczos with thick restarts (Wu & Simon 2000, doi 10.1137/S0895479898334605). On the Hessian of an objective it uses
     differences of gradients where these prove accurate enough, see `inexact`. Values and residuals then come from k
-    exact products, and where those are not good enough the run is made again with exact ones.
+    exact products. Where these residuals are too large, the run is repeated with exact products.
 
     Args:
         operator: anything with ``matvec``, ``shape``, ``dtype`` and ``device``.

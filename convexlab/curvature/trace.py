@@ -35,19 +35,19 @@ class TraceEstimate:
     """Over the random vectors; NaN with fewer than two, 0 where the trace was computed exactly.
 
     For XTrace it is the jackknife's, which on average is too large rather than too small (Efron & Stein 1981, doi
-    10.1214/aos/1176345462). The authors' own formula takes correlated estimates as uncorrelated: on spectra of networks
-    the true error was 1.0 to 1.4 times as large, and that of the jackknife 0.4 to 0.9 times as large as what it says.
+    10.1214/aos/1176345462). The authors' own formula takes correlated estimates as uncorrelated. On spectra of networks
+    the true error was 1.0 to 1.4 times that of their formula, and 0.4 to 0.9 times that of the jackknife.
     """
     degrees: float
-    """Of freedom of the standard error; infinite where the trace was computed exactly."""
+    """Degrees of freedom of the standard error; infinite where the trace was computed exactly."""
     effort: Effort
 
     def interval(self, level: float = 0.95) -> Interval:
         """Return an interval for the trace, by Student's t; both ends NaN with fewer than two random vectors.
 
         Args:
-            level: probability over the random vectors with which it holds, for estimates that are nearly normal. A
-                spectrum with one dominating eigenvalue takes more than a handful of vectors for that.
+            level: probability over the random vectors with which it holds, for estimates that are nearly normal. With
+                one dominating eigenvalue, that takes many vectors.
 
         Raises:
             MisuseError: a level that is no probability.
@@ -86,14 +86,14 @@ def trace(operator: MatrixVectorProduct, *, method: str = "hutch++", samples: in
 def trace_beside(process: Lanczos, samples: int, generator: torch.Generator) -> tuple[float, float, float]:
     """Return the trace from a Krylov run and a few products beside it: value, standard error, degrees of freedom.
 
-    tr A = tr T + tr (I - V Vᵀ) A (I - V Vᵀ): the run holds what its space holds, most of a spectrum that decays, and
-    new random vectors without their part in it estimate the rest without bias (Chen & Hallman 2023, doi
-    10.1137/22M1494257; Hutch++ with a Krylov space for its sketch).
+    tr A = tr T + tr (I - V Vᵀ) A (I - V Vᵀ). The run's own space V gives the first term, which is most of the trace
+    where the spectrum decays. New random vectors, projected onto its complement, estimate the second term without bias.
+    Source: Chen & Hallman 2023, doi 10.1137/22M1494257. It is Hutch++ with a Krylov space for its sketch.
 
     Args:
         process: a run, which counts the products.
         samples: products at most.
-        generator: of random vectors that the run knows nothing of.
+        generator: of random vectors that are independent of the run.
     """
     inside = float(process.coefficients()[0].sum())
     if process.steps == process.operator.shape[0]:
@@ -126,10 +126,10 @@ def _hutch_plus_plus(operator: MatrixVectorProduct, samples: int, generator: tor
 def _mean_form(signs: Tensor, images: Tensor) -> tuple[float, float, float]:
     """Return the mean of zᵀBz over vectors of signs z (n, m), given B z: value, standard error, degrees of freedom.
 
-    The variance of zᵀBz is 2 (‖B‖² - Σ b_ii²). Single vectors estimate the first term by ‖B z‖², and pairs the second,
-    as z ∘ B z estimates the diagonal: with far more degrees of freedom than the m values themselves have. Of the first
-    the relative variance is 2 tr B⁴ / (m ‖B‖⁴), where pairs estimate tr B⁴ by the square of (B z)ᵀB z'; that gives the
-    degrees by Satterthwaite (1946, doi 10.2307/3002019).
+    The variance of zᵀBz is 2 (‖B‖² - Σ b_ii²). Single vectors estimate the first term by ‖B z‖². Pairs estimate the
+    second, because z ∘ B z estimates the diagonal. That gives far more degrees of freedom than the m values themselves
+    have. The relative variance of the first is 2 tr B⁴ / (m ‖B‖⁴), where pairs estimate tr B⁴ by the square of (B z)ᵀB
+    z'. The degrees of freedom follow by Satterthwaite (1946, doi 10.2307/3002019).
     """
     count = signs.shape[1]
     diagonals = signs * images
@@ -189,7 +189,7 @@ class _Sketch:
     def trace(self) -> float:
         """Return the mean of tr_i = tr(P_i A P_i) + (n - k + 1) v_iᵀA v_i / v_iᵀv_i (algorithm 1.2).
 
-        P_i projects onto the range of A times the other k - 1 test vectors and v_i = ω_i - P_i ω_i; the ratio is their
+        P_i projects onto the range of A times the other k - 1 test vectors, and v_i = ω_i - P_i ω_i. The ratio is the
         normalisation for rotationally invariant test vectors (section 2.3).
         """
         count = self.triangle.shape[1]

@@ -47,18 +47,19 @@ _ROUNDING_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome at a point, with what it rests on."""
+    """The verdict on the convexity of a loss at a point, with its evidence."""
 
     kind: Kind
     curvature: float
-    """vᵀHv of the unit vector v found with the least, recomputed by a fresh product."""
+    """vᵀHv of the unit vector v with the smallest value found, recomputed by a fresh product."""
     witness: Tensor | None
-    """That v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. Anyone can check that."""
+    """v (n,), if it proves the loss non-convex here: curvature + rounding_floor < 0. That can be checked
+    independently."""
     second_difference: float | None
     """(L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² along the witness: the same without derivatives.
 
-    None without a witness, or where the rounding of the loss drowns it. Kinks of the loss within h of θ add to it, so
-    that it may differ from ``curvature`` even in sign.
+    None without a witness, or where the rounding of the loss is too large for it. Kinks of the loss within h of θ add
+    to it, so it may differ from ``curvature`` even in sign.
     """
     lower_bound: float
     """No eigenvalue is below, with probability ``confidence`` over the random start; allows for rounding."""
@@ -104,16 +105,16 @@ def convexity_verdict(
     precision: Precision = "full",
     seed: int = 0,
 ) -> Verdict:
-    """Say what can be said about the convexity of the loss at the model's present parameters.
+    """Judge the convexity of the loss at the model's present parameters, from a Krylov run.
 
     Args:
         objective: the loss.
-        floor: negative curvature smaller than this fraction of the largest is not searched for.
+        floor: the smallest negative curvature that is searched for, as a fraction of the largest curvature.
         confidence: of the lower bound, over the random start.
         max_steps: products at most; None is what ``floor`` and ``confidence`` need. Fewer are made when negative
             curvature shows earlier.
         products: how the Hessian multiplies, see `Objective.hessian`.
-        precision: in how many bits, see the same; the lower bound allows for what that errs.
+        precision: the precision of the products, see `Objective.hessian`; the lower bound allows for its error.
         seed: of the random start.
 
     Raises:

@@ -27,8 +27,8 @@ Pair = tuple[Tensor, Tensor]
 class MappedPairs(Dataset[Pair]):
     """Batches of consecutive rows of two files, by number; in another process the files are opened anew.
 
-    Rows are copied as they are asked for. Inputs of type uint8 mean 0 to 255 and become 0 to 1, as in ``npz:FILE``;
-    other whole numbers, such as words of a text, become int64, and floating-point numbers stay.
+    Rows are copied as they are asked for. Inputs of type uint8 are divided by 255, as in ``npz:FILE``. Other whole
+    numbers, such as words of a text, become int64. Floating-point numbers stay.
 
     Args:
         x: file of the inputs, (N, ...).

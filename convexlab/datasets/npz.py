@@ -81,7 +81,7 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
         )
     packed = max(1, sum(entry.compress_size for entry in entries))
     if size > _SMALL and size / packed > _LARGEST_RATIO:
-        raise ValueError(f"{byte_size(size)} are packed into {byte_size(packed)}: no images are so even")
+        raise ValueError(f"{byte_size(size)} are packed into {byte_size(packed)}: images do not compress that well")
     for entry in entries:
         with archive.open(entry) as file:
             version = np.lib.format.read_magic(file)

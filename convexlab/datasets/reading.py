@@ -22,8 +22,8 @@ def read_ahead(batches: MappedPairs | Shards, device: torch.device) -> Iterable[
     """Return batches as a loss goes through them, read ahead of it where that pays.
 
     For an accelerator processes read ahead into pinned memory, from where they are copied while it calculates. On the
-    CPU these would take the processors of the loss: one reads ahead where the files are larger than what is free, and
-    so come from the disk every time.
+    CPU these would compete with the loss for the processors. One worker reads ahead where the files are larger than
+    free memory, and so come from the disk every time.
     """
     on_host, free = device.type == "cpu", available_memory(device)
     if on_host and (free is None or batches.bytes < free):

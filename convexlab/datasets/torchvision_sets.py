@@ -54,7 +54,7 @@ TORCHVISION_SETS = {
     ),
     "cifar100": TorchvisionSet("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
 }
-"""By the name that ``load_dataset`` takes."""
+"""The data sets, by the name that ``load_dataset`` takes."""
 
 
 def data_folder(root: str | Path | None = None) -> Path:

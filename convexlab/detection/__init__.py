@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 DEFAULT_DETECTOR = "budget-fraction"
-"""What had the least regret on tasks it was not chosen on (``analyses/detector_validation.py``): no detector that looks
-at a run has shown to be worth more than a switch at 30 % of the budget."""
+"""The rule with the least regret on tasks that it was not chosen on (``analyses/detector_validation.py``). No detector
+that looks at a run did better than a switch at 30 % of the budget."""
 
 _DETECTORS: dict[str, type[Detector]] = {
     "algorithm-1": Algorithm1,
@@ -59,7 +59,7 @@ def build_detector(name: str, *, budget: int | None = None) -> Detector:
 
     Args:
         name: one of `detector_names`.
-        budget: epochs that there are; only ``budget-fraction`` asks.
+        budget: number of epochs of the whole training; only ``budget-fraction`` needs it.
 
     Raises:
         MisuseError: an unknown name, or a budget that is missing or below 1.

@@ -19,9 +19,9 @@ class Signals:
     """
 
     loss: float
-    """Of the training set."""
+    """Training loss."""
     gradient_norm: float
-    """‖g‖ of that loss."""
+    """‖g‖, the norm of the gradient of the training loss."""
     gradient_noise: float | None = None
     """Standard error of ``gradient_norm`` where it was estimated from mini-batches."""
     gradient_curvature: float | None = None
@@ -29,16 +29,16 @@ class Signals:
     smallest: float | None = None
     """Smallest eigenvalue of the Hessian."""
     largest: float | None = None
-    """Its largest."""
+    """Largest eigenvalue of the Hessian."""
     projected_rate: float | None = None
-    """The rate at which gradient descent would have gone as far along the gradient as Adam did: -pᵀp / pᵀg, where p is
-    Adam's step (Keskar and Socher 2017, arXiv 1712.07628, equation 3)."""
+    """-pᵀp / pᵀg with Adam's step p: the rate at which gradient descent would have gone as far along the gradient.
+    Source: Keskar and Socher 2017, arXiv 1712.07628, equation 3."""
 
 
 class Detector(ABC):
-    """Decides online, from the epochs so far.
+    """Base of the rules that decide when to switch, from the epochs so far.
 
-    Only ratios may decide, so that a rescaled loss gives the same decision.
+    Rules use only ratios, so that a rescaled loss gives the same decision.
     """
 
     cost = 0.0
@@ -67,7 +67,7 @@ class Detector(ABC):
             **more: the other fields of `Signals`.
 
         Raises:
-            MisuseError: something that it needs is not among them.
+            MisuseError: a field that the detector needs is missing.
         """
         signals = Signals(loss, gradient_norm, **more)
         missing = [name for name in sorted(self.needs) if getattr(signals, name) is None]

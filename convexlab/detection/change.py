@@ -17,11 +17,11 @@ _NORMAL = 1.4826  # Standard deviations of a normal variable in its median absol
 class GradientNormChange(Detector):
     """Change point: a cumulative-sum test finds that the gradient norm has risen, then that it has fallen.
 
-    Page's test in Hinkley's form (Page 1954, Biometrika 41; Hinkley 1971, Biometrika 58) on x = log norm: with the mean
-    x̄ of the epochs since the last change, the sum of x - x̄ - δ exceeds its least value so far by λ where the level has
-    risen, and likewise downwards. δ and λ are in standard deviations of the noise, estimated by the median of the
-    absolute differences of neighbouring epochs, whatever the trend. A fall before any rise is the initial transient:
-    the test for a rise begins again at every new least norm.
+    It is Page's test in Hinkley's form on x = log norm (Page 1954, Biometrika 41; Hinkley 1971, Biometrika 58). Let x̄
+    be the mean of the epochs since the last change. The level has risen where the sum of x - x̄ - δ exceeds its least
+    value so far by λ, and likewise downwards. δ and λ are in standard deviations of the noise, estimated by the median
+    of the absolute differences of neighbouring epochs, whatever the trend. A fall before any rise is the initial
+    transient: the test for a rise begins again at every new least norm.
 
     Of 200 curves of noise without a trend 1.5 % fired in 60 epochs, of 200 that only fall none. Of 200 that rise by 4
     at epoch 16 and fall at 31 all did by epoch 33 (20 % noise). With λ = 5: 18 %, 1 % and 95 %.
@@ -83,13 +83,14 @@ class GradientNormChange(Detector):
 class UnimodalNorm(Detector):
     """Norm over loss: the gradient norm, as a function of the falling loss, has passed a maximum.
 
-    The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Least squares fit log
-    norm, in the order of falling losses, by a sequence that rises, then falls, exactly (pool adjacent violators, Barlow
-    et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005).
+    The paper's figures draw the norm over the loss, where the hypothesis says rise, then fall. Exact least squares fit
+    log norm, in the order of falling losses, by a sequence that rises, then falls. Sources: pool adjacent violators,
+    Barlow et al. 1972; all prefixes at once, Stout 2008, doi 10.1016/j.csda.2008.08.005.
 
-    The switch is where the fit's highest level is above both its first and its last level by 1 / ``factor`` and by
-    ``threshold`` standard deviations of the difference of their means, the noise as in `GradientNormChange`. The
-    initial transient is cut off: the sequence begins at the least norm before the largest rise.
+    The switch is where the fit's highest level exceeds both its first and its last level by two margins. These are a
+    factor 1 / ``factor``, and ``threshold`` standard deviations of the difference of their means. The noise is that of
+    `GradientNormChange`. The initial transient is cut off: the sequence begins at the least norm before the largest
+    rise.
 
     Of 50 curves of noise without a trend none fired in 60 epochs, of 50 that only fall 4 %. Of 50 that rise by 4 at
     epoch 16 and fall at 31, 82 % did by epoch 33 and 90 % by epoch 45 (20 % noise). With 4: 10 %, 10 %, 96 % and 100 %.

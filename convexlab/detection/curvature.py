@@ -13,9 +13,9 @@ __all__ = ["NoNegativeCurvature"]
 class NoNegativeCurvature(Detector):
     """Curvature: positive along the gradient, and the Hessian's negative end is small beside its positive one.
 
-    It measures what the peak of the gradient norm is taken to stand for: gᵀHg / gᵀg > 0 and smallest >= -``enter`` *
-    largest, in ``patience`` measurements in a row. It looks at the state and not at a change: a run that begins where
-    there is no negative curvature switches after ``patience`` measurements.
+    It measures what the peak of the gradient norm is supposed to show. It fires when gᵀHg / gᵀg > 0 and smallest >=
+    -``enter`` * largest in ``patience`` measurements in a row. It looks at the state and not at a change: a run that
+    begins where there is no negative curvature switches after ``patience`` measurements.
 
     The smallest eigenvalue counts relative to the largest, because it never reaches zero. It stays slightly negative
     long after the peak, and is more negative on a sample of the data than on all of them. Therefore ``enter`` is a

@@ -10,10 +10,16 @@ __all__ = ["BudgetFraction", "FixedEpoch"]
 
 
 class FixedEpoch(Detector):
-    """Switch after a given number of epochs, whatever loss and norm are."""
+    """Switch after a given number of epochs, whatever loss and norm are.
+
+    Args:
+        switch_epoch: epochs before the switch, at least 1.
+
+    Raises:
+        MisuseError: ``switch_epoch`` is below 1.
+    """
 
     def __init__(self, switch_epoch: int) -> None:
-        """Take the number of epochs before the switch, at least 1."""
         super().__init__()
         if switch_epoch < 1:
             raise MisuseError(f"expected switch_epoch of at least 1, got {switch_epoch!r}.")
@@ -35,14 +41,14 @@ class FixedEpoch(Detector):
 
 
 class BudgetFraction(FixedEpoch):
-    """Budget: switch after a fraction of the epochs that there are, as one would guess by hand.
+    """Budget: switch after a fraction of all epochs, like a guess by hand.
 
     It switches after the first epoch at the earliest, whatever loss and norm are. Every detector that looks at the run
     has to beat this. Of the fractions tried, 0.3 had the least regret over 30 runs
     (``analyses/detector_validation.py``).
 
     Args:
-        budget: epochs that there are.
+        budget: number of epochs of the whole training.
         fraction: share of them before the switch.
 
     Raises:

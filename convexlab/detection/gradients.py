@@ -35,11 +35,11 @@ class GradientStatistics:
     """Reads gradients and steps, from hooks, as an optimiser steps: an epoch's gradient norm costs no evaluation.
 
     A mini-batch's squared norm is too large by its noise. Where its gradient is accumulated from k ≥ 2 equal parts at
-    the same weights, the products of different parts have no such bias: the mean over the steps of
-    k/(k-1) (‖Σ gᵢ‖² - Σ ‖gᵢ‖²) is an unbiased estimate of ‖g‖². (Products of successive steps are not: a step moves
-    the weights against its own gradient, so that the next gradient is smaller along it. On the digits they came out
-    negative.) Examples drawn without replacement, as in an epoch over N of them, leave a bias of -tr(Σ) / (N - 1), with
-    the covariance Σ of their gradients.
+    the same weights, the products of different parts have no such bias. The mean over the steps of k/(k-1) (‖Σ gᵢ‖² - Σ
+    ‖gᵢ‖²) is then an unbiased estimate of ‖g‖². (Products of successive steps are not: a step moves the weights against
+    its own gradient, so that the next gradient is smaller along it. On the digits they came out negative.) Examples
+    drawn without replacement, as in an epoch over N of them, leave a bias of -tr(Σ) / (N - 1). Σ is the covariance of
+    their gradients.
 
     Gradients are read as the optimiser gets them. A loop that clips them has changed them by then, which ``clipped``
     says: they are then kept as each backward pass leaves them. Of a closure, the gradient of its first evaluation in a

@@ -25,13 +25,13 @@ class NoiseAwarePeak(Detector):
 
     Norm and standard error come from the mini-batches' own gradients, so that nothing is charged. The last ``window``
     estimates are combined by weights 1 / error², which is exact where the norm does not change within them. The norm
-    has risen at an epoch if an earlier estimate is below ``factor`` times its own, and has fallen if its own is below
-    ``factor`` times an estimate since the rise, each by more than z standard errors of the difference. (Estimates are
-    taken as independent, which is on the safe side where two share epochs. Without ``factor``, any rise of a norm that
-    is known exactly would count.)
+    has risen at an epoch if an earlier estimate is below ``factor`` times that of the epoch. It has fallen if that of
+    the epoch is below ``factor`` times an estimate since the rise. In both cases the gap must exceed z standard errors
+    of the difference. (Estimates are taken as independent, which is on the safe side where two share epochs. Without
+    ``factor``, any rise of a norm that is known exactly would count.)
 
     The largest of many noisy values is too large, the least too small. So z allows for all pairs of epochs ever
-    compared (Bonferroni): the t-th estimate is compared with t - 1 earlier ones, each at the level ``error`` / (t (t -
+    compared (Bonferroni). The t-th estimate is compared with t - 1 earlier ones, each at the level ``error`` / (t (t -
     1)²). That adds up to ``error`` over all t; z is 2.6 at t = 3, 3.8 at 10 and 5.0 at 60. A norm that never rises, or
     never falls, fires with a probability of at most ``error``, as far as the noise is normal and known. Only the noise
     of the estimate counts: fluctuations of the norm itself, from the steps, are rises and falls.
@@ -40,8 +40,9 @@ class NoiseAwarePeak(Detector):
     combined with others.
 
     Of 200 curves of noise without a trend none fired in 60 epochs, of 200 that only fall none. Of 200 that rise by 4 at
-    epoch 16 and fall at 31 all did within epochs 31 to 33 (20 % noise; with 40 % none, none, 56 % by epoch 33 and 78 %
-    by 45). Where the noise itself is estimated from five values, 3.5 % of the first fired; from ten, none.
+    epoch 16 and fall at 31 all did within epochs 31 to 33 (20 % noise). With 40 % noise the numbers are none, none, 56
+    % by epoch 33 and 78 % by 45. Where the noise itself is estimated from five values, 3.5 % of the first fired; from
+    ten, none.
 
     Args:
         factor: the paper's ``gnfact``, for rise and fall.

@@ -15,12 +15,17 @@ __all__ = ["Algorithm1", "GradientNormPeak", "SmoothedNormPeak"]
 class Algorithm1(Detector):
     """Algorithm 1 of Hrycej et al. (KDIR 2025), exactly: switch once norm <= factor * (largest norm so far).
 
-    A network with a random head starts with a large norm that collapses within the first epochs; on that collapse
-    this rule fires.
+    A network with a random head starts with a large norm that collapses within the first epochs. The rule fires on that
+    collapse.
+
+    Args:
+        factor: the paper's ``gnfact``, between 0 and 1.
+
+    Raises:
+        MisuseError: ``factor`` is out of range.
     """
 
     def __init__(self, factor: float = 0.9) -> None:
-        """Take the paper's ``gnfact``."""
         super().__init__()
         self.factor = fraction("factor", factor)
         self._largest = 0.0
@@ -109,14 +114,14 @@ class GradientNormPeak(_Peak):
 class SmoothedNormPeak(_Peak):
     """Algorithm 1 on a running mean of the logarithm of the gradient norm, which must rise from its trough first.
 
-    The rule of `GradientNormPeak`, with every epoch's weight decaying instead of a median: m = β m + (1 - β) log(norm /
-    first norm), and m / (1 - β^t) after t epochs, as Adam corrects the bias of its own averages (Kingma and Ba 2015,
-    arXiv 1412.6980, section 3). Logarithms are taken because the noise of a norm multiplies it. For independent noise
-    the mean is as good as a plain mean of (1 + β) / (1 - β) epochs: 9 at 0.8. An outlier counts, which a median
-    ignores. An epoch whose gradient is zero decides nothing.
+    It is the rule of `GradientNormPeak` with an exponential average instead of a median. m = β m + (1 - β) log(norm /
+    first norm), and m / (1 - β^t) is used after t epochs. That is how Adam corrects the bias of its averages (Kingma
+    and Ba 2015, arXiv 1412.6980, section 3). Logarithms are taken because the noise of a norm multiplies it. For
+    independent noise the mean is as good as a plain mean of (1 + β) / (1 - β) epochs: 9 at 0.8. An outlier counts,
+    which a median ignores. An epoch whose gradient is zero decides nothing.
 
     Of 200 curves of noise without a trend 10 % fired in 60 epochs, of 200 that only fall 0.5 %. Of 200 that rise by 4
-    at epoch 16 and fall at 31, 95 % did within epochs 31 to 33 and the others before (20 % noise). With a ``rise`` of
+    at epoch 16 and fall at 31 (20 % noise), 95 % did within epochs 31 to 33. The others did before. With a ``rise`` of
     1.25: 74 %, 6 % and 80 %; `GradientNormPeak`, which has that: 97 %, 8 % and 22 %.
 
     Args:

@@ -12,9 +12,9 @@ __all__ = ["Swats"]
 class Swats(Detector):
     """SWATS: the rate of gradient descent that matches Adam's steps has settled (Keskar and Socher 2017).
 
-    arXiv 1712.07628, algorithm 1: with the rate γ_k = -pᵀp / pᵀg of Adam's step p (equation 3) and its running mean
-    λ_k = β₂ λ_(k-1) + (1 - β₂) γ_k, switch once |λ_k / (1 - β₂^k) - γ_k| < ε and k > 1. It was meant for a switch to
-    stochastic gradient descent, and for generalisation.
+    arXiv 1712.07628, algorithm 1. The rate of Adam's step p is γ_k = -pᵀp / pᵀg (equation 3), and its running mean is
+    λ_k = β₂ λ_(k-1) + (1 - β₂) γ_k. The switch is where |λ_k / (1 - β₂^k) - γ_k| < ε and k > 1. It was meant for a
+    switch to stochastic gradient descent, and for generalisation.
 
     Departs from it in that
     - k counts epochs, each with the mean of γ over its steps. β₂ = 0.9 remembers ten epochs; the source's 0.999

@@ -28,8 +28,8 @@ __all__ = ["Watch"]
 _VALUE_AND_GRADIENT, _PRODUCT = 1.0, 2.0
 # Products that a Krylov run makes beside its steps, and the longest run that is made with exact products alone.
 _FRESH, _LONGEST = 2, 19
-# Steps on the whole batch that are put together for a detector. Told of every single one, `GradientNormPeak` took the
-# first steps of Adam for a peak, at step 14 of 2,000; told every 20, it fired at 300.
+# Steps on the whole batch that are put together for a detector. Given every single step, `GradientNormPeak` took the
+# first steps of Adam for a peak, at step 14 of 2,000. Given every 20th, it fired at 300.
 _STEPS_TOGETHER = 20
 _CURVATURE = frozenset({"gradient_curvature", "smallest", "largest"})
 
@@ -49,32 +49,32 @@ class Watch:
     noise, unless a step's gradient is accumulated from equal parts, with `accumulated` called after each backward pass
     except the last. Then the noise is taken out, and measured too (`GradientStatistics`).
 
-    Where the objective is a single batch, a step sees all of it, and an update after every step would tell the detector
-    of each. Updates are then put together until there were 20 steps; until that, `update` says what it said before.
+    Where the objective is a single batch, an update after every step would give the detector every single step. Updates
+    are then combined over 20 steps. Between them, `update` returns its last answer.
 
     Curvature is measured on a sample of the objective's examples, at the end of an epoch, as often as ``share`` pays
-    for: half of it for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
-    epochs that cost 1, that is once in 6 m / (N share) and in 4 (steps + 2) m / (N share) epochs. It is a little less
-    often for the ends, whose products are checked each time, on 32 examples. The ends of a sample's spectrum tend to
-    lie further out than those of the whole. The smallest value found is an upper bound on the sample's smallest
-    eigenvalue.
+    for. Half of it is for gᵀHg/gᵀg, half for both ends of the spectrum by a short Krylov run. With m of N examples and
+    epochs that cost 1, the former is measured once in 6 m / (N share) epochs. The latter is measured once in 4 (steps +
+    2) m / (N share) epochs. It is a little less often for the ends, whose products are checked each time, on 32
+    examples. The ends of a sample's spectrum tend to lie further out than those of the whole. The smallest value found
+    is an upper bound on the sample's smallest eigenvalue.
 
     Args:
         objective: the training loss of the model that the optimiser trains.
         optimizer: any of torch's, with or without a closure.
-        detector: decides; None measures only.
-        share: of the cost of training, in gradient equivalents, that may be spent; 0 measures no curvature. In seconds
-            of a small network it was about twice that: small samples are evaluated less efficiently
-            (benchmarks/README.md).
-        examples: in the sample. With fewer, curvature is measured more often.
+        detector: the rule that decides; None measures only.
+        share: the share of the cost of training, in gradient equivalents, that may be spent on measuring; 0 measures no
+            curvature. In seconds it was about twice that on a small network: small samples are evaluated less
+            efficiently (benchmarks/README.md).
+        examples: number of examples in the sample. With fewer, curvature is measured more often.
         steps: of the Krylov run, 2 to 19.
-        every: updates that are put together where each is of one step; None is 20 where the objective is a single
-            batch, else 1.
-        adam_metric: measure the largest curvature in Adam's own metric too, which stands beside the border of its
-            stability in `adam_history`. Each of the three then has a third of the share.
-        clipped: whether the loop clips gradients. They are then read as each backward pass leaves them, unclipped.
-        log: called at the end of every epoch with what was measured in it, by name, and the epoch, from 1. Such as
-            ``lambda numbers, epoch: print(epoch, numbers)``, or a `convexlab.integrations.tensorboard.TensorBoard`.
+        every: number of updates, each of one step, that are combined; None is 20 where the objective is a single batch,
+            else 1.
+        adam_metric: also measure the largest curvature in Adam's metric, which is in `adam_history` with the threshold
+            of its stability. Each of the three measurements then has a third of the share.
+        clipped: whether the loop clips gradients. They are then read after each backward pass, before clipping.
+        log: called at the end of every epoch with its measurements by name, and the epoch, from 1. Examples are
+            ``lambda numbers, epoch: print(epoch, numbers)`` and a `convexlab.integrations.tensorboard.TensorBoard`.
 
     Raises:
         MisuseError: a share, or a number of examples or steps, out of range; a detector that needs curvature, or
@@ -127,7 +127,7 @@ class Watch:
         whole = isinstance(objective.data, Sized) and len(objective.data) == 1
         self._every = every or (_STEPS_TOGETHER if whole else 1)
         self._losses: list[float] = []
-        """Of the updates that the detector has not been told of."""
+        """Losses of the updates that the detector has not received yet."""
 
     @property
     def spent(self) -> float:
@@ -146,18 +146,18 @@ class Watch:
 
     @property
     def reason(self) -> str:
-        """Why it decided, or what it waits for, as a clause."""
+        """The reason of the decision, or what the detector waits for, as a clause."""
         return "there is no detector" if self.detector is None else self.detector.reason
 
     def accumulated(self) -> None:
-        """Take in a part of a step's gradient: to be called after each of its backward passes but the last."""
+        """Take in a part of a step's gradient. Call it after each backward pass of the step except the last."""
         self._statistics.accumulated()
 
     def update(self, *, loss: float, cost: float = 1.0) -> bool:
         """Take in an epoch, or a step on the whole batch, and return whether the decision to switch has been made.
 
         Args:
-            loss: the mean training loss over the epoch, as the loop has it.
+            loss: the loop's mean training loss over the epoch.
             cost: of the epoch, in gradient equivalents: 1 for an epoch over mini-batches, or the number of steps if
                 each is on the whole batch.
 
@@ -219,7 +219,7 @@ class Watch:
         self._statistics.close()
 
     def state_dict(self) -> dict[str, float]:
-        """Return what it may still spend, for a run that is resumed; the detector gets `history` again."""
+        """Return the state for a run that is resumed: what may still be spent. The detector gets `history` again."""
         return {"trained": self.trained, "spent": self.spent, **self._saved}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""A two-phase run inside somebody else's trainer, which drives the epochs; what all such trainers share."""
+"""A two-phase run inside another library's trainer, which drives the epochs; the part that all such trainers share."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Settings:
     """Epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = AUTO
     share: float = 0.05
-    """Of the cost of training, for curvature along the gradient and both ends of the spectrum; see `Watch`."""
+    """Share of the cost of training for curvature along the gradient and both ends of the spectrum; see `Watch`."""
     examples: int = 256
-    """In the sample on which that is measured; fewer are measured more often."""
+    """Examples in the sample on which curvature is measured; with fewer, it is measured more often."""
     measure_every: int = 10
     """Epochs between two measurements of loss and gradient norm on all training examples, besides start, switch and
     end. Each takes the time of one gradient; as everywhere, what is measured for the record alone is not charged."""
@@ -72,8 +72,8 @@ class Settings:
 class HostedRun:
     """Measures along the host's epochs, decides, takes the steps of the second phase, and keeps the run directory.
 
-    The host calls `adam_epoch` after each of its epochs until `in_second_phase`, then `second_phase` instead, until
-    `over`, from where on it takes no step; `finish` at the end, whatever ended it.
+    The host calls `adam_epoch` after each of its epochs until `in_second_phase`. Then it calls `second_phase` instead,
+    until `over`; from there on it takes no step. It calls `finish` at the end, however training ends.
 
     Args:
         host: the trainer's name.

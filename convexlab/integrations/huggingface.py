@@ -47,20 +47,21 @@ class TwoPhaseCallback(TrainerCallback):
 
     then ``convexlab report runs/first``. The optimiser is one of torch's Adam or AdamW, which the default is. Its
     epochs are the trainer's own until the switch. After it, the second phase minimises the objective, the whole
-    training set in evaluation mode, from what Adam has learnt. The trainer takes one step an epoch, whose gradient is
-    dropped, so that its logs, evaluations, schedules and checkpoints go on. Clipping, weight decay and learning-rate
-    schedules end with Adam. The budget is the trainer's epochs (or ``max_steps``) in gradient equivalents, everything
-    charged; where it is spent, the trainer is stopped. If the second phase fails, Adam goes on.
+    training set in evaluation mode, starting with Adam's second moments. The trainer takes one step an epoch, whose
+    gradient is dropped. So its logs, evaluations, schedules and checkpoints go on. Clipping, weight decay and
+    learning-rate schedules end with Adam. The budget is the trainer's epochs (or ``max_steps``) in gradient
+    equivalents, with every evaluation charged. When it is spent, the trainer is stopped. If the second phase fails,
+    Adam goes on.
 
-    Beside each of the trainer's checkpoints a file ``convexlab.pt`` holds what else a run goes on from:
-    ``train(resume_from_checkpoint=True)`` with a new callback resumes it, rows beyond the checkpoint being forgotten.
-    Logged by the trainer, as ``convexlab/...``: in Adam's epochs the gradient norm, the curvature along the gradient
-    and both ends of the spectrum, where ``share`` pays for them. In the second phase loss and gradient norm over all
-    examples.
+    Beside each of the trainer's checkpoints a file ``convexlab.pt`` holds the rest of the run's state.
+    ``train(resume_from_checkpoint=True)`` with a new callback resumes the run. Rows beyond the checkpoint are dropped.
+    In Adam's epochs the trainer logs the gradient norm, the curvature along the gradient and both ends of the spectrum,
+    as ``convexlab/...``. They are measured as often as ``share`` pays for them. In the second phase it logs loss and
+    gradient norm over all examples.
 
     Args:
-        trainer: that it is added to.
-        objective: the training loss, or a function of the model that returns it; None is the trainer's own loss
+        trainer: the trainer that the callback is added to.
+        objective: the training loss, or a function of the model that returns it. None is the trainer's own loss
             (``compute_loss``) over the batches of its loader. Those are drawn once and kept in memory.
         resume_from: the checkpoint that training is resumed from, where that is not in the trainer's ``output_dir``.
         **settings: the fields of `Settings`.

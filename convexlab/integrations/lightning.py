@@ -42,16 +42,16 @@ class TwoPhaseCallback(Callback):
 
     then ``convexlab report runs/first``. The module is one of automatic optimisation with one ``torch.optim.Adam`` or
     ``AdamW``, whose every parameter is the objective's. Its epochs are the trainer's own until the switch. After it,
-    the second phase minimises the objective, the whole training set in evaluation mode, from what Adam has learnt. The
-    trainer takes one batch an epoch, whose gradient is dropped, so that its loggers, validation, schedulers, early
-    stopping and checkpoints go on. Clipping, weight decay and learning-rate schedules end with Adam. The budget is the
-    trainer's ``max_epochs`` (or ``max_steps``) in gradient equivalents, everything charged; where it is spent, the
-    trainer is stopped. If the second phase fails, Adam goes on.
+    the second phase minimises the objective, the whole training set in evaluation mode, starting with Adam's second
+    moments. The trainer takes one batch an epoch, whose gradient is dropped. So its loggers, validation, schedulers,
+    early stopping and checkpoints go on. Clipping, weight decay and learning-rate schedules end with Adam. The budget
+    is the trainer's ``max_epochs`` (or ``max_steps``) in gradient equivalents, with every evaluation charged. When it
+    is spent, the trainer is stopped. If the second phase fails, Adam goes on.
 
-    The trainer's checkpoints hold all that a run goes on from: ``fit(..., ckpt_path=...)`` with a new callback resumes
-    it, rows beyond the checkpoint being forgotten. Logged, as ``convexlab/...``: in Adam's epochs the gradient norm,
-    the curvature along the gradient and both ends of the spectrum, where ``share`` pays for them. In the second phase
-    loss and gradient norm over all examples.
+    The trainer's checkpoints hold the whole state of the run. ``fit(..., ckpt_path=...)`` with a new callback resumes
+    it. Rows beyond the checkpoint are dropped. In Adam's epochs the gradient norm, the curvature along the gradient and
+    both ends of the spectrum are logged, as ``convexlab/...``. They are measured as often as ``share`` pays for them.
+    In the second phase loss and gradient norm over all examples are logged.
 
     Args:
         objective: the training loss; or, where the trainer moves the model to another device, a function of the
@@ -129,7 +129,7 @@ class TwoPhaseCallback(Callback):
             numbers = self._running.second_phase()
             pl_module.log_dict({f"convexlab/{name}": value for name, value in numbers.items()}, on_step=True)
             optimizer.zero_grad(set_to_none=True)
-        elif self._running.over:  # The trainer was told to stop, and has its reasons to go on.
+        elif self._running.over:  # The trainer was asked to stop, and goes on for reasons of its own.
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

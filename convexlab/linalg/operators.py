@@ -18,7 +18,7 @@ __all__ = ["MatrixVectorProduct", "SymmetricOperator"]
 
 
 class MatrixVectorProduct(Protocol):
-    """The least that an operator must offer; five lines make a dense matrix one."""
+    """The interface that an operator needs; a dense matrix takes five lines."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -32,11 +32,11 @@ SHARDED = (
     "get_model_state_dict with full_state_dict=True, into a model that is not sharded); examples and long vectors are "
     "shared out by group= all the same. docs/distributed.md has the plan for sharded models."
 )
-"""What is said of a parameter that `is_sharded`."""
+"""The text for a parameter that `is_sharded`."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor; nobody has made one where its module was never imported."""
+    """Return whether a tensor is a DTensor; there are none where its module was never imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

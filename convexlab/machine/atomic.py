@@ -1,7 +1,7 @@
 """Files that appear whole or not at all: written beside, flushed to disk, renamed.
 
-Everything that changes a run directory passes here, one step after the other: a process that is killed between two of
-them leaves what it had, and at most files that `clean` removes. Of several ranks that work together, rank 0 alone
+Everything that changes a run directory passes here, one step after the other. A process that is killed between two
+steps leaves the former files, and at most files that `clean` removes. Of several ranks that work together, rank 0 alone
 changes files, while the others wait.
 """
 

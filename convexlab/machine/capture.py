@@ -2,8 +2,9 @@
 
 On CUDA a recording is a graph (Nguyen et al. 2021, "Accelerating PyTorch with CUDA graphs";
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It is the kernels of one call on tensors of fixed
-places: what Python decides is decided for good when it is recorded. So a function is recorded only within a block whose
-user says that nothing but its arguments changes, and a `Replayer` compares every recording with a plain call first.
+places: what Python decides is decided for good when it is recorded. So a function is recorded only within a block in
+which, as its user states, nothing but the arguments changes. A `Replayer` compares every recording with a plain call
+first.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ __all__ = ["Recorder", "Recording", "Replayer", "capture_asked", "recorder_for",
 Recorded = TypeVar("Recorded")
 
 _PLAIN_FIRST = 2
-"""Plain calls of a shape before it is recorded: fewer would not repay the recording, which costs about as many."""
+"""Plain calls of a shape before it is recorded. A recording costs about as much as these."""
 _MOST = 16
 """Shapes that are recorded; each holds the memory that its call takes."""
 
 
 def capture_asked() -> bool:
-    """Whether the variable ``CONVEXLAB_CAPTURE`` asks for recorded evaluations where nobody asks in code."""
+    """Whether the variable ``CONVEXLAB_CAPTURE`` asks for recorded evaluations where the code does not."""
     return os.environ.get("CONVEXLAB_CAPTURE", "").lower() not in {"", "0", "no", "off", "false"}
 
 
@@ -349,8 +350,8 @@ def _fill(copies: Any, arguments: Any) -> None:
 def require_same(replayed: Any, plain: Any) -> None:
     """Refuse a recording whose replay is not the plain call.
 
-    One that reads what it should not is off by its whole size, sums in another order by much less than the fourth root
-    of ε.
+    A recording that reads wrong memory is off by its whole size. Sums in another order differ by much less than the
+    fourth root of ε.
 
     Raises:
         RuntimeError: a tensor is off by more than that, or there is nothing to compare it with.

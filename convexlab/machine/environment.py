@@ -96,7 +96,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
-    """Return what a reader needs to judge the seconds and to repeat the numbers.
+    """Return the environment, with which the seconds can be judged and the numbers repeated.
 
     In a git checkout that includes the commit (`describe_source`).
     """
@@ -115,10 +115,10 @@ def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
 
 
 def describe_process(device: torch.device, dtype: str) -> dict[str, Any]:
-    """Return how the numbers are made, for who wants to make them again: command line and libraries, too.
+    """Return how the numbers are made, with command line and libraries, so that they can be made again.
 
-    The same seed on the same machine with as many threads gives the same bytes on a CPU; an accelerator's kernels may
-    add in another order each time, unless torch is told to take others.
+    On a CPU the same seed, machine and number of threads give the same bytes. An accelerator's kernels may add in
+    another order each time, unless torch is set to use deterministic ones.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     return describe_environment(device, dtype) | {

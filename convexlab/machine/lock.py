@@ -63,9 +63,9 @@ def create(folder: Path) -> bool:
 def held_alone(folder: Path) -> Iterator[Path]:
     """Hold a folder, which is made if it is not there, against all other processes; yield it.
 
-    The system's own lock on a file in it, which names process and host: it ends with the process, however that ends
-    and wherever it ran, so that a file that is left behind stops nobody. Within a thread it can be held again. Of
-    several ranks that work together, rank 0 holds it for all.
+    It is the system's own lock on a file in the directory, which names process and host. The lock ends with the
+    process, however that ends and wherever it ran. So a file that is left behind blocks no other process. Within a
+    thread it can be held again. Of several ranks that work together, rank 0 holds it for all.
 
     Raises:
         MisuseError: another process holds it, or another thread.
@@ -151,7 +151,7 @@ def _acquire(folder: Path) -> int:
 
 
 def _lock(handle: int) -> bool:
-    """Take the system's lock, and return whether nobody has it."""
+    """Take the system's lock, and return whether that succeeded."""
     if fcntl is not None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +166,7 @@ def _lock(handle: int) -> bool:
 
 
 def _begin_of(pid: object) -> float | None:
-    """Return when a process began, which tells it from a later one of that number; None if there is none."""
+    """Return when a process began, which distinguishes it from a later one of that number; None without one."""
     try:
         return float(psutil.Process(pid).create_time()) if isinstance(pid, int) else None
     except psutil.Error:

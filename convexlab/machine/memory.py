@@ -61,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def take_share(processes: int) -> None:
-    """Let `available_memory` tell this process, from now on, its share of what is free for so many alike."""
+    """Let `available_memory` return, from now on, this process's share of free memory among so many processes."""
     global _sharers
     _sharers = processes
 
@@ -69,9 +69,8 @@ def take_share(processes: int) -> None:
 def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where that is not known.
 
-    On the CPU that is what the system can hand out without swapping, or what the limit of a container or a batch job
-    leaves; of the processes that ``torchrun`` has started on a machine, an equal share each. It is the part of
-    `take_share`.
+    On the CPU that is what the system can provide without swapping, or what the limit of a container or a batch job
+    leaves. Processes that ``torchrun`` has started on one machine share it equally. It is the part of `take_share`.
     """
     free = _free_memory(device)
     return None if free is None else free // _sharers
@@ -240,7 +239,7 @@ def _process(pid: int) -> psutil.Process:
 def _high_water(device: torch.device) -> int | None:
     """Return the most that has been in use, at least since the process began.
 
-    Linux begins with the peak of the program that started this one, so a smaller one of its own is not told.
+    Linux begins with the peak of the program that started this one, so a smaller peak of its own is not known.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

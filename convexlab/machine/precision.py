@@ -13,7 +13,7 @@ from convexlab.errors import MisuseError, unknown_name
 __all__ = ["PRECISIONS", "Precision", "calculating_in", "require_precision"]
 
 Precision = Literal["full", "bf16", "tf32"]
-"""In how many bits matrices are multiplied and images convolved."""
+"""The number format in which matrices are multiplied and images convolved."""
 PRECISIONS = ("full", "bf16", "tf32")
 
 

@@ -26,7 +26,7 @@ __all__ = [
 Built = TypeVar("Built")
 
 _SPARE = np.random.MT19937(0)
-"""What NumPy's global functions draw from while a loss is evaluated."""
+"""The source of NumPy's global functions while a loss is evaluated."""
 
 
 def drawn_from(seed: int, build: Callable[[], Built]) -> Built:
@@ -47,8 +47,8 @@ def fixed_random_state(
     """Let torch draw from ``seed`` within the block; afterwards every generator is as it was.
 
     Torch's are those of the CPU and of ``device``, and those that ``data``, a loader, has of its own. Python's and
-    NumPy's are seeded only where ``everything`` is: an evaluated loss that draws from them is no function of the
-    parameters, and should show it.
+    NumPy's generators are seeded only with ``everything``. A loss that draws from them is no function of the
+    parameters, and its evaluations should show that.
     """
     generators = [*generators_of(device), *loader_generators(data)]
     states = [generator.get_state() for generator in generators]

@@ -1,8 +1,8 @@
 """Processes of torch.distributed that share one computation: each has a part, and all have the same numbers.
 
-Every rank runs the same program and decides alike, for it decides by the same bits: what ranks evaluate apart is summed
-by one all-reduce, whose result has the same bits in all of them. Rank 0 alone writes files, and shows what is to be
-seen. This is the one place that calls a collective, but for the averages of `convexlab.optim`.
+Every rank runs the same program, and all decide alike because they decide by the same bits. What ranks evaluate apart
+is summed by one all-reduce, whose result has the same bits in all ranks. Rank 0 alone writes files, and shows what is
+to be seen. Only this module and the averages of `convexlab.optim` call collectives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["ALONE", "PATIENCE", "Ranks", "current", "of_torchrun", "ranks_of", "
 Result = TypeVar("Result")
 
 PATIENCE = 600.0
-"""Seconds after which a rank that does not answer counts as lost, where nobody says otherwise."""
+"""Seconds after which a rank that does not answer counts as lost, by default."""
 
 # Seconds, three years: clocks count nanoseconds in 64 bits.
 _LONGEST = 1e8
@@ -63,7 +63,7 @@ class Ranks:
     """
 
     def __init__(self, group: distributed.ProcessGroup | None) -> None:
-        """Take a group; None is one process alone, which waits for nobody."""
+        """Take a group; None is one process alone, which waits for no other."""
         self._group = None if group is None else weakref.ref(group)
         self.rank = 0 if group is None else distributed.get_rank(group)
         """From 0."""
@@ -92,9 +92,9 @@ class Ranks:
         return _known[group]
 
     def speaks_first(self) -> bool:
-        """Return whether no rank has called this before: of an error that all of them meet, one is to tell.
+        """Return whether no rank has called this before, so that only one reports an error that all meet.
 
-        It does not wait for the others, which may be gone.
+        It does not wait for the others, which may have ended.
         """
         if self._store is None:
             return self.is_writer
@@ -140,7 +140,7 @@ class Ranks:
     def total(self, size: int, like: Tensor, fill: Callable[[Tensor], object], marks: Sequence[object] = ()) -> Tensor:
         """Return the sum (size,) over the ranks of what each has filled in: one all-reduce, the same bits in all.
 
-        An error of one rank is raised in all. So nobody waits for a rank that has failed.
+        An error of one rank is raised in all. So no rank waits for one that has failed.
 
         Args:
             size: of the sum.
@@ -321,7 +321,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Say of a collective that fails what that means; afterwards nobody waits any more."""
+        """Explain the failure of a collective; afterwards no rank waits any more."""
         if self._lost:
             raise LostRankError(self._lost)
         try:
@@ -423,7 +423,7 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
 
 
 def _error_of(call: Callable[[], object]) -> Exception | None:
-    """Return the error that a call raises; a lost rank is none that could be told to the others."""
+    """Return the error that a call raises; that of a lost rank is raised at once, as others do not answer."""
     try:
         call()
     except LostRankError:

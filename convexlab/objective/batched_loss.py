@@ -2,8 +2,8 @@
 
 Batches, micro-batches, devices and dtypes stop here. The loss is the mean over the whole data set however it is cut
 into batches: weighted by the number of examples, summed in float64. Evaluation is in eval mode and from a fixed random
-seed, so that it is a function; the model's parameters, buffers, modes, gradients and the random state are left as they
-were.
+seed, so that it is a function. The model's parameters, buffers, modes and gradients are left as they were, and so is
+the random state.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ _LEAST_ROWS = 2
 
 @dataclass
 class _Limit:
-    """How many examples at a time memory was found to hold; all copies of a loss share it."""
+    """Most examples at a time since memory ran short; None before. All copies of a loss share it."""
 
     rows: int | None = None
     said: int | None = None
-    """Of which the user was told."""
+    """The number of examples of which the last warning spoke."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class _Captured:
 
     replayer: Replayer | None = None
     dtype: torch.dtype | None = None
-    """Of the loss whose evaluations they are."""
+    """Dtype of the loss whose evaluations are replayed."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Point:
     rest: dict[str, Tensor]
     """The other parameters, by name."""
     buffers: dict[str, Tensor]
-    """By name."""
+    """The model's buffers, by name."""
 
     def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return all of them without the names."""
@@ -127,14 +127,15 @@ class BatchedLoss:
         data: re-iterable of batches of any kind; tensors in them are moved to the device and dtype.
         fn: ``fn(model, batch)`` returns the scalar mean loss of a batch.
         criterion: if ``fn`` is a criterion of the model's output and ``batch[1]``, that criterion.
-        residuals: ``residuals(model, batch)`` returns what ``fn`` is the sum of squares of; None where it is none.
+        residuals: ``residuals(model, batch)`` returns tensors whose squares sum to ``fn``; None where ``fn`` is no sum
+            of squares.
         weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first tensor.
         params: names, glob patterns or parameters; None selects all that require a gradient.
         micro_batch: examples evaluated at a time; None leaves batches whole, and ``"auto"`` chooses.
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
-        group: of processes that share the examples out, see `parts`; None is this one alone.
+        group: the processes that share the examples among them, see `parts`; None is this process alone.
 
     Raises:
         MisuseError: data that can be iterated only once, no parameter, a bad option.
@@ -294,7 +295,7 @@ class BatchedLoss:
             return total[:-1].div_(total[-1].clone())
 
     def marks(self, what: str, point: Point, *vectors: Tensor) -> Sequence[object]:
-        """Return what has to be equal in all ranks that evaluate together: what, where, and along which vectors."""
+        """Return what must be equal in all ranks that evaluate together: the loss, the point and the vectors."""
         if not self.ranks.shared:
             return ()
         tensors = (*point.leaves, *point.rest.values(), *point.buffers.values(), *vectors)
@@ -304,10 +305,10 @@ class BatchedLoss:
     def captured(self, *, wanted: bool = True) -> Iterator[Replayer | None]:
         """Within the block, record evaluations on CUDA as graphs, and replay them: for losses of many small kernels.
 
-        Values, gradients and products are recorded once a shape of batch, see `machine.capture`; what a graph cannot
-        hold is evaluated as ever, and the replayer's ``reasons`` say why. Nothing may change within the block but
-        parameters, buffers and batches: a weight of the criterion, a Python number, keeps its value. Evaluations in
-        another dtype, which are few and take twice the memory, are plain.
+        Values, gradients and products are recorded once for each shape of batch, see `machine.capture`. What a graph
+        cannot hold is evaluated without one, and the replayer's ``reasons`` say why. Within the block only parameters,
+        buffers and batches may change. A weight of the criterion that is a Python number keeps its recorded value.
+        Evaluations in another dtype are few and take twice the memory; they are not recorded.
 
         Args:
             wanted: False makes it a block without effect.
@@ -325,7 +326,7 @@ class BatchedLoss:
         if replayer.reasons and self.device.type == "cuda":
             reasons = "; ".join(f"{name or 'all'}: {reason}" for name, reason in replayer.reasons.items())
             warnings.warn(
-                f"evaluated kernel by kernel, for no graph could hold it. {reasons}.", CaptureWarning, stacklevel=3
+                f"evaluated kernel by kernel: no graph could hold it. {reasons}.", CaptureWarning, stacklevel=3
             )
 
     @property
@@ -362,14 +363,14 @@ class BatchedLoss:
     def in_memory(
         self, evaluate: Callable[[], Result], unit: Cost, release: Callable[[], bool] = lambda: False
     ) -> Result:
-        """Return what an evaluation gives; where memory is short, with half as many examples at a time, and again half.
+        """Return an evaluation's result; whenever memory is short, halve the number of examples at a time.
 
-        It is said once, and holds from then on, in every copy of this loss.
+        The smaller number holds from then on, in every copy of this loss. A warning says so once.
 
         Args:
             evaluate: goes through all micro-batches.
-            unit: what an attempt that fails is charged: as much as one that does not.
-            release: frees what can be done without, and returns whether there was any; it is asked first.
+            unit: the charge for a failed attempt, the same as for one that succeeds.
+            release: frees memory that is not essential, and returns whether there was any. It is called first.
 
         Raises:
             ShortageError: memory does not suffice for `_LEAST_ROWS` examples, or for a batch that cannot be cut.
@@ -384,7 +385,7 @@ class BatchedLoss:
                 if not is_out_of_memory(error):
                     raise
             # Only now, with the error, is what it was raised in let go of.
-            if not self.ranks.shared:  # Else costs, by which all ranks decide, would be those of one.
+            if not self.ranks.shared:  # Costs, by which all ranks decide, must be equal in all.
                 self.spend(unit)
             recorded = self.replayer is not None and self.replayer.release()
             if not (recorded or release()):
@@ -432,7 +433,7 @@ class BatchedLoss:
     def in_precision(self, precision: Precision) -> Self:
         """Return the same loss with its matrices multiplied in fewer bits, with a cost of its own, charged to this too.
 
-        A criterion that is known apart from the model is evaluated in this dtype all the same.
+        A criterion that is known apart from the model is still evaluated in this dtype.
         """
         other = self._copy(whole=self)
         other.precision, other._share = precision, 1.0
@@ -449,7 +450,8 @@ class BatchedLoss:
     def precisely(self, make: Callable[[torch.dtype], Result]) -> Result:
         """Return what ``make`` gives in float64, or in this dtype where the loss does not allow that.
 
-        It does not where it holds tensors of its own dtype, or does not fit into memory at twice the size.
+        The loss does not allow float64 where it holds tensors of its own dtype, or where memory does not suffice for
+        twice the size.
         """
         with torch.inference_mode(False):
             try:
@@ -491,7 +493,7 @@ class BatchedLoss:
     def require_one_function(self) -> None:
         """Raise a FailureError unless loss and gradient come out the same twice; costs 2 gradients, once.
 
-        The second time Python's and NumPy's generators are elsewhere, as they would be in another call. Values may
+        The second time Python's and NumPy's generators have other states, as they would in another call. Values may
         differ by `_SAME_VALUE` ε and gradients by `_SAME_GRADIENT` ε, relative to their scales: some kernels of
         accelerators add in any order.
         """
@@ -507,10 +509,10 @@ class BatchedLoss:
         allowed = _SAME_GRADIENT * eps * (length + scale / scale_of(point.leaves))
         if difference > _SAME_VALUE * eps * scale or change > allowed:
             raise FailureError(
-                f"the loss is not one function of the parameters: at the same point it was {float(value):.8g} and "
+                f"the loss is not one function of the parameters. At the same point it was {float(value):.8g} and "
                 f"then {float(again):.8g}, and its gradients differ by {change:.2g} of {length:.2g}. Usual causes: "
-                "data that are augmented or drawn anew, a loader that drops its last batch, a model that keeps a state "
-                "or draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
+                "data that are augmented or drawn anew; a loader that drops its last batch; a model with a state, or "
+                "with draws by NumPy or Python. Evaluate fixed data: a list of batches, drawn once."
             )
         self._one_function = bool(value.isfinite())  # Where it is not, there is nothing to compare.
 
@@ -538,14 +540,14 @@ class BatchedLoss:
     def training_loss(self, batch: Any) -> Tensor:
         """Return the scalar mean loss of one batch, with its graph, as a step of training differentiates it.
 
-        It is taken at the model's live parameters, on their device and in their dtype, where the batch is moved; in the
-        model's present mode, with its buffers and the random state, all of which may change. It is not counted in
+        It is taken at the model's live parameters, on their device and in their dtype; the batch is moved there. The
+        model keeps its present mode. Its buffers and the random state may change. The evaluation is not counted in
         `cost`.
 
         Of several ranks each evaluates its share of the rows, and the gradient is summed by one all-reduce. Where the
-        loss draws at random, as in dropout, every rank has draws of its own. A batch that is not to be cut is evaluated
-        by all of them alike, which saves no time: that of a loss that is no mean over rows, or of a model with batch
-        normalisation.
+        loss draws at random, as in dropout, every rank has draws of its own. A batch that cannot be cut is evaluated
+        whole by every rank, which saves no time. That is so for a loss that is no mean over rows, and for a model with
+        batch normalisation.
         """
         live = next(iter(self._parameters.values()))
         batch = mapped(partial(moved, device=live.device, dtype=live.dtype), batch)
@@ -654,11 +656,11 @@ class BatchedLoss:
     def parts(self) -> Parts:
         """Yield (micro-batch, weight) of this rank, on this device and in this dtype.
 
-        Every rank goes through all batches. Of each it has an equal share of the rows; a batch that is not to be cut,
+        Every rank goes through all batches, and takes an equal share of the rows of each. A batch that cannot be cut,
         or has fewer than two rows a rank, goes whole to one rank, in turn.
 
-        Random draws during the evaluation of a micro-batch depend on its number alone: not on which others are
-        evaluated, and not on what the data loader draws.
+        Random draws during the evaluation of a micro-batch depend on its number alone. They depend neither on the other
+        micro-batches nor on the data loader's draws.
 
         Raises:
             MisuseError: the data are empty, or their total weight is not positive.
@@ -730,7 +732,7 @@ class BatchedLoss:
     def shares_of(self, batch: Any, number: int) -> tuple[Any, ...]:
         """Return this rank's share of the batch of that number, see `parts`: one, or none. A batch may be None."""
         ranks = self.ranks
-        place = (ranks.rank + number) % ranks.size  # In turn, so that nobody always has the larger share.
+        place = (ranks.rank + number) % ranks.size  # In turn, so that no rank always has the larger share.
         if ranks.size == 1 or not self._has_rows_for_all(batch):
             return (batch,) if place == 0 else ()
         self._require_cuttable(batch)
@@ -750,7 +752,7 @@ class BatchedLoss:
         return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def _still_held(self) -> dict[str, Tensor]:
-        """Return what `_rounded_off` had of the parameters that nobody has changed since."""
+        """Return those originals of `_rounded_off` whose parameters have not changed since."""
         return {
             name: part for name, (part, version) in self._held.items() if self._parameters[name]._version == version
         }

@@ -19,16 +19,16 @@ from convexlab.objective.soundness import differences_of, nearest_pair, random_u
 
 __all__ = ["CentralDifferences", "GradientDifferences"]
 
-# Relative disagreement of differences up to which nobody asks for its cause.
+# Relative disagreement of differences up to which its cause is not sought.
 _CLEAR = 1e-3
 # Times that the gap between both sides may be what rounding explains.
 _FAR = 4.0
 
 
 class GradientDifferences(SymmetricOperator):
-    """H v as (g(θ + h v) - g(θ)) / h: a gradient a product, with an error of order h and one of order ε / h.
+    """H v as (g(θ + h v) - g(θ)) / h, one gradient a product, with errors of order h and ε / h.
 
-    Their size is not known, least of all where the loss has kinks: compare with products of the Hessian.
+    The size of the errors is not known, least of all where the loss has kinks. Compare with products of the Hessian.
     """
 
     def __init__(self, loss: BatchedLoss, point: Point) -> None:
@@ -75,10 +75,10 @@ class GradientDifferences(SymmetricOperator):
 class CentralDifferences(GradientDifferences):
     """H v as (g(θ + h v) - g(θ - h v)) / 2h, two gradients a product, for losses without exact products.
 
-    Gradients are taken in float64 where the loss allows that. The step is the one, of powers of ten, with which the
-    difference along a random direction agrees best with that of the next larger step: rounding makes small steps
-    disagree, kinks and higher derivatives large ones. 16 gradients find it. `reference` has products with twice the
-    step: how far the two are apart is what is known of the error.
+    Gradients are taken in float64 where the loss allows that. The step is a power of ten: that with which the
+    difference along a random direction agrees best with that of the next larger step. Rounding makes small steps
+    disagree, and kinks and higher derivatives make large ones. The search takes 16 gradients. `reference` has products
+    with twice the step; the distance between the two estimates the error.
     """
 
     def __init__(self, loss: BatchedLoss, point: Point) -> None:
@@ -100,9 +100,9 @@ class CentralDifferences(GradientDifferences):
         """h for a vector of unit length."""
         size = float(norm(differences[move]))
         self.disagreement = spread / size if size else 0.0
-        """Of the difference with this step and the one with ten times it, relatively, along a random direction."""
+        """Relative distance between the differences with this step and with ten times it, along a random direction."""
         self.cause = self._cause(direction) if self.disagreement > _CLEAR else ""
-        """What makes them disagree by more than `_CLEAR`, "kinks" of the loss or "rounding"; "" where they agree."""
+        """Why they disagree by more than `_CLEAR`: "kinks" of the loss or "rounding"; "" where they agree."""
 
     @property
     def summary(self) -> str:
@@ -111,7 +111,7 @@ class CentralDifferences(GradientDifferences):
         return f"products by differences of gradients, which agree to {self.disagreement:.0e}{because}"
 
     def _cause(self, direction: Tensor) -> str:
-        """Tell kinks from rounding: noise measured nearby explains the gap between both sides, or does not."""
+        """Return "rounding" where noise measured nearby explains the gap between both sides, else "kinks"."""
         spacing = max(NEARBY, self._eps) * scale_of(self._point.leaves)
         # Beside the point itself: it may be a kink.
         nearby = torch.stack([self._gradient_at(direction, place * spacing) for place in range(1, POINTS + 1)])

@@ -31,8 +31,9 @@ _NO_SECOND_DERIVATIVE = (
 def saved_bytes(build: Callable[[], object], batch: Any, shared: Iterable[Tensor]) -> int:
     """Return the bytes that the graph made by ``build`` from a batch holds for a backward pass.
 
-    Storage counts once, and that of ``shared`` tensors not at all. The batch may be a slice of the whole data set: only
-    the slice counts. The graph is thrown away: one built under these hooks would call them again at every product.
+    Each storage counts once; that of ``shared`` tensors does not count. If the batch is a slice of the whole data set,
+    only the slice counts. The graph is thrown away, because a graph built under these hooks would call them again at
+    every product.
     """
     rows = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
     known = {tensor.untyped_storage().data_ptr() for tensor in (*shared, *rows)}
@@ -60,8 +61,8 @@ def differentiate(
 ) -> list[Tensor]:
     """Return the transposed Jacobian of ``outputs`` in ``inputs`` times ``directions``; None stands for scalar 1s.
 
-    An input that no output depends on gets zeros, even if no input is one that an output depends on. Stacked,
-    directions and results have one more dimension in front, and all pass through the graph at once (`vmap`).
+    An input that no output depends on gets zeros, even where that is so for all inputs. Stacked, directions and results
+    have one more dimension in front, and all pass through the graph at once (`vmap`).
     """
     ones = directions if directions is not None else [torch.ones_like(output) for output in outputs]
     pairs = [(output, part) for output, part in zip(outputs, ones, strict=True) if output.requires_grad]
@@ -81,7 +82,7 @@ def differentiate(
     except RuntimeError as error:
         if operation := _without_second_derivative(str(error)):
             raise FailureError(
-                f"{operation} has no second derivative in torch, so that there are no exact products of the Hessian. "
+                f"{operation} has no second derivative in torch, so there are no exact products of the Hessian. "
                 f"Multiply by {BY_DIFFERENCES}; or write the operation in others that have one."
             ) from error
         raise

@@ -20,8 +20,8 @@ __all__ = ["EmpiricalFisherOperator"]
 class EmpiricalFisherOperator(GaussNewtonOperator):
     """Σ_i ω_i g_i g_iᵀ / Σ_i ω_i, g_i the gradient of the loss of example i and ω_i its weight in the mean.
 
-    It is JᵀDJ, J the Jacobian of the examples' losses: the products are those of a Gauss-Newton matrix whose output
-    these losses are.
+    It is JᵀDJ with J the Jacobian of the examples' losses, that is, a Gauss-Newton matrix with these losses as the
+    model's output.
     """
 
     def _output(self, loss: BatchedLoss, point: Point, batch: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """A loss that is a sum of squares: its residuals one by one, and their Jacobian.
 
-In general a row of the Jacobian takes a backward pass through the batch. Where every residual comes from rows of the
-network's calls that no other residual takes, as in regression and in physics-informed networks, each of these rows is
-given its own copy of the parameters: one backward pass then makes the rows of all residuals.
+In general a row of the Jacobian takes a backward pass through the batch. In regression and in physics-informed
+networks, every residual comes from rows of the network's calls that no other residual takes. Then each of these rows is
+given its own copy of the parameters, and one backward pass makes all rows of the Jacobian.
 
 Notation: r residuals (m,), J their Jacobian (m, n).
 """
@@ -39,16 +39,16 @@ _MARGIN = 2.0
 class LeastSquares:
     """The residuals r of a loss, rᵀr, at the model's present parameters, and their Jacobian.
 
-    They are compared with the loss once, here, and the way in which Jacobians are made is settled. A Jacobian by
-    products costs 1/3 + 2m/3 gradient equivalents. Row by row it is bound by memory, not by arithmetic, so that it is
-    charged by the bytes of the tensors that it makes, over those that a gradient makes, twice that. So is `setup`.
+    Making this compares the residuals with the loss once, and chooses how Jacobians are made. A Jacobian by products
+    costs 1/3 + 2m/3 gradient equivalents. Row by row it is bound by memory, not by arithmetic. It is then charged twice
+    the ratio of the bytes of the tensors that it makes to those that a gradient makes. So is `setup`.
 
     Args:
         loss: one that has declared its residuals.
 
     Raises:
-        MisuseError: it has not, their squares do not sum to it, several ranks share it, or J and the normal equations
-            do not fit into the memory that is free.
+        MisuseError: the loss has declared no residuals, their squares do not sum to it, or several ranks share it. Also
+            where J and the normal equations do not fit into free memory.
     """
 
     def __init__(self, loss: BatchedLoss) -> None:

@@ -1,4 +1,4 @@
-"""Products of the Hessian in fewer bits than float32, with what they are off."""
+"""Products of the Hessian in fewer bits than float32, with their measured error."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class NarrowHessian(HessianOperator):
 
     Matrices are multiplied and images convolved in fewer bits, in the graph of the gradient and in its products.
     Parameters and vectors stay in float32, as do the criterion where it is known apart from the model, and sums over
-    micro-batches. The matrix is then not quite symmetric, nor quite the Hessian: what is said of its spectrum has to
-    allow for that, see `curvature.inexact`.
+    micro-batches. The matrix is then neither exactly symmetric nor exactly the Hessian. Statements on its spectrum have
+    to allow for that, see `curvature.inexact`.
     """
 
     exact = True

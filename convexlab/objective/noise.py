@@ -1,4 +1,4 @@
-"""How coarsely a function rounds: whatever its dtype, it may compute in a narrower one inside."""
+"""How coarsely a function rounds. Whatever its dtype, it may compute in a narrower one inside."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["NEARBY", "POINTS", "coarsest_eps", "noise_of"]
 
 NEARBY = 2.0**-22
-"""How far, relatively, parameters are moved to see rounding alone: far enough that float64 rounds even a quantity that
-lost nine digits to cancellation differently, and no further than float32 can resolve."""
+"""How far, relatively, parameters are moved to see rounding alone. It is far enough that float64 rounds differently
+even a quantity that lost nine digits to cancellation, and no further than float32 can resolve."""
 POINTS = 5
 """Values from which noise is measured."""
 
@@ -23,9 +23,9 @@ POINTS = 5
 def noise_of(values: Tensor) -> float:
     """Return the standard deviation of the noise in a function's values at equally spaced points, very near each other.
 
-    The k-th differences of m + 1 values of a smooth function vanish as k grows, those of noise of variance σ² have the
+    The k-th differences of m + 1 values of a smooth function vanish as k grows. Those of noise of variance σ² have the
     variance σ² (2k)! / (k!)² (Moré & Wild 2011, "Estimating computational noise", doi 10.1137/100786125, equation 2.4).
-    The smallest of the estimates by order is taken: what is smooth only adds to them.
+    The smallest of the estimates by order is taken, because the smooth part can only increase them.
 
     Args:
         values: (m + 1,), or (m + 1, n) of a function of n values; the noise is then that of the whole vector.
@@ -41,7 +41,7 @@ def noise_of(values: Tensor) -> float:
 def coarsest_eps(run: Callable[[], object]) -> float:
     """Return the largest ε of the floating-point numbers that ``run`` calculates in; 0 where there are none.
 
-    A function is constant where it is moved by less than that.
+    A function does not change where its arguments move by less than that.
     """
     with _Dtypes() as dtypes:  # Gradients stay on: a loss may differentiate in its input.
         run()

@@ -44,23 +44,24 @@ class Objective(BatchedLoss):
         model: evaluated in eval mode.
         data: re-iterable of (input, target) batches of tensors.
         criterion: maps (output, target) to a scalar, the mean over the examples of the batch. For torch's
-            ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define, weighted by class and without the
-            ignored targets; every other criterion has to count examples equally.
+            ``CrossEntropyLoss`` and ``NLLLoss`` it is the mean that they define: weighted by class, without the ignored
+            targets. Every other criterion has to count examples equally.
         residuals: maps (output, target) to a tensor, or several, whose squares sum to the criterion of a batch, see
-            `least_squares`. None is none, except for torch's ``MSELoss``, whose residuals are known.
+            `least_squares`. None declares none; those of torch's ``MSELoss`` are known without it.
         params: names, glob patterns or parameters; None selects all that require a gradient.
-        micro_batch: examples evaluated at a time; ``"auto"`` keeps within the cache on a CPU, and within
-            ``memory_budget`` on accelerators or, if given, everywhere.
+        micro_batch: examples evaluated at a time. ``"auto"`` fits them into the cache on a CPU, and into
+            ``memory_budget`` on accelerators. A ``memory_budget`` that is given holds everywhere.
         memory_budget: bytes that the graphs of a product may take; None is half of what is free.
         device: where to evaluate; None is where the model is.
         dtype: in which to evaluate, whatever the model's own; None is the model's own.
-        group: a process group of torch.distributed that shares the examples out, such as
+        group: a process group of torch.distributed whose ranks share the examples, such as
             ``torch.distributed.group.WORLD``. All its ranks make the objective of the same model and the same data, and
-            call the same methods in the same order; results have the same bits in all of them. Of every batch a rank
-            has an equal share of the rows. None is this process alone.
+            call the same methods in the same order. Results have the same bits in all ranks. A rank evaluates an equal
+            share of the rows of every batch. None is this process alone.
 
     Raises:
-        MisuseError: data that can be iterated only once, a criterion that sums, no parameter, a bad option.
+        MisuseError: the data can be iterated only once, the criterion sums, no parameter is selected, or an option is
+            out of range.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Objective(BatchedLoss):
             weight: ``weight(batch)`` returns the weight of the batch in the mean; None counts the rows of its first
                 tensor.
             residuals: ``residuals(model, batch)`` returns a tensor, or several, whose squares sum to the loss of the
-                batch, see `least_squares`; None where the loss is no sum of squares.
+                batch, see `least_squares`. None where the loss is no sum of squares.
             params: see the class.
             micro_batch: see the class; ``"auto"`` leaves batches whole here, because a loss need not be a mean over
                 rows. Pass a number only where it is.
@@ -191,7 +192,8 @@ class Objective(BatchedLoss):
                 `NarrowHessian`. Bounds and verdicts allow for their error, which products in float32 measure.
 
         Raises:
-            MisuseError: another word, or a precision that cannot be had there.
+            MisuseError: an unknown ``products`` or ``precision``, or a precision that the loss or its device does not
+                support.
         """
         if products not in PRODUCTS:
             raise unknown_name("kind of products", products, PRODUCTS)
@@ -199,8 +201,8 @@ class Objective(BatchedLoss):
         if precision != "full":
             if products == "differences":
                 raise MisuseError(
-                    f"differences of gradients in {precision} are rounding: expected exact products beside a "
-                    "precision, got products='differences'. Leave one of them out."
+                    f"differences of gradients in {precision} would be rounding errors: expected exact products with a "
+                    "precision, got products='differences'. Leave out one of them."
                 )
             return NarrowHessian(self, precision)
         if products == "differences":
@@ -213,7 +215,7 @@ class Objective(BatchedLoss):
         """Return the generalised Gauss-Newton matrix JᵀH_LJ at the model's present parameters (Schraudolph 2002).
 
         Raises:
-            MisuseError: the objective was made by `from_batch_loss`, and knows the loss alone, not the output.
+            MisuseError: the objective was made by `from_batch_loss`, which does not know the model's output.
         """
         self.require_criterion("the Gauss-Newton matrix")
         return GaussNewtonOperator(self)
@@ -221,9 +223,10 @@ class Objective(BatchedLoss):
     def fisher(self) -> SymmetricOperator:
         """Return the empirical Fisher matrix at the model's present parameters: the mean of g_i g_iᵀ over examples i.
 
-        g_i is the gradient of the loss of one example, a row of a batch. For a likelihood and its own samples as
-        targets it would be the Fisher matrix, which for cross-entropy is the Gauss-Newton matrix; with the targets of
-        the data it is not, far from a perfect fit (Kunstner, Balles & Hennig 2019, arXiv 1905.12558).
+        g_i is the gradient of the loss of one example, a row of a batch. With targets sampled from the model's own
+        likelihood it would be the Fisher matrix, which for cross-entropy is the Gauss-Newton matrix. With the targets
+        of the data it differs from that, unless the fit is nearly perfect (Kunstner, Balles & Hennig 2019, arXiv
+        1905.12558).
 
         Raises:
             MisuseError: the objective was made by `from_batch_loss`, which knows the loss of a batch alone.
@@ -234,7 +237,7 @@ class Objective(BatchedLoss):
     def residual(self) -> SymmetricOperator:
         """Return the Hessian less the Gauss-Newton matrix at the model's present parameters: Σ_k (∂L/∂f_k) ∇²f_k.
 
-        For a loss that is convex in the model's output f, the Hessian's negative curvature lives in this part alone.
+        For a loss that is convex in the model's output f, all negative curvature of the Hessian comes from this part.
 
         Raises:
             MisuseError: the objective was made by `from_batch_loss`, as for `ggn`.
@@ -243,7 +246,7 @@ class Objective(BatchedLoss):
         return ResidualOperator(self)
 
     def least_squares(self) -> LeastSquares:
-        """Return the residuals that the loss is the sum of squares of, with their Jacobian, for `LevenbergMarquardt`.
+        """Return the residuals, whose squares sum to the loss, with their Jacobian, for `LevenbergMarquardt`.
 
         Raises:
             MisuseError: they were not declared, their squares do not sum to the loss, or the Jacobian does not fit
@@ -254,7 +257,8 @@ class Objective(BatchedLoss):
     def restricted_to(self, params: Iterable[str | nn.Parameter] | str | nn.Parameter) -> Objective:
         """Return the same objective as a function of some of its parameters; the others keep the model's values.
 
-        Its Hessian is a diagonal block of the whole's. It has its own `cost`, which is charged to the whole too.
+        Its Hessian is a diagonal block of that of the whole. It has its own `cost`, which is charged to the whole
+        objective too.
 
         Args:
             params: names, glob patterns or parameters, of those that are selected here.
@@ -273,14 +277,14 @@ class Objective(BatchedLoss):
         """Return the same loss over a sample of the examples: the same share of every batch, and of every part of it.
 
         They are drawn once, from a fixed seed, and kept in memory. Batches whose tensors differ in length stay whole;
-        the sample is then larger. Its `cost` counts evaluations over the sample; the whole is charged `share` times
-        that, and the seconds.
+        the sample is then larger. Its `cost` counts evaluations over the sample. The whole objective is charged `share`
+        times that, and the seconds.
 
         Args:
-            examples: rows wanted; as many as there are, or more, give the whole.
+            examples: number of rows; a number above that of the data gives the whole.
 
         Raises:
-            MisuseError: fewer than one, or batches without tensors.
+            MisuseError: ``examples`` is below 1, or a batch has no tensor.
         """
         if examples < 1:
             raise MisuseError(f"expected a sample of at least 1 example, got {examples!r}.")

@@ -1,7 +1,8 @@
 """A model evaluated so that its loss is one function, whichever derivative of it is asked for.
 
-In eval mode torch takes other ways than in training mode: an encoder's fused fast path where no gradient is needed,
-and code that a compiler has made. Those have other rounding, no second derivative, or (with padding) other values.
+In eval mode torch may run other code than in training mode. Examples are an encoder's fused fast path, where no
+gradient is needed, and compiled code. These round differently, have no second derivative, or (with padding) give other
+values.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def as_one_function(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if any(map(_normalises_weights, modules)):
             stack.enter_context(_WeightNormByFormula())
-        if "torch._dynamo" in sys.modules:  # Else nothing is compiled, and importing it takes a second.
+        if "torch._dynamo" in sys.modules:  # Without it nothing is compiled, and importing it takes a second.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""The second derivative of a criterion in the model's output, where a formula spares most of its memory."""
+"""The second derivative of a criterion in the model's output, by a formula where that saves memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DifferentiatedCurvature:
     at: Tensor
     """The output, without its graph."""
     slope: Tensor
-    """Of the criterion there, with a graph."""
+    """Derivative of the criterion at the output, with a graph."""
 
     def times(self, u: Tensor) -> Tensor:
         """Return H_L u."""
@@ -43,7 +43,7 @@ class DifferentiatedCurvature:
 class SoftmaxCurvature:
     """H_L of a mean cross-entropy: s_i (diag p_i - p_i p_iᵀ) at every position i, p_i = softmax of the logits there.
 
-    Autograd's own way holds some ten tensors of the logits' size for a product; this one holds none.
+    A product by autograd holds some ten tensors of the logits' size; this one holds none.
     """
 
     logits: Tensor
@@ -65,11 +65,10 @@ class SoftmaxCurvature:
 def softmax_curvature(
     criterion: Callable[[Any, Any], Tensor] | None, output: Tensor, target: Any
 ) -> SoftmaxCurvature | None:
-    """Return the curvature of torch's own cross-entropy; None for another criterion, or shapes that are none of its.
+    """Return the curvature of torch's own cross-entropy; None for another criterion, or shapes it does not take.
 
-    With class weights w, a target class y and smoothing ε a position has s = (1 - ε) w_y + ε Σ_c w_c / C over Σ w_y,
-    and 0 where its target is ignored. For class probabilities t it is Σ_c w_c t_c, smoothed likewise, over their
-    number.
+    For class weights w, a target class y and smoothing ε, s = ((1 - ε) w_y + ε Σ_c w_c / C) / Σ w_y. It is 0 where the
+    target is ignored. For class probabilities t it is Σ_c w_c t_c, smoothed likewise, over the number of positions.
     """
     if type(criterion) is not nn.CrossEntropyLoss or not isinstance(target, Tensor) or output.ndim < 2:
         return None

@@ -1,8 +1,8 @@
 """Products of the Hessian and of the Gauss-Newton matrix of a loss with vectors.
 
-Both are differentiated in reverse twice. All products of one Krylov run are taken at one point, so the gradient graph
-of a micro-batch is built once and kept, as many of them as the memory budget holds. The others are built again for
-every product, one at a time. Where evaluations are `captured`, there are recordings instead of graphs that are kept.
+Both are differentiated in reverse twice. All products of one Krylov run are taken at one point. So the gradient graph
+of a micro-batch is built once and kept, for as many micro-batches as the memory budget holds. The others are built
+again for every product, one at a time. Where evaluations are `captured`, recordings take the place of kept graphs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = [
 
 
 _BLOCK_BYTES = 2**32
-"""What the graphs of a block of directions take at most: some 300 kernels of 4 TB/s then last as long as they take to
-start, 5 µs each, and larger blocks would save nothing. By arithmetic, not measured."""
+"""Most bytes of the graphs of a block of directions. At 4 TB/s some 300 kernels then run as long as they take to start,
+5 µs each. Larger blocks would save no time. By arithmetic, not measured."""
 
 
 def launches_bound(device: torch.device) -> bool:
@@ -86,11 +86,11 @@ class ObjectiveOperator(SymmetricOperator):
 
     @property
     def ranks(self) -> Ranks:
-        """Which make products together."""
+        """The ranks that make products together."""
         return self._loss.ranks
 
     def graph_bytes(self) -> int:
-        """Return the size of the first micro-batch's gradient graph; no other graph is taken to be larger.
+        """Return the size of the first micro-batch's gradient graph; the others are assumed to be no larger.
 
         The first call builds the graph, and keeps it for the products if the memory budget allows.
         """
@@ -166,9 +166,9 @@ class ObjectiveOperator(SymmetricOperator):
     def recomputed(self, v: Tensor, *, seed: int) -> Tensor:
         """Return A v for v (n,) again, with other rounding errors.
 
-        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either
-        sign, drawn from ``seed``. Two products at one point in one precision share most of their errors: those of
-        softmax - 1, for example, make a matrix that is symmetric, indefinite and the same every time.
+        It is made in float64 where the loss allows that, at parameters moved by a relative 2⁻²² of either sign, drawn
+        from ``seed``. Two products at one point in one precision would share most of their errors. For example, the
+        errors of softmax minus 1 make a symmetric, indefinite matrix that is the same every time.
         """
         return self._loss.precisely(lambda dtype: self._product_nearby(dtype, seed, v))
 
@@ -176,9 +176,9 @@ class ObjectiveOperator(SymmetricOperator):
         """Raise a FailureError unless the loss is one function, and products are those of its derivatives.
 
         The products are compared with differences (`soundness`) for `CHECKED_ROWS` examples at most, or for the first
-        batch where it is not cut: two products and one or two gradients over these, once an operator, as a fault may
-        be invisible at some points, such as at fresh weights. The loss is evaluated twice with its gradient, once an
-        objective.
+        batch where it is not cut. That takes two products and one or two gradients over these examples. It is done for
+        every operator, because a fault may be invisible at some points, such as at fresh weights. The loss is evaluated
+        twice with its gradient, once an objective.
         """
         self._loss.require_one_function()
         if not self._proven:
@@ -382,9 +382,10 @@ class HessianOperator(ObjectiveOperator):
     def second_difference(self, v: Tensor) -> float | None:
         """Return (L(θ + h v) - 2 L(θ) + L(θ - h v)) / h² for a unit vector v (n,), with h = (σ / L)^¼.
 
-        It uses no derivative. So it checks them, and it shows kinks, which derivatives do not. It is made in float64
-        where the loss allows that; σ, the rounding of the loss, is measured (`noise`), at least ε L. None where three
-        standard deviations of that rounding are more than a quarter of the result. It costs seven values, 2⅓ gradients.
+        It uses no derivative. So it is a check of derivatives, and shows kinks, which they do not. It is made in
+        float64 where the loss allows that; σ, the rounding of the loss, is measured (`noise`), at least ε L. None where
+        three standard deviations of that rounding are more than a quarter of the result. It costs seven values, 2⅓
+        gradients.
         """
         return self._loss.precisely(lambda dtype: self._second_difference(dtype, v))
 
@@ -420,8 +421,8 @@ class GaussNewtonOperator(ObjectiveOperator):
     """The generalised Gauss-Newton matrix JᵀH_LJ (Schraudolph 2002, doi 10.1162/08997660260028683).
 
     J is the Jacobian of the model's output, H_L the Hessian of the criterion in the output. J v is the derivative of
-    Jᵀu in u (u is a dummy), so that only reverse mode is needed and the graph can be kept. The dummy takes no memory;
-    where `output_curvature` knows H_L, that takes none either, and a product four tensors of the output's size.
+    Jᵀu in a dummy u, so only reverse mode is needed and the graph can be kept. The dummy takes no memory. Where
+    `output_curvature` knows H_L, that takes none either, and a product takes four tensors of the output's size.
     """
 
     _unit = Cost(gauss_newton_products=1)

@@ -1,8 +1,9 @@
 """The Jacobian of residuals that come from rows of a network's calls, no row from two of them: all in one pass.
 
 Every row of every call of the network is given its own copy of the parameters (by `torch.func.vmap`). The derivative of
-the sum of all residuals in a copy is then the derivative of the one residual that takes this row. Which one that is, if
-it is one, is found out from derivatives of weighted sums; what comes out is compared with a product by autograd.
+the sum of all residuals in a copy is then the derivative of the one residual that takes this row. Derivatives of
+weighted sums identify this residual, if there is only one. The resulting Jacobian is compared with a product by
+autograd.
 
 Notation: K residuals in a column, J their Jacobian (K, n).
 """
@@ -94,14 +95,14 @@ class RowWise:
     """How the rows of calls belong to the residuals of a batch."""
 
     columns: tuple[tuple[_Use, ...], ...]
-    """Of each column of each part."""
+    """How rows are used, for each column of each part."""
     made: int = 0
     """Bytes of the tensors that are made on the way to a Jacobian."""
 
     def write(self, loss: BatchedLoss, point: Point, batch: Any, out: Tensor) -> list[Tensor] | None:
         """Write J of a batch into ``out`` (m, n), and return the parts of its residuals.
 
-        None where a row without a residual has got one: that has to be found out anew.
+        None where a row that had no residual has one now: then `row_wise` has to identify the rows again.
         """
         network, parts = _evaluated(loss, point, batch)
         out.zero_()
@@ -114,14 +115,14 @@ class RowWise:
 
 
 def row_wise(loss: BatchedLoss, point: Point, batch: Any) -> RowWise | None:
-    """Find out how rows of calls belong to the residuals of a batch, at a point; None where a row belongs to two.
+    """Return how rows of calls belong to the residuals of a batch, at a point; None where a row belongs to two.
 
-    None too where the network cannot be called row by row, or what comes out is not the Jacobian. It costs a Jacobian,
-    and some backward passes through the network's smallest parameters, mostly its biases.
+    None also where the network cannot be called row by row, or where the result is not the Jacobian. It costs a
+    Jacobian, and some backward passes through the network's smallest parameters, mostly its biases.
     """
     try:
         return _right(_found(loss, point, batch), loss, point, batch)
-    except Exception:  # noqa: BLE001 - whatever a network or its residuals do not put up with; products are left
+    except Exception:  # noqa: BLE001 - whatever a network or its residuals raise; products remain
         return None
 
 

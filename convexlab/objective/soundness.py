@@ -1,9 +1,9 @@
-"""Whether derivatives are those of the function, and the function one: what every bound and every verdict rests on.
+"""Whether second derivatives are those of the loss: every bound and every verdict rests on that.
 
 Torch differentiates twice what was written to be differentiated once. Some operations lose a part of the second
-derivative on the way and say nothing: custom functions whose backward pass is a constant to torch, values that were
-detached, fused operations with a wrong formula. A bound on the eigenvalues of such a "Hessian" bounds nothing. So a
-product is compared with differences of gradients, which know no second derivative.
+derivative without an error. Examples are custom functions whose backward pass is a constant to torch, values that were
+detached, and fused operations with a wrong formula. A bound on the eigenvalues of such a "Hessian" is not valid. So a
+product is compared with differences of gradients, which take no second derivative.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Comparison:
     """A derivative along a direction beside differences of what it is the derivative of."""
 
     mismatch: float
-    """Their distance over the length of the derivative."""
+    """Distance of derivative and difference, over the length of the derivative."""
     resolution: float
     """How well differences with neighbouring steps agree, likewise; 0 where the first one confirmed the derivative."""
     evaluations: int
-    """Of the function that was differenced."""
+    """Evaluations of the function whose differences were taken."""
 
     @property
     def confirmed(self) -> bool:
@@ -81,7 +81,7 @@ class ProductCheck:
     """What a check of products has shown; lengths are relative."""
 
     comparison: Comparison
-    """Of H u with differences of gradients, u a random direction."""
+    """Comparison of H u with differences of gradients, for a random direction u."""
     asymmetry: float
     """|uᵀHv - vᵀHu| √n / max(‖Hu‖, ‖Hv‖) for another random direction v: about ‖H - Hᵀ‖ / ‖H‖ (Frobenius)."""
 
@@ -91,7 +91,7 @@ class ProductCheck:
         return self.comparison.refuted or self.asymmetry > max(_CONFIRMED, _CONTRAST * self.comparison.resolution)
 
     def __str__(self) -> str:
-        """Say what was seen."""
+        """Return the relative errors in words."""
         return (
             f"H u is {self.comparison.mismatch:.2%} off differences of gradients, which agree with one another to "
             f"{self.comparison.resolution:.1e}; H is {self.asymmetry:.2%} asymmetric"
@@ -136,10 +136,10 @@ def compare_second_derivatives(scalar: Callable[[list[Tensor]], Tensor], leaves:
 def compare(derivative: Tensor, at: Callable[[float], Tensor], here: Tensor, *, scale: float, eps: float) -> Comparison:
     """Compare a derivative along a direction with differences of the function, step after step.
 
-    It ends with the first step that confirms it. If none does, the difference is taken that agrees best with the one of
-    the next larger step: noise makes small steps disagree, kinks and curvature large ones. Differences are one-sided
-    where the function rounds finely; else they are central, and begin with the step that balances rounding and
-    curvature, ε^⅓ (Gill, Murray & Wright 1981, section 8.6).
+    It ends with the first step that confirms the derivative. If none does, it takes the difference that agrees best
+    with that of the next larger step. Noise makes small steps disagree, and kinks and curvature make large ones.
+    Differences are one-sided where the function rounds finely. Otherwise they are central, and begin with the step that
+    balances rounding and curvature, ε^⅓ (Gill, Murray & Wright 1981, section 8.6).
 
     Args:
         derivative: (m,).

@@ -1,4 +1,4 @@
-"""Which module it is whose second derivatives are not those of its function."""
+"""Which module of a model has wrong second derivatives."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class _Call:
 def suspect_in(model: nn.Module, run: Callable[[], object]) -> str:
     """Return words for the innermost module whose second derivatives are wrong when ``run`` calls the model.
 
-    Each is called again as it was called first, on its own, and its products are compared with differences of
-    gradients. Where all modules are right, it is what the loss does with the model's output.
+    Each module is called again on its own, with the arguments of its first call. Its products are compared with
+    differences of gradients. Where all modules are right, the fault is in the loss of the model's output.
 
     Args:
         model: whose parameters are in the dtype to check in, as swapped by ``run`` itself.

@@ -3,8 +3,8 @@
 Notation: g gradient, d direction, y = g₊ - g, z = Pg with P ≈ H⁻¹ symmetric positive definite; ₊ marks the new point.
 With P = I these are the formulas as published. The next direction is d₊ = -z₊ + βd.
 
-The line search decides more than β: with one search, the five end within 32 % of one another on the mean of three
-problems, with one β, the four searches within a factor of 2.7 (``benchmarks/second_phase_choices.py``).
+The line search matters more than β, on the mean of three problems (``benchmarks/second_phase_choices.py``). With one
+search, the five β end within 32 % of one another. With one β, the four searches end within a factor of 2.7.
 "polak-ribiere+" is the paper's.
 """
 

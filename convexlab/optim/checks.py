@@ -86,16 +86,16 @@ def check_processes(processes: str | None, name: str) -> None:
     """Refuse to search by losses of which other processes know nothing.
 
     Raises:
-        MisuseError: there are several, and nothing is said of them, or something else than can be said.
+        MisuseError: there are several and ``processes`` is None, or it is an unknown word.
     """
     if processes not in (None, "averaged", "together", "alone"):
         raise MisuseError(f"expected processes to be None, 'averaged', 'together' or 'alone', got {processes!r}.")
     if processes is None and process_count() > 1:
         raise MisuseError(
-            f"torch.distributed has {process_count()} processes. A line search that sees another loss in each would "
-            f"take other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them, where each sees "
-            f"an equal share of the data; 'together', where the closure gives all the same, as that of an Objective "
-            f"with a group does; or 'alone', where {name} runs in one of them or sees all data in each."
+            f"torch.distributed has {process_count()} processes. A line search with another loss in each would take "
+            f"other steps in each, and hang. Set optimizer.processes = 'averaged' on all of them if each sees an equal "
+            f"share of the data. Set 'together' if the closure returns the same in all, as that of an Objective with a "
+            f"group. Set 'alone' if {name} runs in one of them, or sees all data in each."
         )
 
 

@@ -56,8 +56,8 @@ class CountedClosure:
     def __init__(self, closure: Closure | None, parameters: list[Tensor], *, averaged: bool = False) -> None:
         if closure is None:
             raise MisuseError(
-                f"{self._needed}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out, for "
-                "a line search compares losses with gradients, and neither may be scaled or in half precision."
+                f"{self._needed}, got none. Pass it: optimizer.step(closure). A GradScaler does not: leave it out. A "
+                "line search compares losses with gradients, and neither may be scaled or in half precision."
             )
         if not callable(closure):
             raise MisuseError(f"{self._needed}, got {closure!r}.")
@@ -68,7 +68,7 @@ class CountedClosure:
         self.values = 0
         self.gradients = 0
         self.seconds = 0.0
-        """Of the calls, until their numbers were there: the rest of a step is the optimiser's own vector work."""
+        """Seconds of the calls, until their numbers were there; the rest of a step is vector work of the optimiser."""
 
     @property
     def evaluations(self) -> int:

@@ -37,14 +37,14 @@ _M = TypeVar("_M", bound=Memory)
 
 _PSI_0 = 0.01  # First step as a share of the weights' largest entry: ψ₀ of Hager and Zhang (2005), rule I0.
 
-# Roundings of a loss, or of the weights: a direction that promises no more than the former, or moves them by no more
-# than the latter, has nothing to give; two losses at the same weights that differ by more are of two functions, for a
-# sum in another order differs by less.
+# Multiples of the rounding of a loss, or of the weights. No decrease is expected of a direction that promises less than
+# the former, or moves the weights by less than the latter. Two losses at the same weights that differ by more are of
+# two functions, because a sum in another order differs by less.
 _FLOOR, _SAME = 8.0, 100.0
 _TURNED = 0.01  # Two gradients that differ by more than this share are of two functions, too.
 
-# How often the closure was another function (`Memory.renewals`) from where on no step expects to find the last one's
-# again: three times within some ten steps, and never if points are drawn anew every ten.
+# From this count of changed closures on (`Memory.renewals`), no step expects the function of the last one. Three
+# changes within some ten steps reach it; points drawn anew every ten steps never do.
 _RENEWALS, _FORGOTTEN = 2.0, 0.9
 
 
@@ -56,17 +56,17 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     * The closure is torch's: zero the gradients, forward, backward, return the loss. If it takes a keyword
       ``backward``, searches by values call ``closure(backward=False)``. It runs with gradients enabled either way,
-      since a loss may need them (physics-informed networks); asked for the value alone, it is free to disable them.
-    * Within a step the closure must be one function: no dropout, no change of batch; one that is not is warned of.
-      Where it is one function over all steps (``reuse=True``), a gradient evaluated at the accepted step opens the next
-      step, so that nothing is paid for twice. If a search from such a gradient fails, the start is evaluated once more.
-      A closure that has changed (points drawn anew) is told by that: the step goes on from there, with what was learnt
-      of directions. One that keeps changing is evaluated at every start from then on, as with ``reuse=False``.
-    * Weights that somebody has changed between steps (clamped, averaged) cost an evaluation. They are compared with a
-      copy, bit for bit, so that no way of changing them goes unnoticed and the gradient survives `state_dict`.
+      because a loss may need them (physics-informed networks). For the value alone, the closure may disable them.
+    * Within a step the closure must be one function: no dropout, no change of batch. If it is not, there is a warning.
+      Where it is one function over all steps (``reuse=True``), the gradient at the accepted step opens the next step,
+      and is not evaluated twice. If a search from such a gradient fails, the start is evaluated once more. That reveals
+      a closure that has changed (points drawn anew). The step then goes on from there, and keeps its memory of
+      directions. A closure that keeps changing is evaluated at every start from then on, as with ``reuse=False``.
+    * Weights that other code has changed between steps (clamped, averaged) cost an evaluation. They are compared with a
+      copy, bit for bit, so that every change is noticed and the gradient survives `state_dict`.
     * The model may change its dtype or device between steps.
-    * A failed search, or an exception from the closure, leaves the weights bit for bit as they were. Where a step has
-      found that nothing descends, the next ones cost one evaluation each, as long as weights and closure are the same.
+    * A failed search, or an exception from the closure, leaves the weights bit for bit as they were. After a step for
+      which no direction descends, the next ones cost one evaluation each, as long as weights and closure are the same.
     * One host synchronisation an evaluation, and two a step.
     * ``lr`` in the group is a factor on the first trial of every search, 1 by default, for schedulers. It is no step
       size.
@@ -85,12 +85,12 @@ class FlatOptimizer(torch.optim.Optimizer):
     """
 
     report: StepReport | None
-    """What the last step did; None before the first."""
+    """The report of the last step; None before the first."""
     processes: str | None
-    """Of several processes of torch.distributed. ``"averaged"``: loss and gradient are averaged over all of them, which
-    have to step together, each on an equal share of the data (DDP). ``"together"``: the closure gives all of them the
-    same bits already, as that of an `Objective` with a group does; they step together, and each holds a part of what
-    the optimiser remembers, so that all have to call `state_dict` together, which is whole in rank 0 alone.
+    """How several processes of torch.distributed work together. ``"averaged"``: loss and gradient are averaged over all
+    of them. They have to step together, each on an equal share of the data (DDP). ``"together"``: the closure gives all
+    of them the same bits already, as that of an `Objective` with a group does. They step together, and each holds a
+    part of the optimiser's memory. So all have to call `state_dict` together, which is complete in rank 0 alone.
     ``"alone"``: this one decides by itself. None, as at first, refuses to step where there are several. It is set
     before the first step."""
 
@@ -173,9 +173,9 @@ class FlatOptimizer(torch.optim.Optimizer):
             The loss where the step began, 0-dimensional.
 
         Raises:
-            MisuseError: several processes of which nothing is said, no closure, one that does not return one real
-                number or leaves no gradient, inference mode or autocast around the step, or settings of the groups out
-                of range.
+            MisuseError: there are several processes and `processes` is None, or settings of the groups are out of
+                range. There is no closure, or it does not return one real number, or leaves no gradient. Inference mode
+                or autocast is on.
         """
         check_processes(self.processes, type(self).__name__)
         call = self._counted(closure)
@@ -286,8 +286,8 @@ class FlatOptimizer(torch.optim.Optimizer):
             memory = type(memory)(restarted="the parameters have another size than before")
         if not memory.holds_part(self.ranks, weights.numel()):
             raise MisuseError(
-                f"{name}.processes is {self.processes!r} now, but it was something else when this optimiser began to "
-                "remember. Set it before the first step, or call restart()."
+                f"{name}.processes is {self.processes!r} now, but the optimiser's memory was made with another value. "
+                "Set it before the first step, or call restart()."
             )
         self._remember(memory)
         return weights

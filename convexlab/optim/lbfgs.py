@@ -1,7 +1,7 @@
 """Limited-memory BFGS, preconditioned or not, as a torch optimiser.
 
-Notation: g gradient, d direction, s = αd the step taken, y = g₊ - g, z = Pg with P ≈ H⁻¹ symmetric positive definite;
-S and Y hold the latest pairs s and y as rows.
+Notation: g gradient, d direction, s = αd the step taken, y = g₊ - g, z = Pg with P ≈ H⁻¹ symmetric positive definite. S
+and Y hold the latest pairs s and y as rows.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PairMemory(Memory):
     gamma: float = 1.0
     """γ of γP, from which B starts: of the newest pair, or with ``self_scaled`` of the first, grown since."""
     carried: float = 1.0
-    """γ when the last direction was made, from which the next γ is found."""
+    """γ of the last direction, from which the next γ is computed."""
     taus: list[float] = field(default_factory=list)
     """τ of each pair, in rows; empty without ``self_scaled``."""
 
@@ -92,26 +92,27 @@ class LBFGS(FlatOptimizer):
 
     Not scaled, the first trial of the search is α = 1, and nearly every step takes it: one evaluation an iteration.
 
-    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update, also by what drops
-    out of the history (Al-Baali's factor, as in `SelfScaledBroyden`): γ is that of the first pair and only grows. The
-    product Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step finds less
-    curvature than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last step, at
-    most 1, for α = 1 often goes too far. It wants a long history, best a pair for every step. From one switch point at
-    equal cost, 400 pairs, geometric mean of three seeds, it ended at 0.08 times the loss of 100 pairs that were not
-    scaled on a regression, at 0.86 times on a vision transformer. On a physics-informed network it ended at 0.006, 0.5
-    and 0.001 times. With 100 pairs, one seed: 0.57, 0.83 and 0.69.
+    With ``self_scaled``, the default, B is divided by τ = min(1, sᵀy / sᵀB⁻¹s) before every update (Al-Baali's factor,
+    as in `SelfScaledBroyden`). The factors of pairs that have left the history remain: γ is that of the first pair and
+    only grows. The product Da above becomes WDa, where W holds the product of all 1/τ since each pair. So where a step
+    finds less curvature than B expected, B grows everywhere, not along s alone. The first trial is 1.2 times the last
+    step, at most 1, because α = 1 often goes too far. It needs a long history, best a pair for every step. It was
+    compared with 100 pairs that are not scaled, from one switch point at equal cost. With 400 pairs, it ended at 0.08
+    times their loss on a regression, and at 0.86 times on a vision transformer. These are geometric means of three
+    seeds. On a physics-informed network it ended at 0.006, 0.5 and 0.001 times. With 100 pairs, one seed: 0.57, 0.83
+    and 0.69.
 
     * Where sᵀy < 0.1 |sᵀg|, y is moved towards B⁻¹s until sᵀy = 0.1 |sᵀg|, which keeps B positive definite. That is
-      Powell's damping (1978; Nocedal and Wright, procedure 18.2), at no cost, with B scaled so that it would have made
-      the step taken: B⁻¹s = -g. A step that meets the Wolfe conditions is never damped, on a non-convex loss neither;
-      one from a search that was cut short may be.
+      Powell's damping (1978; Nocedal and Wright, procedure 18.2), at no cost. B is scaled so that it would have made
+      the step taken: B⁻¹s = -g. A step that meets the Wolfe conditions is never damped, not even on a non-convex loss.
+      One from a search that was cut short may be.
     * Of several ranks (`FlatOptimizer.processes`, "together") each holds its part of the entries of all pairs.
     * Where the search along d fails, it drops the pairs and tries -Pg within the same step. Where that fails too, the
       weights stay, `report` says why, and the next step starts afresh.
 
     Closures, parameters, limits and reuse: see `FlatOptimizer`. The pairs take 2 · ``history`` · n numbers. They are
-    written in place, so a ``state_dict`` that is to outlast the next step wants a deep copy, as Adam's does. There are
-    two host synchronisations a step more than in the other flat optimisers.
+    written in place, so copy a ``state_dict`` deeply if it is to outlast the next step, as for Adam's. There are two
+    host synchronisations a step more than in the other flat optimisers.
 
     Args:
         params: parameters, or one group of them.

@@ -72,24 +72,24 @@ class _Tried(NamedTuple):
 class LevenbergMarquardt(FlatOptimizer):
     """Levenberg-Marquardt: θ₊ = θ + d with (JᵀJ + λI) d = -Jᵀr, which takes the residuals one by one.
 
-    The closure returns the residuals r, a tensor or a list of them, whose squares sum to the loss; not the loss, and
-    it calls no backward. J is then made of m vector-Jacobian products, as many backward passes as there are residuals.
-    A closure that takes a keyword ``jacobian``, such as that of ``objective.least_squares()``, is called with
-    ``jacobian=parameters`` where J is needed, and returns r (m,) and J (m, n) in the order of these parameters.
+    The closure returns not the loss but the residuals r, a tensor or a list of them, whose squares sum to the loss. It
+    calls no backward. J is then made of m vector-Jacobian products, as many backward passes as there are residuals. A
+    closure may take a keyword ``jacobian``, such as that of ``objective.least_squares()``. Where J is needed, it is
+    called with ``jacobian=parameters``, and returns r (m,) and J (m, n) in the order of these parameters.
 
     λ begins at ``damping`` times the largest diagonal entry of JᵀJ. A trial that lowers the loss is taken, and λ
-    becomes max(1/3, 1 - (2ρ - 1)³) λ, where ρ is the decrease over the one that the linear model promised; after one
-    that does not, or is NaN, λ grows by ν, which doubles each time. Source: Madsen, Nielsen and Tingleff 2004, "Methods
-    for non-linear least squares problems", 2nd ed., IMM, DTU, algorithm 3.16, whose F is half of this loss. Where
-    residuals are fewer than parameters, the same d comes from the m equations of the dual.
+    becomes max(1/3, 1 - (2ρ - 1)³) λ. ρ is the decrease over that of the linear model. After a trial that does not
+    lower it, or is NaN, λ grows by ν, which doubles each time. Source: Madsen, Nielsen and Tingleff 2004, "Methods for
+    non-linear least squares problems", 2nd ed., IMM, DTU, algorithm 3.16, whose F is half of this loss. Where residuals
+    are fewer than parameters, the same d comes from the m equations of the dual.
 
-    Departures from the source: λ is no less than the rounding of JᵀJ, so that it does not fall to zero along a row of
-    good steps; it grows too where the matrix is not positive definite to its rounding (columns of J that depend on
-    each other); and a row of trials ends where the next promises less than the rounding of the loss.
+    There are three departures from the source. λ is no less than the rounding of JᵀJ, so that it does not fall to zero
+    along a series of good steps. It also grows where the matrix is not positive definite to its rounding (columns of J
+    that depend on each other). A series of trials ends where the next promises less than the rounding of the loss.
 
-    J is held in float64 whatever the parameters' dtype, 8mn bytes, and a step takes mn min(m, n) operations: for up to
-    some thousand residuals or parameters. Every step evaluates r and J where it begins, so a closure may change between
-    steps. `report` counts Jacobians as ``gradients``, residuals alone as ``values``. Limits, groups, states and
+    J is held in float64 whatever the parameters' dtype, 8mn bytes, and a step takes mn min(m, n) operations. It is for
+    up to some thousand residuals or parameters. Every step evaluates r and J where it begins, so a closure may change
+    between steps. `report` counts Jacobians as ``gradients``, residuals alone as ``values``. Limits, groups, states and
     outcomes: see `FlatOptimizer`; ``lr`` is a factor on d.
 
     Args:

@@ -50,8 +50,8 @@ def truncated_cg(
     lowered the quadratic by less than ``tolerance`` times the mean of all products (Nash and Sofer 1990, Oper. Res.
     Lett. 9, doi 10.1016/0167-6377(90)90065-D, who have 0.5), which no scale of the loss and no preconditioner changes.
 
-    Where dᵀAd < 0, p goes on along d as far as curvature of that size but positive would send it, rᵀz / |dᵀAd|, and the
-    iteration ends. Algorithm 7.1 stops at p there, which is blind to negative curvature.
+    Where dᵀAd < 0, p goes on along d by rᵀz / |dᵀAd|, as for positive curvature of that size, and the iteration ends.
+    Algorithm 7.1 stops at p there, and makes no use of negative curvature.
 
     λP⁻¹ needs no P⁻¹: P⁻¹d follows from the recurrence of d.
 

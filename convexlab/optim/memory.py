@@ -52,15 +52,15 @@ class Memory:
     first_step: float | None = None
     """α to try first, where the limit of evaluations cut the last search short."""
     resolution: float | None = None
-    """Relative rounding error of a loss, where a search found it above that of the dtype."""
+    """Relative rounding error of a loss, where a search has measured more than that of the dtype."""
     restarted: str | None = None
     """Why the memory was dropped, for the report of the step that begins afresh."""
     halted: str | None = None
-    """Why no direction descends from these weights, once a step that knew nothing more to try has found that out."""
+    """Why no direction descends from these weights, once a step has tried all directions in vain."""
     halted_as: str | None = None
     """The state that such a step reported."""
     renewals: float = 0.0
-    """How often the closure was found to be another function than before: 1 each time, a tenth less with every step."""
+    """Count of changes of the closure to another function: 1 each, reduced by a tenth with every step."""
 
     @property
     def kept(self) -> Evaluation | None:
@@ -94,7 +94,7 @@ class Memory:
     def like(self, parameter: Tensor) -> Self:
         """Return the memory in the dtype and on the device of a parameter.
 
-        In another dtype the loss is another function, so what was evaluated or found of its rounding is left out.
+        In another dtype the loss is another function, so its evaluations and its rounding are left out.
         """
         if self.weights is None or (self.weights.dtype, self.weights.device) == (parameter.dtype, parameter.device):
             return self

@@ -35,20 +35,20 @@ _RESERVE = 3  # Evaluations of a limit that the inner iteration leaves to the li
 class NewtonCG(FlatOptimizer):
     """Truncated Newton: p ≈ -H⁻¹g by linear conjugate gradients, then a line search along p, with first trial 1.
 
-    Source: Nocedal and Wright, Numerical Optimization, 2nd ed. 2006, algorithm 7.1, preconditioned, with the inner
-    iteration (`truncated_cg`) ended where more of it lowers the quadratic little, and with negative curvature followed
-    where it is met. So a saddle is left along directions of negative curvature in which g has a part; where it has
-    none, they are not seen.
+    Source: Nocedal and Wright, Numerical Optimization, 2nd ed. 2006, algorithm 7.1, preconditioned. The inner iteration
+    (`truncated_cg`) ends where more of it lowers the quadratic little, and follows negative curvature where it meets
+    it. So it leaves a saddle along directions of negative curvature in which g has a component. Where g has none, it
+    does not see them.
 
     Without ``operator`` a product is a difference of gradients, Hv ≈ (g(x + hv) - g(x)) / h with h‖v‖ = √ε max(1, root
-    mean square of x): one evaluation of the closure, which counts in `report` and towards ``max_evaluations`` like any
-    other. On smooth networks it errs by some √ε. An exact product costs twice as much.
+    mean square of x). It takes one evaluation of the closure, which counts in `report` and towards ``max_evaluations``
+    like any other. On smooth networks its error is some √ε. An exact product costs twice as much.
 
-    At equal cost it ended at 4.6, 3.6 and 37 times the loss of L-BFGS with the same preconditioner, Adam's moments, on
-    a regression, a vision transformer and a physics-informed network; at 4.1, 2.5 and 2.1 times where both had none;
-    with exact products at 7.8, 4.8 and 57 times (``benchmarks/second_phase_choices.py``). An ill-conditioned system
-    takes its inner iteration hundreds of products, of which L-BFGS makes as many steps. It is for saddles, and to
-    compare with.
+    It was compared with L-BFGS at equal cost on a regression, a vision transformer and a physics-informed network
+    (``benchmarks/second_phase_choices.py``). With Adam's moments as the preconditioner of both, it ended at 4.6, 3.6
+    and 37 times the loss of L-BFGS. Without a preconditioner it ended at 4.1, 2.5 and 2.1 times, and with exact
+    products at 7.8, 4.8 and 57 times. On an ill-conditioned system the inner iteration takes hundreds of products, for
+    which L-BFGS makes as many steps. It is for saddles, and for comparisons.
 
     Where the search along p fails, it tries -Pg within the same step. Closures, parameters, limits and reuse: see
     `FlatOptimizer`.

@@ -46,10 +46,10 @@ class ConjugateMemory(Memory):
 class NonlinearCG(FlatOptimizer):
     """Nonlinear conjugate gradients: d₊ = -Pg₊ + βd, then a line search.
 
-    It restarts from d = -Pg where d would not descend, where β says nothing (dᵀy ≤ 0 in a formula that divides by it,
-    or β = 0), after 6n steps, and by Powell's test (1977, Math. Programming 12): successive gradients far from
-    orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the same step. Where
-    that fails too, the weights stay, `report` says why, and the next step starts afresh.
+    It restarts from d = -Pg where d would not descend and after 6n steps. It restarts where β is 0 or undefined (dᵀy ≤
+    0 in a formula that divides by it). It also restarts by Powell's test (1977, Math. Programming 12): successive
+    gradients far from orthogonal, |g₊ᵀPg| ≥ ``powell`` g₊ᵀPg₊. Where the search along d fails, it tries -Pg within the
+    same step. Where that fails too, the weights stay, `report` says why, and the next step starts afresh.
 
     Closures, parameters, limits and reuse: see `FlatOptimizer`. The paper's second phase is
     ``NonlinearCG(params, beta="polak-ribiere+", line_search="golden-section")``.
@@ -58,8 +58,8 @@ class NonlinearCG(FlatOptimizer):
         params: parameters, or one group of them.
         beta: a name from `beta_names`.
         line_search: a name from `line_search_names`, or a `LineSearch`.
-        preconditioner: P ≈ H⁻¹, symmetric positive definite and fixed between calls of `restart`: takes a flat gradient
-            (n,), which it leaves as it is, and returns a flat vector (n,). Like the closure, it is not part of
+        preconditioner: P ≈ H⁻¹, symmetric positive definite and fixed between calls of `restart`. It takes a flat
+            gradient (n,), which it leaves as it is, and returns a flat vector (n,). Like the closure, it is not part of
             `state_dict`.
         max_evaluations: limit on the closure calls of a step's searches.
         powell: the ratio at which Powell's test restarts; None switches it off. Powell has 0.2, which on networks

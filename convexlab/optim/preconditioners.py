@@ -40,8 +40,8 @@ class DiagonalPreconditioner:
     parameters: tuple[Tensor, ...] = ()
     """Those that the entries are of, in their order; empty where that is not known."""
     step_length: float | None = None
-    """‖s‖ of the last step of the optimiser that it was made from, which is the length of a first trial; None if there
-    is none."""
+    """‖s‖ of the last step of the optimiser that P was made from: the length of a first trial. None if there is
+    none."""
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """Return p ∘ g, on the gradient's device.
@@ -57,10 +57,10 @@ class DiagonalPreconditioner:
         return self.diagonal.to(gradient.device) * gradient
 
     def of(self, parameters: Sequence[Tensor]) -> DiagonalPreconditioner:
-        """Return it for these parameters in this order, each found by identity.
+        """Return the preconditioner for these parameters in this order; they are matched by identity.
 
         Raises:
-            MisuseError: one of them is none of `parameters`.
+            MisuseError: one of them is not in `parameters`.
         """
         if not self.parameters or list(map(id, parameters)) == list(map(id, self.parameters)):
             return self
@@ -85,15 +85,16 @@ def adam_preconditioner(
     With q = 1/2, Adam's own direction is this P times its averaged gradient, with r m = 1e-8. Relative to the mean, the
     same r holds whatever the scale of the loss.
 
-    The default r, from one seed and 40 gradients each: L-BFGS ends within 2 % of the best r of 0.001, 0.01, 0.03, 0.1,
-    0.3 and 1 on digits, MNIST (ViT) and CIFAR-10 (VGG5). r = 1 ends at 1.22, 1.23 and 1.09 times the best loss; no P at
-    1.45 and 1.64, on CIFAR-10 not measured.
+    The default r was chosen of 0.001, 0.01, 0.03, 0.1, 0.3 and 1, from one seed and 40 gradients each. With it L-BFGS
+    ends within 2 % of the best r on digits, MNIST (ViT) and CIFAR-10 (VGG5). r = 1 ends at 1.22, 1.23 and 1.09 times
+    the best loss. No P ends at 1.45 and 1.64 times; on CIFAR-10 that was not measured.
 
-    The default q, from one seed, from the middle of the budget on, self-scaled L-BFGS with 0, 1/4, 1/2, 3/4 and 1, over
-    the loss with 1/2: 1.16, 1.06, 1, 0.94, 1.00 on a regression; 1.27, 1.13, 1, 0.95, 0.94 on digits; 1.06, 1.03, 1,
-    1.00, 1.01 on CIFAR-10 and 1.94, 1.52, 1, 0.86, 0.94 on MNIST with squared error; 17, 2.9, 1, 0.09, 0.06 on CIFAR-10
-    with cross-entropy. So classifiers want more than 1/2. But on a physics-informed network (convection, 1,500
-    gradients) it was 0.5, 0.5, 1, 558 and 467: there more than 1/2 did not leave a plateau. 1/2 is what fails nowhere.
+    The default q was chosen of 0, 1/4, 1/2, 3/4 and 1, from one seed, with self-scaled L-BFGS from the middle of the
+    budget on. The losses, over that with 1/2, were 1.16, 1.06, 1, 0.94, 1.00 on a regression, and 1.27, 1.13, 1, 0.95,
+    0.94 on digits. With squared error they were 1.06, 1.03, 1, 1.00, 1.01 on CIFAR-10, and 1.94, 1.52, 1, 0.86, 0.94 on
+    MNIST. With cross-entropy they were 17, 2.9, 1, 0.09, 0.06 on CIFAR-10. So classifiers gain from more than 1/2. But
+    on a physics-informed network (convection, 1,500 gradients) the losses were 0.5, 0.5, 1, 558 and 467: more than 1/2
+    did not leave a plateau. 1/2 fails on none of these.
 
     The entries follow the parameters by identity: the next optimiser may take them in another order, or some of them. A
     parameter that never had a gradient, and so has no moments, counts as average. P is a copy: later steps of Adam do
@@ -105,8 +106,8 @@ def adam_preconditioner(
         exponent: q, from 0 (no preconditioner) to 1.
 
     Raises:
-        MisuseError: no Adam, one that has made no step or seen only zero gradients, a ridge that is not
-            positive, or an exponent outside [0, 1].
+        MisuseError: ``adam`` is no Adam, has made no step, or has seen only zero gradients. The ridge is not positive,
+            or the exponent is outside [0, 1].
     """
     _check_ridge(ridge)
     if not 0.0 <= exponent <= 1.0:
@@ -129,15 +130,15 @@ def hessian_diagonal_preconditioner(
 ) -> DiagonalPreconditioner:
     """Return P = diag(1 / (|h| + r m)) from the diagonal h of a matrix, estimated from products; m is the mean of |h|.
 
-    h is the mean of ω ∘ Hω over random signs ω (Bekas, Kokiopoulou and Saad 2007, doi 10.1016/j.apnum.2007.01.003):
-    unbiased, with variance Σ_{j≠i} H_ij² / ``samples`` in entry i. Absolute values and a ridge make P positive definite
-    where h is not, as in AdaHessian (Yao et al. 2021, arXiv 2006.00719), which averages over parameters and time
-    instead of samples.
+    h is the mean of ω ∘ Hω over random signs ω (Bekas, Kokiopoulou and Saad 2007, doi 10.1016/j.apnum.2007.01.003). It
+    is unbiased, with variance Σ_{j≠i} H_ij² / ``samples`` in entry i. Absolute values and a ridge make P positive
+    definite where h is not, as in AdaHessian (Yao et al. 2021, arXiv 2006.00719). AdaHessian averages over parameters
+    and time instead of samples.
 
-    It is for a first phase that leaves no second moments. Self-scaled L-BFGS ends with it, its products charged, at
-    0.91, 1.32 and 0.06 times the loss that it has without a preconditioner, and at 1.8, 1.8 and 1.2 times that with
-    Adam's moments, on a regression, a vision transformer and a physics-informed network
-    (``benchmarks/second_phase_choices.py``).
+    It is for a first phase that leaves no second moments. It was measured with self-scaled L-BFGS, its products
+    charged, on a regression, a vision transformer and a physics-informed network
+    (``benchmarks/second_phase_choices.py``). The loss ends at 0.91, 1.32 and 0.06 times that without a preconditioner,
+    and at 1.8, 1.8 and 1.2 times that with Adam's moments.
 
     Args:
         operator: the Hessian, such as ``objective.hessian()``, or the Gauss-Newton matrix.
@@ -193,18 +194,19 @@ def low_rank_preconditioner(
 ) -> LowRankPreconditioner:
     """Return P = B^½ (V diag(1 / (|θ| + μ)) Vᵀ + (I - VVᵀ) / (min |θ| + μ)) B^½ from eigenpairs of B^½ H B^½.
 
-    Along V it is the inverse, with negative eigenvalues turned around (Dauphin et al. 2014, arXiv 1406.2572), elsewhere
-    as flat as the smallest pair, which is the form of Nyström preconditioners (Frangella, Tropp and Udell 2023, SIAM J.
-    Matrix Anal. Appl. 44) up to a factor that no optimiser here minds. Pass pairs from the outer ends of a Krylov run,
-    and only those that have converged: their smallest |θ| is taken to bound everything else.
+    Along V it is the inverse, with the absolute values of negative eigenvalues (Dauphin et al. 2014, arXiv 1406.2572).
+    Elsewhere its curvature is that of the smallest pair. That is the form of Nyström preconditioners (Frangella, Tropp
+    and Udell 2023, SIAM J. Matrix Anal. Appl. 44), up to a factor that makes no difference to the optimisers here. Pass
+    pairs from the outer ends of a Krylov run, and only those that have converged. Their smallest |θ| is taken to bound
+    all other eigenvalues.
 
-    With a base the pairs have to be those of `split_operator`, not of H: the product of two preconditioners that do not
-    know of each other is worse than either.
+    With a base the pairs have to be those of `split_operator`, not of H. The product of two independent preconditioners
+    is worse than either.
 
-    It is for systems with a few outliers, solved often. In a second phase it does not earn back its products: with the
-    5 outermost pairs self-scaled L-BFGS ends at 1.6, 3.2 and 1.8 times the loss that it has with Adam's moments alone,
-    and without these at 1.4, 2.8 and 9.5 times that with no preconditioner, on the problems of
-    `hessian_diagonal_preconditioner`.
+    It is for systems with a few outliers that are solved often. In a second phase it is not worth its products, on the
+    problems of `hessian_diagonal_preconditioner`. With the 5 outermost pairs and Adam's moments, self-scaled L-BFGS
+    ends at 1.6, 3.2 and 1.8 times the loss with Adam's moments alone. With the pairs alone it ends at 1.4, 2.8 and 9.5
+    times the loss without a preconditioner.
 
     Args:
         values: θ, (k,).
@@ -303,7 +305,7 @@ def _roots(adam: torch.optim.Optimizer, exponent: float) -> Iterator[tuple[Tenso
 
 @torch.no_grad()
 def _step_length(adam: torch.optim.Optimizer) -> float | None:
-    """Return ‖α m̂ / (√v̂ + ε)‖, the length of Adam's last step but for weight decay; None where it did not move."""
+    """Return ‖α m̂ / (√v̂ + ε)‖, the length of Adam's last step without weight decay; None where it did not move."""
     squares = [torch.zeros((), dtype=torch.float64)]
     for group in adam.param_groups:
         for parameter in group["params"]:

@@ -46,7 +46,7 @@ class SampleMemory(PairMemory):
 
 
 class ProgressiveLBFGS(LBFGS):
-    """L-BFGS on a sample that grows when it no longer tells the direction: hundreds of cheap steps on large data.
+    """L-BFGS on a sample that grows when it no longer determines the direction: hundreds of cheap steps on large data.
 
     Source: Bollapragada, Mudigere, Nocedal, Shi and Tang (2018, ICML, arXiv 1802.05374). After a step the inner-product
     quasi-Newton test (their equation 3.4) asks whether the products of single examples' gradients with B²g scatter
@@ -58,15 +58,15 @@ class ProgressiveLBFGS(LBFGS):
 
     Departures from the source: the sample is nested, S ⊂ S₊, the first rows of one random order. So the overlap on
     which the pair (s, y) is taken is all of S. A step searches one function and needs no gradient twice, and growing
-    costs a gradient of what is added alone. The search is `LBFGS`'s, not stochastic backtracking. A search that fails,
-    since the sample has no more to tell, doubles it.
+    costs a gradient of what is added alone. The search is `LBFGS`'s, not stochastic backtracking. If a search fails,
+    the sample is exhausted and doubles.
 
-    A sample can be learnt by heart. So some examples V, the last ones of the order, are held out until the sample
-    reaches them, and evaluated after every step: |V| / N of an evaluation. Where their loss falls by less than half as
-    much as the sample's over ten steps, the sample doubles. S and V together estimate the loss of the whole set, as
-    (|S| f_S + (N - |S|) f_V) / N; where the first step began it is estimated from the same examples. So what joins the
-    sample is evaluated there too. A step that would raise it above that is taken back, and the sample doubles. `report`
-    has both losses.
+    The optimiser can overfit a sample. So some examples V, the last ones of the order, are held out until the sample
+    reaches them. They are evaluated after every step, at |V| / N of an evaluation. Where their loss falls by less than
+    half as much as the sample's over ten steps, the sample doubles. S and V together estimate the loss of the whole
+    set, as (|S| f_S + (N - |S|) f_V) / N. The loss at the start of the first step is estimated from the same examples,
+    so examples that join the sample are evaluated there too. A step that would raise the estimate above that of the
+    start is taken back, and the sample doubles. `report` has both losses.
 
     An evaluation costs |S| / N. When S is the whole set, everything is as in `LBFGS`.
 
@@ -81,8 +81,8 @@ class ProgressiveLBFGS(LBFGS):
             watched.
         theta: θ, positive; the source's 0.9 asks that the direction descend with a probability of about 87 %.
         seed: of the order of the examples.
-        **options: those of `LBFGS`, but for ``reuse``; 100 pairs that are not scaled unless asked for otherwise, for a
-            sample that grows soon changes the function.
+        **options: those of `LBFGS` except ``reuse``. The default is 100 pairs that are not scaled, because a growing
+            sample soon changes the function.
 
     Raises:
         MisuseError: settings other than these.
@@ -230,8 +230,8 @@ class ProgressiveLBFGS(LBFGS):
             self.restart()
             self._keep(memory, 0)
             failed = (
-                f"on {len(held_out)} examples held out the loss went to {loss:.6g} while that of the sample fell to "
-                f"{sampled:.6g}: the whole loss would have been above where it began"
+                f"on {len(held_out)} examples held out the loss went to {loss:.6g}, while that of the sample fell to "
+                f"{sampled:.6g}: the whole loss would have risen"
             )
             self.report = replace(self.report, failed=failed, state="stuck", step_size=0.0)
             return

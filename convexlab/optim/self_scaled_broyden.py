@@ -57,15 +57,15 @@ class SelfScaledBroyden(FlatOptimizer):
     With τ = φ = 1 this is BFGS. ``"ssbfgs"`` has φ = 1 and τ = min(1, 1/b), b = sᵀBs / sᵀy: H never shrinks. So what is
     too small an H for this step grows everywhere, not along s alone. ``"ssbroyden"`` (SSBroyden2) chooses φ too, by the
     formulas of Al-Baali. The source is Urbán, Stefanou and Pons (2025, J. Comput. Phys. 523, doi
-    10.1016/j.jcp.2024.113656; formulas 11 and 13 to 23 by the count of the authors' code, against which these are
-    tested); Kiyani et al. (2025, doi 10.1016/j.cma.2025.118308) compare them on physics-informed networks.
+    10.1016/j.jcp.2024.113656), formulas 11 and 13 to 23 by the count of the authors' code, against which these are
+    tested. Kiyani et al. (2025, doi 10.1016/j.cma.2025.118308) compare them on physics-informed networks.
 
     The first direction is -Pg, and H starts as γP with γ = sᵀy / yᵀPy of the first step.
 
-    From one switch point at equal cost, with Adam's P, on three seeds each, it ended at 0.04, 0.03 and 0.01 times the
-    loss of torch's L-BFGS on a regression (745 parameters, 600 gradients). It ended at 1e-5, 2e-6 and 3e-8 where that
-    had 4e-2, 3e-2 and 2e-2 on a physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500
-    gradients). ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
+    It was compared with torch's L-BFGS from one switch point at equal cost, with Adam's P, on three seeds each. On a
+    regression (745 parameters, 600 gradients) it ended at 0.04, 0.03 and 0.01 times the loss of L-BFGS. On a
+    physics-informed network (convection, β = 30; 2,911 parameters, float32, 1,000 to 1,500 gradients) it ended at 1e-5,
+    2e-6 and 3e-8. L-BFGS ended at 4e-2, 3e-2 and 2e-2. ``"bfgs"``, not scaled, ended where L-BFGS did, or above.
 
     Departures from the source: any P may be given, not the identity alone. φ of the first update is that of the scaled
     matrix, so that the scale of the loss does not matter. The first trial is 1.2 times the last step, at most 1, since
@@ -73,10 +73,10 @@ class SelfScaledBroyden(FlatOptimizer):
     short leaves, are damped as in `LBFGS`.
 
     H takes 8n² bytes whatever the parameters' dtype (on ``mps``, which has no float64, 4n²), and a step reads it three
-    times: for networks of up to some thousand parameters. It is changed in place, so a ``state_dict`` that is to
-    outlast the next step wants a deep copy. Of several ranks (`FlatOptimizer.processes`, "together") each holds its
-    part of the rows. Where the search along d fails, H is dropped and -Pg tried within the same step. Closures,
-    parameters, limits and reuse: see `FlatOptimizer`.
+    times. It is for networks of up to some thousand parameters. It is changed in place, so copy a ``state_dict`` deeply
+    if it is to outlast the next step. Of several ranks (`FlatOptimizer.processes`, "together") each holds its part of
+    the rows. Where the search along d fails, H is dropped and -Pg tried within the same step. Closures, parameters,
+    limits and reuse: see `FlatOptimizer`.
 
     Args:
         params: parameters, or one group of them.

@@ -48,11 +48,11 @@ class StepReport:
     state: StepState
     """How the step ended."""
     changed: str | None = None
-    """None, or what somebody has changed since the last step: the weights, or the closure."""
+    """None, or what has changed since the last step: the weights, or the closure."""
     evaluation_seconds: float = field(default=0.0, compare=False)
-    """Of the step's seconds, those of the closure; the others are vector work."""
+    """Seconds of the step in the closure; the others are vector work."""
     held_out_loss: float | None = None
-    """Of `ProgressiveLBFGS`: mean loss of the examples held out where the step ended; None where none are."""
+    """For `ProgressiveLBFGS`: mean loss of the held-out examples where the step ended; None without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class Start(NamedTuple):
     fresh: bool
     """Whether it was evaluated in this step."""
     weights_changed: bool = False
-    """Whether somebody has set other weights since the last step."""
+    """Whether other code has set the weights since the last step."""
     closure_before: Evaluation | None = None
-    """What the closure gave at these weights before, if it is another function now."""
+    """The closure's earlier result at these weights, if it is another function now."""
 
     @property
     def changed(self) -> str | None:

@@ -14,8 +14,8 @@ from convexlab.runs.rows import ProbedCheckpoint
 
 __all__ = ["checkpoints_to_deal", "examples_of", "has_room", "measure_dealt", "words_of"]
 
-# What the decision counts on. It is made of these and of sizes alone, so that it is the same every time; they are
-# rough, and measured on a processor in docs/scale.md. A product with the Hessian takes twelve operations a parameter
+# What the decision counts on. It is made of these and of sizes alone, so that it is the same every time. They are rough
+# estimates, measured on a processor in docs/scale.md. A product with the Hessian takes twelve operations a parameter
 # and example: two gradients, each of a forward pass (2) and a backward pass (4).
 _OPERATIONS = 12
 _PER_SECOND = 1e10

@@ -1,7 +1,7 @@
 """Several checkpoints at once on one machine, each in a process of its own; rows are written by the parent alone.
 
-A worker is started afresh (spawn: no lock, thread or device is inherited), puts the loss together by its names, and
-measures one checkpoint after the other with its share of the threads and of the memory.
+A worker is a new process (spawn), so it inherits no lock, thread or device. It builds the loss from its names. Then it
+measures one checkpoint after the other, with its share of the threads and of the memory.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _CONTEXT = 600_000_000
 
 @dataclass(frozen=True)
 class Shared:
-    """What all workers are told."""
+    """What every worker is given at its start."""
 
     options: ProbeOptions
     target: Path
     device: str
     jobs: int
     threads: int
-    """Of each."""
+    """Threads of each worker."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def check_jobs(jobs: int, settings: Iterable[Setting], ranks: Ranks) -> None:
 def jobs_that_fit(jobs: int, losses: Sequence[ProbedLoss], options: ProbeOptions) -> int:
     """Return how many jobs memory holds, at least one and at most ``jobs``; where that is fewer, it is said.
 
-    A job needs what this process has now (the libraries, the data, the model), a product, and a Krylov basis as long as
-    a verdict may need. Gradient graphs are kept as far as each job's share of the rest allows.
+    A job needs the memory that this process has now (the libraries, the data, the model). It also needs that of a
+    product, and of the longest Krylov basis for a verdict. Gradient graphs are kept as far as each job's share of the
+    rest allows.
     """
     device = losses[0].objective.device
     run = bytes_of_runs(losses, options)
@@ -185,9 +186,9 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     item: Item | None = None
-    """What it is at."""
+    """The checkpoint that is being measured."""
     share: float = 0.0
-    """Of the work on that which is done."""
+    """Share of the work on this checkpoint that is done."""
     note: str = ""
     landmark: bool = False
 
@@ -210,8 +211,8 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             raise FailureError(
-                f"a job ended at {self.item.name!r} without a word ({_words_of(self.process.exitcode)}). Often memory "
-                "was short: take fewer jobs. The rows that were measured are kept: --resume goes on."
+                f"a job ended at {self.item.name!r} without a message ({_words_of(self.process.exitcode)}). Often the "
+                "cause is short memory: take fewer jobs. The rows measured so far are kept: --resume goes on."
             ) from None
         if isinstance(answer, _Failed):
             raise answer.kind(answer.message) from FailureError(answer.trace)

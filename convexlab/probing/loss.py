@@ -21,7 +21,7 @@ class ProbedLoss:
     examples: int | None
     """That the loss is the mean over; None where nothing counts them."""
     train_size: int | None
-    """Of the training set; None where nothing counts it."""
+    """Number of training examples; None where it is not known."""
 
 
 def build_probed_loss(setting: Setting, device: str) -> ProbedLoss:

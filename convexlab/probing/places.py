@@ -33,7 +33,7 @@ def files_of(places: Sequence[Path], wanted: Sequence[Path] | None) -> list[Path
     """Return the checkpoint files at these places: of a run directory all that are wanted, None being all.
 
     Raises:
-        MisuseError: there is none, or a directory that is no run or one of several seeds.
+        MisuseError: there are no checkpoints, or a directory is no run, or a run of several seeds.
     """
     files: list[Path] = []
     for path in places:
@@ -123,9 +123,9 @@ def times_of(headers: Sequence[CheckpointHeader], axis: str | None) -> tuple[str
 
 
 def names_of(files: Sequence[Path], places: Sequence[Path], target: Run) -> list[str]:
-    """Return what each row is known by: the file name of a run's own checkpoint, or the path as given.
+    """Return the name of each row: the file name of a run's own checkpoint, or the path as given.
 
-    Own are those of the one run that is probed, and of the run that takes the rows.
+    A checkpoint is a run's own if the run is the one that is probed, or the one that takes the rows.
     """
     runs = [target.path, *(places if _is_run(places) else [])]
     own = {(run / "checkpoints").resolve() for run in runs}

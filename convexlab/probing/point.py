@@ -52,7 +52,7 @@ class ProbeOptions:
     floor: float = 1e-3
     """Negative curvature below this fraction of the largest is not searched for."""
     confidence: float = 0.999
-    """Of the bounds, over the random start."""
+    """Confidence of the bounds, over the random start."""
     max_steps: int | None = None
     """Products of the first Krylov run at most; None is what a verdict needs."""
     density_probes: int = 1
@@ -64,16 +64,16 @@ class ProbeOptions:
     products: Products = "auto"
     """How the Hessian multiplies, see `Objective.hessian`; by ``"differences"`` nothing is said of fresh examples."""
     precision: Precision = "full"
-    """In how many bits, see the same: of the Krylov runs. All else is by products in full precision."""
+    """Precision of the Krylov runs' products, see `Objective.hessian`. All other products are in full precision."""
     seed: int = 0
-    """Of the Krylov runs' starts, and of these products' vectors."""
+    """Seed of the Krylov runs' starts, and of these products' vectors."""
     top: int = 0
     """Largest eigenpairs to measure too, on the first run; 0 is none."""
     slice_points: int = 13
-    """Of the loss along either extreme eigenvector, an odd number; 0 is no slice."""
+    """Points of the loss along each extreme eigenvector, an odd number; 0 makes no slice."""
 
     def __post_init__(self) -> None:
-        """Refuse what is of another kind, or out of range."""
+        """Refuse fields of another type, or out of range."""
         for name in ("floor", "confidence", "density_probes", "density_steps", "trace_samples", "seed", "slice_points"):
             value = getattr(self, name)
             kind: Any = (int, float) if name in ("floor", "confidence") else int
@@ -95,9 +95,9 @@ class ProbeOptions:
         products = self.density_probes * self.density_steps
         if max(products, self.max_steps or 0) > _MOST_PRODUCTS:
             raise MisuseError(
-                f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, each at the cost of "
-                f"two epochs, got {products + (self.max_steps or 0):,}: {self.density_probes:,} density probes of "
-                f"{self.density_steps:,} steps, and max_steps {self.max_steps}. Ask for fewer."
+                f"expected at most {_MOST_PRODUCTS:,} products with the Hessian at a checkpoint, got "
+                f"{products + (self.max_steps or 0):,}. Each costs two epochs. They are for {self.density_probes:,} "
+                f"density probes of {self.density_steps:,} steps, and max_steps {self.max_steps}. Ask for fewer."
             )
         if self.products not in PRODUCTS:
             raise unknown_name("kind of products", self.products, PRODUCTS)
@@ -118,11 +118,11 @@ def probe_point(
     """Measure loss, gradient and curvature at the model's present parameters.
 
     The first Krylov run serves the ends of the spectrum, the verdict, and as the first probe of the density. With the
-    metric of an Adam there is one more, for the largest curvature in that. ``teller`` tells the numbers as they come.
+    metric of an Adam there is one more, for the largest curvature in that. ``teller`` reports the numbers as they come.
 
     Returns:
-        A row of ``probe.jsonl`` that does not say yet which checkpoint it is about, and the verdict it contains; None
-        where the loss, its gradient or a product with its Hessian is not finite.
+        A row of ``probe.jsonl``, without the checkpoint's name, and the verdict in it. The verdict is None where the
+        loss, its gradient or a product with its Hessian is not finite.
     """
     objective = loss.objective
     with Meter(objective) as meter:
@@ -266,7 +266,7 @@ def _deviation(process: Lanczos, verdict: Verdict) -> float:
 
 
 def _forecast(process: Lanczos, options: ProbeOptions, teller: Teller) -> None:
-    """Take the steps before the first look at a run, and tell how long it will take; the first one builds graphs."""
+    """Take the steps before the first look at a run, and report the expected time; the first step builds graphs."""
     process.extend(1)
     begin = time.perf_counter()
     process.extend(1)

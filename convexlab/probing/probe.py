@@ -54,8 +54,8 @@ class Probe:
     run: Run
     """Where the rows are stored."""
     rows: list[Row]
-    """One a checkpoint, along the axis, those without a place on it last; as stored in ``probe.jsonl``, so None where a
-    number is not finite."""
+    """Rows of the checkpoints along the axis, those without a place on it last. They are as in ``probe.jsonl``: None
+    where a number is not finite."""
 
     @property
     def checkpoints(self) -> list[ProbedCheckpoint]:
@@ -110,13 +110,13 @@ def probe(
 ) -> Probe:
     """Measure the curvature of the training loss at every checkpoint; what `convexlab probe` calls.
 
-    Both extreme eigenvectors are also tried on examples that they were not found on, at most as many as the loss has:
-    see `Sampling`. The loss itself is evaluated along them, and on the plane that holds most of the path through all
-    checkpoints of one training: ``landscape.json``. One checkpoint is in memory at a time.
+    The curvature along both extreme eigenvectors is also measured on fresh examples, at most as many as the loss has:
+    see `Sampling`. The loss is evaluated along these eigenvectors, and on the plane that holds most of the path through
+    all checkpoints of one training (``landscape.json``). One checkpoint is in memory at a time.
 
     Args:
         paths: run directories, checkpoint files, or a mix; one or several.
-        model: name or factory; None is what the checkpoint says of itself. Likewise ``dataset``, ``loss``,
+        model: name or factory; None is that of the checkpoint's metadata. Likewise ``dataset``, ``loss``,
             ``objective``, ``train_size``, ``probe_size``, ``seed`` and ``dtype``.
         dataset: see ``model``.
         loss: see ``model``.
@@ -126,8 +126,8 @@ def probe(
             `build_objective`. Then there is no ``model``, ``dataset``, ``loss`` or ``probe_size``, and nothing is said
             of fresh examples.
         train_size: see ``model``.
-        probe_size: the curvature is that of the loss of a stratified sample of so many training examples, and the
-            rows say what it says of the others; see ``model``. None, where a checkpoint does not say, is all.
+        probe_size: the number of training examples in a stratified sample, whose loss is probed. The rows also have
+            what this says of the other examples; see ``model``. None, where a checkpoint does not say, is all.
         seed: of the training subset and the sample; see ``model``. The random vectors have seeds of their own, another
             at every epoch.
         dtype: see ``model``.
@@ -136,34 +136,38 @@ def probe(
         max_steps: products of the first Krylov run at most; None is what a verdict needs.
         density_probes: Krylov runs that the density and its negative mass are averaged over.
         density_steps: products of each of these runs after the first.
-        top: so many of the largest eigenvalues too, with the gradient's share in the space of their eigenvectors. On
-            the same Krylov run, which is made longer for them where ``max_steps`` allows that.
+        top: number of largest eigenvalues to measure, with the gradient's share in the space of their eigenvectors.
+            They come from the same Krylov run, which is made longer where ``max_steps`` allows that.
         products: how the Hessian multiplies, see `Objective.hessian`: ``"differences"`` is for losses that torch cannot
             differentiate twice.
-        precision: in how many bits, see the same; bound and verdict allow for what ``"bf16"`` or ``"tf32"`` err.
-        key: the name in PyTorch files that the weights are under, with dots for names within names; None takes the
-            first of those that are common.
-        axis: along which the checkpoints lie, ``"epoch"`` or ``"step"``, as files or their names say; None is epochs
-            where any says its epoch, and steps elsewhere. What says neither has no place.
-        slice_points: of the loss along either extreme eigenvector, an odd number; 0 is no slice.
-        plane_points: of the loss along the first direction of the path's plane; 0 is no plane.
-        checkpoints: of a run directory's checkpoints, only these; the path goes through all.
+        precision: the precision of the products, see `Objective.hessian`; bound and verdict allow for the error of
+            ``"bf16"`` and ``"tf32"``.
+        key: the name of the weights in PyTorch files, with dots for names within names. None takes the first of the
+            common ones.
+        axis: the axis along which the checkpoints lie, ``"epoch"`` or ``"step"``, as in the files or their names. None
+            is epochs where any has its epoch, and steps elsewhere. A checkpoint with neither has no place on the axis.
+        slice_points: number of points of the loss along each extreme eigenvector, odd; 0 makes no slice.
+        plane_points: number of points of the loss along the first direction of the path's plane; 0 makes no plane.
+        checkpoints: only these of a run directory's checkpoints; the path still goes through all.
         out: where ``probe.jsonl`` goes; None is the run directory, or for bare files a new folder under ``runs/``.
-        jobs: so many checkpoints are measured at once, each in a process of its own with its share of the threads;
-            fewer where memory does not hold as many. Rows are those of one job with as many threads. A script that
-            asks for several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
-        resume: keep the rows that ``out`` has already of these weights and options; others are measured again.
-        other_options: where that resumes, keep rows of these weights that were measured with other options, too.
-        trust: import what the checkpoints' metadata name, and read the files; else only names of ours are taken from
-            there, and names that the user gives.
+        jobs: checkpoints measured at a time, each in a process of its own with its share of the threads. They are fewer
+            where memory does not suffice. Rows are those of one job with as many threads. A script that asks for
+            several has to begin its work under ``if __name__ == "__main__":``, as `multiprocessing` says.
+        resume: keep the rows in ``out`` that are of these weights and options; others are measured again.
+        other_options: with ``resume``, also keep rows of these weights that were measured with other options.
+        trust: import code and read files that the checkpoints' metadata name. Without it, only names of this package
+            are taken from the metadata.
         progress: called with how far the work is.
-        group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. A
-            checkpoint is shared out to them by its examples, or they take one each, where that is cheaper
+        group: a process group of torch.distributed, whose ranks all call this and measure together; rank 0 writes. The
+            ranks share the examples of a checkpoint, or take one checkpoint each where that is cheaper
             (`dealing.checkpoints_to_deal`). None is this process alone.
 
+    Returns:
+        The rows, one a checkpoint, which are also stored in ``out``.
+
     Raises:
-        MisuseError: nothing to probe, a checkpoint that is damaged or does not fit the model, unknown names, or a name
-            of code or files that only a checkpoint vouches for.
+        MisuseError: there is nothing to probe, a checkpoint is damaged or does not fit the model, or a name is unknown.
+            Also where only the metadata name code or files, without ``trust``.
     """
     options = ProbeOptions(
         confidence=confidence,
@@ -304,33 +308,33 @@ def _place_of(row: ProbedCheckpoint) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class _Headers:
-    """What is known of the checkpoints before any is loaded."""
+    """The facts on the checkpoints that are known before any is loaded."""
 
     every: dict[Path, CheckpointHeader]
     wanted: list[CheckpointHeader]
     axis: str
-    """Along which they lie: "epoch" or "step"."""
+    """The axis along which they lie: "epoch" or "step"."""
     times: dict[Path, int | None]
-    """Where along it; None for what does not say."""
+    """Place of each along the axis; None where it is not known."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is measured, with what, and where it goes."""
+    """The work: checkpoints, losses, and the place of the results."""
 
     target: Run
     items: list[Item]
     missing: list[Item]
-    """Of these, those without a row."""
+    """The checkpoints of these that have no row."""
     rows: _Rows
     losses: dict[Setting, ProbedLoss]
-    """For those that are missing."""
+    """Names of the missing ones."""
     jobs: int
-    """Of these, so many are measured at once."""
+    """Number of checkpoints measured at a time."""
     path: TrainingPath | None
     """None where no plane is measured."""
     plane_key: str | None
-    """Of the plane that is kept."""
+    """Key of the plane that is kept."""
 
 
 def _read(places: Sequence[Path], wanted: Sequence[Path] | None, key: str | None, axis: str | None) -> _Headers:
@@ -353,7 +357,7 @@ def _decide(
     with_plane: bool,
     device: str,
 ) -> _Plan:
-    """Find out what there is to do, and refuse what cannot be done; the first thing that is written is the settings."""
+    """Plan the work, and refuse what is impossible; then write the settings, the first file."""
     names = dict(zip(headers.every, names_of(list(headers.every), places, target), strict=True))
     items = [
         Item(names[header.path], headers.times[header.path], headers.axis, header, settings[header.path])
@@ -394,7 +398,7 @@ def _is_kept(item: Item, row: ProbedCheckpoint | None, options: ProbeOptions, ke
     """Return whether a checkpoint's row is not measured again."""
     if keep == "nothing" or row is None or row.failure:  # What failed, for want of memory, may not fail again.
         return False
-    if row.key is None:  # Of an earlier version: nobody can compare it.
+    if row.key is None:  # Of an earlier version, without a key to compare.
         return keep == "these weights"
     weights, _, decided = row.key.partition("-")
     same = weights == digest_of_weights(reread(item.header))

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint while it is measured: how far that is, the numbers so far, and what is to come."""
+"""Progress messages on a checkpoint while it is measured: the share done, the numbers so far, and the time left."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from convexlab.wording.numbers import duration, number
 
 __all__ = ["Teller"]
 
-# What is made beside the steps of the Krylov run, in products: ends and their recomputation in float64 as much as 13,
-# the trace 8, the curvature along the gradient 1, slices 2 (measured on a ResNet-20).
+# Work beside the steps of the Krylov run, in products, measured on a ResNet-20. The ends and their recomputation in
+# float64 take up to 13, the trace 8, the curvature along the gradient 1, slices 2.
 _BESIDE = 24
 # Shares of the work at a checkpoint.
 _FIRST, _KRYLOV, _ENDS = 0.02, 0.65, 0.8
@@ -23,7 +23,7 @@ _PATIENCE = 30.0
 
 @dataclass
 class Teller:
-    """Tells a listener of one checkpoint among several."""
+    """Reports the progress on one checkpoint among several to a listener."""
 
     listener: Listener = silent
     name: str = ""
@@ -35,12 +35,12 @@ class Teller:
     _expected: int = 1
 
     def loss(self, value: float, gradient_norm: float) -> None:
-        """Tell loss and gradient."""
+        """Report loss and gradient norm."""
         self._loss = f"loss {number(value)}, gradient {number(gradient_norm)}"
         self._tell(_FIRST, "")
 
     def forecast(self, seconds: float, process: Lanczos, *, tolerance: float, confidence: float) -> None:
-        """Tell how long it will take, by the seconds of one product."""
+        """Report the expected time, by the seconds of one product."""
         least, most = process.steps, process.max_steps
         self._expected = min(most, steps_for(process.operator.shape[0], tolerance, confidence))
         times = [duration(seconds * (steps + _BESIDE)) for steps in (least, most)]
@@ -52,7 +52,7 @@ class Teller:
         )
 
     def steps(self, process: Lanczos) -> None:
-        """Tell the ends of the spectrum so far."""
+        """Report the ends of the spectrum so far."""
         values, _ = process.ritz()
         share = min(1.0, process.steps / self._expected)
         self._tell(
@@ -61,7 +61,7 @@ class Teller:
         )
 
     def verdict(self, kind: str, smallest: float, largest: float) -> None:
-        """Tell what the verdict is; the rest is averages and pictures."""
+        """Report the verdict; the remaining work is averages and pictures."""
         late = time.perf_counter() - self._begin > _PATIENCE
         words = kind.replace("-", " ").replace("non convex", "non-convex")
         self._tell(_ENDS, f"{words}, curvature {number(smallest)} to {number(largest)}", landmark=late)

@@ -16,7 +16,7 @@ _IN_MEMORY = 2**26
 
 
 class StoredVectors:
-    """Vectors of one length and dtype, in a file that has no name and is gone with its context.
+    """Vectors of one length and dtype, in a temporary file that is removed at the end of the context.
 
     Each is held while it is appended; afterwards a few entries of all of them are read at a time.
     """

@@ -102,7 +102,7 @@ def _batches(spec: str, sizes: Mapping[str, int | None], seed: int, device: torc
     if not is_spec(spec):
         raise MisuseError(
             f"expected data as 'package.module:loader', 'file.py:loader', 'npy:FOLDER' or 'webdataset:PATTERN', got "
-            f"{spec!r}. Data sets of images that have a name go by --dataset."
+            f"{spec!r}. Name a known data set of images by --dataset."
         )
     loader = load_object(spec)
     made = call_asked(loader, spec, sizes, seed=seed, device=device)

@@ -69,7 +69,7 @@ class MappedRows(RandomRows):
 
 
 def default_batch_size(examples: int) -> int:
-    """Return Adam's batch where nobody names one: the paper's 512, or a twentieth of a smaller set, at least 16."""
+    """Return Adam's default batch size: the paper's 512, or a twentieth of a smaller set, at least 16."""
     return min(_LARGEST, max(_LEAST, examples // 20))
 
 

@@ -33,7 +33,7 @@ __all__ = [
 Function = Callable[[Any], Any]
 """Maps points (N, 2), a row (x, t) or (x, y) each, to values (N, 1): a network or a solution."""
 
-# Nodes of the Gauss-Hermite rule for Burgers' solution: on [-1, 1] × [0, 1] with the usual viscosity 100 and 200 agree
+# Nodes of the Gauss-Hermite rule for Burgers' solution. On [-1, 1] × [0, 1] with the usual viscosity, 100 and 200 agree
 # to 3e-15, 60 and 200 to 1e-9.
 _NODES = 100
 

@@ -44,17 +44,17 @@ _TAKEN = frozenset(
 
 @dataclass(eq=False)
 class Problem:
-    """What is trained, probed and published.
+    """A model with its training loss, mini-batches and validation: what is trained, probed and published.
 
     Args:
-        model: that of the objective; it is trained where it is.
+        model: the model of the objective; it is trained on its present device.
         objective: the training loss.
-        minibatches: the batches of an epoch of Adam, as the objective's loss takes them, iterated anew every epoch;
-            None is the objective's own. With a single batch a step of Adam sees all examples: it is an epoch, and
-            costs a gradient equivalent.
-        validate: returns named numbers at the model's present parameters. It is called in eval mode, without
-            gradients (`torch.enable_grad` where a residual needs them). The numbers reach metrics, summary, tables and
-            charts under their names.
+        minibatches: the batches of an epoch of Adam, in the form that the objective's loss takes. They are iterated
+            anew every epoch. None is the objective's own. With a single batch a step of Adam sees all examples: it is
+            an epoch, and costs a gradient equivalent.
+        validate: returns a mapping of names to numbers at the model's present parameters. It is called in eval mode,
+            without gradients (use `torch.enable_grad` where a residual needs them). The numbers appear in metrics,
+            summary, tables and charts under their names.
 
     Raises:
         MisuseError: the objective is of another model, or mini-batches that can be iterated only once.
@@ -91,7 +91,7 @@ class Problem:
         """Have the training loss evaluated by these ranks together.
 
         Raises:
-            MisuseError: it is by others already.
+            MisuseError: it is already evaluated by other ranks.
         """
         if self.objective.ranks.shared and self.objective.ranks is not ranks:
             raise MisuseError(
@@ -109,7 +109,7 @@ class Problem:
     def steps_tell_the_loss(self) -> bool:
         """Whether the loss of a step of Adam is the training loss before it.
 
-        On the whole batch it is, unless the model is another function in training: dropout, batch normalisation.
+        On the whole batch it is, unless the model differs in training mode: dropout, batch normalisation.
         """
         moody = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
         return self.whole_batch and not any(isinstance(module, moody) for module in self.model.modules())
@@ -138,7 +138,7 @@ class Problem:
 
     @property
     def overdetermination(self) -> float | None:
-        """Q = K M / P of the paper's equation 7, conditions over parameters; None where nothing counts conditions."""
+        """Q = K M / P of the paper's equation 7, conditions over parameters; None where these are not known."""
         return None
 
     def facts(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Setting:
     batch_size: int | None = None
     """Adam's, for training; None is the problem's default."""
     data: str | None = None
-    """What returns batches, in place of a data set."""
+    """Function or files that give batches, in place of a data set."""
 
     def build(self, device: str) -> Problem:
         """Put it together, with fresh weights.
@@ -132,8 +132,8 @@ def setting_of(
         trust: take names that need code from the metadata too; else see `check_trusted`.
 
     Raises:
-        MisuseError: a name is missing, an objective is named beside a model, a data set or a loss, the metadata are
-            damaged, or they name code that the user has not vouched for.
+        MisuseError: a name is missing, or an objective is named beside a model, a data set or a loss. Also where the
+            metadata are damaged, or name code that the user does not trust.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = _still_true({key: checkpoint.metadata[key] for key in _KEYS if key in checkpoint.metadata}, given)

@@ -1,7 +1,7 @@
 """The card of a trained network: a README.md whose front matter programs read, and whose text people read.
 
-The front matter is YAML, as model hubs want it, and simple enough to be read without YAML: a field a line, ``name:
-value``, or below ``name:`` an item of a list a line, ``- value``; values are JSON, which is YAML too.
+The front matter is YAML, as model hubs require, and simple enough to be read without a YAML library. A line is a field,
+``name: value``, or below ``name:`` an item of a list, ``- value``. Values are JSON, which is YAML too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "final": dict,
     "checkpoints": list,
 }
-"""What a card's front matter has to have, and of which type. Examples are None where nothing counts them."""
+"""Fields of a card's front matter and their types. Numbers of examples are None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,12 @@ Data: {facts["data_license"]} Weights: {facts["license"]}.
 def _examples(facts: Row) -> str:
     examples, probed = facts["training_examples"], facts["examples_probed"]
     if examples is None:
-        return "trained and probed on all that its loss is made of, which are no examples to count"
+        return "trained and probed on the whole of its loss, which has no examples to count"
     if probed == examples:
         return f"trained and probed on {examples:,} points"
     return (
-        f"trained on {examples:,} examples, probed on a stratified sample of {probed:,} of them: the loss whose "
-        "curvature `probe` measures is that of the sample, and it says what the same directions have on others"
+        f"trained on {examples:,} examples, probed on a stratified sample of {probed:,} of them. `probe` measures the "
+        "curvature of the sample's loss, and along the same directions that of other examples"
     )
 
 
@@ -170,7 +170,7 @@ def _rounding(facts: Row) -> str:
         max(abs(row[name] / row[f"{name}_in_training"] - 1) for row in rows) for name in ("loss", "gradient_norm")
     ]
     difference = (
-        f"Beside them stand those of the weights before they were rounded: over all checkpoints the loss differs by at "
+        f"Beside them stand those of the weights before they were rounded. Over all checkpoints the loss differs by at "
         f"most {changes[0]:.1g} of it, the gradient norm by {changes[1]:.1g}."
         if max(changes) > 0
         else "They are the very weights of training."
@@ -189,8 +189,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 _INDEX = """# Trained networks
 
-A folder a network: a card (`README.md`), the recipe that trained it, and its checkpoints as safetensors, as a run
-directory that `probe` and `report` take. The whole folder stays under 8 MB.
+Every network has a folder with a card (`README.md`), the recipe that trained it, and its checkpoints as safetensors.
+It is a run directory that `probe` and `report` take. The whole folder stays under 8 MB.
 
 | network | parameters | data | loss | checkpoints | training loss | made by |
 |---|---|---|---|---|---|---|

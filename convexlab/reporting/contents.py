@@ -1,4 +1,4 @@
-"""All that is said of runs, whatever form it is written in: sentences, facts at a glance, tables and charts."""
+"""The contents of a report in any format: sentences, facts at a glance, tables and charts."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class CheckpointVerdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """All that is said of one run; what is not known is None or empty."""
+    """The contents for one run; what is not known is None or empty."""
 
     anchor: str
     facts: RunFacts
     headline: list[str]
     picture: list[Chart]
-    """What comes first: two charts at most, left out below."""
+    """The first charts, two at most; the charts below leave them out."""
     oracle: OraclePart | None
     training: list[Chart]
     measures: list[Chart]
     undrawn: int
-    """Measures that have no chart for want of room."""
+    """Measures that have no chart, for lack of room."""
     spectra: list[Chart]
     slices: Chart | None
     plane: Chart | None
@@ -89,7 +89,7 @@ class Claims(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """All that is said of one run, or of several side by side."""
+    """The contents of a report on one run, or on several side by side."""
 
     title: str
     headline: list[str]
@@ -128,7 +128,7 @@ MOST_MEASURES = 6
 
 
 def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
-    """Return all that is said of runs, without charts unless they are to be drawn, which takes longest."""
+    """Return the contents of a report on runs; charts, which take longest, only if they are asked for."""
     anchors = [f"run-{index}" for index in range(1, len(runs) + 1)]
     several, compact = len(runs) > 1, len(runs) > MANY
     return Contents(
@@ -155,7 +155,7 @@ def contents_of(runs: Sequence[RunFacts], *, drawn: bool = True) -> Contents:
 
 
 def first_picture(runs: Sequence[RunFacts]) -> list[Chart]:
-    """Return what is seen first, alone: of one run the loss over cost beside both ends of the spectrum."""
+    """Return the first picture alone: for one run, the loss over cost beside both ends of the spectrum."""
     if len(runs) == 1:
         return list(itertools.islice(_main_charts(runs[0], "picture", compact=False), _PICTURE))
     return _joint_charts(runs)
@@ -171,7 +171,7 @@ def _joint_charts(runs: Sequence[RunFacts]) -> list[Chart]:
 
 
 def _main_charts(facts: RunFacts, anchor: str, *, compact: bool) -> Iterator[Chart]:
-    """Draw the charts that a picture is taken from, one at a time, what matters most first."""
+    """Draw the charts that a picture may consist of, one at a time, the most important first."""
     yield from cost_charts(facts, anchor, slice(1))
     yield from filter(None, [eigenvalue_chart(facts, f"{anchor}-eigenvalues")])
     if not compact:
@@ -180,7 +180,7 @@ def _main_charts(facts: RunFacts, anchor: str, *, compact: bool) -> Iterator[Cha
 
 
 class _Charts(NamedTuple):
-    """The charts of one run that the first picture is taken from, and those that are left."""
+    """The charts of one run: those of the first picture, and the rest."""
 
     picture: list[Chart]
     training: list[Chart]

@@ -21,26 +21,26 @@ _AS_THEY_ARE = ",:;/?@!$*()=+"
 
 @dataclass(frozen=True)
 class Download:
-    """A file in the page; without an address where it did not fit."""
+    """A file in the page; its address is empty where it did not fit."""
 
     file: str
     href: str
     note: str
-    """What it holds, and what was left out of it."""
+    """What the file holds, and what was left out of it."""
 
 
 def data_address(kind: str, text: str) -> str:
-    """Return an address that is the data themselves."""
+    """Return a ``data:`` address, which holds the data itself."""
     return f"data:{kind};charset=utf-8,{quote(text.encode('utf-8', 'replace'), safe=_AS_THEY_ARE)}"
 
 
 def file_name(text: str, longest: int = 60) -> str:
-    """A file name on any system."""
+    """Return a file name that is valid on any system."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text)[:longest].strip("-").lower() or "data"
 
 
 def table_download(table: Table, name: str = "") -> Download:
-    """Return a table of the page as CSV, its numbers as a program reads them."""
+    """Return a table of the page as CSV, with numbers in a form that programs read."""
     rows = [[plain_number(cell.text) for cell in row] for row in table.rows]
     text = csv_text([column.title for column in table.columns], rows)
     return Download(

@@ -27,8 +27,8 @@ __all__ = ["FORMATS", "render", "summary_lines", "write_report"]
 def write_report(runs: Sequence[Run], out: Path | None = None, *, format: str | None = None) -> Path:
     """Write one HTML page about one run, or about several side by side, and return its path.
 
-    The page needs no network and no other file; it appears whole or not at all. Without its script it lacks only what
-    a pointer shows on charts.
+    The page needs no network and no other file. The file appears whole or not at all. Without its script the page lacks
+    only the numbers under a pointer on charts.
 
     Args:
         runs: run directories; one over several seeds stands for its members.
@@ -102,4 +102,4 @@ def render(runs: Sequence[RunFacts]) -> str:
 FORMATS: Mapping[str, Callable[[Sequence[RunFacts]], str | bytes]] = MappingProxyType(
     {"html": lambda runs: render(runs), "md": markdown_text, "json": facts_text, "png": picture}
 )
-"""What a report can be written as, by the ending of its file."""
+"""The formats of a report, by the ending of its file."""

@@ -40,16 +40,16 @@ _CHARTS: Mapping[str, Callable[[RunFacts, str], Chart | None]] = MappingProxyTyp
 def plot(result: Any, chart: str | None = None) -> Figure:
     """Return a result as a matplotlib figure, drawn as the report draws it.
 
-    In a notebook the figure shows itself; ``figure.savefig("ends.pdf")`` stores it.
+    A notebook displays the figure; ``figure.savefig("ends.pdf")`` stores it.
 
     Args:
         result: a `Run` or the path of one, a `Probe`, one of its ``checkpoints`` or several, or a `SpectralDensity`.
         chart: "ends" of the spectrum along checkpoints, spectral "density", negative "mass", loss "slices" along the
-            extreme eigenvectors, loss on the "plane" of the path; of a training run also gradient "norm" over the loss,
-            and "loss" over the cost. None is the ends, or the density of a density or of one checkpoint.
+            extreme eigenvectors, or loss on the "plane" of the path. For a training run also gradient "norm" over the
+            loss, or "loss" over the cost. None is the ends; for a density or one checkpoint it is the density.
 
     Raises:
-        MisuseError: an unknown chart, another kind of result, or one that holds nothing that the chart shows.
+        MisuseError: an unknown chart, an unknown kind of result, or a result without the data of the chart.
     """
     facts, default = _facts_of(result)
     name = chart or default
@@ -66,7 +66,7 @@ def plot(result: Any, chart: str | None = None) -> Figure:
 
 
 def _facts_of(result: Any) -> tuple[RunFacts, str]:
-    """Return what the charts are drawn from, and the chart that shows most of it."""
+    """Return the facts that the charts are drawn from, and the default chart."""
     if isinstance(result, str | os.PathLike):
         result = Run.open(result)
     if isinstance(result, Run):

@@ -29,13 +29,13 @@ class Card:
     verdict: str
     """A word or two."""
     tone: Literal["good", "bad", "open"]
-    """Of the verdict: for the statement, against it, or neither."""
+    """Whether the verdict is for the statement, against it, or neither."""
     figure: str
     """The one number that the verdict rests on."""
     details: Sequence[str] = ()
     """Paragraphs."""
     link: str = ""
-    """A file beside the page that says all; empty for none."""
+    """A file beside the page with the details; empty for none."""
     chart: Chart | None = None
 
 
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Study:
-    """What `write_study` sets on a page; all text is escaped."""
+    """The contents of a study's page, see `write_study`; all text is escaped."""
 
     title: str
     """The question."""
@@ -61,12 +61,12 @@ class Study:
     answer: Sequence[str]
     """Sentences with the numbers; the first is set large."""
     command: str
-    """What makes the page again."""
+    """The command that makes the page again."""
     parts: Sequence[Part]
     settings: Mapping[str, Any]
     """By name; numbers, texts and lists of them."""
     dtype: str = "float32"
-    """What was computed in."""
+    """The environment of the computation."""
 
 
 def write_study(study: Study, out: str | Path) -> Path:

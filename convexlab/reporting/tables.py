@@ -1,4 +1,4 @@
-"""Tables as text ready to be set."""
+"""Tables of text, ready for a page or a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cell:
     text: str
     strong: bool = False
     link: str = ""
-    """Where it leads: an anchor with its #, or a file beside the page."""
+    """The target of a link: an anchor with its #, or a file beside the page."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,6 @@ def shown(value: Any) -> str:
 
 
 def pairs_table(caption: str, pairs: Mapping[str, Any]) -> Table:
-    """Return names beside what they stand for."""
+    """Return a table of names and their values."""
     rows = [(Cell(key.replace("_", " ")), shown(value)) for key, value in pairs.items()]
     return make_table(caption, [Column("Name", False), Column("Value", False)], rows)

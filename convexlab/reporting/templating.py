@@ -1,4 +1,4 @@
-"""The templates of pages: everything that is filled in is escaped, and nothing may be left undefined."""
+"""The templates of pages: every value is escaped, and an undefined one is an error."""
 
 from __future__ import annotations
 

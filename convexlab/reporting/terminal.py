@@ -32,7 +32,7 @@ _SHORTER = {"Gradient equivalents": "Cost"}
 
 
 def run_text(run: Run) -> str:
-    """Return what is known of a run, for `click.echo`: tables of results and of curvature, then the page's headline.
+    """Return a run for `click.echo`: tables of results and of curvature, then the page's headline.
 
     Args:
         run: of one seed or of several, or a probe of files.
@@ -50,11 +50,11 @@ def run_text(run: Run) -> str:
 
 
 def curvature_text(run: Run, *, verbose: bool = False) -> str:
-    """Return what was measured of curvature along a run.
+    """Return the curvature measured along a run, as a table and sentences for `click.echo`.
 
     Args:
         run: with one seed, or a probe of files.
-        verbose: say all that is known of every checkpoint in words, not only of those that nothing was measured at.
+        verbose: describe every checkpoint in words, not only those where nothing could be measured.
 
     Raises:
         MisuseError: there is no such run.
@@ -73,7 +73,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
     """Return several runs side by side.
 
     Raises:
-        MisuseError: fewer than two, seeds counted.
+        MisuseError: there are fewer than two runs, each seed counted as one.
     """
     facts = read_runs(runs)
     if len(facts) < 2:
@@ -85,7 +85,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
 
 
 def claims_text(runs: Sequence[Run]) -> str:
-    """Return what runs say of the paper's claims; empty where no curvature was measured.
+    """Return the outcomes of the paper's claims for runs; empty where no curvature was measured.
 
     Raises:
         MisuseError: there is no such run.
@@ -103,7 +103,7 @@ def _console() -> Console:
 
 
 def _printed(console: Console) -> str:
-    """Return what was printed; `click.echo` takes the sequences for bold type out where they are of no use."""
+    """Return the printed text; `click.echo` removes the sequences for bold type where they have no effect."""
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -119,7 +119,7 @@ def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
 
 
 def _short(table: Table | None) -> Table | None:
-    """Return a table of results without what its rows share."""
+    """Return a table of results without the columns that are equal in all rows."""
     if table is None:
         return None
     kept = {index: column for index, column in enumerate(table.columns) if column.title not in _LEFT_OUT}

@@ -89,7 +89,7 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        """Where a run under way keeps what it goes on from; gone once it is finished."""
+        """Where a run under way keeps its state, for a resumption; removed when the run is finished."""
         return self.path / "state"
 
     @property
@@ -174,7 +174,7 @@ class Run:
         return sorted((self.path / "checkpoints").glob("epoch-*.safetensors"), key=_numeric)
 
     def clean(self) -> None:
-        """Remove what writers left that were killed here; only for who holds the directory."""
+        """Remove the files of writers that were killed; only for the process that holds the directory's lock."""
         for folder in (self.path, *self.path.glob("seed-*")):
             for part in ("", "checkpoints", "checkpoints/adam", "witnesses", "state"):
                 clean(folder / part)

@@ -74,8 +74,8 @@ def read_json(path: Path, schema: Schema | None = None) -> Row:
     """Read one JSON object.
 
     Raises:
-        MisuseError: the file cannot be read, holds something else, was changed, or a field is not of its kind; the
-            message names file, field, what was expected and what came.
+        MisuseError: the file cannot be read, holds something else, was changed, or a field is not of its kind. The
+            message names file and field, what was expected and what came.
     """
     where = f"cannot read {str(path)!r}: its content"
     return _parse(_read_text(path), where, schema)[0]

@@ -18,7 +18,7 @@ class TriedSwitch:
     """One switch from Adam at a constant rate, followed to the end of the budget."""
 
     epoch: float
-    """Of Adam, where it switched."""
+    """Epoch of Adam at which it switched."""
     train_loss: float
     """At its best epoch."""
     outcome: Outcome
@@ -31,7 +31,7 @@ class Oracle:
     """Every switch that was tried; at least one."""
 
     switches: tuple[TriedSwitch, ...]
-    """By epoch."""
+    """The switches, by epoch."""
     cost: float | None
     """Gradient equivalents that they took beside Adam's epochs, which they share with the baseline."""
 

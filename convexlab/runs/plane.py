@@ -32,7 +32,7 @@ class PathPlane:
     """The loss on a plane through the last checkpoint, in units of distance between weights."""
 
     key: str
-    """Of what it was made; another key says that it has to be made again."""
+    """Key of the inputs; with another key the plane has to be made again."""
     checkpoints: tuple[Waypoint, ...]
     """By epoch; the last is at the origin."""
     explained_variance: tuple[float, float]

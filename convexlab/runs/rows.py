@@ -47,7 +47,7 @@ class Records(NamedTuple):
     """A run's files as they are, for those who want the data."""
 
     summary: Row
-    """Empty when there is none yet."""
+    """Empty until it is known."""
     probe: Sequence[Row]
     metrics: Sequence[Row]
 
@@ -115,7 +115,7 @@ class Curve:
     loss: Floats
     norm: Floats
     measures: dict[str, Floats] = field(default_factory=dict)
-    """By the name of every other number that was recorded, in the order of the rows."""
+    """All other recorded numbers by name, in the order of the rows."""
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Curve:
@@ -162,7 +162,7 @@ class Outcome:
     measures: dict[str, float] = field(default_factory=dict)
     """Every other number by its name."""
     vector_seconds: float | None = None
-    """Of the seconds, what a second phase took beside the loss and its gradients."""
+    """Seconds of a second phase beside the loss and its gradients."""
 
     @classmethod
     def from_row(cls, row: Row) -> Outcome:
@@ -222,7 +222,7 @@ class EpochRow:
     """None where it is not finite; so is the norm."""
     gradient_norm: float | None = None
     signals: dict[str, float | None] = field(default_factory=dict)
-    """What the detector was given, stored as `told`; empty where there was none."""
+    """The inputs of the detector, stored as `told`; empty where there was none."""
     measures: dict[str, float | None] = field(default_factory=dict)
     """Any other number of the row by its name; empty where none was measured."""
 
@@ -252,9 +252,9 @@ class _Identity:
     epoch: float | None = None
     """After which the weights were stored, or the step where ``axis`` says so; None where nothing says when."""
     phase: str = ""
-    """Of training: `start`, `adam`, or the name of the second phase; empty (null in the file) where nobody said."""
+    """Phase of training: `start`, `adam`, or the second phase's name; empty (null in the file) where not known."""
     axis: str = ""
-    """What ``epoch`` counts, "epoch" or "step"; empty (null in the file) in rows that are older than steps."""
+    """Unit of ``epoch``, "epoch" or "step"; empty (null in the file) in rows that are older than steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,14 +284,14 @@ class PointMeasurement:
     negative_mass: float | None = None
     """Share of the eigenvalues below -`floor`·`largest`, from 0 to 1, estimated."""
     negative_mass_standard_error: float | None = None
-    """Over the random starts; what quadrature leaves open is in the next two alone."""
+    """Standard error over the random starts; the error of quadrature is in the next two alone."""
     negative_mass_low: float | None = None
     """Lower end of an interval at `interval_level`; None in older files. Likewise the next."""
     negative_mass_high: float | None = None
     trace: float | None = None
     """Estimated."""
     trace_standard_error: float | None = None
-    """Over the random vectors; None where there are fewer than two."""
+    """Standard error over the random vectors; None where there are fewer than two."""
     trace_low: float | None = None
     """As of the negative mass; likewise the next."""
     trace_high: float | None = None
@@ -323,7 +323,7 @@ class PointMeasurement:
     steps: int | None = None
     """Dimension of the Krylov space; 0 where nothing was measured."""
     precision: str = ""
-    """In which the products were made, `bf16` or `tf32`; empty (not in the file) where it was the loss's own."""
+    """Precision of the products, `bf16` or `tf32`; empty (not in the file) where it was the loss's own."""
     deviation: float | None = None
     """Bound on the error of such products, part of `smallest_lower_bound`; likewise not in the file."""
     nodes: Floats = field(default_factory=_no_numbers)
@@ -360,7 +360,7 @@ class Sampling:
     fresh_examples: int | None = None
     """How many others both eigenvectors were tried on."""
     smallest_standard_error: float | None = None
-    """Of `smallest`, over random batches of the sample."""
+    """Standard error of `smallest`, over random batches of the sample."""
     smallest_fresh: float | None = None
     """Curvature on the fresh examples, along the eigenvector of `smallest`."""
     smallest_fresh_standard_error: float | None = None
@@ -486,13 +486,13 @@ CONFIG = Schema(
     | dict.fromkeys((*_WHOLES, "oracle_every"), whole())
     | {"lr": number(0), "no_baseline": flag, "force": flag, "made_by": object_of()}
 )
-"""Of `config.json`."""
+"""Fields of `config.json`."""
 METRICS = Schema(
     {"run": text, "phase": text, "train_loss": number(), "gradient_norm": number(0), _SIGNALS: _NUMBERS} | _SPENT,
     others=number(),
     required=("run", "epoch"),
 )
-"""Of a row of `metrics.jsonl`."""
+"""Fields of a row of `metrics.jsonl`."""
 PROBE = Schema(
     {name: _KINDS[kind] for name, kind in get_type_hints(ProbedCheckpoint).items() if kind in _KINDS}
     | {
@@ -504,11 +504,11 @@ PROBE = Schema(
     },
     required=("checkpoint",),
 )
-"""Of a row of `probe.jsonl`."""
+"""Fields of a row of `probe.jsonl`."""
 ORACLE = Schema(
     _OUTCOME_KINDS | {"switch_epoch": whole(), "safe_resort": _SWITCH}, others=number(), required=("switch_epoch",)
 )
-"""Of a row of `oracle.jsonl`."""
+"""Fields of a row of `oracle.jsonl`."""
 SUMMARY = Schema(
     {
         "model": object_of({"name": text, "parameters": whole(), "overdetermination": number(0)}),
@@ -530,7 +530,7 @@ SUMMARY = Schema(
         "stored": object_of({"metrics": whole(), "oracle": whole(), "checkpoints": list_of(whole())}),
     }
 )
-"""Of `summary.json`."""
+"""Fields of `summary.json`."""
 
 
 def without_density(row: Row) -> dict[str, Any]:

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Of the files that are written; a file without `schema` is older, and read as such."""
+"""Version of the files that are written; a file without `schema` is older, and read as such."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Schema:
 
     fields: Mapping[str, Kind]
     others: Kind = anything
-    """Of fields that are not named: those of later versions, and what a problem's validation measures."""
+    """Kind of fields that are not named: those of later versions, and of a problem's validation."""
     required: tuple[str, ...] = field(default=())
 
     def check(self, row: Mapping[str, Any], where: str) -> None:

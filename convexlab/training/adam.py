@@ -29,7 +29,7 @@ def adam_epoch(
     watch: GradientStatistics | Watch | None = None,
     step: Callable[[Any], Tensor] | None = None,
 ) -> float:
-    """Take an epoch of Adam's steps, and return the mean of their losses.
+    """Take one epoch of Adam's steps, and return the mean of their losses.
 
     It costs 1 gradient equivalent, on the whole batch too, where an epoch is a step.
 
@@ -37,10 +37,10 @@ def adam_epoch(
         problem: what is trained.
         adam: of the model's parameters.
         order: of the mini-batches; it is moved.
-        seed: what a layer or the data draw, such as dropout, depends on it and on ``epoch`` alone.
+        seed: random draws of layers or data, such as dropout, depend on it and on ``epoch`` alone.
         epoch: epochs done.
         learning_rate: maps the epochs done, a fraction within an epoch, to the rate; None keeps it.
-        watch: looks on; it is given each step's gradient in two halves.
+        watch: observes the steps; it gets each step's gradient in two halves.
         step: takes a step on a batch and returns its loss, detached; None is a plain one.
     """
     if watch is not None and not divisible(problem.model):
@@ -65,8 +65,9 @@ def adam_epoch(
 def backward(loss: Callable[[Any], Tensor], batch: Any, watch: GradientStatistics | Watch | None = None) -> Tensor:
     """Add the gradient of the mean loss of a batch to the parameters', and return that loss, detached.
 
-    With a watch it does so in two halves, which is no more arithmetic, and tells it of the first: their product is free
-    of the mini-batch's noise. A batch whose tensors differ in length stays whole.
+    With a watch it does so in two halves, which is no more arithmetic, and reports the first half to the watch. The
+    product of both halves' gradients is free of the mini-batch's noise. A batch whose tensors differ in length stays
+    whole.
     """
     rows = None if watch is None else common_rows(batch)
     if watch is None or rows is None or rows < 2:

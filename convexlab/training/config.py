@@ -31,9 +31,9 @@ __all__ = [
 DEFAULT_MODEL, DEFAULT_DATASET, DEFAULT_LOSS, DEFAULT_DTYPE = "vit-mlp", "digits", "mse", "float32"
 
 FIRST_EPOCHS, FIRST_EXAMPLES = 100, 250
-"""Of a run without options: a budget that is long for its examples, which is where two phases pay."""
+"""Budget and examples of a run without options: a long budget for its examples, where two phases pay."""
 OTHER_EPOCHS = 30
-"""Of a run on data or an objective of the user's choice, unless an objective's name comes with its own."""
+"""Budget of a run on data or an objective that is named, unless the objective's name comes with its own."""
 
 # A year of epochs of three seconds each, for a run and its two baselines; more is a slip of the keyboard.
 _MOST_EPOCHS = 10_000_000
@@ -49,7 +49,7 @@ FROM_PYTHON = "(from Python)"
 
 @dataclass(frozen=True)
 class TwoPhaseConfig:
-    """Everything that decides a run's numbers.
+    """The settings of a two-phase run: everything that decides its numbers.
 
     Raises:
         MisuseError: a value out of range or an unknown name.
@@ -65,15 +65,15 @@ class TwoPhaseConfig:
     """What returns batches, in place of a data set, as for `convexlab.problems.loaders.build_from_batches`; None is the
     data set."""
     epochs: int = None  # type: ignore[assignment]  # A number from the moment that the settings are made.
-    """Budget in epoch equivalents, for the two-phase run and each baseline; None is `FIRST_EPOCHS` where no data set is
-    named, what goes with an objective's name, else `OTHER_EPOCHS`."""
+    """Budget in epoch equivalents, for the two-phase run and each baseline. None is `FIRST_EPOCHS` where no data set is
+    named, and the objective's own number where an objective is named; else `OTHER_EPOCHS`."""
     detector: str = DEFAULT_DETECTOR
     switch_epoch: int | None = None
     """Adam epochs before the switch; None leaves the decision to the detector."""
     phase_two: str = AUTO
     batch_size: int | None = None
-    """Adam's; None is the paper's 512, or a twentieth of a smaller training set, at least 16, or what an objective
-    brings along."""
+    """Adam's batch size. None is the paper's 512, or a twentieth of a smaller training set, at least 16, or the
+    objective's own."""
     lr: float = 2e-3
     """Adam's learning rate. The paper does not state its own; a high one helps before a switch: phase two removes
     the noise that it leaves."""
@@ -81,7 +81,7 @@ class TwoPhaseConfig:
     """Training examples used; None is `FIRST_EXAMPLES` where no data set is named, else all, or what an objective's
     factory chose."""
     seed: int = 0
-    """Of the initial weights, the order of examples and the subset."""
+    """Seed of the initial weights, the order of examples and the subset."""
     seeds: int = 1
     """Runs, from ``seed`` upwards."""
     probe_every: int | None = None
@@ -96,7 +96,7 @@ class TwoPhaseConfig:
     """None is float32, or what an objective's factory chose."""
     device: str = "auto"
     force: bool = False
-    """Take more epochs and seeds than end within a year."""
+    """Allow more than 10,000,000 epochs or 10,000 seeds."""
 
     def __post_init__(self) -> None:
         for name in ("no_baseline", "force"):
@@ -132,7 +132,7 @@ class TwoPhaseConfig:
         resolve_dtype(self.dtype or DEFAULT_DTYPE)
 
     def _settle_size(self) -> None:
-        """Fill in the budget and, where nobody has named a data set, the examples."""
+        """Fill in the budget and, where no data set is named, the examples."""
         first = self.objective is None and self.dataset is None and self.data is None
         if self.epochs is None:
             named = objective_epochs(self.objective) if isinstance(self.objective, str) else None

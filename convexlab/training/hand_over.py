@@ -1,4 +1,4 @@
-"""From where Adam stands through the second phase to the end of the budget; back to Adam where that does not pay."""
+"""From the switch through the second phase to the end of the budget; back to Adam where the second phase fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["HandOver"]
 
 
 class HandOver:
-    """The second phase by name, the same wherever along Adam it begins.
+    """The second phase of a problem, the same for every switch along Adam.
 
     Args:
         name: of the second phase; its cost is charged under it.
@@ -43,7 +43,7 @@ class HandOver:
             if budget < least:
                 raise MisuseError(
                     f"the first step of {name} takes {least:.0f} gradient equivalents here, for the Jacobian of "
-                    f"{self._least_squares.count:,} residuals: expected a budget of more, got {budget:g}. Raise "
+                    f"{self._least_squares.count:,} residuals: expected a larger budget, got {budget:g}. Raise "
                     f"--epochs, or choose another --phase-two."
                 )
         self.name = name
@@ -59,12 +59,13 @@ class HandOver:
         return optimizer
 
     def follow(self, trajectory: Trajectory, largest_norm: float | None, record: Callable[[Trajectory], None]) -> None:
-        """Go on from where a trajectory stands until its budget is spent, or nothing is left to gain.
+        """Continue a trajectory until its budget is spent, or it has converged.
 
         Args:
             trajectory: at the switch, or restored to anywhere behind it.
-            largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none.
-            record: called with the trajectory after every epoch; of Adam's, it has to measure what it records.
+            largest_norm: the largest gradient norm of Adam's epochs until the switch; None if there were none.
+            record: called with the trajectory after every epoch. After an epoch of Adam's, it has to measure what it
+                records.
 
         Raises:
             FailureError: the loss became infinite or NaN.
@@ -76,10 +77,10 @@ class HandOver:
             record(trajectory)
 
     def steps(self, trajectory: Trajectory, largest_norm: float | None) -> Iterator[None]:
-        """Hand over if that is still to be done, and yield after every step that the trajectory has taken in.
+        """Hand over if that is still to be done, and yield after every step that the trajectory has recorded.
 
         It ends with the budget, where the second phase has converged, or where `Trajectory.safe_resort` says why Adam
-        is to go on. Between two steps it may be left, and asked for anew.
+        is to go on. The iteration may be left between two steps, and begun anew.
 
         Args:
             trajectory: as for `follow`.

@@ -1,4 +1,4 @@
-"""What a run under way leaves on disk after every epoch, and how it is taken up again."""
+"""The files of a run under way, written after every epoch, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def log_row(log: Log, row: Mapping[str, Any], group: str) -> None:
 class Journal:
     """Rows of ``metrics.jsonl`` and, while the run is not finished, a state a trajectory under ``RUN/state``.
 
-    Rows and checkpoints are written before the state of their epoch: what is written last says that the epoch is done.
-    A state names what was there before it, and is not gone on from without.
+    Rows and checkpoints are written before the state of their epoch, so the state proves that the epoch is done. A
+    state names the files before it, and a run is not resumed without these.
     """
 
     def __init__(self, run: Run, log: Log | None = None) -> None:
-        """Read what is there; rows beyond a trajectory's state belong to an epoch that will be done again.
+        """Read the stored files; rows beyond a trajectory's state belong to an epoch that will be repeated.
 
         ``log`` is called with the numbers of each row that is added, named ``run/number``.
         """
@@ -102,7 +102,7 @@ class Journal:
         write_atomically(self.path(name), buffer.getvalue())
 
     def report(self, name: str, state: Callable[[], Mapping[str, Any]], tell: Callable[[], None]) -> None:
-        """Store a state if it is time to, and tell; whoever ends the work when told finds it stored in any case."""
+        """Store a state if it is time to, and report progress; a listener that ends the work then finds it stored."""
         stored = self.due
         if stored:
             self.save(name, state())
@@ -117,7 +117,7 @@ class Journal:
         """Return a stored state, or None.
 
         Raises:
-            FailureError: the file is damaged, or what was there before it is not there any more.
+            FailureError: the file is damaged, or the files that it was stored after are missing.
         """
         path = self.path(name)
         if not path.is_file():

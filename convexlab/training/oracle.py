@@ -1,7 +1,7 @@
 """The oracle: the second phase from every N-th epoch of Adam, which shows in hindsight when to have switched.
 
-It decides nothing of the run. It shares Adam's epochs with the baseline at a constant rate, so that what it adds to the
-cost is what the second phases take. A switch is followed exactly as the run itself is, so that the two can be compared.
+It does not influence the run. It shares Adam's epochs with the baseline at a constant rate, so it costs only the second
+phases. A switch is followed exactly as the run itself is, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Oracle", "hindsight"]
 
 
 class Oracle:
-    """The switches of one seed: Adam's states are kept on disk as it goes, and given back one by one.
+    """The switches of one seed. Adam's states are kept on disk during its epochs, and restored one by one.
 
     Args:
         run: the directory; ``oracle.jsonl`` gets a row a switch.
@@ -41,7 +41,7 @@ class Oracle:
         self._progress = progress
 
     def keep(self, trajectory: Trajectory) -> None:
-        """Store where Adam stands if a switch is to be tried from there."""
+        """Store Adam's state if a switch is to be tried from it."""
         if trajectory.epoch in self.epochs:
             self._journal.save(_name(trajectory.epoch), trajectory.adam_state())
 
@@ -96,9 +96,9 @@ def hindsight(rows: Sequence[Row], loss: float) -> Row:
         loss: where the run itself ended.
 
     Returns:
-        ``epoch`` and ``train_loss`` of the switch that ended lowest, of equal ones the earliest; ``regret``, the run's
-        loss over that, minus 1: negative where the run ended below all of them; ``switches``, how many were tried;
-        ``gradient_equivalents``, what they took beside the Adam epochs that they share.
+        ``epoch`` and ``train_loss`` of the switch that ended lowest, the earliest of equal ones. ``regret``: the run's
+        loss over that, minus 1; negative where the run ended below all of them. ``switches``: the number that were
+        tried. ``gradient_equivalents``: their cost without the Adam epochs that they share.
     """
     best = min(rows, key=lambda row: float(row["train_loss"]), default=None)
     return {

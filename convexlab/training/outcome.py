@@ -1,4 +1,4 @@
-"""What a two-phase run leaves behind: its checkpoints and its summary, whoever drove the training."""
+"""The results of a two-phase run: its checkpoints and its summary, whichever trainer made them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_weights(
         run: whose checkpoint it is.
         config: its settings.
         trajectory: of the model.
-        at: epoch and phase that the weights are of; None is where the trajectory stands.
+        at: epoch and phase of the weights; None is the present place of the trajectory.
     """
     setting, problem = config.setting, trajectory.problem
     epoch, phase = at or (trajectory.epoch, trajectory.phase)
@@ -87,7 +87,7 @@ def write_summary(
         trajectory: the two-phase run.
         two_phase: what it reached, `Trajectory.summary`.
         baselines: the same of every baseline, by name.
-        oracle: what hindsight says of the switch; None where it was not asked.
+        oracle: the result of the oracle; None without one.
     """
     problem = trajectory.problem
     model: Row = {"name": config.model or config.setting.label, "parameters": problem.objective.size}

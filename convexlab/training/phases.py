@@ -40,8 +40,8 @@ AUTO = "auto"
 SMALL, LARGE = "ssbroyden-adam", "lbfgs-adam-scaled"
 
 _DENSE_ON_CPU = 3_000
-"""Parameters up to which a dense matrix earns its seconds on a CPU, and on any other device as long as it is taken at
-all; measured in docs/training.md. It decides by counts alone, so that a run is the same on every machine."""
+"""Most parameters for which a dense matrix is worth its seconds on a CPU. On other devices it is worth them wherever it
+is used. Measured in docs/training.md. It decides by counts alone, so that a run is the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class PhaseTwo:
     sampled: bool = False
     """Whether its closure takes the rows of a sample, as that of `ProgressiveLBFGS`."""
     max_parameters: int | None = None
-    """The most that it takes."""
+    """The most parameters that it takes."""
     residuals: bool = False
-    """Whether its closure gives residuals and their Jacobian, as that of `LevenbergMarquardt`; what opens a step then
-    costs `LeastSquares.price`, not a gradient."""
+    """Whether its closure gives residuals and their Jacobian, as that of `LevenbergMarquardt`. The start of a step then
+    costs `LeastSquares.price` instead of a gradient."""
 
     @property
     def least_cost(self) -> float:
-        """Gradient equivalents without which no step is begun: a gradient, and one evaluation of a search."""
+        """Gradient equivalents that a step needs at least: a gradient, and one evaluation of a search."""
         return 1.0 + self.search_cost
 
     def check_size(self, parameters: int) -> None:
@@ -82,7 +82,7 @@ class PhaseTwo:
 
 
 class Choice(NamedTuple):
-    """A second phase that is settled on."""
+    """The second phase that was chosen, and why."""
 
     name: str
     phase: PhaseTwo
@@ -169,8 +169,9 @@ def phase_two(name: str) -> PhaseTwo:
 def choose_phase_two(name: str, parameters: Sequence[Tensor]) -> Choice:
     """Return the second phase of that name; for `AUTO` the one that suits these parameters.
 
-    A dense self-scaled Broyden matrix keeps all that the steps have learnt, which pairs do not; its vector work grows
-    with the square of the parameters. So it is for small networks, on an accelerator for larger ones than on a CPU.
+    A dense self-scaled Broyden matrix keeps the curvature of all steps; pairs keep that of the latest. Its vector work
+    grows with the square of the parameters. So it is for small networks, on an accelerator for larger ones than on a
+    CPU.
 
     Raises:
         MisuseError: an unknown name.
@@ -205,7 +206,7 @@ def trained_by(adam: torch.optim.Optimizer) -> list[nn.Parameter]:
 def second_phase(
     adam: torch.optim.Optimizer, *, method: str = AUTO, budget: int | None = None, examples: int | None = None
 ) -> FlatOptimizer:
-    """Return the optimiser that takes over from Adam, for the parameters that it trains; the trainer's own.
+    """Return the optimiser that takes over from Adam, for the same parameters, as in `train_two_phase`.
 
     Adam's second moments become its preconditioner, Adam's last step the length of its first trial. Weight decay is not
     taken over: the second phase minimises what its closure returns. See `FlatOptimizer` for closures; that of
@@ -214,8 +215,8 @@ def second_phase(
     Args:
         adam: a ``torch.optim.Adam`` or ``AdamW`` after at least one step, with any number of groups.
         method: a name from `phase_two_names`.
-        budget: evaluations that it will have, if that is known: it keeps no room for more pairs.
-        examples: of the training set, for a method on samples, whose closure takes their rows.
+        budget: number of evaluations that the second phase will have, if known; it allocates no memory for more pairs.
+        examples: number of training examples, for a method on samples, whose closure takes their rows.
 
     Raises:
         MisuseError: an unknown name, no such Adam, no parameter that requires a gradient, too many for the method, or

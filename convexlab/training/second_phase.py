@@ -1,7 +1,7 @@
 """The second phase a step at a time, from where Adam stands: the one budget arithmetic, and when it is given up.
 
-The trainer, its oracle, the studies and the benchmarks all step a second phase here, so that what one of them measures
-is what the others do.
+The trainer, its oracle, the studies and the benchmarks all step a second phase here. So measurements of one hold for
+the others.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from convexlab.training.phases import PhaseTwo
 
 __all__ = ["Resort", "Step", "second_phase_steps"]
 
-# When the second phase is given up for Adam, the paper's "safe resort": failed steps in a row; steps in a row with a
-# gradient norm above all that Adam had. A plateau is no reason: on physics-informed networks the loss falls on behind
-# it, by orders of magnitude (docs/training.md).
+# When the second phase is given up for Adam, the paper's "safe resort". The numbers count failed steps in a row, and
+# steps in a row with a gradient norm above all of Adam's. A plateau is no reason: on physics-informed networks the loss
+# falls on behind it, by orders of magnitude (docs/training.md).
 _FAILED_STEPS = 2
 _RISE_STEPS = 10
 
@@ -34,26 +34,26 @@ _GRADIENT, _VALUE, _ROUNDING = 1.0, 1 / 3, 1e-9
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the second phase led to; of a phase on samples, the steps that one gradient equivalent pays."""
+    """The result of one step of the second phase; on samples, of the steps that one gradient equivalent pays."""
 
     cost: float
     """Gradient equivalents of this step."""
     seconds: float
-    """Of this step, without what is measured for the record."""
+    """Seconds of this step, without measurements for the record."""
     loss: float
-    """Over the whole training set, where the step ended."""
+    """Loss over the whole training set, where the step ended."""
     gradient_norm: float
     """Likewise."""
     failed: str | None
-    """None, or why the weights stand where they stood."""
+    """None, or why the weights did not change."""
     given_up: str | None
     """None, or why Adam takes over again though the budget is not spent."""
     vector_seconds: float = 0.0
-    """Of the seconds, those beside the loss and its gradients; gradient equivalents do not count them."""
+    """Seconds beside the loss and its gradients; gradient equivalents do not count them."""
 
 
 class Resort:
-    """What speaks against going on with a second phase, step after step.
+    """The rules that end a second phase in favour of Adam, applied after every step.
 
     Args:
         largest_norm: of the gradient, over Adam's epochs until the switch; None if there were none, or if a risen norm
@@ -72,8 +72,8 @@ class Resort:
     def of(cls, problem: Problem, largest_norm: float | None, state: Mapping[str, Any] | None = None) -> Resort:
         """Return the rules for a problem.
 
-        On the whole batch a step of Adam costs what one of the second phase does, so there is nothing to go back to: a
-        risen norm counts only where Adam sees mini-batches.
+        On the whole batch a step of Adam costs as much as one of the second phase, so going back to Adam gains nothing.
+        A risen norm counts only where Adam sees mini-batches.
         """
         return cls(None if problem.whole_batch else largest_norm, state)
 
@@ -107,9 +107,9 @@ class _Purse:
     def __init__(self, budget: float) -> None:
         self.left = budget
         self.cost = 0.0
-        """Of the step, counted from zero: the same bits after a resume."""
+        """Cost of the step, counted from zero: the same bits after a resume."""
         self.evaluation_seconds = 0.0
-        """Of the step."""
+        """Seconds of the step in the closure."""
 
     def pay(self, price: float) -> None:
         """Pay for an evaluation, or end the step."""
@@ -135,13 +135,13 @@ def second_phase_steps(
     measure: Callable[[], tuple[float, float]] | None = None,
     least_squares: LeastSquares | None = None,
 ) -> Iterator[Step]:
-    """Go on with a second phase from where the model stands, a step at a time, until the budget is spent.
+    """Take the steps of a second phase from the model's present parameters, until the budget is spent.
 
-    A value with its gradient costs 1 gradient equivalent, a value alone 1/3, on a sample of m of N examples m / N of
-    that; residuals with their Jacobian cost `LeastSquares.price`. No step is begun without what one evaluation of its
-    search costs, and the gradient that opens it where the step before has not left one. None takes more than is left:
-    searches are given a limit of evaluations, and an optimiser that does not read it is interrupted. It ends where it
-    has converged, to the rounding of the loss.
+    A value with its gradient costs 1 gradient equivalent, a value alone 1/3. On a sample of m of N examples the cost is
+    m / N of that. Residuals with their Jacobian cost `LeastSquares.price`. A step begins only if the budget covers one
+    evaluation of its search. It must also cover the gradient at the start, where the step before has not left one. No
+    step takes more than is left: searches get a limit of evaluations, and an optimiser that does not read it is
+    interrupted. The phase ends where it has converged, to the rounding of the loss.
 
     Args:
         optimizer: what ``phase`` has built for the model's parameters, or torch's own L-BFGS.

@@ -44,7 +44,7 @@ def switch_row(config: TwoPhaseConfig, trajectory: Trajectory, reason: str, *, f
 def expectation(problem: Problem, spent: float, budget: float) -> str | None:
     """Return what a switch is expected to bring, in a sentence, where that is worse than Adam; None elsewhere.
 
-    It is no rule: nobody is kept from switching. Rules by how fast Adam still falls did not tell the cases apart
+    It is a warning and prevents no switch. Rules by how fast Adam still falls did not distinguish the cases
     (docs/switching.md).
     """
     left = int(budget - spent)

@@ -83,7 +83,7 @@ class Trajectory:
         self.adam = adam or torch.optim.Adam(problem.model.parameters(), lr=lr)
         self.second: FlatOptimizer | None = None
         self.vector_seconds = 0.0
-        """Of the second phase's seconds, those beside the loss and its gradients."""
+        """Seconds of the second phase beside the loss and its gradients."""
         self.epoch = 0
         self.phase = "start"
         self.account = Account()
@@ -91,7 +91,7 @@ class Trajectory:
         self.gradient_norm = math.nan
         self.best = Best(weights=_weights(problem.model))
         self.switch: Row | None = None
-        """What the summary says of the switch, once that is decided."""
+        """The switch, as in the summary, once it is decided."""
         self.safe_resort: Row | None = None
         """Epoch and reason, once the second phase was given up."""
         self.resort: dict[str, Any] = {}
@@ -111,8 +111,8 @@ class Trajectory:
     def adam_epoch(self, learning_rate: Callable[[float], float] | None = None, watch: Watch | None = None) -> float:
         """Take one epoch of Adam, and return the mean loss of its steps; see `convexlab.training.adam.adam_epoch`.
 
-        On the whole batch the step's loss is that of the weights before it, which may be the best so far: no epoch of
-        Adam's goes unseen, however few are measured.
+        On the whole batch the step's loss is that of the weights before it, which may be the best so far. So no epoch
+        of Adam's is missed, however few are measured.
         """
         before = _weights(self.problem.model) if self.problem.steps_tell_the_loss else None
         with self.account.timed(_ADAM):

@@ -70,24 +70,23 @@ def train_two_phase(
     Args:
         out: the run directory; None makes a new one under ``runs/``.
         resume: go on with the run in ``out``, under the settings stored there.
-        trust: import what those settings name, and read the files; else only names of ours are taken from there, and
-            names that the user gives again.
+        trust: import code and read files that those settings name. Without it, only names of this package are taken
+            from them, and names that the user gives again.
         progress: called with how far the work is.
-        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch:
-            such as a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
-        group: torch.distributed's default process group, ``torch.distributed.group.WORLD``, whose ranks all call this
-            and train together, each with a part of the examples; rank 0 writes. A run may be resumed with another
-            number of ranks, which sum in another order: its losses are then the same to rounding. None is this process
-            alone.
+        log: called with the numbers of every row of ``metrics.jsonl`` and ``probe.jsonl`` as they come, and the epoch.
+            An example is a `convexlab.integrations.tensorboard.TensorBoard`, which ``--tensorboard`` makes.
+        group: torch.distributed's default process group, ``torch.distributed.group.WORLD``. All its ranks call this and
+            train together, each with a part of the examples; rank 0 writes. A run may be resumed with another number of
+            ranks, which sum in another order. Its losses are then the same to rounding. None is this process alone.
         **options: the fields of `TwoPhaseConfig`, which are the command line's options.
 
     Returns:
         The run directory; with several seeds, the directory that holds one a seed.
 
     Raises:
-        MisuseError: bad options, or a directory that is taken, before any work.
-        FailureError: the loss or its gradient is infinite or NaN at the start, and nothing is stored. Or it became so
-            in any of the seeds: then the run is finished all the same, and its summary says so.
+        MisuseError: an option is out of range, or the directory exists already; raised before any work.
+        FailureError: the loss or its gradient is infinite or NaN at the start; then nothing is stored. Or it became so
+            for one of the seeds; then the run is finished, and its summary says so.
     """
     ranks = _ranks(group)
     with together(ranks), held_alone(ranks.agreed(lambda: _place(out, resume, options))) as path:
@@ -164,7 +163,7 @@ def _stored(run: Run, trust: bool, options: dict[str, Any]) -> TwoPhaseConfig:
     """Return the settings of a run that is gone on with.
 
     Raises:
-        MisuseError: it is none of training, its objective is not at hand, or other options are asked for.
+        MisuseError: it is no training run, its objective is missing, or the options differ from the stored ones.
     """
     stored = run.config
     if stored.get("kind") == "probe":
@@ -335,7 +334,7 @@ class _TwoPhaseTraining:
         self.journal.close()
 
     def _announce(self) -> None:
-        """Name what is to come, so that nobody takes the end of the first task for the end of all."""
+        """Name the tasks to come, so that the end of the first task is not taken for the end of all."""
         config = self.config
         asked = {
             "two-phase": True,
@@ -528,7 +527,7 @@ class _TwoPhaseTraining:
         step = Progress(trajectory.name, trajectory.cost, float(budget or self.config.epochs), note, unit="cost")
         if trajectory.epoch % self.every == 0:
             self.journal.report(trajectory.name, trajectory.state, lambda: self.progress(step))
-        else:  # Between two that it is told, a watch has begun an epoch that its state does not hold.
+        else:  # Between two updates, a watch has begun an epoch that its state does not hold.
             self.progress(step)
 
     def _validate_every(self) -> int:

@@ -15,7 +15,7 @@ _LEAST_SHARE = 0.05
 
 
 class Lines:
-    """A listener that keeps what it was last told, and says it when it is asked to, or at once at a landmark."""
+    """A listener that keeps the latest message, and prints it on request, or at once at a landmark."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """``say`` prints a line."""

@@ -19,7 +19,7 @@ class Proportion:
     """A count among independent trials, with its exact (Clopper-Pearson 1934) confidence interval.
 
     Raises:
-        MisuseError: If the count is not between 0 and the number of trials, or there is none.
+        MisuseError: the count is not between 0 and the number of trials, or there is no trial.
     """
 
     count: int

@@ -107,7 +107,7 @@ def test_parts_that_are_missing_or_elsewhere(folder: Path) -> None:
     _cut(folder)
     original = (folder / ".metadata").read_bytes()
     changes: dict[str, Callable[[Metadata], object]] = {
-        "are not all of it": lambda metadata: metadata.state_dict_metadata["model.0.weight"].chunks.pop(),
+        "do not cover it": lambda metadata: metadata.state_dict_metadata["model.0.weight"].chunks.pop(),
         "of another kind": lambda metadata: metadata.storage_data.update(
             {MetadataIndex("model.0.weight", [0, 0]): metadata.storage_data[MetadataIndex("model.0.bias", [0])]}
         ),

@@ -99,5 +99,5 @@ def test_misuse() -> None:
             cl.adam_sharpness(objective, optimizer)  # type: ignore[arg-type]
     adam = torch.optim.Adam([{"params": parameters[:2], "betas": (0.5, 0.9)}, {"params": parameters[2:]}])
     _train(objective, adam)
-    with pytest.raises(MisuseError, match="groups of one beta1"):
+    with pytest.raises(MisuseError, match="one beta1 in all groups"):
         cl.adam_metric(objective, adam)

@@ -110,7 +110,7 @@ def test_what_cannot_be_had_is_refused() -> None:
         objective(torch.float64).hessian(precision="bf16")
     with pytest.raises(MisuseError, match="expected a cuda device"):
         objective().hessian(precision="tf32")
-    with pytest.raises(MisuseError, match="expected exact products beside a precision"):
+    with pytest.raises(MisuseError, match="expected exact products with a precision"):
         objective().hessian("differences", precision="bf16")
     with pytest.raises(MisuseError, match="precision"):
         objective().hessian(precision="fp8")  # type: ignore[arg-type]

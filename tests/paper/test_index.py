@@ -13,7 +13,7 @@ from index import (
     Entry,
     behind_the_peak,
     below_adam,
-    claims_that_hold,
+    claims_together,
     held,
     judged,
     lowest,
@@ -57,9 +57,10 @@ def test_other_answers_are_read_by_hand() -> None:
     assert below_adam(["x: ends at 2.42×10⁻⁵ of Adam’s loss, at 3.", "y: ends at 1.30 of Adam’s loss."])[2].startswith(
         "1 of 2"
     )
-    claims = ["Claim 1, first, then, fails: so.", "Claim 2, the peak, holds. More.", "Claims 3 and 4 fail. More."]
-    assert claims_that_hold(claims).figure == "1 of 4 claims"
-    assert behind_the_peak([]) == lowest([]) == below_adam([]) == claims_that_hold([]) == OPEN
+    claims = ["Claim 1 is undecided: so.", "Claim 2 is supported: so. More.", "Claims 3 and 4 are contradicted, by it."]
+    expected = ("contradicted", "bad", "supported in 1, contradicted in 2, undecided in 1 of 4 claims")
+    assert claims_together(claims) == expected
+    assert behind_the_peak([]) == lowest([]) == below_adam([]) == claims_together([]) == OPEN
 
 
 @pytest.mark.parametrize("entry", [*CLAIMS, *FIGURES, *BEYOND], ids=lambda entry: entry.subject)

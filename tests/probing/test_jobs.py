@@ -97,7 +97,7 @@ def test_rows_are_those_of_one_process(files: list[Path], tmp_path: Path) -> Non
         ("failing", r"a job failed at .*epoch-00002.* no luck today .*factory\.py"),
         pytest.param(
             "dying",
-            r"a job ended at .*epoch-00002.* without a word \(signal 9, SIGKILL\).*--resume",
+            r"a job ended at .*epoch-00002.* without a message \(signal 9, SIGKILL\).*--resume",
             marks=pytest.mark.slow,
         ),
     ],

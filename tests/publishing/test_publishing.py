@@ -178,4 +178,4 @@ def test_a_loss_without_examples_to_count_has_a_card_that_says_so(tmp_path: Path
     card = read_card(publish(trained, tmp_path / "net", CARD).path / "README.md")
     assert card["training_examples"] is card["examples_probed"] is None
     text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
-    assert "trained and probed on all that its loss is made of, which are no examples to count" in text
+    assert "trained and probed on the whole of its loss, which has no examples to count" in text

@@ -129,8 +129,8 @@ def test_what_was_tried_and_what_it_cost(make_bare: MakeRun) -> None:
 def test_several_runs_together(make_bare: MakeRun) -> None:
     runs = [with_oracle(make_bare("a"), {20: 0.7e-4}), with_oracle(make_bare("b", seed=1), {20: 2.8e-4})]
     words = joint_oracle_sentence([facts_of(run) for run in runs])
-    assert words.startswith("The best switch of each of 2 runs ended at 1.00 times the loss of the run's own decision")
-    assert "(0.500 to 2.00)" in words
+    assert words.startswith("Over 2 runs, the best switch ended at 1.00 times the loss of the run's own decision")
+    assert "(geometric mean; 0.500 to 2.00)" in words
     assert words in summary_lines(runs)
     assert joint_oracle_sentence([facts_of(make_bare("c"))]) == ""
 

@@ -81,9 +81,9 @@ def _runs_part(runs: Sequence[Row], judged: Judged) -> Part:
         "The runs",
         tables=[
             make_table(
-                "Each run: the epoch at which the smoothed gradient norm peaks after its first trough, the measured "
-                "epoch at which the smallest eigenvalue is lowest, both ends of the spectrum at Adam’s end, and the "
-                "share of points with gᵀHg > 0.",
+                "Each run: the epoch at which the smoothed gradient norm peaks after its first trough, and the "
+                "measured epoch with the lowest smallest eigenvalue. Then both ends of the spectrum at Adam’s end, "
+                "and the share of points with gᵀHg > 0.",
                 [
                     Column("Task", False),
                     "Seed",
@@ -124,8 +124,8 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
     paragraphs = [
         f"{ABOUT_OUTCOMES} Here the floor is a thousandth of the largest eigenvalue, the confidence 99.9 %. Undecided "
         "are mostly runs that never leave the non-convex region within their budget.",
-        f"The smallest eigenvalue shrinks beside the largest as the loss falls: from a median of {_negative(runs, 0)} "
-        f"of it at the start to {_negative(runs, -1)} at the end of Adam.",
+        "The smallest eigenvalue shrinks relative to the largest as the loss falls: from a median of "
+        f"{_negative(runs, 0)} at the start to {_negative(runs, -1)} at the end of Adam.",
         f"gᵀHg was positive at every measured point in {sum(share == 1 for share in along)} of {len(runs)} runs. "
         "Where it is positive and the smallest eigenvalue is not, the norm’s peak cannot show it.",
         f"Of {len(segments)} segments between successive points, {bent} are not convex (second differences of the loss "
@@ -147,8 +147,8 @@ def claims_part(runs: Sequence[Row], judged: Judged) -> Part:
                 "Why.", [Column("Claim", False), Column("Outcome", False), Column("Reason", False), "Runs"], why
             ),
             make_table(
-                "How the verdict changes along Adam: with the verdict’s floor of 0.1 % of the largest eigenvalue, "
-                "and if a smallest eigenvalue above −5 % of it counted as convex.",
+                "How the verdict changes along Adam, with the verdict’s floor of 0.1 % of the largest eigenvalue. "
+                "In the last column a smallest eigenvalue above −5 % of it counts as convex.",
                 [Column("Pattern", False), "0.1 %", "5 %"],
                 patterns,
             ),

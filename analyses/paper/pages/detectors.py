@@ -50,7 +50,7 @@ def validation_study(runs: Sequence[Row], settings: Mapping[str, Any], command: 
     judged = judge(runs)
     return Study(
         title="Does the gradient norm’s peak say when to switch?",
-        claim="Training first passes a non-convex, then a convex region; the gradient norm’s peak marks the border, "
+        claim="Training first passes a non-convex, then a convex region. The gradient norm’s peak marks the border, "
         "and is the moment to hand over from Adam (Hrycej et al., claims 1 to 3).",
         answer=_answer(runs, judged, scores, choices),
         command=command,

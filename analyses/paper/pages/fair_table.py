@@ -60,8 +60,8 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
     papers = [group for groups in by_rate for group in groups if all(PAPERS in run["protocols"] for run in group.runs)]
     return Study(
         title="Table 1 at equal cost, against the best Adam",
-        claim="Adam, then a second-order method, ends at a lower training loss than Adam alone, when every evaluation "
-        "is charged and Adam has its best learning rate and schedule.",
+        claim="Adam, then a second-order method, ends at a lower training loss than Adam alone. Every evaluation is "
+        "charged, and Adam has its best learning rate and schedule.",
         answer=[
             f"Ours from the paper’s switch: {verdict_counts(ratios[FIXED], 'the best Adam')}",
             f"Ours from the detected switch: {verdict_counts(ratios[OURS], 'the best Adam')}",
@@ -75,7 +75,7 @@ def fair_study(rows: Sequence[Row], command: str) -> Study:
                 "The rows",
                 [
                     "Adam with a constant and with a cosine rate, and the default second phase after Adam at a "
-                    f"constant rate; of the rates {', '.join(short(rate) for rate in rates)} each has the one that "
+                    f"constant rate. Of the rates {', '.join(short(rate) for rate in rates)} each has the one that "
                     "ends at the lowest training loss. All have the same budget, and count at their best epoch or "
                     "step.",
                 ],

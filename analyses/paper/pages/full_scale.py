@@ -23,7 +23,7 @@ __all__ = ["FullRow", "full_scale_study", "outcome"]
 Outcome = Literal["reproduced", "not reproduced", "undecided"]
 
 _SEEDS_APART = 1.2
-"""Losses nearer than this, as a ratio, may change places with another seed: of the fifteen rows at desk scale the three
+"""Losses nearer than this, as a ratio, may change places with another seed. Of the fifteen rows at desk scale the three
 seeds' ratios of one row lay at most 1.16 apart (`table-1.html`)."""
 _APART = decimals(_SEEDS_APART, 1)
 _NAMES = {
@@ -139,8 +139,8 @@ def full_scale_study(rows: Sequence[FullRow], command: str) -> Study:
     return Study(
         title="Table 1 at its own scale: does Adam, then conjugate gradients, end lower than Adam?",
         claim="In every row of the paper’s Table 1, a network trained by Adam and then by conjugate gradients (CG) "
-        "ends at a training loss no higher than by Adam alone: 1,000 epochs, or 300 and 700 steps; with an MLP 700, or "
-        "210 and 490.",
+        "ends at a training loss no higher than by Adam alone. Adam has 1,000 epochs, or 300 and then 700 steps of "
+        "CG; with an MLP 700, or 210 and 490.",
         answer=[
             f"By the paper’s accounting, a step counted as an epoch: {_tally(_outcomes(groups, 'per_epoch'))}.",
             f"At equal cost, against the better of Adam with a constant and with a cosine rate: "

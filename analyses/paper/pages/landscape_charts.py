@@ -40,8 +40,8 @@ def scalar_norm_chart(
 ) -> Chart:
     """Draw the gradient norm over the loss, by name, within the basin of the minimum left (0) or right (1) of it.
 
-    The loss is drawn as the share of what there is to lose, the norm as the share of its largest value: tasks differ by
-    orders of magnitude.
+    The loss is drawn as a share of its whole decrease, and the norm as a share of its largest value, because tasks
+    differ by orders of magnitude.
     """
     with draw() as (figure, (axes,)):
         texts = []

@@ -16,7 +16,7 @@ GOLD = (1.0 + math.sqrt(5.0)) / 2.0
 """Default ratio by which successive intervals are magnified."""
 
 _GLIMIT = 100.0  # Largest magnification allowed for a parabolic step.
-_VISIBLE = 4.0  # Rounding errors of two values, twice over: a smaller decrease is not told from none.
+_VISIBLE = 4.0  # Twice the rounding errors of two values: a smaller decrease cannot be distinguished from none.
 
 
 class Bracket(NamedTuple):
@@ -30,12 +30,12 @@ class Bracket(NamedTuple):
 def bracket(line: Line, initial_step: float) -> Bracket:
     """Return a bracket of a minimum at a positive step.
 
-    Departures from ``mnbrak``: the direction is known to descend, so a first step that does not is shortened
-    (quadratic interpolation with φ'(0)) where ``mnbrak`` would turn round; TINY, an absolute number, is replaced by a
-    test for zero, so that scaling the loss changes nothing; an infinite value ends the bracket.
+    There are three departures from ``mnbrak``. The direction is known to descend, so a first step that does not is
+    shortened (quadratic interpolation with φ'(0)) where ``mnbrak`` would turn round. TINY, an absolute number, is
+    replaced by a test for zero, so that the scale of the loss does not matter. An infinite value ends the bracket.
 
     Raises:
-        SearchStopped: no lower value can be told from rounding, or the evaluations ran out.
+        SearchStopped: no lower value can be distinguished from rounding, or the evaluations ran out.
     """
     shortest = _VISIBLE * line.resolution * abs(line.start.value) / -line.start.slope
     b = line.value(max(initial_step, shortest))

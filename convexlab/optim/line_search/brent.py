@@ -17,9 +17,9 @@ _CGOLD = 2.0 - GOLD
 class Brent(BracketingSearch):
     """Bracket, then parabolic interpolation guarded by golden sections.
 
-    Of the searches by values alone the better one: nonlinear CG ends at 0.70 to 0.83 of the loss that it has with
-    golden sections, L-BFGS at 0.23 to 0.71 of it; with the Hager-Zhang search both end lower
-    (``benchmarks/second_phase_choices.py``).
+    It is the better of the two searches by values alone (``benchmarks/second_phase_choices.py``). Nonlinear CG ends at
+    0.70 to 0.83 of its loss with golden sections, and L-BFGS at 0.23 to 0.71. With the Hager-Zhang search both end
+    lower.
 
     Departure from ``brent``: ZEPS, an absolute number for minima at 0, is left out, since every step is positive.
     """

@@ -17,8 +17,8 @@ _C = 1.0 - _R
 class GoldenSection(BracketingSearch):
     """Bracket, then divide the bracket in the golden ratio; the search of the paper's second phase.
 
-    Each division costs one value and shrinks the bracket to 0.618: about 3 values to bracket, then some 7 at a
-    tolerance of 1e-2, 15 at 2e-4.
+    Each division costs one value and shrinks the bracket to 0.618. A search takes about 3 values to bracket, then some
+    7 at a tolerance of 1e-2, or 15 at 2e-4.
     """
 
     def _narrow(self, line: Line, points: Bracket, tolerance: float) -> Trial:

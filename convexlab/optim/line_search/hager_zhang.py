@@ -42,12 +42,13 @@ class HagerZhang(LineSearch):
     Wolfe (T1): φ(α) ≤ φ(0) + δ α φ'(0) and φ'(α) ≥ σ φ'(0).
     Approximate Wolfe (T2): (2δ - 1) φ'(0) ≥ φ'(α) ≥ σ φ'(0) and φ(α) ≤ φ(0) + ε |φ(0)|.
 
-    T2 asks of the values only that they do not rise by more than their rounding. It resolves a minimum to the rounding
-    of the slope, where values resolve it to the root of theirs; so it goes on where float32 losses no longer differ.
+    T2 requires of the values only that they do not rise by more than their rounding. It resolves a minimum to the
+    rounding of the slope; values resolve it only to the root of theirs. So it still works where float32 losses no
+    longer differ.
 
-    Where the loss rises at once although the slope hardly changes, its values are less exact than ε: cancellation, as
-    in the residuals of physics-informed networks. Then `Line.resolution` becomes what was seen, and the search begins
-    again.
+    Where the loss rises at once although the slope hardly changes, its values are less exact than ε. The cause is
+    cancellation, as in the residuals of physics-informed networks. Then `Line.resolution` is set to the observed error,
+    and the search begins again.
     """
 
     delta: float = 0.1
@@ -92,9 +93,9 @@ class HagerZhang(LineSearch):
     def next_step(self, line: Line, previous_step: float, previous_slope: float) -> float:
         """Return the first trial after an accepted step (I1, I2).
 
-        Departures: a parabola's point above φ(0) is used too (its minimum is then nearer still); where the parabola's
-        curvature drowns in the rounding of the values, the ratio of the slopes gives the step, since ψ₂ would leap
-        over a minimum that slopes can still find.
+        There are two departures. A parabola's point above φ(0) is used too; its minimum is then nearer still. Where the
+        parabola's curvature is below the rounding of the values, the ratio of the slopes gives the step. ψ₂ would step
+        over a minimum that slopes can still resolve.
         """
         if not self.quadratic_step:
             return super().next_step(line, previous_step, previous_slope)
@@ -197,7 +198,7 @@ class _Search:
             raise SearchStopped("the loss rises at once where its slope says that it falls")
 
     def check_visible(self, a: Trial, b: Trial) -> None:
-        """Stop where the weights at a and b are the same but for their rounding."""
+        """Stop where the weights at a and b are equal up to their rounding."""
         if self.line.invisible(b.step - a.step):
             self.learn(b)
             raise SearchStopped(SAME_POINT)

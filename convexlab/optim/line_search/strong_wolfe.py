@@ -31,8 +31,8 @@ class StrongWolfe(LineSearch):
 
     It compares values, so near the floor of float32 it fails where `HagerZhang` does not.
 
-    Departures from ``dcsrch``: no absolute limits on the step; a value that is not finite shortens the step to
-    0.1 of its distance from the best point.
+    There are two departures from ``dcsrch``. The step has no absolute limits. A value that is not finite shortens the
+    step to 0.1 of its distance from the best point.
     """
 
     decrease: float = 1e-4

@@ -1,1 +1,1 @@
-"""Charts as SVG, each with what it shows in words."""
+"""Charts as SVG, each with a description in words."""

@@ -57,7 +57,7 @@ def _epoch_axis(axes: Axes, probe: Sequence[ProbedCheckpoint], by_epoch: bool) -
 
 
 def _placed(probe: Iterable[ProbedCheckpoint]) -> list[ProbedCheckpoint]:
-    """Return the checkpoints that say when they were stored, if there are several; a line has no place for others."""
+    """Return the checkpoints whose epoch or step is known, if there are several; a line cannot show others."""
     every = list(probe)
     known = [checkpoint for checkpoint in every if checkpoint.epoch is not None]
     return known if len(known) > 1 else every

@@ -25,7 +25,7 @@ Column = Callable[[Curve], Floats]
 
 @dataclass(frozen=True)
 class _Stroke:
-    """How a phase or a run is drawn: they differ by line and marker, not by colour alone."""
+    """How a phase or a run is drawn: runs differ by line and marker, not by colour alone."""
 
     color: str
     line: str
@@ -104,7 +104,7 @@ def _plot(axes: Axes, x: Floats, y: Floats, stroke: _Stroke, name: str) -> None:
 
 
 def _marked(points: int) -> float | list[int]:
-    """Return where on a line its markers go."""
+    """Return the places of a line's markers."""
     if points <= _FEW:
         # As a share of the figure's diagonal along the line: evenly spaced to the eye.
         return 0.06

@@ -42,7 +42,7 @@ def linear_width(probe: Sequence[ProbedCheckpoint]) -> float:
 
 
 def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:
-    """Return the checkpoints that have a density, in order; of many a few, with both ends and the switch."""
+    """Return the checkpoints that have a density, in order; if they are many, a few with both ends and the switch."""
     probe = [checkpoint for checkpoint in facts.probe if checkpoint.nodes.size]
     if len(probe) <= MOST_ROWS:
         return probe
@@ -58,7 +58,7 @@ def shown_checkpoints(facts: RunFacts) -> list[ProbedCheckpoint]:
 
 @dataclass(frozen=True)
 class _Look:
-    """How a phase is drawn: they differ by the line as well as by colour."""
+    """How a phase is drawn: phases differ by the line as well as by colour."""
 
     name: str
     line: str
@@ -130,7 +130,7 @@ def _density(checkpoint: ProbedCheckpoint, grid: Floats, width: float, sigma: fl
 
 
 def _decades(probe: Sequence[ProbedCheckpoint], sigma: float) -> tuple[int, int]:
-    """Return the powers of ten between which all rows are drawn: low enough for the lightest line of the spectrum."""
+    """Return the powers of ten between which all rows are drawn, low enough for the faintest line of the spectrum."""
     bell = sigma * math.sqrt(2 * math.pi)
     lightest = min(float(c.weights[c.weights > 1e-7 * c.weights.sum()].min() / c.weights.sum()) for c in probe)
     return math.floor(math.log10(lightest / bell / 3)), math.ceil(math.log10(1.0 / bell))

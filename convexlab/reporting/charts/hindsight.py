@@ -1,4 +1,4 @@
-"""When to have switched: the final loss over the switch epoch, and the best switch's mark in other charts."""
+"""The best switch in hindsight: the final loss over the switch epoch, and the mark of the best in other charts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALONE = {
 
 
 def oracle_chart(facts: RunFacts, key: str) -> Chart | None:
-    """Return the loss at the end of the same budget over the epoch of the switch; None without an oracle."""
+    """Return the chart of the loss at the end of the same budget over the switch epoch; None without an oracle."""
     oracle = facts.oracle
     if oracle is None:
         return None
@@ -131,7 +131,7 @@ def mark_best_epoch(axes: Axes, facts: RunFacts) -> None:
 def mark_best_point(axes: Axes, facts: RunFacts) -> None:
     """Mark loss and gradient norm of Adam where the best switch began; nothing where they are not known.
 
-    Behind the run's own switch Adam's way there is not that of the run: it is drawn too.
+    Where the best switch lies behind the run's own, Adam's path to it is no part of the run. It is drawn too.
     """
     curve = facts.curves.get(_CONSTANT)
     if facts.oracle is None or curve is None:

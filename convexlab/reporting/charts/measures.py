@@ -1,4 +1,4 @@
-"""What else was measured along training, a small chart each: over cost, like the training loss."""
+"""Other measures along training, a small chart each: over cost, like the training loss."""
 
 from __future__ import annotations
 

@@ -30,17 +30,17 @@ class Track:
     """Negative curvature along a run."""
 
     name: str
-    """For the legend, which has equal names once."""
+    """The name in the legend, where equal names appear once."""
     color: str
     line: str
     losses: tuple[float, ...]
-    """Over that at the start, at each measured point."""
+    """Loss at each measured point over that at the start."""
     ratios: tuple[float, ...]
-    """Smallest over largest eigenvalue there."""
+    """Smallest over largest eigenvalue at each of these points."""
 
 
 def track_of(facts: RunFacts, place: int) -> Track | None:
-    """Return what was measured along a run that is the ``place``-th of several; None where nothing was."""
+    """Return the track of a run, the ``place``-th of several; None where no curvature was measured."""
     start = next((c.train_loss for c in facts.probe if c.train_loss is not None), None)
     if start is None or start <= 0:
         return None

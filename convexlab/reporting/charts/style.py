@@ -95,7 +95,7 @@ def _look() -> Any:  # matplotlib's stubs want a type that names every setting
 
 @contextlib.contextmanager
 def draw(rows: int = 1, height: float = HEIGHT, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Give a figure and its axes, row by row, in the report's look; those of one column have a common x axis."""
+    """Return a figure and its axes, row by row, in the report's look; the axes of one column share the x axis."""
     # Restores the settings afterwards; seaborn's own set_theme would not.
     with mpl.rc_context(_look()):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -105,7 +105,7 @@ def draw(rows: int = 1, height: float = HEIGHT, columns: int = 1) -> Iterator[tu
 
 @contextlib.contextmanager
 def draw_blank(width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure of so many inches, in the report's look."""
+    """Return an empty figure of that size in inches, in the report's look."""
     with mpl.rc_context(_look()):
         yield Figure(figsize=(width, height), facecolor="white")
 
@@ -131,14 +131,14 @@ def legend(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
 
 
 def spans_far(values: Iterable[float] | Floats) -> bool:
-    """Tell whether values are all positive and cover so much that an axis should be logarithmic."""
+    """Return whether values are all positive and cover a range that calls for a logarithmic axis."""
     array = np.asarray(values, dtype=np.float64)
     array = array[np.isfinite(array)]
     return bool(array.size and array.min() > 0 and array.max() > FAR * array.min())
 
 
 def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return the points of a line to draw: of a long one the extremes of each stretch, in both directions."""
+    """Return the points of a line to draw: for a long line, the extremes of each stretch in both directions."""
     if x.size <= MOST_POINTS:
         return x, y
     kept = {0, x.size - 1}

@@ -24,12 +24,12 @@ class Chart:
     """Unique on the page; a valid HTML id."""
     title: str
     caption: str
-    """What to see; stands below the figure."""
+    """What the figure shows; stands below it."""
     description: str
-    """The numbers in words, for those who do not see it."""
+    """The numbers in words, for those who cannot see the figure."""
     svg: Markup
     figure: Figure | None = field(default=None, repr=False, compare=False)
-    """What it was made of."""
+    """The matplotlib figure that it was made from."""
 
 
 def chart(
@@ -43,7 +43,7 @@ def chart(
         title: of the figure.
         caption: what to see.
         description: the numbers in words.
-        values: what x and y of its curves are called where a page shows the numbers under a pointer; None shows none.
+        values: names of x and y, for a page that shows the numbers under a pointer; None shows none.
     """
     file = io.BytesIO()
     if values is not None:
@@ -72,12 +72,12 @@ _LONG_NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def _shorten(match: re.Match[str]) -> str:
-    """A hundredth of a point is below any screen's pixel, and far fewer bytes."""
+    """Return the number rounded to a hundredth of a point: below any screen's pixel, and far fewer bytes."""
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def declarations(style: str) -> dict[str, str]:
-    """Return what a style says by its properties, but for the typeface: the page sets one for all charts."""
+    """Return the properties of a style without the typeface, which the page sets for all charts."""
     pairs = (declaration.partition(":") for declaration in style.split(";") if declaration.strip())
     values = {name.strip(): value.strip() for name, _, value in pairs}
     values.pop("font-family", None)
@@ -85,7 +85,7 @@ def declarations(style: str) -> dict[str, str]:
 
 
 def _simplify(root: ElementTree.Element, key: str) -> None:
-    """Fit matplotlib's document into a page: no namespaces, no metadata, no global style, ids of its own."""
+    """Fit matplotlib's document into a page: no namespaces, no metadata, no global style, unique ids."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith("}metadata") or child.tag.endswith("}style"):

@@ -132,7 +132,7 @@ def _cost_axes(facts: RunFacts) -> list[_CostAxis]:
 
 
 def cost_charts(facts: RunFacts, key: str, which: slice = slice(None)) -> list[Chart]:
-    """Return the loss over cost, the paper's figure 6, then over the paper's own axis and over seconds; or which."""
+    """Return the charts of the loss: over cost (the paper's figure 6), over the paper's own axis, and over seconds."""
     charts = (_cost_chart(facts, axis, f"{key}-{axis.name}") for axis in _cost_axes(facts)[which])
     return [made for made in charts if made is not None]
 

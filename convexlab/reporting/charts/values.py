@@ -1,8 +1,8 @@
-"""The numbers behind a chart, in its SVG: what the page's script shows, hides and draws on another scale.
+"""The numbers behind a chart, in its SVG: the page's script shows and hides them, and draws them on another scale.
 
-A curve is a group with its name in ``data-name`` and its points in ``data-points``, those of its axes in their own
-coordinates. The group of the axes says with ``data-box`` where they stand in the picture, with ``data-x`` and
-``data-y`` how a number becomes a place there, and with ``data-linear`` what the vertical axis reads if it is linear.
+A curve is a group with its name in ``data-name`` and its points in ``data-points``, in the coordinates of its axes. The
+group of the axes has four attributes. ``data-box`` is their place in the picture, and ``data-x`` and ``data-y`` map
+numbers to places in it. ``data-linear`` has the ticks of the vertical axis on a linear scale.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MOST_POINTS = 200
 
 
 def name_artists(figure: Figure) -> None:
-    """Give everything that is drawn in coordinates of axes a name by which the SVG has it."""
+    """Give everything that is drawn in coordinates of axes an id in the SVG."""
     for index, artist in enumerate(artist for axes in figure.axes for artist in _drawn(axes)):
         artist.set_gid(f"drawn-{index}")
 
 
 def mark(root: ElementTree.Element, figure: Figure, values: tuple[str, str]) -> None:
-    """Write into an SVG of the figure what its curves and axes are; `name_artists` came before it was saved."""
+    """Write the curves and axes of a figure into its SVG; call `name_artists` before the figure is saved."""
     by_id = {element.get("id"): element for element in root.iter() if element.get("id")}
     width, height = (_POINTS_PER_INCH * inches for inches in figure.get_size_inches())
     for index, axes in enumerate(figure.axes, start=1):
@@ -74,7 +74,7 @@ def _mark_artist(element: ElementTree.Element, artist: Artist, axes: Axes) -> No
 
 
 def _points(points: Floats) -> str:
-    """Return the points, of a long line some with its last one: they take more bytes than the line itself."""
+    """Return the points of a line: for a long line only some, with the last one, because they take many bytes."""
     known = points[np.isfinite(points).all(axis=1)]
     step = max(1, math.ceil((len(known) - 1) / _MOST_POINTS))
     kept = known[sorted({*range(0, len(known), step), *range(len(known))[-1:]})]

@@ -1,1 +1,1 @@
-"""What a page knows of a run: read from its files, compared, nothing said yet."""
+"""The facts of runs, read from their files and compared; `words` makes sentences of them."""

@@ -1,7 +1,7 @@
 """The paper's claims 1 and 2 against what a run has recorded: supported, contradicted or undecided.
 
-As with verdicts: a witness proves non-convexity, nothing finite proves convexity. So a claim can be contradicted by
-proof, and supported only as far as no negative curvature was found.
+As with verdicts, a witness proves non-convexity, and no finite computation proves convexity. So a proof can contradict
+a claim, but a claim is supported only as far as no negative curvature was found.
 """
 
 from __future__ import annotations
@@ -63,24 +63,24 @@ class Point:
     epoch: float
     verdict: str
     norm: float | None
-    """Of the full gradient."""
+    """Norm of the full gradient."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the claims are judged on."""
+    """The measurements that the claims are judged on."""
 
     epochs: tuple[float, ...]
     norms: tuple[float, ...]
-    """Of the full gradient, after each of these epochs."""
+    """Norm of the full gradient after each of these epochs."""
     points: tuple[Point, ...]
     """In order of training."""
     lowest: str | None = None
-    """The verdict on a point of lower loss than all of them; None where there is no such point."""
+    """The verdict on a point of lower loss than all of these points; None without one."""
 
     @property
     def peak(self) -> float | None:
-        """The epoch of the norm's peak after its first trough; None without one, or of too few norms."""
+        """The epoch of the norm's peak after its first trough; None without a peak, or with too few norms."""
         place = norm_peak(self.norms) if len(self.norms) >= FEWEST else None
         return None if place is None else self.epochs[place]
 
@@ -102,13 +102,13 @@ class Judgement:
     outcome: Outcome
     reason: Reason
     epoch: float | None = None
-    """Of the norm's peak, where the reason speaks of it."""
+    """Epoch of the norm's peak, where the reason mentions it."""
     count: int = 0
-    """Of the points that the reason rests on."""
+    """Number of points that the reason rests on."""
     total: int = 0
-    """Of those that were asked."""
+    """Number of points that were considered."""
     to_the_lowest: bool = False
-    """Whether a point of the lowest loss is among these."""
+    """Whether the point of the lowest loss is among those counted."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class Pattern:
     """How a verdict changes along a run."""
 
     swaps: int
-    """Changes from one to the other; unresolved points are passed over."""
+    """Changes between non-convex and no negative curvature; unresolved points are skipped."""
     bracket: tuple[float, float] | None
-    """Between which epochs the last change to "no negative curvature" lies, after which none came back."""
+    """Epochs before and after the last change to "no negative curvature"; None where it did not last."""
     kinds: tuple[str, ...]
 
     @property
     def word(self) -> str:
-        """What claim 1 makes of it."""
+        """The pattern in the words of claim 1."""
         known = [kind for kind in self.kinds if kind in {NON_CONVEX, CONVEX}]
         if len(known) < 2:
             return "unknown"
@@ -137,8 +137,8 @@ class Pattern:
 def pattern(epochs: Sequence[float], kinds: Sequence[str]) -> Pattern:
     """Count the changes of a verdict over epochs.
 
-    The bracket's width is the uncertainty: the last point that is known to be non-convex, and the first after it that
-    is known not to be.
+    The bracket is the last point with a proof of non-convexity, and the first point after it without negative
+    curvature. Its width is the uncertainty of the change.
     """
     known = [(epoch, kind) for epoch, kind in zip(epochs, kinds, strict=True) if kind in {NON_CONVEX, CONVEX}]
     swaps = sum(before[1] != after[1] for before, after in pairwise(known))
@@ -175,7 +175,7 @@ def judge(evidence: Evidence) -> dict[str, Judgement]:
 
 
 def claim_1(evidence: Evidence) -> Judgement:
-    """Judge: first non-convex, then convex around the minimum, no patchwork in between."""
+    """Judge claim 1: first non-convex, then convex around the minimum, no patchwork in between."""
     kinds = [point.verdict for point in evidence.points] + [evidence.lowest] * (evidence.lowest is not None)
     found = pattern(range(len(kinds)), [kind or "" for kind in kinds])
     if found.swaps >= 2 or (found.swaps == 1 and found.bracket is None):
@@ -198,10 +198,10 @@ def claim_1(evidence: Evidence) -> Judgement:
 
 
 def claim_2(evidence: Evidence) -> Judgement:
-    """Judge: the gradient norm rises in the non-convex part and falls in the convex one; its peak is the swap.
+    """Judge claim 2: the gradient norm rises in the non-convex part and falls in the convex one; its peak is the swap.
 
-    A proven non-convex point well after the peak, where the norm is below 0.9 of it, contradicts that: the norm falls
-    in a non-convex part.
+    Consider points well after the peak, where the norm is below 0.9 of it. One that is proven non-convex contradicts
+    the claim: the norm falls in a non-convex part.
     """
     if not evidence.points:
         return Judgement("undecided", "not measured")

@@ -1,4 +1,4 @@
-"""The two-phase run against its Adam baselines: better, worse or level, and whether the costs allow to say so."""
+"""The two-phase run against its Adam baselines: better, worse or level, and whether the costs allow a conclusion."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class BaselineComparison:
 
     @property
     def result(self) -> Result:
-        """Of two-phase training, by training loss."""
+        """The result of two-phase training, by training loss."""
         if level(self.two_phase_loss, self.baseline_loss):
             return "equal"
         return "better" if self.two_phase_loss < self.baseline_loss else "worse"
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether the costs allow to say so: a lower loss at a higher cost is no win."""
+        """Whether the costs allow a conclusion: a lower loss at a higher cost is no win."""
         ours, theirs = self.costs
         ours_cheap, theirs_cheap = ours <= theirs + _SLACK, theirs <= ours + _SLACK
         return bool({"better": ours_cheap, "worse": theirs_cheap, "equal": ours_cheap and theirs_cheap}[self.result])
@@ -67,7 +67,7 @@ class BaselineComparison:
 
 
 def level(ours: float, theirs: float) -> bool:
-    """Tell whether two losses are so close that neither is called better."""
+    """Return whether two losses are so close that neither is called better."""
     return abs(ours - theirs) <= _SAME_WITHIN * abs(theirs)
 
 
@@ -84,13 +84,13 @@ def compare(facts: RunFacts) -> BaselineComparison | None:
 
 
 def geometric_mean(comparisons: Iterable[BaselineComparison]) -> float | None:
-    """Return the geometric mean of the ratios that mean anything, or None without any."""
+    """Return the geometric mean of the ratios that are defined, or None without any."""
     logs = [math.log(comparison.ratio) for comparison in comparisons if not math.isnan(comparison.ratio)]
     return math.exp(math.fsum(logs) / len(logs)) if logs else None
 
 
 def _total_cost(facts: RunFacts, run: str, outcome: Outcome) -> float:
-    """The whole run's cost: the outcome's own may be that of its best epoch."""
+    """Return the whole run's cost; that of the outcome may be the cost up to its best epoch."""
     curve = facts.curves.get(run)
     if curve is not None and np.isfinite(curve.cost).any():
         return float(np.nanmax(curve.cost))

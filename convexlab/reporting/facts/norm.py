@@ -9,9 +9,9 @@ from statistics import median
 __all__ = ["FALL", "FEWEST", "first_rise", "first_where", "norm_peak", "smoothed"]
 
 FALL = 0.9
-"""The paper's gnfact: from this share of its peak on the norm has fallen."""
+"""The paper's gnfact: below this share of its peak the norm counts as fallen."""
 FEWEST = 10
-"""Norms, twice the window of the median: of fewer it says little."""
+"""Fewest norms for a peak: twice the window of the median."""
 _WINDOW = 5
 
 
@@ -35,7 +35,8 @@ def first_rise(norms: Sequence[float]) -> int:
 def norm_peak(norms: Sequence[float]) -> int | None:
     """Return the place, from its first trough on, at which the full gradient norm is largest, if it is a peak.
 
-    Of its centred median over five epochs: the largest must be above both that trough and the end by 1 / 0.9.
+    The norm is smoothed by a centred median over five epochs. Its largest value must exceed both the trough and the end
+    by a factor of 1 / 0.9.
     """
     if not norms:
         return None

@@ -29,7 +29,7 @@ class RunFacts:
     """One single-seed run or one probe of bare checkpoints."""
 
     label: str
-    """Short and unique on the page."""
+    """Short name, unique on the page."""
     config: dict[str, Any]
     finished: bool
     """Whether there is a `summary.json`."""
@@ -44,12 +44,12 @@ class RunFacts:
     train_size: float | None
     seed: str
     budget: float | None
-    """Gradient equivalents."""
+    """Budget in gradient equivalents."""
     phase_two: str
     phase_two_reason: str
-    """Why it was chosen; empty where it was asked for by name."""
+    """Why this second phase was chosen; empty where the user named it."""
     expectation: str
-    """What was expected of the switch, before it, where that was worse than Adam; else empty."""
+    """The warning before the switch that it would end worse than Adam; empty without one."""
     switch: Switch | None
     """None when neither the summary nor the curve shows one."""
     safe_resort: Switch | None
@@ -57,7 +57,7 @@ class RunFacts:
     two_phase: Outcome | None
     baselines: dict[str, Outcome]
     measures: tuple[str, ...]
-    """Names of what was measured beside the training loss, in order: they stand in outcomes and curves."""
+    """Names of the measures beside the training loss, in the order of outcomes and curves."""
     environment: dict[str, Any]
     made_by: dict[str, Any]
     """How the numbers were made; empty in older runs."""
@@ -66,9 +66,9 @@ class RunFacts:
     probe: tuple[ProbedCheckpoint, ...]
     """By epoch."""
     plane: PathPlane | None
-    """The loss around the path through the checkpoints."""
+    """The loss on the plane of the path through the checkpoints."""
     oracle: Oracle | None
-    """Where other switches of the same run ended, if that was asked."""
+    """Where other switches of the same run ended, if the oracle was asked for."""
     records: Records = field(repr=False)
 
     @property
@@ -88,7 +88,7 @@ class RunFacts:
 
     @property
     def switch_share(self) -> float | None:
-        """The share of the budget that was spent at the switch."""
+        """The share of the budget that was spent by the time of the switch."""
         if self.switch is None or self.switch.epoch is None or self.curve is None or not self.budget:
             return None
         cost = value_at(self.curve.epoch, self.curve.cost, self.switch.epoch)
@@ -105,7 +105,7 @@ class RunFacts:
 
     @property
     def has_second_phase(self) -> bool:
-        """Whether a step of phase two was made, as far as anything says so: at the end of a budget there is none."""
+        """Whether phase two made a step, by what was recorded; a switch at the end of the budget leaves no step."""
         if self.switch is None or self.switch.epoch is None:
             return False
         spent = {} if self.two_phase is None else self.two_phase.cost_breakdown
@@ -203,9 +203,9 @@ def facts_of_probe(probe: Iterable[ProbedCheckpoint]) -> RunFacts:
 
 
 def value_at(epochs: Floats, values: Floats, epoch: float) -> float | None:
-    """Return a column of a curve at an epoch, between its neighbours where that one was not recorded.
+    """Return a column of a curve at an epoch, interpolated where that epoch was not recorded.
 
-    None outside of what was recorded.
+    None outside the recorded epochs.
     """
     usable = np.isfinite(epochs) & np.isfinite(values)
     if not usable.any() or not epochs[usable].min() <= epoch <= epochs[usable].max():
@@ -245,7 +245,7 @@ def _phase_two(curve: Curve | None) -> str:
 
 
 def _switch_of_curve(curve: Curve) -> Switch | None:
-    """An unfinished run has no summary yet, but its curve shows where phase two began."""
+    """Return the switch of an unfinished run: it has no summary, but its curve shows where phase two began."""
     for index, phase in enumerate(curve.phases):
         if index and phase not in ("start", "adam"):
             at = [column[index - 1] for column in (curve.epoch, curve.loss, curve.norm)]

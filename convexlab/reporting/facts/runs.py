@@ -1,4 +1,4 @@
-"""The facts of the runs that one names."""
+"""The facts of the runs that are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_runs(runs: Sequence[Run]) -> list[RunFacts]:
     """Return the facts of every run, those of several seeds one by one, each once.
 
     Raises:
-        MisuseError: no run, or one that is none.
+        MisuseError: no run is given, or a directory is not a run's.
     """
     if not runs:
         raise MisuseError("no run to report: expected at least one run directory.")

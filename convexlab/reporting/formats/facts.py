@@ -25,11 +25,11 @@ from convexlab.wording.proportion import Proportion
 __all__ = ["SCHEMA", "facts_text"]
 
 SCHEMA = 1
-"""Of the object; it grows by fields, and counts up where one changes its meaning."""
+"""Version of the JSON object. New fields leave it as it is; a field that changes its meaning increases it."""
 
 
 def facts_text(runs: Sequence[RunFacts]) -> str:
-    """Return what the page says of runs as one JSON object: what is not known is null."""
+    """Return the facts of the page as one JSON object; what is not known is null."""
     value = {
         "schema": SCHEMA,
         "convexlab": __version__,
@@ -127,7 +127,7 @@ def _peak(facts: RunFacts, evidence: Evidence) -> dict[str, float | None] | None
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold; numbers that are not finite are null."""
+    """Return the value in types that JSON has; numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dict(vars(value)))
     if isinstance(value, Mapping):

@@ -19,7 +19,7 @@ _SPACES = re.compile("[^\\S\N{NO-BREAK SPACE}]+")
 
 
 def markdown_text(runs: Sequence[RunFacts]) -> str:
-    """Return the page of runs in Markdown (GitHub's tables); whatever came from a run is escaped."""
+    """Return the page of runs in Markdown (GitHub's tables); text that came from a run is escaped."""
     contents = contents_of(runs, drawn=False)
     blocks = [
         f"# {_escaped(contents.title)}",

@@ -1,1 +1,1 @@
-"""What is made of sentences, charts and files for the page of a run: its tables, its downloads, and whole parts."""
+"""Parts of a run's page that combine sentences, charts and files: tables, downloads, and whole sections."""

@@ -1,4 +1,4 @@
-"""The part of a page that says what runs make of the paper's claims: counts with intervals, and a line a run."""
+"""The part of a page on the paper's claims: counts of runs with intervals, and a line a run."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def judged_runs_table(runs: Sequence[RunFacts], anchors: Sequence[str]) -> Table
     if not rows:
         return None
     return make_table(
-        "Each run: at how many points it is proven non-convex, how the verdict changes along them, and where the "
-        "gradient norm peaks after its first trough (its median over five epochs).",
+        "Each run: the points that are proven non-convex, the pattern of the verdicts, and the peak of the gradient "
+        "norm after its first trough. The norm is smoothed by a median over five epochs.",
         [
             Column("Run", False),
             Column("Proven non-convex", False),

@@ -21,8 +21,8 @@ def run_downloads(facts: RunFacts, room: int) -> list[Download]:
 
     Args:
         facts: the run.
-        room: bytes that the addresses together may take. Metrics that do not fit are thinned; what then does not is
-            named and left out.
+        room: bytes that the addresses together may take. Metrics that do not fit are thinned. A file that still does
+            not fit is named and left out.
     """
     downloads = []
     for name, kind, value, note in _parts(facts):
@@ -34,7 +34,7 @@ def run_downloads(facts: RunFacts, room: int) -> list[Download]:
 
 
 def _parts(facts: RunFacts) -> list[tuple[str, str, Any, str]]:
-    """The files there are, the smallest first: it is the last one that is thinned."""
+    """Return the files, the smallest first, so that the last one is thinned."""
     summary, probe, metrics = facts.records
     # The page has the densities as a figure.
     rows = [without_density(row) for row in probe]

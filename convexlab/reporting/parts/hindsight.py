@@ -1,4 +1,4 @@
-"""The part of a run's page that says when it should have switched."""
+"""The part of a run's page on the best switch in hindsight."""
 
 from __future__ import annotations
 

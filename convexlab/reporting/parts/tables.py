@@ -1,4 +1,4 @@
-"""The tables of a run and of several side by side; columns in which nothing is known are left out."""
+"""The tables of a run and of several side by side; empty columns are left out."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def curvature_table(facts: RunFacts) -> Table | None:
 
 
 def curvature_summary(facts: RunFacts) -> Table | None:
-    """Return of what was measured at every probed checkpoint the few numbers that matter; None without any."""
+    """Return the most important numbers on curvature at every probed checkpoint; None without any."""
     if not facts.probe:
         return None
     rows = [
@@ -275,7 +275,7 @@ def top_table(facts: RunFacts) -> Table | None:
 
 
 def cost_table(facts: RunFacts) -> Table | None:
-    """Return where the gradient equivalents of each run went."""
+    """Return how the gradient equivalents of each run were spent."""
     outcomes = facts.outcomes
     parts = list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.cost_breakdown))
     if not parts:
@@ -312,7 +312,7 @@ def settings_tables(runs: Sequence[RunFacts]) -> list[Table]:
 
 
 def environment_table(runs: Sequence[RunFacts]) -> Table | None:
-    """Return where the runs were made; where several differ, each with its run."""
+    """Return the environments of the runs; where they differ, each with its run."""
     keys = list(dict.fromkeys(key for facts in runs for key in facts.environment))
     pairs = {}
     for key in keys:

@@ -1,4 +1,4 @@
-"""What runs say of the paper's claims 1 and 2, in words: one run by its reasons, several in counts with intervals."""
+"""The outcomes of the paper's claims 1 and 2 in words: for one run with reasons, for several in counts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["cost_clause", "fairness", "loss_factor"]
 
 
 def loss_factor(comparison: BaselineComparison) -> str:
-    """Return how many times the smaller loss the larger one is; empty where that means nothing."""
+    """Return the ratio of the larger loss to the smaller one; empty where it is not defined."""
     ratio = comparison.ratio
     return "" if math.isnan(ratio) or comparison.result == "equal" else number(max(ratio, 1 / ratio))
 
@@ -25,7 +25,7 @@ def fairness(comparison: BaselineComparison) -> str:
 
 
 def cost_clause(comparison: BaselineComparison) -> str:
-    """Return at what cost the losses were reached."""
+    """Return the cost at which the losses were reached."""
     ours, theirs = comparison.costs
     if not comparison.costs_known:
         return "at a cost that was not recorded"

@@ -1,4 +1,4 @@
-"""The sentences on when a run should have switched; a best of several never goes without saying so."""
+"""The sentences on the best switch in hindsight; they always say among how many it is the best."""
 
 from __future__ import annotations
 
@@ -104,6 +104,6 @@ def joint_oracle_sentence(runs: Sequence[RunFacts]) -> str:
         return ""
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
     return (
-        f"The best switch of each of {len(ratios)} runs ended at {number(mean)} times the loss of the run's own "
-        f"decision in the geometric mean ({number(min(ratios))} to {number(max(ratios))}). {_CHANCE}"
+        f"Over {len(ratios)} runs, the best switch ended at {number(mean)} times the loss of the run's own decision "
+        f"(geometric mean; {number(min(ratios))} to {number(max(ratios))}). {_CHANCE}"
     )

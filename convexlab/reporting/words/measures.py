@@ -1,4 +1,4 @@
-"""What runs measure beside the training loss: the names and the numbers, for people."""
+"""Names and numbers of the measures beside the training loss, for people."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def measure_name(name: str) -> str:
 
 
 def measure_heading(name: str, of: str = "") -> str:
-    """Return it for the head of a column or of a chart, with what it was measured of."""
+    """Return the heading of a column or of a chart: the measure, and the data that it was measured on."""
     words = measure_name(name)
     return words[0].upper() + words[1:] + (f", {of}" if of else "")
 
 
 def is_share(name: str) -> bool:
-    """Tell whether a measure is a share between 0 and 1, by its name."""
+    """Return whether a measure is a share between 0 and 1, by its name."""
     return name.endswith("accuracy")
 
 

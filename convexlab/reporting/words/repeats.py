@@ -1,4 +1,4 @@
-"""Whether the same command gives the same numbers again, and what was not determined."""
+"""Whether the same command gives the same numbers again, and what may differ."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from convexlab.wording.numbers import count
 __all__ = ["repeats_sentences"]
 
 _SAME = (
-    "The same command on the same machine gives the same numbers again, to the last digit; only seconds, memory and "
-    "what is drawn over seconds differ."
+    "The same command on the same machine gives the same numbers again, to the last digit. Only seconds, memory and "
+    "the charts over seconds differ."
 )
 
 
 def repeats_sentences(runs: Sequence[RunFacts]) -> list[str]:
-    """Return what is known of how runs were made that decides whether they repeat; empty for older ones."""
+    """Return the settings that decide whether runs repeat; empty for older runs, which do not record them."""
     by_text: dict[str, list[str]] = {}
     for facts in runs:
         if text := _sentence(facts):

@@ -25,6 +25,7 @@ __all__ = [
     "headline",
     "judgement",
     "place",
+    "result_sentence",
     "switch_sentence",
     "verdict_clause",
     "verdict_name",
@@ -66,13 +67,13 @@ def place(checkpoint: ProbedCheckpoint) -> str:
 
 
 def axis_of(probe: Sequence[ProbedCheckpoint]) -> str:
-    """Return what the checkpoints' places count, "epoch" or "step"; never another word that a file holds."""
+    """Return the unit of the checkpoints' places, "epoch" or "step", whatever else a file says."""
     return "step" if any(checkpoint.axis == "step" for checkpoint in probe) else "epoch"
 
 
 def headline(facts: RunFacts) -> list[str]:
     """Return the sentences that answer the page's question, the result first."""
-    outcome = [*_divergences(facts), _outcome_sentence(facts), switch_sentence(facts)]
+    outcome = [*_divergences(facts), result_sentence(facts), switch_sentence(facts)]
     first = [_probe_sentence(facts)] if facts.is_probe else outcome
     verdicts = (_verdict_at_switch(facts), _last_verdict(facts), _last_sample(facts))
     return [part for part in (*first, oracle_sentence(facts), *verdicts) if part]
@@ -84,7 +85,7 @@ def curvature_headline(facts: RunFacts) -> list[str]:
 
 
 def has_paid(facts: RunFacts) -> bool:
-    """Tell whether there was a switch and the run ended better than the better Adam at no more cost."""
+    """Return whether the run switched, and ended better than the better Adam at no more cost."""
     comparison = compare(facts)
     if comparison is None or not facts.has_second_phase:
         return False
@@ -92,12 +93,12 @@ def has_paid(facts: RunFacts) -> bool:
 
 
 def has_switched(facts: RunFacts) -> bool:
-    """Tell whether training is known to have left Adam."""
+    """Return whether training is known to have left Adam."""
     return facts.switch is not None and facts.switch.epoch is not None
 
 
 def _divergences(facts: RunFacts) -> list[str]:
-    """Return which training runs diverged, and what stands for them."""
+    """Return which training runs diverged, and the weights that stand for them."""
     return [
         f"{algorithm_name(run, facts)} diverged: in epoch {count(outcome.diverged)} its loss or gradient became "
         f"infinite or NaN. Its best weights, of epoch {count(outcome.epoch)}, stand for it."
@@ -106,7 +107,8 @@ def _divergences(facts: RunFacts) -> list[str]:
     ]
 
 
-def _outcome_sentence(facts: RunFacts) -> str:
+def result_sentence(facts: RunFacts) -> str:
+    """Return what the run reached, beside its better Adam baseline where there is one."""
     comparison = compare(facts)
     if comparison is not None:
         return f"{_answer(facts, comparison)}{_comparison_sentence(comparison)}"
@@ -123,7 +125,7 @@ def _outcome_sentence(facts: RunFacts) -> str:
 
 
 def _answer(facts: RunFacts, comparison: BaselineComparison) -> str:
-    """The answer in a few words: for this run, of which there may be others."""
+    """Return the answer in a few words, for this run alone."""
     if not has_switched(facts):
         return ""
     if not facts.has_second_phase:
@@ -208,12 +210,12 @@ def _probe_sentence(facts: RunFacts) -> str:
 
 
 def counted(counts: Counter[str]) -> str:
-    """Return what there is how often, the most frequent first."""
+    """Return the counts in words, the most frequent first."""
     return ", ".join(f"{times}\N{NO-BREAK SPACE}× {name}" for name, times in counts.most_common())
 
 
 def judgement(checkpoint: ProbedCheckpoint) -> str:
-    """Return all that is said of one checkpoint: verdict, precision, and what the sample says of the full loss."""
+    """Return the sentences on one checkpoint: verdict, precision, and what the sample says of the full loss."""
     sentences = _verdict(checkpoint), _precision(checkpoint), sampling_sentence(checkpoint)
     return " ".join(filter(None, sentences))
 

@@ -38,10 +38,10 @@ def beyond_the_sample(checkpoint: ProbedCheckpoint) -> tuple[Estimate, str]:
 
 
 def sampling_sentence(checkpoint: ProbedCheckpoint) -> str:
-    """Return over how many training examples the loss is, and what others say of it; empty where nothing counts them.
+    """Return the size of the sample, and what other examples say of its curvature; empty where the size is unknown.
 
-    What others say is about the direction of smallest curvature: an eigenvector that was found on a sample was chosen
-    for its curvature there.
+    The other examples are evaluated along the direction of smallest curvature. An eigenvector of a sample was chosen
+    for its curvature on that sample.
     """
     examples, population = checkpoint.examples, checkpoint.population or checkpoint.train_size
     if examples is None or population is None:
@@ -66,7 +66,7 @@ def _on_others(checkpoint: ProbedCheckpoint, population: int) -> str:
 
 
 def _of_the_training_set(c: ProbedCheckpoint) -> bool:
-    """Return whether the fresh examples are of the training set: only then do they say anything of all of it."""
+    """Return whether the fresh examples are of the training set: only then do they speak for all of it."""
     population = c.population or c.train_size
     return c.examples is not None and population is not None and c.examples < population and c.smallest_full is not None
 

@@ -1,4 +1,4 @@
-"""The sentences of a report on several runs: in how many switching paid, when it was, and what the verdicts were."""
+"""The sentences of a report on several runs: how often switching paid, when the switches were, and the verdicts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _range(comparisons: Sequence[BaselineComparison]) -> str:
 
 
 def switch_range(runs: Sequence[RunFacts]) -> tuple[str, str]:
-    """Return from which to which epoch runs switched, and with which shares of the budget spent; empty if unknown."""
+    """Return the ranges of the switch epochs and of the shares of the budget spent by then; empty if unknown."""
     epochs = [d.switch.epoch for d in runs if d.switch is not None and d.switch.epoch is not None]
     shares = [share for share in (facts.switch_share for facts in runs) if share is not None]
     spent = [percent(share, 0) for share in (shares and (min(shares), max(shares)))]

@@ -1,4 +1,4 @@
-"""Four signs of a change in curvature, where each stood along training, and which claim each supports."""
+"""Four signs of a change in curvature: their values along training, and the claim that each supports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Signal:
 
 
 def signals(facts: RunFacts) -> list[Signal]:
-    """Return what the run shows of each sign; signs that were not measured are left out."""
+    """Return the values of each sign along the run; signs that were not measured are left out."""
     shown = []
     if facts.curve is not None and np.isfinite(facts.curve.norm).any():
         shown.append(_norm_signal(facts.curve))

@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 
 
 def tiles(facts: RunFacts) -> list[Tile]:
-    """Return the tiles of one run or of one probe; what is not known has none."""
+    """Return the tiles of one run or of one probe; facts that are not known have no tile."""
     known = [_paid(facts), _when(facts), *_curvatures(facts), _along(facts)]
     return [tile for tile in known if tile is not None]
 
