@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -99,9 +101,10 @@ def _handles_errors(command: _Function) -> _Function:
                 raise _Misuse(printable(str(error))) from error
             except ConvexLabError as error:
                 raise click.ClickException(printable(str(error))) from error
+            except BrokenPipeError:
+                raise  # Whoever read the output has seen enough; click ends without a word.
             except OSError as error:
-                message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-                raise click.ClickException(printable(message)) from error
+                raise click.ClickException(printable(_about_system(error))) from error
             except KeyboardInterrupt:
                 click.echo("\ninterrupted", err=True)
                 raise SystemExit(INTERRUPTED) from None
@@ -113,6 +116,20 @@ def _handles_errors(command: _Function) -> _Function:
                 _interrupts.reset(token)
 
     return handled  # type: ignore[return-value]
+
+
+def _about_system(error: OSError) -> str:
+    """Return what the system refuses, and what to do about it where that is known."""
+    message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    remedies = (remedy for numbers, remedy in _REMEDIES if error.errno in numbers)
+    return next((f"{message}. {remedy}" for remedy in remedies), message)
+
+
+_REMEDIES = (
+    ({errno.ENOSPC, errno.EDQUOT}, "Make room there; what was stored is kept."),
+    ({errno.EACCES, errno.EPERM, errno.EROFS}, "Check its permissions, or choose another place."),
+    ({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}, "Check the path, or choose another."),
+)
 
 
 def _about_reader(error: Exception) -> str:
@@ -486,12 +503,16 @@ def _show_probe(result: Probe, *, as_json: bool, verbose: bool, quiet: bool) -> 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: report.html in the first run]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write, which ends in .html, .md, .json or .png.  [default: report.html in the first run]",
+)
 @click.option(
     "--format",
     type=click.Choice(["html", "md", "json", "png"]),
     help="html, md (the same in Markdown), json (its facts as numbers), or png (its first picture).  "
-    "[default: as --out ends, else html]",
+    "[default: as --out ends; html without --out]",
 )
 @_handles_errors
 def report(paths: tuple[Path, ...], out: Path | None, format: str | None) -> None:
@@ -539,7 +560,7 @@ def open_report(path: Path) -> None:
 
     report = write_report([Run.open(path)])
     _say(f"report: {report}")
-    if click.launch(str(report)) != 0:
+    if not webbrowser.open(report.resolve().as_uri()):  # Which knows where there is no display, unlike click.launch.
         raise FailureError(f"no browser could be started. Open {str(report)!r} in one.")
 
 

@@ -55,4 +55,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> MisuseError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if name.endswith(".py"):
+        hint = f" Of a file name what is in it, too: {f'{name}:NAME'!r}."
     return MisuseError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -337,13 +337,13 @@ def test_a_report_says_what_the_paper_claims_and_has_other_forms(run: Run, tmp_p
 def test_a_report_is_opened(run: Run, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def launch(path: str) -> int:
-        opened.append(path)
-        return status
+    def launch(place: str) -> bool:
+        opened.append(place)
+        return status == 0
 
-    monkeypatch.setattr("click.launch", launch)
+    monkeypatch.setattr("webbrowser.open", launch)
     result = call("open", run.path)
-    assert opened == [str(run.report_path)]
+    assert opened == [run.report_path.resolve().as_uri()]
     assert result.exit_code == status
     assert ("no browser could be started" in result.stderr) == bool(status)
 
@@ -397,6 +397,13 @@ PROBE = "probe CHECKPOINT --out OUT "
         ),
         (TRAIN + "--dataset imagefolder:none", 2, "Error: .*none"),
         (TRAIN + "--loss mes", 2, "Error: unknown loss 'mes'. Did you mean 'mse'?"),
+        (
+            TRAIN + "--model net.py",
+            2,
+            "Error: unknown model 'net.py'. Of a file name what is in it, too: 'net.py:NAME'.",
+        ),
+        (TRAIN + "--dataset FOLDER/data.npz", 2, r"Error: unknown dataset '.*'\. Did you mean 'npz:.*data.npz'\?"),
+        (TRAIN + "--dataset FOLDER", 2, r"Error: unknown dataset '.*'\. Did you mean 'imagefolder:.*'\?"),
         (OBJECTIVE + "pinn-burger", 2, "Error: unknown objective 'pinn-burger'. Did you mean 'pinn-burgers'?"),
         (OBJECTIVE + "nowhere.py:loss", 2, "Error: no file '.*nowhere.py' for 'nowhere.py:loss'"),
         (OBJECTIVE + "MODELS:broken", 1, "Error: '.*:broken' raised ValueError: no luck today"),
@@ -446,14 +453,25 @@ PROBE = "probe CHECKPOINT --out OUT "
         (TRAIN + "--oracle-every 5 --no-baseline", 2, "Error: oracle_every 5 starts .* which no_baseline leaves out."),
         (TRAIN + "--dtype float16", 2, "Invalid value for '--dtype'"),
         (TRAIN + "--device abacus", 2, "Error: device 'abacus' cannot be used here"),
+        (TRAIN + "--timeout 0", 2, "Error: expected to wait for a rank for a positive number of seconds, .*, got 0.0."),
+        (TRAIN + "--timeout inf", 2, "Error: expected to wait for .* at most 100,000,000, got inf. Choose another"),
         (TRAIN + "--resume", 2, "Error: '.*' is not a run directory"),
         ("train two-phase --resume", 2, "Error: --resume needs the run directory to go on with. Name it by --out."),
         (TRAIN + "--out FOLDER", 2, "Error: '.*' exists already. Choose another --out"),
-        (TRAIN + "--out FOLDER/text.txt", 2, "Error: '.*text.txt' exists already"),
-        (TRAIN + "--out FOLDER/text.txt/run", 1, "Error: (Not a directory|File exists): .*text.txt"),
+        (TRAIN + "--out FOLDER/text.txt", 2, "Error: '.*text.txt' is a file: expected a folder, or a new name for one"),
+        (
+            TRAIN + "--out FOLDER/text.txt/run",
+            1,
+            r"Error: (Not a directory|File exists): .*text.txt[^ ]*\. Check the path, or choose another\.",
+        ),
         ("probe", 2, "Missing argument 'PATHS...'"),
         ("probe none.safetensors --out OUT", 2, "Error: no checkpoint 'none.safetensors': expected a file"),
         ("probe FOLDER --out OUT", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
+        (
+            "probe CHECKPOINTS --out OUT",
+            2,
+            r"got a folder of checkpoints. Name its files: .*/\*.safetensors",
+        ),
         ("probe FOLDER/text.txt --out OUT", 2, "Error: cannot read checkpoint '.*text.txt'"),
         ("probe TRUNCATED --out OUT", 2, "Error: cannot read checkpoint '.*': it is damaged or not a safetensors"),
         (
@@ -474,11 +492,16 @@ PROBE = "probe CHECKPOINT --out OUT "
         (PROBE + "--confidence 2", 2, "Error: expected a confidence between 0 and 1, got 2.0."),
         (PROBE + "--max-steps 0", 2, "Error: expected max_steps of at least 1, got 0."),
         (PROBE + "--density-probes 0", 2, "Error: expected at least one density probe and step, got 0 and 32."),
+        (PROBE + "--out FOLDER/text.txt", 2, "Error: '.*text.txt' is a file: expected a folder, or a new name for one"),
         (PROBE + "--out FOLDER/text.txt/out", 1, "Error: (Not a directory|File exists): .*text.txt"),
         ("report", 2, "Missing argument 'PATHS...'"),
         ("report FOLDER", 2, "Error: '.*' is not a run directory: expected it to hold config.json"),
         ("report RUN --format pdf", 2, "Invalid value for '--format': 'pdf' is not one of"),
-        ("report none", 2, "Error: 'none' is not a run directory"),
+        ("report RUN --out OUT/y.docx", 2, "Error: no report is written as '.docx': expected a file that ends in one"),
+        ("report RUN --out OUT/y.md --format png", 2, "Error: expected a file that ends in .png for the format 'png'"),
+        ("report none", 2, "Error: 'none' is not a run directory: .* There is nothing of that name"),
+        ("report RUN --out FOLDER", 2, "Error: '.*' is a folder: expected a file to write. Name one in it."),
+        ("show RUN/report.html", 2, r"Error: '.*html' is not a run directory: .* Did you mean '.*run'\?"),
         ("report RUN --out FOLDER/text.txt/page.html", 1, "Error: (Not a directory|File exists): .*text.txt"),
     ],
 )
@@ -493,6 +516,7 @@ def test_misuse(
         "SMALL": f"{folder / 'models.py'}:small",
         "MODELS": folder / "models.py",
         "FOLDER": folder,
+        "CHECKPOINTS": run.path / "checkpoints",
         "CHECKPOINT": run.checkpoints[0],
         "TRUNCATED": truncated,
         "RUN": run.path,

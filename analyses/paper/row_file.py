@@ -15,6 +15,7 @@ from torch import Tensor
 from convexlab.errors import FailureError, MisuseError
 from convexlab.machine.atomic import write_atomically
 from convexlab.runs import Row
+from convexlab.wording.numbers import byte_size
 from paper.table import TableCase
 
 __all__ = ["LARGEST_FILE", "RowFile", "read_row"]
@@ -63,7 +64,9 @@ class RowFile:
         buffer = io.BytesIO()
         torch.save({"record": json.dumps(self.record), "tensors": _on_host(self.tensors)}, buffer)
         if buffer.tell() > LARGEST_FILE:
-            raise FailureError(f"the state of {self.path.name} takes {buffer.tell():,} bytes, above {LARGEST_FILE:,}.")
+            raise FailureError(
+                f"the state of {self.path.name} takes {byte_size(buffer.tell())}, above {byte_size(LARGEST_FILE)}."
+            )
         write_atomically(self.path, buffer.getvalue())
         self.saved = time.time()
 

@@ -181,6 +181,9 @@ def reread(header: CheckpointHeader) -> Checkpoint:
 
 def _files_of(path: Path, key: str | None) -> list[Path]:
     files = parts_of(path)
+    for file in files:
+        if file.stat().st_size == 0:
+            raise MisuseError(f"cannot read checkpoint {str(file)!r}: it is empty. Save or copy it again.")
     if key is not None and any(map(_is_safetensors, files)):
         raise MisuseError(
             f"checkpoint {str(path)!r} is of safetensors, which hold tensors under no other name: expected no key, got "

@@ -22,12 +22,10 @@ class Match:
 
     sources: dict[str, str]
     """The checkpoint's name by the model's."""
-    prefix: str
-    """The prefix of every name of the checkpoint, before the model's name; "" for no prefix."""
     missing: tuple[str, ...]
     """Names of the model without a source."""
     extra: tuple[str, ...]
-    """Names of the checkpoint, without the prefix, that the model has not."""
+    """Names of the checkpoint, without a prefix that all have, that the model has not."""
 
     def nearest(self) -> str:
         """Words for a missing name and an extra one that resemble each other; "" if none do."""
@@ -60,7 +58,6 @@ def match_names(model: nn.Module, names: Iterable[str], *, adapter: bool = False
             sources[name] = sources[twin]
     return Match(
         {name: sources[name] for name in state if name in sources},
-        prefix,
         tuple(sorted(state.keys() - sources.keys())),
         tuple(sorted(sources.keys() - state.keys())),
     )
@@ -79,7 +76,6 @@ def _match_adapter(state: Mapping[str, Tensor], names: list[str]) -> Match:
     wanted = {name for short, name in places.items() if short != name and kinds & set(name.split("."))}
     return Match(
         {name: sources[name] for name in state if name in sources},
-        prefix,
         tuple(sorted(wanted - sources.keys())),
         tuple(sorted(stored.keys() - places.keys())),
     )

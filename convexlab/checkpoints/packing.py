@@ -16,4 +16,4 @@ def check_packing(file: Path | IO[bytes], size: int) -> None:
     with zipfile.ZipFile(file) as archive:
         whole = sum(part.file_size for part in archive.infolist())
     if whole > size:
-        raise ValueError(f"{whole} bytes packed into {size}")
+        raise ValueError(f"{whole:,} bytes packed into {size:,}")

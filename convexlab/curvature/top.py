@@ -21,6 +21,7 @@ from convexlab.linalg.operators import MatrixVectorProduct
 from convexlab.linalg.vectors import accumulation_dtype
 from convexlab.machine.memory import available_memory
 from convexlab.machine.ranks import ranks_of
+from convexlab.wording.numbers import byte_size
 
 __all__ = ["Eigenpairs", "check_count", "pairs_of", "top_eigenpairs"]
 
@@ -307,8 +308,8 @@ def _room(operator: MatrixVectorProduct, k: int, budget: int | None) -> int:
     room = (given - beside * vector) // -(-vector // ranks.size)  # Of the basis each rank holds a part.
     if room < least:
         raise FailureError(
-            f"{k} eigenpairs of {operator.shape[0]} parameters take {(least + beside) * vector} bytes at least, but "
-            f"{given} are given or free. Ask for fewer, allow more by memory_budget, or select fewer parameters by "
-            "`params`."
+            f"{k} eigenpairs of {operator.shape[0]:,} parameters take {byte_size((least + beside) * vector)} at least, "
+            f"but {byte_size(given)} are given or free. Ask for fewer, allow more by memory_budget, or select fewer "
+            "parameters by `params`."
         )
     return min(room, most)

@@ -77,6 +77,8 @@ def _read(name: str, image_size: int, root: str | Path | None) -> Source | Datas
     if name in TORCHVISION_SETS:
         return read_torchvision_set(name, root)
     if not is_spec(name):
+        if name and (kind := "npz" if name.endswith(".npz") else "imagefolder" if Path(name).is_dir() else ""):
+            raise MisuseError(f"unknown dataset {name!r}. Did you mean {f'{kind}:{name}'!r}?")
         raise MisuseError(f"{unknown_name('dataset', name, _DESCRIPTIONS)} {BY_DATA}")
     kind, _, argument = name.partition(":")
     if kind not in ("npz", "imagefolder"):

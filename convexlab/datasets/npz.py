@@ -14,6 +14,7 @@ import torch
 from convexlab.datasets.arrays import Source, source_from_arrays
 from convexlab.errors import MisuseError
 from convexlab.machine.memory import available_memory
+from convexlab.wording.numbers import byte_size
 
 __all__ = ["read_npz"]
 
@@ -75,10 +76,12 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
     entries = [archive.getinfo(f"{key}.npy") for key in KEYS]
     size, available = sum(entry.file_size for entry in entries), available_memory(torch.device("cpu"))
     if available is not None and size > available / 2:
-        raise ValueError(f"its arrays take {size:,} bytes, more than half of the {available:,} that are free")
+        raise ValueError(
+            f"its arrays take {byte_size(size)}, more than half of the {byte_size(available)} that are free"
+        )
     packed = max(1, sum(entry.compress_size for entry in entries))
     if size > _SMALL and size / packed > _LARGEST_RATIO:
-        raise ValueError(f"{size:,} bytes are packed into {packed:,}: images do not compress that well")
+        raise ValueError(f"{byte_size(size)} are packed into {byte_size(packed)}: images do not compress that well")
     for entry in entries:
         with archive.open(entry) as file:
             version = np.lib.format.read_magic(file)

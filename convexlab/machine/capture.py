@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-__all__ = ["Recorder", "Recording", "Replayer", "capture_asked", "recorder_for"]
+__all__ = ["Recorder", "Recording", "Replayer", "capture_asked", "recorder_for", "require_same", "warm"]
 
 Recorded = TypeVar("Recorded")
 
@@ -132,10 +132,10 @@ class _Call:
 
     def __init__(self, recorder: Recorder, function: Callable[..., Any], arguments: Any) -> None:
         self._arguments = _copies(arguments)
-        plain = _warm(recorder, lambda: function(*self._arguments))
+        plain = warm(recorder, lambda: function(*self._arguments))
         self._recording = recorder.record(lambda: function(*self._arguments))
         self._recording.replay()
-        _require_same(self._recording.result, plain)
+        require_same(self._recording.result, plain)
 
     def __call__(self, arguments: Any) -> Any:
         _fill(self._arguments, arguments)
@@ -157,12 +157,12 @@ class _LinearMap:
         self._recorder, self._apply = recorder, apply
         self._arguments = _copies(arguments)
         vectors = columns.clone()
-        plain = _warm(recorder, lambda: apply(prepare(*self._arguments), vectors))
+        plain = warm(recorder, lambda: apply(prepare(*self._arguments), vectors))
         self._preparation = recorder.record(lambda: prepare(*self._arguments))
         self._preparation.replay()
         self._place: Any = None
         self._applied: dict[tuple[int, ...], tuple[Tensor, Recording]] = {}
-        _require_same(self._apply_to(columns), plain)
+        require_same(self._apply_to(columns), plain)
 
     def __call__(self, arguments: Any, columns: Tensor, place: Any) -> Tensor:
         if place != self._place:
@@ -179,10 +179,10 @@ class _LinearMap:
             def apply() -> Tensor:
                 return self._apply(self._preparation.result, vectors)
 
-            plain = _warm(self._recorder, apply)
+            plain = warm(self._recorder, apply)
             recording = self._recorder.record(apply, beside=self._preparation)
             recording.replay()
-            _require_same(recording.result, plain)
+            require_same(recording.result, plain)
             self._applied[shape] = vectors, recording
         vectors, recording = self._applied[shape]
         vectors.copy_(columns)
@@ -302,8 +302,12 @@ class Replayer:
         self._shapes = {place: shape for place, shape in self._shapes.items() if place[0] != name}  # type: ignore[index]
 
 
-def _warm(recorder: Recorder, function: Callable[[], Recorded]) -> Recorded:
-    """Return the result of a plain call, if it draws no random numbers on the host: a replay would repeat those."""
+def warm(recorder: Recorder, function: Callable[[], Recorded]) -> Recorded:
+    """Return what a plain call gives, made as a recording will be made.
+
+    Raises:
+        RuntimeError: it waits for the device, or draws random numbers on the host, which would be the same ever after.
+    """
     before = torch.default_generator.get_state()
     result = recorder.warm_up(function)
     if not torch.equal(torch.default_generator.get_state(), before):
@@ -343,18 +347,21 @@ def _fill(copies: Any, arguments: Any) -> None:
     torch._foreach_copy_([ours.data for ours, _ in tensors], [theirs.detach() for _, theirs in tensors])
 
 
-def _require_same(replayed: Any, plain: Any) -> None:
+def require_same(replayed: Any, plain: Any) -> None:
     """Refuse a recording whose replay is not the plain call.
 
     A recording that reads wrong memory is off by its whole size. Sums in another order differ by much less than the
     fourth root of ε.
+
+    Raises:
+        RuntimeError: a tensor is off by more than that, or there is nothing to compare it with.
     """
     for ours, theirs in zip(tree_leaves(replayed), tree_leaves(plain), strict=True):
         if not isinstance(ours, Tensor) or not ours.is_floating_point():
             continue
         length = float(torch.linalg.vector_norm(theirs))
         if not math.isfinite(length):
-            raise _NotFiniteError
+            raise _NotFiniteError("a plain call is not finite, so that there is nothing to compare a replay with")
         difference = float(torch.linalg.vector_norm(ours.detach() - theirs))
         if not difference <= torch.finfo(ours.dtype).eps ** 0.25 * length:
             raise _UnfitError(f"its replay is off by {difference:.2g} of {length:.2g}")

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convexlab.errors import MisuseError
+from convexlab.wording.numbers import byte_size
 
 __all__ = [
     "LiveTensors",
@@ -104,8 +105,8 @@ def require_room(needed: int, device: torch.device, what: str) -> None:
     free = available_memory(device)
     if free is not None and needed > free:
         raise MisuseError(
-            f"{what} takes {needed / 1e9:.2g} GB, expected at most the {free / 1e9:.2g} GB that are free on "
-            f"{device.type}. Choose another method, or fewer residuals or parameters."
+            f"{what} takes {byte_size(needed)}, expected at most the {byte_size(free)} that are free on {device.type}. "
+            "Choose another method, or fewer residuals or parameters."
         )
 
 

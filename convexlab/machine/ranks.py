@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 PATIENCE = 600.0
 """Seconds after which a rank that does not answer counts as lost, by default."""
 
+# Seconds, three years: clocks count nanoseconds in 64 bits.
+_LONGEST = 1e8
 # For the store of torchrun to answer.
 _BRIEFLY = timedelta(seconds=10)
 # A mark is a whole number below this: sums of squares over thousands of ranks are exact in float64.
@@ -387,10 +389,13 @@ def of_torchrun(device: str = "auto", patience: float = PATIENCE) -> Iterator[Ra
         patience: seconds after which a rank that does not answer counts as lost.
 
     Raises:
-        MisuseError: a patience that is not positive.
+        MisuseError: a patience that is not positive, or longer than clocks of 64 bits count in nanoseconds.
     """
-    if not patience > 0:
-        raise MisuseError(f"expected a positive number of seconds to wait for a rank, got {patience!r}.")
+    if not 0 < patience <= _LONGEST:
+        raise MisuseError(
+            f"expected to wait for a rank for a positive number of seconds, at most {_LONGEST:,.0f}, got {patience!r}. "
+            "Choose another --timeout."
+        )
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and distributed.is_available()
     if not started or distributed.is_initialized():
         yield ALONE

@@ -560,7 +560,8 @@ class BatchedLoss:
         with self.evaluating():
             (share,) = self.shares_of(batch, 0)
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        sizes = [parameter.numel() for parameter in parameters]
+        # Gradients weighted and flat, a mark for each that there is, the weighted loss, and the weight.
+        layout = [*(parameter.numel() for parameter in parameters), len(parameters), 1, 1]
         seed = int(torch.randint(2**62, ())) + self.ranks.rank
         zero = torch.zeros((), dtype=accumulation_dtype(self.device), device=parameters[0].device)
 
@@ -571,25 +572,25 @@ class BatchedLoss:
             with fixed_random_state(self.device, seed, everything=True):
                 loss = _scalar(self._bound(share))
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            used, sums = total[-2 - len(sizes) : -2], total.split([*sizes, len(sizes) + 2])[:-1]
+            *sums, used, value, whole = total.split(layout)
             for place, (gradient, part) in enumerate(zip(gradients, sums, strict=True)):
                 if gradient is not None:
                     part.add_(gradient.to_dense().reshape(-1), alpha=weight)
                     used[place] = 1
-            total[-2], total[-1] = loss.detach() * weight, weight
+            value.copy_(loss.detach() * weight)
+            whole.fill_(weight)
 
         marks = ("training", *_sums_of_bits(self._model.state_dict().values()))
-        total = self.ranks.total(sum(sizes) + len(sizes) + 2, zero, fill, marks)
-        mean = total / total[-1]
-        used = (total[-2 - len(sizes) : -2] > 0).tolist()
-        sums = mean.split([*sizes, len(sizes) + 2])[:-1]
+        total = self.ranks.total(sum(layout), zero, fill, marks)
+        *means, used, value, _ = (total / total[-1]).split(layout)
         known = [
             (parameter, gradient.view_as(parameter).to(parameter))
-            for parameter, gradient, is_used in zip(parameters, sums, used, strict=True)
+            for parameter, gradient, is_used in zip(parameters, means, (used > 0).tolist(), strict=True)
             if is_used
         ]
-        gradients, value = [gradient for _, gradient in known], mean[-2].to(parameters[0].dtype)
-        loss: Tensor = _WithGradient.apply(value, gradients, *(parameter for parameter, _ in known))
+        gradients = [gradient for _, gradient in known]
+        mean = value.squeeze(0).to(parameters[0].dtype)
+        loss: Tensor = _WithGradient.apply(mean, gradients, *(parameter for parameter, _ in known))
         return loss
 
     def batch_loss(self, point: Point, batch: Any) -> Tensor:

@@ -85,7 +85,7 @@ class LeastSquares:
     def residuals(self) -> Tensor:
         """Return r (m,), in the dtype of sums."""
         begin = time.perf_counter()
-        residuals = self._residuals(self._loss.point(requires_grad=False))
+        residuals = self._scaled(self._residuals_of_parts(self._loss.point(requires_grad=False)))
         self._loss.spend(Cost(values=1, seconds=time.perf_counter() - begin))
         return residuals
 
@@ -118,12 +118,12 @@ class LeastSquares:
 
     def _check(self, point: Point, loss: float) -> float:
         """Compare the residuals with the loss, and their size with memory; return the price of J by products."""
-        with self._loss.evaluating():
-            sizes = [(_count(self._loss.batch_residuals(point, batch)), weight) for batch, weight in self._loss.parts()]
+        parts = self._residuals_of_parts(point)
+        sizes = [(len(residuals), weight) for residuals, weight in parts]
         self.count = sum(size for size, _ in sizes)
         """m."""
         self._weight = sum(weight for _, weight in sizes)
-        residuals = self._residuals(point)
+        residuals = self._scaled(parts)
         squares = dot(residuals, residuals).item()
         allowed = _SAME_VALUE * torch.finfo(self._loss.dtype).eps * max(abs(squares), abs(loss))
         if math.isfinite(loss) and not abs(squares - loss) <= allowed:
@@ -135,13 +135,15 @@ class LeastSquares:
         require_room(dense_bytes(self.count, size), self._loss.device, dense_words(self.count, size))
         return sum((_VALUE + _PRODUCT * size) * weight / self._weight for size, weight in sizes)
 
-    def _residuals(self, point: Point) -> Tensor:
-        wide, parts = accumulation_dtype(self._loss.device), []
-        with self._loss.evaluating():
-            for batch, weight in self._loss.parts():
-                joined = _joined(self._loss.batch_residuals(point, batch)).to(wide)
-                parts.append(joined.mul_(math.sqrt(weight / self._weight)))
-        return torch.cat(parts)
+    def _residuals_of_parts(self, point: Point) -> list[tuple[Tensor, float]]:
+        """Return the residuals of each micro-batch, in the dtype of sums, with its weight in the mean."""
+        loss, wide = self._loss, accumulation_dtype(self._loss.device)
+        with loss.evaluating():
+            return [(_joined(loss.batch_residuals(point, batch)).to(wide), weight) for batch, weight in loss.parts()]
+
+    def _scaled(self, parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+        """Return r (m,), and scale the parts for it."""
+        return torch.cat([residuals.mul_(math.sqrt(weight / self._weight)) for residuals, weight in parts])
 
     def _jacobian(self, point: Point) -> tuple[Tensor, Tensor]:
         loss, wide = self._loss, accumulation_dtype(self._loss.device)
@@ -182,10 +184,6 @@ class LeastSquares:
             plans = [row_wise(self._loss, point, batch) for batch, _ in self._loss.parts()]
         known = [plan for plan in plans if plan is not None]
         return known if len(known) == len(plans) else None
-
-
-def _count(parts: Sequence[Tensor]) -> int:
-    return sum(part.numel() for part in parts)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

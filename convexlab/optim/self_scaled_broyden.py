@@ -22,6 +22,7 @@ from convexlab.optim.line_search import LineSearch
 from convexlab.optim.memory import ACCUMULATED, ROWS, Memory
 from convexlab.optim.preconditioners import Preconditioner, precondition
 from convexlab.optim.steps import Direction
+from convexlab.wording.numbers import byte_size
 
 __all__ = ["MAX_PARAMETERS", "MatrixMemory", "SelfScaledBroyden", "self_scaled_update_names"]
 
@@ -115,8 +116,9 @@ class SelfScaledBroyden(FlatOptimizer):
         size = sum(parameter.numel() for parameter in self._parameters)
         if size > max_parameters:
             raise MisuseError(
-                f"SelfScaledBroyden keeps a dense matrix, which for {size} parameters takes {8 * size**2:,} bytes: "
-                f"expected at most {max_parameters} parameters. Use LBFGS, or raise max_parameters."
+                f"SelfScaledBroyden keeps a dense matrix, which for {size:,} parameters takes "
+                f"{byte_size(8 * size**2)}: expected at most {max_parameters:,} parameters. Use LBFGS, or raise "
+                "max_parameters."
             )
 
     def _settings(self) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convexlab.checkpoints import CheckpointHeader, is_weights_folder
 from convexlab.errors import MisuseError, unknown_name
 from convexlab.problems import Setting
-from convexlab.runs import Run
+from convexlab.runs import Run, refuse_file
 
 __all__ = ["AXES", "Place", "check_free", "files_of", "names_of", "places_of", "target_of", "times_of"]
 
 AXES = ("epoch", "step")
 """Along which checkpoints may lie."""
+
+_ENDINGS = frozenset({".bin", ".ckpt", ".pt", ".pth", ".safetensors"})
 
 Place = str | os.PathLike[str] | Run
 """Where checkpoints are: a run, its directory, or a checkpoint file."""
@@ -49,20 +52,40 @@ def _of_trainer(path: Path) -> list[Path]:
 
 
 def _of_run(path: Path, wanted: Sequence[Path] | None) -> Iterable[Path]:
+    if not Run(path).config_path.is_file() and (ending := _common_ending(path)):
+        raise MisuseError(
+            f"{str(path)!r} is not a run directory: expected it to hold config.json, got a folder of "
+            f"checkpoints. Name its files: {path / ending}"
+        )
     run = Run.open(path)
     if any(member.path != run.path for member in run.members):
         members = ", ".join(str(member.path) for member in run.members)
         raise MisuseError(f"{str(path)!r} holds the runs of several seeds. Probe one of them: {members}.")
     files = run.checkpoints
     if not files:
-        raise MisuseError(f"run {str(path)!r} has no checkpoints yet.")
+        raise MisuseError(
+            f"run {str(path)!r} has no checkpoints yet: expected files in its folder 'checkpoints'. Wait until it has "
+            f"stored some, or go on with it by `convexlab train two-phase --resume --out {shlex.quote(str(path))}`."
+        )
     return [file for file in files if wanted is None or file in wanted]
 
 
+def _common_ending(folder: Path) -> str:
+    """Return a pattern for the checkpoints in a folder, by the ending of the first; "" if there is none."""
+    endings = (path.suffix for path in sorted(folder.iterdir()) if path.suffix in _ENDINGS)
+    return f"*{ending}" if (ending := next(endings, "")) else ""
+
+
 def target_of(places: Sequence[Path], out: str | Path | None, setting: Setting) -> Run:
-    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one."""
+    """Return the directory that takes the rows: ``out``, the one run that is probed, or a new one.
+
+    Raises:
+        MisuseError: it is a file.
+    """
     if _is_of_run(places, out):
         return Run(places[0])
+    if out is not None:
+        refuse_file(Path(out))
     return Run(Path(out) if out is not None else Path("runs") / f"probe-{setting.label}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from convexlab.errors import unknown_name
+from convexlab.errors import MisuseError, unknown_name
 from convexlab.machine.atomic import write_atomically
 from convexlab.machine.environment import describe_source
 from convexlab.reporting.contents import contents_of
@@ -35,15 +35,15 @@ def write_report(runs: Sequence[Run], out: Path | None = None, *, format: str | 
         out: the file to write. Default: ``report.html`` in the first run's directory, or in the directory that
             holds all of the runs as its seeds.
         format: ``html``; ``md``, the page's sentences and tables in Markdown; ``json``, its facts as numbers; or
-            ``png``, its first picture under the headline. Default: as ``out`` ends, else ``html``.
+            ``png``, its first picture under the headline. Default: as ``out`` ends, ``html`` where it has no ending.
 
     Raises:
-        MisuseError: no run is given, a directory is not a run's, or a file in it cannot be read. The format is unknown,
-            or there is nothing to draw for a picture.
+        MisuseError: no run is given, a directory is not a run's, a file in it cannot be read, the format is unknown,
+            ``out`` ends like another format or like none, or is a folder, or there is nothing to draw for a picture.
     """
-    form = _format_of(out) if format is None else format
-    if form not in FORMATS:
-        raise unknown_name("format", form, FORMATS)
+    form = _format_of(out, format)
+    if out is not None and Path(out).is_dir():
+        raise MisuseError(f"{str(out)!r} is a folder: expected a file to write. Name one in it.")
     made = FORMATS[form](read_runs(runs))
     path = _default_path(runs).with_suffix(f".{form}") if out is None else Path(out)
     # A file name may hold what UTF-8 cannot, such as a lone surrogate.
@@ -60,9 +60,25 @@ def summary_lines(runs: Sequence[Run]) -> list[str]:
     return headline_of(read_runs(runs))
 
 
-def _format_of(out: Path | None) -> str:
-    ending = "" if out is None else Path(out).suffix.removeprefix(".").lower()
-    return ending if ending in FORMATS else "html"
+def _format_of(out: Path | None, asked: str | None) -> str:
+    """Return the format that is asked for, or that the file's name ends like; the two may not contradict each other."""
+    suffix = "" if out is None else Path(out).suffix.lower()
+    ending = "html" if suffix == ".htm" else suffix.removeprefix(".")
+    if asked is None:
+        if suffix and ending not in FORMATS:
+            raise MisuseError(
+                f"no report is written as {suffix!r}: expected a file that ends in one of .{', .'.join(FORMATS)}, got "
+                f"{str(out)!r}. Name another file, or choose the format by --format."
+            )
+        return ending or "html"
+    if asked not in FORMATS:
+        raise unknown_name("format", asked, FORMATS)
+    if ending in FORMATS and ending != asked:
+        raise MisuseError(
+            f"expected a file that ends in .{asked} for the format {asked!r}, got {str(out)!r}. Name another file, or "
+            "leave the format out."
+        )
+    return asked  # Also into a file like notes.txt, which ends like no format.
 
 
 def _default_path(runs: Sequence[Run]) -> Path:

@@ -23,7 +23,10 @@ from convexlab.runs.files import Row, read_json, read_json_lines, write_json
 from convexlab.runs.rows import CONFIG, METRICS, ORACLE, PROBE, SUMMARY
 from convexlab.runs.schema import VERSION, Schema
 
-__all__ = ["Run"]
+__all__ = ["Run", "refuse_file"]
+
+# Of runs that may have been meant.
+_MOST_NAMED = 3
 
 
 class Run:
@@ -49,8 +52,8 @@ class Run:
         run = cls(path)
         if not run.config_path.is_file():
             raise MisuseError(
-                f"{str(run.path)!r} is not a run directory: expected it to hold config.json, "
-                "as written by `convexlab train two-phase`."
+                f"{str(run.path)!r} is not a run directory: expected it to hold config.json, as written by `convexlab "
+                f"train two-phase`. {_what_to_do(run.path)}"
             )
         return run
 
@@ -189,6 +192,28 @@ class Run:
         """The single-seed runs: itself, or its sub-directories when it spans several seeds."""
         folders = (path.parent for path in self.path.glob("seed-*/config.json"))
         return [Run(folder) for folder in sorted(folders, key=_numeric)] or [self]
+
+
+def refuse_file(path: Path) -> None:
+    """Refuse a path for a run, or for what is measured of one, that is a file.
+
+    Raises:
+        MisuseError: it is.
+    """
+    if path.exists() and not path.is_dir():
+        raise MisuseError(f"{str(path)!r} is a file: expected a folder, or a new name for one. Choose another --out.")
+
+
+def _what_to_do(path: Path) -> str:
+    """Return what to name in place of a path that is no run: the runs in it, or the one that it is in."""
+    if not path.exists():
+        return "There is nothing of that name; check the path, which is taken from the current folder."
+    within = [config.parent for config in sorted(path.glob("*/config.json"))]
+    runs = [run for run in (*within, path.parent) if Run(run).config_path.is_file()]
+    if not runs:
+        return "Name the folder of a run."
+    others = ", ..." if len(runs) > _MOST_NAMED else ""
+    return f"Did you mean {' or '.join(repr(str(run)) for run in runs[:_MOST_NAMED])}{others}?"
 
 
 def _numeric(path: Path) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from convexlab.errors import MisuseError
 from convexlab.machine.atomic import write_atomically
 from convexlab.runs.schema import Schema
+from convexlab.wording.numbers import byte_size
 
 __all__ = ["Row", "digest_of", "read_json", "read_json_lines", "write_json", "write_json_lines"]
 
@@ -117,7 +118,8 @@ class _TornError(MisuseError):
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:
-            raise MisuseError(f"cannot read {str(path)!r}: {path.stat().st_size} bytes, expected at most {_LARGEST}.")
+            size, most = byte_size(path.stat().st_size), byte_size(_LARGEST)
+            raise MisuseError(f"cannot read {str(path)!r}: it takes {size}, expected at most {most}.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MisuseError(f"cannot read {str(path)!r}: expected text in UTF-8 ({error}).") from error

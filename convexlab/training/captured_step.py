@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from convexlab.linalg.vectors import flatten, gradient_of
 from convexlab.machine import capture
+from convexlab.machine.random_state import generators_of, restore_all
 from convexlab.objective.batches import common_rows
 from convexlab.problems import Problem
 from convexlab.training.adam import backward
 
 __all__ = ["CapturedStep"]
 
-_WARM_UP = 3  # Steps before the recording, in which libraries choose their kernels and Adam makes its moments.
+_WARM_UP = 2
+"""Steps before the one that is compared, in which libraries choose their kernels and Adam makes its moments."""
 
 
 class CapturedStep:
     """Takes steps on mini-batches for `adam_epoch`: a replay on batches as large as the first, plain ones otherwise.
 
-    Unlike those of a `Replayer`, a recorded step is not compared with a plain one: it would move the weights twice.
-    Where the device has no recordings, or the step cannot be recorded, all steps are plain. The optimiser's state must
-    not be loaded anew meanwhile, because a recording keeps its tensors.
+    Its first replay is compared with a plain step from the same place: the loss, the gradient, and what Adam keeps of
+    it. All that takes four steps more, which no cost counts, only seconds; they leave weights, moments and random
+    numbers as they were. Where the device has no recordings, or the step cannot be recorded, all steps are plain. The
+    optimiser's state may not be loaded anew meanwhile: a recording knows the tensors that it has.
 
     Args:
         problem: what is trained.
@@ -65,28 +70,53 @@ class CapturedStep:
         return loss
 
     def _record(self, batch: Any) -> None:
-        """Record a step on a copy of the batch; weights, buffers and moments are those before it."""
+        """Record a step on a copy of the batch, and go back to where it began."""
         assert self._recorder is not None
-        device = self._problem.objective.device
-        model = self._problem.model
+        restore = self._restoring()
+        try:
+            self._batch = tree_map(lambda tensor: tensor.to(self._problem.objective.device).clone(), batch)
+            for _ in range(_WARM_UP):
+                self._recorder.warm_up(lambda: self._plain(self._batch))
+            restore()
+            plain = self._led_to(capture.warm(self._recorder, lambda: self._plain(self._batch)))
+            restore()
+            self._recording = self._recorder.record(lambda: self._plain(self._batch))
+            restore()  # Some recorders take the step meanwhile, others do not.
+            self._recording.replay()
+            capture.require_same(self._led_to(self._recording.result), plain)
+        except (RuntimeError, AttributeError) as error:  # The latter where a batch holds what is no tensor.
+            self._recording, self.reason = None, (str(error) or type(error).__name__).splitlines()[0]
+        restore()
+
+    def _restoring(self) -> Callable[[], None]:
+        """Return what puts weights, buffers, moments and random numbers back to what they are now."""
+        model, generators = self._problem.model, generators_of(self._problem.objective.device)
+        draws = [generator.get_state() for generator in generators]
         tensors = [*model.parameters(), *model.buffers()]
         before = [tensor.detach().clone() for tensor in tensors]
         moments = [
             {name: value.clone() for name, value in self._adam.state[part].items()} for part in model.parameters()
         ]
-        try:
-            self._batch = tree_map(lambda tensor: tensor.to(device).clone(), batch)
-            for _ in range(_WARM_UP):
-                self._recorder.warm_up(lambda: self._plain(self._batch))
-            self._recording = self._recorder.record(lambda: self._plain(self._batch))
-        except (RuntimeError, AttributeError) as error:  # The latter where a batch holds what is no tensor.
-            self._recording, self.reason = None, (str(error) or type(error).__name__).splitlines()[0]
-        with torch.no_grad():
+
+        @torch.no_grad()
+        def restore() -> None:
+            restore_all(generators, draws)
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
             for parameter, known in zip(model.parameters(), moments, strict=True):
                 for name, value in self._adam.state[parameter].items():
                     value.copy_(known[name]) if known else value.zero_()
+
+        return restore
+
+    def _led_to(self, loss: Tensor) -> list[Tensor]:
+        """Return what a step has led to: the loss, the gradient, and Adam's mean of gradients, as one vector each.
+
+        Not the weights: where a gradient is zero but for rounding, Adam's first step is as long as elsewhere, one way
+        or the other.
+        """
+        gradient = flatten(map(gradient_of, self._problem.model.parameters()))
+        return [loss, gradient, flatten(state["exp_avg"] for state in self._adam.state.values() if state)]
 
 
 def _make_capturable(adam: torch.optim.Adam) -> None:

@@ -154,7 +154,8 @@ def second_phase_steps(
         examples: of the training set, for a phase on samples.
         measure: returns loss and gradient norm where the model stands, for the record: not charged, and asked only
             where the optimiser does not know them. None asks the objective.
-        least_squares: the objective's, for a phase on residuals.
+        least_squares: the objective's, for a phase on residuals and no other; its `LeastSquares.setup` is charged by
+            whoever makes it.
 
     Yields:
         Every step; the last one says why, if Adam is to take over again.
@@ -171,14 +172,14 @@ def second_phase_steps(
         purse.pay(len(rows) / examples)
         return evaluate(rows)
 
-    squares = (least_squares or objective.least_squares()) if phase.residuals else None
+    assert (least_squares is not None) == phase.residuals
 
     def charged_residuals(*, jacobian: Sequence[Tensor] | None = None) -> Any:
-        assert squares is not None
-        purse.pay(_VALUE if jacobian is None else squares.price)
-        return squares.closure(jacobian=jacobian)
+        assert least_squares is not None
+        purse.pay(_VALUE if jacobian is None else least_squares.price)
+        return least_squares.closure(jacobian=jacobian)
 
-    begins = _GRADIENT if squares is None else squares.price
+    begins = _GRADIENT if least_squares is None else least_squares.price
     while True:
         opening = 0.0 if _known(optimizer) else begins
         if purse.left + _ROUNDING < opening + phase.search_cost:
@@ -190,7 +191,7 @@ def second_phase_steps(
                 failed = _steps_on_samples(optimizer, charged_rows, examples, purse)
             else:
                 _limit(optimizer, (purse.left - opening) / phase.search_cost)
-                optimizer.step(charged if squares is None else charged_residuals)
+                optimizer.step(charged_residuals if phase.residuals else charged)
                 failed = _failure(optimizer)
                 purse.evaluation_seconds += _evaluation_seconds(optimizer)
         except _BudgetSpentError:

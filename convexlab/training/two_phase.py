@@ -24,7 +24,7 @@ from convexlab.machine.ranks import Ranks, current, together
 from convexlab.probing import probe
 from convexlab.problems import Problem
 from convexlab.progress import Listener, Log, Progress, silent
-from convexlab.runs import Row, Run, write_json
+from convexlab.runs import Row, Run, refuse_file, write_json
 from convexlab.runs.schema import VERSION
 from convexlab.training.config import FROM_PYTHON, TwoPhaseConfig
 from convexlab.training.hand_over import HandOver
@@ -102,7 +102,7 @@ def train_two_phase(
                 member.clean()
                 series = None if log is None else _prefixed(log, f"seed-{seed}/")
                 _train(member, single, _labelled(progress, f"seed {seed}: "), series, parent=(run, config))
-        write_json(run.summary_path, _over_seeds(run, config))
+        write_json(run.summary_path, _over_seeds(run))
         _raise_where_diverged(run)
         return run
 
@@ -140,10 +140,7 @@ def _place(out: str | Path | None, resume: bool, options: dict[str, Any]) -> Pat
     if resume and out is None:
         raise MisuseError("--resume needs the run directory to go on with. Name it by --out.")
     path = default_directory(TwoPhaseConfig.of(options)) if out is None else Path(out)
-    if path.exists() and not path.is_dir():
-        raise MisuseError(
-            f"{str(path)!r} exists already. Choose another --out, or go on with the run in it by --resume."
-        )
+    refuse_file(path)
     if resume and not path.exists():
         Run.open(path)  # Which says what is missing.
     return path
@@ -541,7 +538,7 @@ class _TwoPhaseTraining:
         write_weights(self.run, self.config, trajectory)
 
 
-def _over_seeds(run: Run, config: TwoPhaseConfig) -> Row:
+def _over_seeds(run: Run) -> Row:
     members = [member.summary or {} for member in run.members]
     return {
         "schema": VERSION,

@@ -107,12 +107,13 @@ def duration(seconds: float) -> str:
     return f"{number(seconds / 3600, 2)}{space}h"
 
 
-def byte_size(number: int) -> str:
-    """Return bytes as a number that is easily read."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number} B"
+def byte_size(size: int) -> str:
+    """Return a number of bytes in the unit that leaves it below 1,000, to three digits: ``8.03 GB``, ``120 GB``."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        share = size / unit
+        if share >= 0.9995:  # What rounds to one of this unit is not 1,000 of the next.
+            return f"{share:,.0f} {name}" if share >= 100 else f"{share:.3g} {name}"
+    return f"{size} B"
 
 
 def plain_number(text: str) -> str:

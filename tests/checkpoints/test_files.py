@@ -63,7 +63,7 @@ def test_a_checkpoint_that_breaks_off_anywhere_is_refused(tmp_path: Path, stored
     for length in range(len(stored)):
         path.write_bytes(stored[:length])
         for read in READERS:
-            with pytest.raises(MisuseError, match=r"short\.safetensors.*damaged"):
+            with pytest.raises(MisuseError, match=r"short\.safetensors.*(damaged|empty)"):
                 read(path)
     path.write_bytes(stored + b"more")
     for read in READERS:
@@ -179,7 +179,7 @@ def test_a_torch_file_that_breaks_off_is_refused(tmp_path: Path) -> None:
     content = whole.read_bytes()
     for length in range(0, len(content), 31):
         path.write_bytes(content[:length])
-        with pytest.raises(MisuseError, match=r"short\.pt.*weights_only"):
+        with pytest.raises(MisuseError, match=r"short\.pt.*(weights_only|empty)"):
             read_checkpoint(path)
 
 

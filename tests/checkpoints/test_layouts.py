@@ -235,8 +235,9 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_prefix_of_the_models_own_stays() -> None:
     model = nn.ModuleDict({"model": _model()})
     match = match_names(model, model.state_dict())
-    assert (match.prefix, match.missing, match.extra) == ("", (), ())
-    assert match_names(model, [f"module.{name}" for name in model.state_dict()]).prefix == "module."
+    assert (match.missing, match.extra) == ((), ())
+    names = {name: f"module.{name}" for name in model.state_dict()}
+    assert match_names(model, names.values()).sources == names
 
 
 def test_what_does_not_match_is_said_once_with_what_resembles_it(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_misuse_and_failure() -> None:
     ):
         with pytest.raises(MisuseError, match=message):
             cl.top_eigenpairs(operator, 2, **options)  # type: ignore[arg-type]
-    with pytest.raises(FailureError, match=r"2 eigenpairs of 4 parameters take \d+ bytes at least, but 100 are given"):
+    with pytest.raises(FailureError, match=r"2 eigenpairs of 4 parameters take \d+ B at least, but 100 B are given"):
         cl.top_eigenpairs(operator, 2, memory_budget=100)
     with pytest.raises(FailureError, match="not finite"):
         cl.top_eigenpairs(Dense(torch.full((4, 4), torch.nan)), 1)

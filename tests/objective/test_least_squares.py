@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -248,6 +249,22 @@ def test_the_price_row_by_row_is_the_same_each_time_and_below_that_of_products()
     ((price, setup),) = prices
     assert 1.0 < price < 200 * 2 / 3
     assert price < setup < 20 * price
+
+
+def test_one_evaluation_compares_the_residuals_with_the_loss() -> None:
+    models = []
+
+    def counted(model: Any, batch: Any) -> Tensor:
+        models.append(model)
+        return errors(model, batch)
+
+    def batch_loss(model: Any, batch: Any) -> Tensor:
+        return errors(model, batch).square().sum()
+
+    objective = cl.Objective.from_batch_loss(network(), [data(6), data(3)], batch_loss, residuals=counted)
+    objective.least_squares()
+    # Of each batch, before rows that are independent are looked for with what is no module.
+    assert len(list(itertools.takewhile(lambda model: isinstance(model, nn.Module), models))) == 2
 
 
 def test_a_closure_gives_the_columns_of_the_optimisers_parameters() -> None:

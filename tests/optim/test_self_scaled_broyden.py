@@ -240,7 +240,7 @@ def test_a_loaded_state_and_a_deep_copy_are_left_alone() -> None:
 
 
 def test_too_many_parameters_are_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(MisuseError, match="for 100000 parameters takes 80,000,000,000 bytes: expected at most 10000"):
+    with pytest.raises(MisuseError, match="for 100,000 parameters takes 80 GB: expected at most 10,000"):
         SelfScaledBroyden([nn.Parameter(torch.zeros(100_000))])
     SelfScaledBroyden([nn.Parameter(torch.zeros(100_000))], max_parameters=100_000)
 

@@ -104,8 +104,25 @@ def test_the_form_is_asked_for_or_as_the_file_ends(make_bare: MakeRun, tmp_path:
     assert write_report([run], format="md") == run.report_path.with_suffix(".md")
     assert write_report([run], format="json") == run.report_path.with_suffix(".json")
     assert write_report([run]) == run.report_path
-    for name, begin in (("a.md", "# vit-mlp"), ("a.json", "{"), ("a.html", "<!DOCTYPE html>"), ("a.txt", "<!DOCTYPE")):
+    html, markdown = "<!DOCTYPE html>", "# vit-mlp"
+    beginnings = {"a.md": markdown, "a.json": "{", "a.html": html, "a.HTM": html, "a": html}
+    for name, begin in beginnings.items():
         assert write_report([run], tmp_path / name).read_text(encoding="utf-8").startswith(begin)
-    assert write_report([run], tmp_path / "b.html", format="json").read_text(encoding="utf-8").startswith("{")
-    with pytest.raises(MisuseError, match=r"unknown format 'pdf'\. .*html, json, md, png"):
-        write_report([run], format="pdf")
+    for name in ("notes.txt", "a.MD", "notes"):
+        assert write_report([run], tmp_path / name, format="md").read_text(encoding="utf-8").startswith(markdown)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("a.html", "pdf", r"unknown format 'pdf'\. .*html, json, md, png"),
+        ("a.docx", None, r"no report is written as '\.docx': expected .* in one of \.html, \.md, \.json, \.png, got"),
+        ("a.html", "json", r"expected a file that ends in \.json for the format 'json', got '.*a\.html'"),
+    ],
+)
+def test_a_file_that_ends_like_no_format_or_another_is_refused(
+    make_bare: MakeRun, tmp_path: Path, name: str, form: str | None, message: str
+) -> None:
+    with pytest.raises(MisuseError, match=message):
+        write_report([make_bare()], tmp_path / name, format=form)
+    assert not (tmp_path / name).exists()

@@ -134,6 +134,22 @@ def test_what_is_not_finite_is_null_and_all_else_comes_back(tmp_path_factory: An
 # The directory.
 
 
+def test_what_is_no_run_names_those_that_may_be_meant(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_json(tmp_path / "runs" / name / "config.json", {})
+    (tmp_path / "runs" / "a" / "checkpoints").mkdir()
+    (tmp_path / "runs" / "a" / "report.html").touch()
+    first, second = (str(tmp_path / "runs" / name) for name in ("a", "b"))
+    for path, meant in (("runs", f"{first!r} or {second!r}"), ("runs/a/checkpoints", repr(first))):
+        with pytest.raises(MisuseError) as caught:
+            Run.open(tmp_path / path)
+        assert str(caught.value).endswith(f"Did you mean {meant}?")
+    with pytest.raises(MisuseError, match=r"Did you mean '.*a'\?"):
+        Run.open(tmp_path / "runs" / "a" / "report.html")
+    with pytest.raises(MisuseError, match=r"Name the folder of a run\."):
+        Run.open(tmp_path)
+
+
 def test_a_run_knows_its_files(tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
     assert repr(run) == f"Run({str(tmp_path / 'run')!r})"
@@ -141,7 +157,7 @@ def test_a_run_knows_its_files(tmp_path: Path) -> None:
     assert (run.metrics, run.probe, run.checkpoints) == ([], [], [])
     with pytest.raises(MisuseError, match=r"cannot read.*config\.json"):
         _ = run.config
-    with pytest.raises(MisuseError, match=r"not a run directory.*convexlab train two-phase"):
+    with pytest.raises(MisuseError, match=r"not a run directory.*convexlab train two-phase.*nothing of that name"):
         Run.open(run.path)
     write_json(run.config_path, {"model": "vit-mlp"})
     write_json(run.summary_path, {"schema": 1})

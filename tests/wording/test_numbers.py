@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from convexlab import reporting, wording
 from convexlab.wording.numbers import (
     accuracy,
+    byte_size,
     change,
     count,
     decade,
@@ -34,6 +35,24 @@ def read_back(text: str) -> float:
     mantissa, _, power = text.partition("×10")
     exponent = int(power.translate(_DIGITS)) if power else 0
     return float(mantissa.translate(_DIGITS).replace(",", "")) * 10.0**exponent
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1_500, "1.5 kB"),
+        (999_400, "999 kB"),
+        (999_500, "1 MB"),
+        (8_030_000_000, "8.03 GB"),
+        (123_456_789_012, "123 GB"),
+        (4_100_000_000_000, "4.1 TB"),
+        (5_400_000_000_000_000, "5,400 TB"),
+    ],
+)
+def test_bytes_are_never_a_power_of_ten(size: int, text: str) -> None:
+    assert byte_size(size) == text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ function Interactive(card, svg, axes) {
   const names = JSON.parse(axes.dataset.names), x = scale(axes.dataset.x), drawn = scale(axes.dataset.y);
   const linear = scale(`linear ${drawn.low} ${drawn.high}`);
   const series = [...axes.querySelectorAll("[data-points]")].map(group => ({
-    group, name: group.dataset.name || "",
+    name: group.dataset.name || "",
     points: group.dataset.points.split(" ").filter(Boolean).map(point => point.split(",").map(Number)),
   }));
   let y = drawn, hidden = new Set(), current = null;
@@ -56,7 +56,7 @@ function Interactive(card, svg, axes) {
     card.addEventListener("keydown", step);
     const tools = make(card, "div", "tools");
     for (const name of new Set([...axes.querySelectorAll("[data-name]")].map(group => group.dataset.name)))
-      legend(tools, name);
+      legend(name);
     if (axes.dataset.linear) switcher(tools);
   };
 
@@ -115,7 +115,7 @@ function Interactive(card, svg, axes) {
   }
 
   // The legend's own entries become switches: a button lies over each.
-  function legend(tools, name) {
+  function legend(name) {
     const text = [...axes.querySelectorAll("[data-legend] text")].find(entry => entry.textContent === name);
     if (!text) return;
     const parts = entry(text), button = make(card, "button", "entry");
