@@ -167,6 +167,7 @@ def _table(unit: str, works: list[str], sizes: tuple[int, ...], repeats: int) ->
         for _ in range(repeats):  # In turn, so that whatever else the machine does befalls all.
             for size in sizes:
                 figures[size].append(_of_ranks(size, name))
+                click.echo(f"{name}, {size} ranks: {figures[size][-1]:.4g} {unit}", err=True)  # As it comes.
         medians = [statistics.median(figures[size]) for size in sizes]
         pairs = zip(medians, map(figures.__getitem__, sizes), strict=True)
         cells = [f"{median:.3g} ({min(each):.3g}-{max(each):.3g})" for median, each in pairs]
