@@ -326,6 +326,8 @@ def test_a_report_says_what_the_paper_claims_and_has_other_forms(run: Run, tmp_p
         *lines, last = result.stdout.splitlines()
         assert last == f"report: {run.path / f'report.{form}'}"
         said = _unwrapped(" ".join(lines))
+        claims, said = said.split(" peaks. ", 1)
+        assert claims.startswith("The paper's claims. 1: ")
         assert said == _unwrapped(" ".join(claim_sentences(read_runs([run, Run(other)]))))
         assert re.search(r"Claim 1 is supported in \d of 2 \(", said)
         assert "laim" in (run.path / f"report.{form}").read_text(encoding="utf-8")

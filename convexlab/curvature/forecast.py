@@ -152,11 +152,20 @@ def _host_has(basis: int, plan: Plan, operator: MatrixVectorProduct) -> bool:
 def _refusal(operator: MatrixVectorProduct, steps: int, least: int, available: int) -> str:
     basis = min(_basis_bytes(operator, steps, plan.dtype) for plan in _plans(operator))
     narrower = ", evaluate in float32" if operator.dtype == torch.float64 else ""
+    fitting = max(_steps_that_fit(operator, plan, available - least) for plan in _plans(operator))
+    fewer = f"At most {fitting} steps fit now: set max_steps (--max-steps) to that or less. " if fitting > 0 else ""
     return (
         f"a Krylov run of up to {steps} steps does not fit into memory. Its basis takes {byte_size(basis)} at least, "
-        f"and products {byte_size(least)}, but {byte_size(available)} are available. Allow fewer steps (max_steps) or "
-        f"a larger tolerance or floor{narrower}, or select fewer parameters by `params`."
+        f"and products {byte_size(least)}, but {byte_size(available)} are available. "
+        f"{fewer}{'Or take' if fewer else 'Take'} a larger tolerance or floor{narrower}, or select fewer parameters by "
+        "`params`."
     )
+
+
+def _steps_that_fit(operator: MatrixVectorProduct, plan: Plan, beside_products: int) -> int:
+    """Return the length of the longest run whose basis fits, with a tenth to spare: what is free changes."""
+    room = beside_products if plan.device == operator.device else available_memory(plan.device) or 0
+    return int(0.9 * room) // _basis_bytes(operator, 0, plan.dtype) - 1
 
 
 def _surely_fits(operator: ObjectiveOperator, steps: int, available: int) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from convexlab.errors import MisuseError
+from convexlab.reporting.facts.run import RunFacts
 from convexlab.reporting.facts.runs import read_runs
 from convexlab.reporting.parts.tables import comparison_table, curvature_summary, results_table, top_table
 from convexlab.reporting.tables import Cell, Column, Table
@@ -29,6 +30,8 @@ _WIDTH = 100
 # Columns of the page's table of results that are left out here, and those with a heading that is too wide.
 _LEFT_OUT = frozenset({"Model variant", "Q", "Best epoch"})
 _SHORTER = {"Gradient equivalents": "Cost"}
+# The page says them in full.
+_CLAIMS = "The paper's claims. 1: the loss is first non-convex, then convex. 2: in between, the gradient norm peaks."
 
 
 def run_text(run: Run) -> str:
@@ -80,7 +83,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
         raise MisuseError("expected at least two runs to compare, got one. `convexlab show` prints one.")
     console = _console()
     _print_table(console, comparison_table(facts, [""] * len(facts)))
-    _print_sentences(console, [*headline_of(facts), *claim_sentences(facts)])
+    _print_sentences(console, [*headline_of(facts), *_claims(facts)])
     return _printed(console)
 
 
@@ -91,8 +94,13 @@ def claims_text(runs: Sequence[Run]) -> str:
         MisuseError: there is no such run.
     """
     console = _console()
-    _print_sentences(console, claim_sentences(read_runs(runs)))
+    _print_sentences(console, _claims(read_runs(runs)))
     return _printed(console)
+
+
+def _claims(runs: Sequence[RunFacts]) -> list[str]:
+    sentences = claim_sentences(runs)
+    return [_CLAIMS, *sentences] if sentences else []
 
 
 def _console() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -221,6 +222,13 @@ def test_what_does_not_fit_at_all_is_refused_before_any_product(measure: str, mo
     with pytest.raises(FailureError, match=message) as error:
         calls[measure]()
     assert "float32" not in str(error.value)
+    match = re.search(r"At most (\d+) steps fit now", str(error.value))
+    assert match is not None
+    fitting = int(match[1])
+    assert fitting > 0
+    plan_run(objective.hessian(), fitting)
+    with pytest.raises(FailureError, match="does not fit"):
+        plan_run(objective.hessian(), round(fitting / 0.8))
     assert objective.cost.hessian_products < 1
 
 

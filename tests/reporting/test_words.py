@@ -154,7 +154,7 @@ def test_the_choice_of_the_second_phase_has_its_reason(make_run: MakeRun) -> Non
 
 def test_what_was_expected_of_a_switch_is_said(make_run: MakeRun) -> None:
     facts = read_facts(make_run(summary={"expectation": "21 evaluations are left. It will lose."}), "run")
-    assert " Before it: 21 evaluations are left. It will lose." in headline(facts)[1]
+    assert " What was expected then: 21 evaluations are left. It will lose." in headline(facts)[1]
 
 
 def test_a_run_without_baselines_claims_nothing(make_run: MakeRun) -> None:

@@ -171,7 +171,7 @@ def switch_sentence(facts: RunFacts) -> str:
     if facts.phase_two_reason:
         sentence = f"{sentence} That second phase was chosen for its size: {facts.phase_two_reason}."
     if facts.expectation:
-        sentence = f"{sentence} Before it: {facts.expectation}"
+        sentence = f"{sentence} What was expected then: {facts.expectation}"
     if facts.safe_resort is None:
         return sentence
     return f"{sentence} After epoch {count(facts.safe_resort.epoch)} phase two gave up, and training went back to Adam."
