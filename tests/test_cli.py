@@ -335,6 +335,13 @@ def test_a_report_says_what_the_paper_claims_and_has_other_forms(run: Run, tmp_p
     assert "Claim 1 is " in call("compare", run.path, other).stdout
 
 
+def test_a_wide_table_is_set_closer_in_a_narrow_terminal() -> None:
+    run = Path(__file__).parents[1] / "models" / "vit-mlp-mnist"
+    shown = CliRunner(env={"COLUMNS": "80"}, **SEPARATE).invoke(main, ["show", str(run)]).stdout
+    assert "lbfgs-adam-scaled" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_report_is_opened(run: Run, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []

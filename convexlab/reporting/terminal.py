@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -117,8 +118,17 @@ def _printed(console: Console) -> str:
 
 
 def _print_table(console: Console, table: Table) -> None:
+    # Columns of a table that is too wide move together.
+    for spaces in (2, 1, 0):
+        grid = _set(table, spaces)
+        if _width_of(grid, console) <= console.width:
+            break
     # A narrow terminal breaks its lines, and nothing is cut off.
-    console.print(_set(table), crop=False)
+    console.print(grid, crop=False)
+
+
+def _width_of(grid: RichTable, console: Console) -> int:
+    return max(sum(segment.cell_length for segment in line) for line in Segment.split_lines(console.render(grid)))
 
 
 def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
@@ -136,9 +146,13 @@ def _short(table: Table | None) -> Table | None:
     return Table("Each at its best epoch; cost in gradient equivalents", columns, rows)
 
 
-def _set(table: Table) -> RenderableType:
+def _set(table: Table, spaces: int) -> RichTable:
     grid = RichTable(
-        title=_text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0)
+        title=_text(table.caption),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, spaces, 0, 0),
     )
     for index, column in enumerate(table.columns):
         texts = [column.title, *(row[index].text for row in table.rows)]
