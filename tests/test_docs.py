@@ -26,7 +26,6 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FRAGMENTS = {"switching", "training"}
 # Pages whose lines are of trainers that take seconds to start: the examples run them.
 HOSTED = {"integrations"}
-TAKING_SECONDS = {"physics", "probe"}
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the pages are in the repository alone")
 
@@ -60,14 +59,7 @@ def readers_own() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow if path.stem in TAKING_SECONDS else ())
-        for path in (ROOT / "README.md", *PAGES)
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
 def test_python_on_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(path, "python")
     if path.stem in HOSTED or not code:
