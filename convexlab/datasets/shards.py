@@ -136,7 +136,7 @@ def _check_end(file: str) -> None:
     """Raise a ReadError if a tar file lacks the zeros that end it: cut off between two samples, it reads as a whole."""
     with Path(file).open("rb") as stream:
         if stream.read(_BLOCK)[_AT:].startswith(_MAGIC):  # Else it is compressed, and an end is found in reading.
-            stream.seek(-_BLOCK, os.SEEK_END)
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _BLOCK))
             if any(stream.read()):
                 raise tarfile.ReadError("it is cut off, as the zeros at the end of a tar file are missing")
 
@@ -162,7 +162,7 @@ def _decoder(keys: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _words_of(error: Exception) -> str:
     """Return what went wrong; the library adds the file as an object behind it."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})"
+        return error.strerror
     return str(error.args[0]) if error.args else "it holds no sample"
 
 
