@@ -91,9 +91,33 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", save)
 
 
+# Folders and files that take ten seconds and more, the longest first: at the end no process waits for another.
+LONG = (
+    "test_types.py",
+    "test_analyses.py",
+    "test_examples.py",
+    "training/test_objectives.py",
+    "test_cli.py",
+    "training/",
+    "probing/",
+    "curvature/test_verdict.py",
+    "verification/test_products.py",
+    "verification/test_curvature.py",
+    "test_models.py",
+    "test_trust.py",
+    "faults/",
+    "curvature/",
+    "reporting/",
+)
+
+
+def _turn(item: pytest.Item) -> int:
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    return next((turn for turn, name in enumerate(LONG) if path.startswith(name)), len(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The files that take longest come first: at the end no process waits for another.
-    items.sort(key=lambda item: item.get_closest_marker("analyses") is None)
+    items.sort(key=_turn)
     missing = {}
     if not torch.accelerator.is_available():
         missing["gpu"] = "no accelerator on this machine"

@@ -55,7 +55,7 @@ def derivatives(function: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Te
     value = function(point)
     (gradient,) = torch.autograd.grad(value, point)
     with sdpa_kernel(SDPBackend.MATH):
-        return value.detach(), gradient, torch.autograd.functional.hessian(function, theta)
+        return value.detach(), gradient, torch.autograd.functional.hessian(function, theta, vectorize=True)
 
 
 def gauss_newton(

@@ -15,3 +15,9 @@ def mostly_slow(cases: Iterable[Any], quick: int) -> list[Any]:
         pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks[place >= quick])
         for place, case in enumerate(cases)
     ]
+
+
+def seeds(count: int, quick: int) -> pytest.MarkDecorator:
+    """Return a parametrisation of ``seeds``, a range: the first few each time, the others with the slow tests."""
+    ranges = mostly_slow([range(quick), range(quick, count)], quick=1)
+    return pytest.mark.parametrize("seeds", ranges, ids=["few seeds", "the other seeds"])

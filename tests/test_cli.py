@@ -210,7 +210,7 @@ def test_train_report_and_probe_an_objective(tmp_path: Path) -> None:
     again = call("report", out, "--out", tmp_path / "page.html")
     assert (again.exit_code, again.stdout) == (0, f"report: {tmp_path / 'page.html'}\n")
     assert "Relative error" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    probed = call("probe", out, "--max-steps", 2, "--density-probes", 1)
+    probed = call("probe", out, "--max-steps", 2, "--density-probes", 1, "--density-steps", 3)
     assert probed.exit_code == 0, probed.stderr
     assert len(Run(out).probe) == len(Run(out).checkpoints)
     assert call("train", "two-phase", "--resume", "--out", out).exit_code == 0

@@ -6,9 +6,12 @@ import re
 import runpy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.slowly import mostly_slow
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -17,7 +20,12 @@ PICTURES = sorted((FOLDER / "gallery").glob("*.py"))
 HOSTS = {"deepxde_hand_over": "deepxde", "huggingface_two_phases": "accelerate", "lightning_two_phases": "lightning"}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def each_time(paths: list[Path], names: set[str]) -> list[Any]:
+    """Return these first, and the others as slow."""
+    return mostly_slow(sorted(paths, key=lambda path: path.stem not in names), quick=len(names))
+
+
+@pytest.mark.parametrize("path", each_time(EXAMPLES, {"adam_then_lbfgs", "scheduler_loop"}), ids=lambda path: path.stem)
 def test_example_runs(path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDE_BACKEND", "pytorch")
     host = HOSTS.get(path.stem)
@@ -62,11 +70,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem == "edge_of_stability" else ()) for path in PICTURES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", each_time(PICTURES, {"loss_slices", "spectral_density"}), ids=lambda path: path.stem)
 def test_example_of_the_gallery_draws_its_picture(
     path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

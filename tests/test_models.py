@@ -23,6 +23,7 @@ from convexlab.problems import build_objective, setting_of
 from convexlab.publishing import read_card
 from convexlab.publishing.card import FIELDS
 from convexlab.runs import Run
+from tests.slowly import mostly_slow
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"
@@ -30,6 +31,8 @@ FOLDERS = sorted(path.parent for path in MODELS.glob("*/README.md"))
 RECIPES = sorted(MODELS.glob("*/recipe.py"))
 LEFT_BY_A_PROBE = ("probe.jsonl", "report.html", "witnesses/epoch-00000.safetensors")
 MOST_BYTES = 8_000_000
+EACH_TIME = {"pinn-convection", "vit-mlp-mnist"}
+"""An equation's network and one of images; their recipes are run with all tests, the others with the slow ones."""
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 
@@ -44,7 +47,13 @@ def solves_an_equation(folder: Path) -> bool:
 
 with_data = pytest.mark.parametrize(
     "folder",
-    [pytest.param(path, marks=pytest.mark.data if needs_data(path) else ()) for path in FOLDERS],
+    [
+        # Of those with images one each time.
+        pytest.param(path, marks=[pytest.mark.data, *[pytest.mark.slow] * (path.name != "vit-mlp-mnist")])
+        if needs_data(path)
+        else path
+        for path in FOLDERS
+    ],
     ids=lambda path: path.name,
 )
 
@@ -147,6 +156,7 @@ def test_the_loss_of_the_last_checkpoint_is_what_the_objective_gives(folder: Pat
     assert objective.value() == pytest.approx(loss, rel=5e-5, abs=2 * math.sqrt(loss) * scale * 1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 @each_folder
 def test_a_page_before_any_probe(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
@@ -164,7 +174,16 @@ def test_a_page_before_any_probe(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    [pytest.param(path, marks=[pytest.mark.data, pytest.mark.slow] if needs_data(path) else ()) for path in FOLDERS],
+    [
+        pytest.param(
+            path,
+            marks=[
+                *[pytest.mark.data] * needs_data(path),
+                *[pytest.mark.slow] * (not solves_an_equation(path)),
+            ],
+        )
+        for path in FOLDERS
+    ],
     ids=lambda path: path.name,
 )
 def test_probe_takes_the_folder_as_it_is(folder: Path, tmp_path: Path) -> None:
@@ -205,7 +224,11 @@ def write_few_images(folder: Path) -> None:
 
 
 @pytest.mark.analyses
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "recipe",
+    mostly_slow(sorted(RECIPES, key=lambda path: path.parent.name not in EACH_TIME), quick=len(EACH_TIME)),
+    ids=lambda path: path.parent.name,
+)
 def test_recipe_runs_at_toy_size(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # Nothing of models/ is touched.
     write_few_images(tmp_path / "MNIST" / "raw")

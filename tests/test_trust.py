@@ -20,6 +20,7 @@ import convexlab as cl
 from convexlab.cli import main
 from convexlab.reporting import summary_lines
 from convexlab.runs import Run
+from tests.slowly import mostly_slow
 
 NAMES = ("model", "dataset", "data", "loss", "objective")
 QUICK = ("--max-steps", "2", "--density-probes", "1", "--density-steps", "2")
@@ -111,7 +112,7 @@ def test_a_checkpoint_names_code(name: str, form: str, run: Run, mark: Path, tmp
 @pytest.mark.parametrize(
     ("name", "form"),
     # Which form it is does not depend on whose name it is.
-    [*(("objective", form) for form in ("absolute", "relative", "module")), *((name, "module") for name in NAMES[:-1])],
+    mostly_slow([*((name, "module") for name in NAMES), ("objective", "absolute"), ("objective", "relative")], quick=5),
 )
 def test_the_settings_name_code(name: str, form: str, run: Run, mark: Path, tmp_path: Path) -> None:
     kept = run.config if name == "objective" else run.config | {"objective": None}

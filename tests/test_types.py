@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.analyses  # Among the files that take longest.
+@pytest.mark.analyses
 def test_mypy_has_no_objection() -> None:
     pytest.importorskip("mypy")  # Only the environment of Python 3.11 has it.
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)

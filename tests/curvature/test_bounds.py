@@ -13,6 +13,7 @@ from convexlab.curvature.bounds import least_overlaps, margins, steps_for
 from convexlab.curvature.lanczos import Lanczos
 from tests.curvature.matrices import SPECTRA, random_matrix
 from tests.dense import Dense
+from tests.slowly import seeds
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -46,10 +47,11 @@ def test_at_the_margin_an_eigenvector_has_just_the_overlap(steps: int, overlap: 
                 assert abs(null[0]) == pytest.approx(overlap, rel=1e-5 * (steps + 1), abs=100 * EPS)
 
 
+@seeds(20, quick=4)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_a_margin_always_holds_for_the_overlap_that_the_start_has(spectrum: str) -> None:
+def test_a_margin_always_holds_for_the_overlap_that_the_start_has(spectrum: str, seeds: range) -> None:
     """No probability is left: where the overlap is known, the bound is a theorem."""
-    for seed in range(20):
+    for seed in seeds:
         matrix = random_matrix(spectrum, seed, least=30)
         eigenvalues, eigenvectors = np.linalg.eigh(matrix.numpy())
         start = np.random.default_rng(seed).standard_normal(len(matrix))

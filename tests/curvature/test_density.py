@@ -18,6 +18,7 @@ from convexlab.curvature.lanczos import random_unit_vector
 from convexlab.errors import FailureError, MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense
+from tests.slowly import mostly_slow, seeds
 
 EPS = float(np.finfo(np.float64).eps)
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
@@ -56,9 +57,10 @@ def test_a_probe_is_gauss_quadrature_for_its_start(steps: int) -> None:
             assert estimate == pytest.approx(form, rel=1e-10, abs=1e-10)
 
 
+@seeds(5, quick=1)
 @every_spectrum
-def test_moments_are_dense_traces_within_four_standard_errors(spectrum: str) -> None:
-    for seed in range(5):
+def test_moments_are_dense_traces_within_four_standard_errors(spectrum: str, seeds: range) -> None:
+    for seed in seeds:
         matrix = random_matrix(spectrum, seed, least=40)
         density = cl.spectral_density(Dense(matrix), probes=40, steps=6, seed=seed)
         for power in (1, 2, 3):
@@ -88,7 +90,7 @@ def test_a_standard_error_is_neither_too_small_nor_too_large() -> None:
 
 
 @every_spectrum
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.float64], quick=1))
 def test_negative_mass_is_the_fraction_of_negative_eigenvalues(spectrum: str, dtype: torch.dtype) -> None:
     matrix = random_matrix(spectrum, 2, least=50)
     values = np.linalg.eigvalsh(matrix.numpy())

@@ -16,6 +16,7 @@ from convexlab.curvature.bounds import steps_for
 from convexlab.errors import FailureError, MisuseError
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense
+from tests.slowly import mostly_slow, seeds
 
 every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
 SEEDS = 24  # With eleven spectra, 264 matrices.
@@ -30,10 +31,11 @@ def _rounding(matrix: Tensor) -> float:
     return 2 * math.sqrt(len(matrix)) * float(torch.finfo(matrix.dtype).eps) * float(np.abs(_truth(matrix)).max())
 
 
+@seeds(SEEDS, quick=4)
 @every_spectrum
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_truth_is_between_bound_and_ritz_value(spectrum: str, dtype: torch.dtype) -> None:
-    for seed in range(SEEDS):
+def test_the_truth_is_between_bound_and_ritz_value(spectrum: str, dtype: torch.dtype, seeds: range) -> None:
+    for seed in seeds:
         matrix = random_matrix(spectrum, seed).to(dtype)
         truth, rounding = _truth(matrix), _rounding(matrix)
         # Few steps, enough steps, and all.
@@ -54,7 +56,7 @@ def test_the_truth_is_between_bound_and_ritz_value(spectrum: str, dtype: torch.d
                 assert extremes.largest_upper_bound - extremes.largest <= allowed
 
 
-@pytest.mark.parametrize("confidence", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("confidence", mostly_slow([0.5, 0.2, 0.9], quick=1))
 def test_a_bound_holds_as_often_as_it_says(confidence: float) -> None:
     """At low confidence and after few steps, where it is of any use and the theory is nearest to being sharp."""
     failures, finite, total = 0, 0, 0
@@ -71,7 +73,7 @@ def test_a_bound_holds_as_often_as_it_says(confidence: float) -> None:
     assert failures <= (1 - confidence) * total
 
 
-@pytest.mark.parametrize("spread", [1e-2, 1e-1])
+@pytest.mark.parametrize("spread", mostly_slow([1e-2, 1e-1], quick=1))
 def test_a_bound_holds_for_the_matrix_on_which_lanczos_is_slowest(spread: float) -> None:
     """Half the spectrum at each end but for one eigenvalue a little beyond: over many starts on one matrix."""
     values = np.concatenate([[-spread], np.cos(np.pi * (np.arange(60) + 0.5) / 60) / 2 + 0.5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from convexlab.linalg.operators import SymmetricOperator
 from convexlab.machine.memory import LiveTensors
 from tests.curvature.matrices import SPECTRA, random_matrix
 from tests.dense import Dense
+from tests.slowly import mostly_slow
 
 CPU = torch.device("cpu")
 
@@ -84,11 +86,17 @@ def _run(operator: SymmetricOperator, steps: int) -> int:
 # Forecasts.
 
 
-@every_operator
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("budget", "rows"), [(None, 20), (None, 100), (0, 100), (800_000, 100)])
-def test_a_run_takes_what_was_forecast(kind: str, network: str, budget: int | None, rows: int) -> None:
-    steps = 20
+RUNS = [*product(OPERATORS, NETWORKS, [(None, 20), (None, 100), (0, 100), (800_000, 100)])]
+OFTEN = [
+    run for run in RUNS if run[:2] == ("hessian", "wide") or run[1:] == ("convolutional", (None, 100))
+]  # Each limit and each operator.
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "limit"), mostly_slow([*OFTEN, *(run for run in RUNS if run not in OFTEN)], quick=len(OFTEN))
+)
+def test_a_run_takes_what_was_forecast(kind: str, network: str, limit: tuple[int | None, int]) -> None:
+    steps, (budget, rows) = 20, limit
     forecast = cl.forecast_memory(OPERATORS[kind](_objective(network, rows, memory_budget=budget)), steps)
     # An operator of its own, which has built nothing yet.
     operator = OPERATORS[kind](_objective(network, rows, memory_budget=budget))

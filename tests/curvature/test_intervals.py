@@ -28,6 +28,7 @@ from convexlab.curvature.trace import trace_beside
 from convexlab.errors import MisuseError
 from tests.curvature.matrices import SPECTRA, random_matrix
 from tests.dense import Dense
+from tests.slowly import mostly_slow
 
 NETWORKS = {
     name: np.array(values) for name, values in json.loads(Path(__file__).with_name("networks.json").read_text()).items()
@@ -49,7 +50,7 @@ def _holds(interval: tuple[float, float], truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
-@pytest.mark.parametrize(("probes", "steps"), [(1, 3), (2, 3), (5, 3)])
+@pytest.mark.parametrize(("probes", "steps"), mostly_slow([(5, 3), (1, 3), (2, 3)], quick=1))
 def test_intervals_of_moments_hold(probes: int, steps: int) -> None:
     held = beyond = 0
     for operator, values, seed in _cases():
@@ -84,7 +85,8 @@ def test_intervals_of_the_negative_mass_hold_and_quadrature_is_counted_in() -> N
 
 
 @pytest.mark.parametrize(
-    ("method", "samples", "most"), [("hutchinson", 16, 0.99), ("hutch++", 36, 0.99), ("xtrace", 16, 1.0)]
+    ("method", "samples", "most"),
+    mostly_slow([("hutchinson", 16, 0.99), ("hutch++", 36, 0.99), ("xtrace", 16, 1.0)], quick=1),
 )
 def test_intervals_of_the_trace_hold(method: str, samples: int, most: float) -> None:
     """XTrace's error is the jackknife's, which is too large on average."""

@@ -15,6 +15,7 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.objective.products import GradientDifferences
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense
+from tests.slowly import mostly_slow
 
 WHICH = ("largest", "smallest", "magnitude")
 EXACT = 1e-9
@@ -41,30 +42,30 @@ def _least_budget(n: int, k: int) -> int:
     return (k + 6 + k + 5) * n * 8
 
 
+@pytest.mark.parametrize("k", mostly_slow([5, 1, 20], quick=1))
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_values_are_those_of_the_dense_matrix(spectrum: str, which: str) -> None:
+def test_values_are_those_of_the_dense_matrix(spectrum: str, which: str, k: int) -> None:
     matrix = random_matrix(spectrum, 1, least=50)
     values, n = np.linalg.eigvalsh(matrix.numpy()), len(matrix)
     scale = np.abs(values).max()
-    for k in (1, 5, 20):
-        for budget in (None, _least_budget(n, k)):
-            if (spectrum, which) in HOPELESS and (budget is not None or k > 5):
-                continue
-            operator = Counting(matrix)
-            pairs = cl.top_eigenpairs(operator, k, which=which, tolerance=EXACT, memory_budget=budget)
-            truth = _truth(values, which, k)
-            # Of a pair ± the same size either may come first.
-            ours, theirs = (np.abs(v) if which == "magnitude" else v for v in (pairs.values.numpy(), truth))
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8 * scale, err_msg=f"{k} within {budget}")
-            identity = torch.eye(k, dtype=torch.float64)
-            torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, identity, rtol=0, atol=1e-11)
-            residuals = torch.linalg.vector_norm(matrix @ pairs.vectors - pairs.vectors * pairs.values, dim=0)
-            # By the recurrence: products in float64 are off by some ten roundings.
-            torch.testing.assert_close(pairs.residuals, residuals, rtol=1e-6, atol=n * 1e-14 * scale)
-            assert operator.products == pairs.effort.products
-            for low, high in pairs.bounds.tolist():
-                assert ((values >= low - n * 1e-14 * scale) & (values <= high + n * 1e-14 * scale)).any()
+    for budget in (None, _least_budget(n, k)):
+        if (spectrum, which) in HOPELESS and (budget is not None or k > 5):
+            continue
+        operator = Counting(matrix)
+        pairs = cl.top_eigenpairs(operator, k, which=which, tolerance=EXACT, memory_budget=budget)
+        truth = _truth(values, which, k)
+        # Of a pair ± the same size either may come first.
+        ours, theirs = (np.abs(v) if which == "magnitude" else v for v in (pairs.values.numpy(), truth))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8 * scale, err_msg=f"{k} within {budget}")
+        identity = torch.eye(k, dtype=torch.float64)
+        torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, identity, rtol=0, atol=1e-11)
+        residuals = torch.linalg.vector_norm(matrix @ pairs.vectors - pairs.vectors * pairs.values, dim=0)
+        # By the recurrence: products in float64 are off by some ten roundings.
+        torch.testing.assert_close(pairs.residuals, residuals, rtol=1e-6, atol=n * 1e-14 * scale)
+        assert operator.products == pairs.effort.products
+        for low, high in pairs.bounds.tolist():
+            assert ((values >= low - n * 1e-14 * scale) & (values <= high + n * 1e-14 * scale)).any()
 
 
 def test_restarts_cost_products_and_save_memory() -> None:

@@ -22,6 +22,7 @@ from convexlab.errors import FailureError, MisuseError
 from convexlab.wording.numbers import number
 from tests.curvature.matrices import SPECTRA, matrix_with, random_matrix
 from tests.dense import Dense, as_vector, derivatives, loss_of
+from tests.slowly import mostly_slow, seeds
 
 PRECISIONS = (torch.float32, torch.float64)
 every_precision = pytest.mark.parametrize("dtype", PRECISIONS)
@@ -83,9 +84,10 @@ def _check_wording(verdict: cl.Verdict) -> None:
         assert "confidence 99.9\N{NO-BREAK SPACE}%" in text or "too few for a lower bound" in text
 
 
+@seeds(10, quick=2)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_no_claim_is_false_on_any_spectrum(spectrum: str) -> None:
-    for seed in range(10):
+def test_no_claim_is_false_on_any_spectrum(spectrum: str, seeds: range) -> None:
+    for seed in seeds:
         matrix = random_matrix(spectrum, seed)
         for dtype in PRECISIONS:
             verdict = cl.convexity_verdict(_Quadratic(matrix.to(dtype)).objective(), seed=seed)
@@ -96,7 +98,7 @@ def test_no_claim_is_false_on_any_spectrum(spectrum: str) -> None:
                 assert verdict.kind == "no-negative-curvature"
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 12])
+@pytest.mark.parametrize("steps", mostly_slow([7, 1, 3, 12], quick=1))
 def test_no_claim_is_false_after_few_steps(steps: int) -> None:
     kinds = set()
     for spectrum in SPECTRA:
@@ -198,12 +200,14 @@ CONVEX: dict[str, Callable[[int], tuple[nn.Module, nn.Module, Tensor, Tensor]]] 
 }
 
 
+@seeds(20, quick=2)
 @every_precision
 @pytest.mark.parametrize("name", CONVEX)
-def test_a_rank_deficient_convex_loss_is_never_non_convex(name: str, dtype: torch.dtype) -> None:
+def test_a_rank_deficient_convex_loss_is_never_non_convex(name: str, dtype: torch.dtype, seeds: range) -> None:
     kinds = []
-    seeds = range(6 if "separable" in name else 20)
     for seed in seeds:
+        if "separable" in name and seed >= 6:
+            break
         torch.manual_seed(seed)
         model, criterion, x, y = CONVEX[name](seed)
         verdict = cl.convexity_verdict(cl.Objective(model, [(x, y)], criterion, dtype=dtype), seed=seed)
@@ -216,9 +220,10 @@ def test_a_rank_deficient_convex_loss_is_never_non_convex(name: str, dtype: torc
         assert set(kinds) == {"no-negative-curvature"}
 
 
+@seeds(3, quick=1)
 @pytest.mark.parametrize("name", CONVEX)
-def test_the_rounding_floor_is_not_below_the_rounding_error(name: str) -> None:
-    for seed in range(3):
+def test_the_rounding_floor_is_not_below_the_rounding_error(name: str, seeds: range) -> None:
+    for seed in seeds:
         torch.manual_seed(seed)
         model, criterion, x, y = CONVEX[name](seed)
         verdict = cl.convexity_verdict(cl.Objective(model, [(x, y)], criterion), seed=seed)
@@ -241,9 +246,10 @@ def test_the_last_layer_of_a_network_is_a_convex_problem() -> None:
 # Losses that are not.
 
 
+@seeds(10, quick=3)
 @every_precision
-def test_a_saddle_is_never_no_negative_curvature_and_the_witness_holds(dtype: torch.dtype) -> None:
-    for seed in range(10):
+def test_a_saddle_is_never_no_negative_curvature_and_the_witness_holds(dtype: torch.dtype, seeds: range) -> None:
+    for seed in seeds:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
         x, y = torch.randn(15, 4), torch.randint(0, 3, (15,))
@@ -262,11 +268,12 @@ def test_a_saddle_is_never_no_negative_curvature_and_the_witness_holds(dtype: to
         assert f"curvature {number(verdict.curvature)} was found" in verdict.summary()
 
 
+@seeds(3, quick=1)
 @every_precision
-def test_a_little_negative_curvature_is_seen_or_left_open_but_not_denied(dtype: torch.dtype) -> None:
+def test_a_little_negative_curvature_is_seen_or_left_open_but_not_denied(dtype: torch.dtype, seeds: range) -> None:
     """Around the floor, around the rounding floor, and at zero."""
     for size in (1e-1, 2e-3, 5e-4, 1e-5, 1e-7, 1e-9, 1e-12, 0.0):
-        for seed in range(3):
+        for seed in seeds:
             values = np.concatenate([[-size], np.linspace(0.05, 1, 29)])
             matrix = matrix_with(values, np.random.default_rng(seed)).to(dtype)
             verdict = cl.convexity_verdict(_Quadratic(matrix).objective(), seed=seed)

@@ -14,6 +14,7 @@ import torch
 
 from convexlab.datasets import dataset_names, load_dataset
 from convexlab.errors import MisuseError
+from tests.slowly import mostly_slow
 
 
 def test_names_have_descriptions_of_one_line() -> None:
@@ -138,7 +139,7 @@ def test_real_mnist() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+@pytest.mark.parametrize(("name", "classes"), mostly_slow([("cifar10", 10), ("cifar100", 100)], quick=1))
 def test_real_cifar_archive(name: str, classes: int) -> None:
     file = Path(os.environ["CONVEXLAB_DATA"]) / f"{name}-10k.npz"
     dataset = load_dataset(f"npz:{file}", train_size=1000)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convexlab.detection.gradients import GradientStatistics, _root
 from convexlab.optim import LBFGS
+from tests.slowly import mostly_slow
 
 ROWS = 60
 
@@ -55,7 +56,7 @@ def _step_in_parts(
 # The norm without the noise.
 
 
-@pytest.mark.parametrize("replacement", [True, False], ids=["with replacement", "without"])
+@pytest.mark.parametrize("replacement", mostly_slow([False, True], quick=1), ids=["without replacement", "with"])
 def test_parts_take_the_noise_out_of_the_norm(replacement: bool) -> None:
     model, x, y = _problem()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

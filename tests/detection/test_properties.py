@@ -26,7 +26,6 @@ COUNTING = {"budget-fraction", "fixed"}
 """They count epochs, and look at nothing."""
 NEEDING = {name: make for name, make in MAKES.items() if make().needs}
 
-detectors = pytest.mark.parametrize("name", MAKES)
 quick = settings(deadline=None, max_examples=20)
 
 
@@ -76,47 +75,50 @@ def scaled(curve: Sequence[Signals], loss: float, norm: float, curvature: float,
     ]
 
 
-@detectors
+# Curves take longer to draw than to follow: all detectors follow each.
+
+
 @quick
 @given(curve=curves, loss=st.integers(-60, 60), norm=st.integers(-60, 60), curvature=st.integers(-60, 60))
 def test_units_of_the_loss_and_of_the_parameters_do_not_matter(
-    name: str, curve: list[Signals], loss: int, norm: int, curvature: int
+    curve: list[Signals], loss: int, norm: int, curvature: int
 ) -> None:
     # With the loss times c and the parameters times a, norm, curvature and rate are c / a, c / a² and a² / c times what
     # they were. Powers of two scale without rounding, so that the decision is the same to the last bit.
     other = scaled(curve, 2.0**loss, 2.0**norm, 2.0**curvature, 2.0**-curvature)
-    assert fires_at(MAKES[name](), other) == fires_at(MAKES[name](), curve)
+    for name, make in MAKES.items():
+        assert fires_at(make(), other) == fires_at(make(), curve), name
 
 
 whole_curves = runs(st.integers(1, 300).map(float), st.integers(-300, 300).map(float))
 
 
-@detectors
 @quick
 @given(curve=whole_curves)
-def test_a_loss_three_times_as_large_does_not_matter(name: str, curve: list[Signals]) -> None:
+def test_a_loss_three_times_as_large_does_not_matter(curve: list[Signals]) -> None:
     # Whole numbers times three are exact, and so a ratio rounds to the same number. A threshold, a multiple of 1 / 20
     # of them, either is a whole number, to which it rounds, or is far from all.
     curve = scaled(curve, 1.0, 1.0, 1.0, 3.0)
-    assert fires_at(MAKES[name](), scaled(curve, 3.0, 3.0, 3.0, 1.0 / 3.0)) == fires_at(MAKES[name](), curve)
+    for name, make in MAKES.items():
+        assert fires_at(make(), scaled(curve, 3.0, 3.0, 3.0, 1.0 / 3.0)) == fires_at(make(), curve), name
 
 
-@detectors
 @quick
 @given(curve=curves, cut=st.integers(0, 40), tail=curves | anything)
-def test_the_future_does_not_matter(name: str, curve: list[Signals], cut: int, tail: list[Signals]) -> None:
+def test_the_future_does_not_matter(curve: list[Signals], cut: int, tail: list[Signals]) -> None:
     cut = min(cut, len(curve))
-    assert follow(MAKES[name](), curve[:cut] + tail)[:cut] == follow(MAKES[name](), curve)[:cut]
+    for name, make in MAKES.items():
+        assert follow(make(), curve[:cut] + tail)[:cut] == follow(make(), curve)[:cut], name
 
 
-@detectors
 @quick
 @given(curve=curves, tail=curves | anything)
-def test_a_decision_is_final(name: str, curve: list[Signals], tail: list[Signals]) -> None:
-    decisions = follow(MAKES[name](), curve + tail)
-    first = next((index for index, (fired, _, _) in enumerate(decisions) if fired), len(decisions))
-    assert [epoch for _, epoch, _ in decisions[:first]] == list(range(1, first + 1))
-    assert all(after == decisions[first] for after in decisions[first:])
+def test_a_decision_is_final(curve: list[Signals], tail: list[Signals]) -> None:
+    for name, make in MAKES.items():
+        decisions = follow(make(), curve + tail)
+        first = next((index for index, (fired, _, _) in enumerate(decisions) if fired), len(decisions))
+        assert [epoch for _, epoch, _ in decisions[:first]] == list(range(1, first + 1)), name
+        assert all(after == decisions[first] for after in decisions[first:]), name
 
 
 def with_gaps(curve: Sequence[Signals], gaps: set[int], gap: Signals) -> list[Signals]:
@@ -130,7 +132,6 @@ bad = st.sampled_from([NAN, math.inf, -math.inf])
 gaps = st.sets(st.integers(0, 30))
 
 
-@detectors
 @quick
 @given(
     curve=curves,
@@ -140,40 +141,38 @@ gaps = st.sets(st.integers(0, 30))
     which=st.sampled_from(["loss", "gradient_norm"]),
 )
 def test_epochs_without_a_number_only_delay(
-    name: str, curve: list[Signals], gaps: set[int], gap: Signals, number: float, which: str
+    curve: list[Signals], gaps: set[int], gap: Signals, number: float, which: str
 ) -> None:
-    before = fires_at(MAKES[name](), curve)
     holed = with_gaps(curve, gaps, replace(gap, **{which: number}))
-    at = fires_at(MAKES[name](), holed)
-    if name in COUNTING:
-        detector = MAKES[name]()
-        assert isinstance(detector, FixedEpoch)
-        assert at == (detector.switch_epoch if len(holed) >= detector.switch_epoch else None)
-        return
-    # An epoch that decides nothing never fires, so that the one that does is the same.
-    assert at == (None if before is None else before + sum(index < before for index in gaps))
+    for name, make in MAKES.items():
+        before, at = fires_at(make(), curve), fires_at(make(), holed)
+        if name in COUNTING:
+            detector = make()
+            assert isinstance(detector, FixedEpoch)
+            assert at == (detector.switch_epoch if len(holed) >= detector.switch_epoch else None), name
+            continue
+        # An epoch that decides nothing never fires, so that the one that does is the same.
+        assert at == (None if before is None else before + sum(index < before for index in gaps)), name
 
 
-@pytest.mark.parametrize("name", NEEDING)
 @quick
 @given(curve=curves, gaps=gaps)
-def test_epochs_in_which_what_is_needed_is_not_known_only_delay(
-    name: str, curve: list[Signals], gaps: set[int]
-) -> None:
-    before = fires_at(MAKES[name](), curve)
+def test_epochs_in_which_what_is_needed_is_not_known_only_delay(curve: list[Signals], gaps: set[int]) -> None:
     holed = with_gaps(curve, gaps, Signals(0.3, 7.0, NAN, NAN, NAN, NAN, NAN))
-    delay = sum(index < (before or 0) for index in gaps)
-    assert fires_at(MAKES[name](), holed) == (None if before is None else before + delay)
+    for name, make in NEEDING.items():
+        before = fires_at(make(), curve)
+        delay = sum(index < (before or 0) for index in gaps)
+        assert fires_at(make(), holed) == (None if before is None else before + delay), name
 
 
-@detectors
 @settings(deadline=None, max_examples=50)
 @given(curve=anything | extremes)
-def test_no_numbers_raise(name: str, curve: list[Signals]) -> None:
-    assert all(reason for _, _, reason in follow(MAKES[name](), curve))
+def test_no_numbers_raise(curve: list[Signals]) -> None:
+    for name, make in MAKES.items():
+        assert all(reason for _, _, reason in follow(make(), curve)), name
 
 
-@detectors
+@pytest.mark.parametrize("name", MAKES)
 def test_every_detector_fires_in_a_textbook_run(name: str) -> None:
     # Else the tests above would compare nothing with nothing.
     assert sum(fires_at(MAKES[name](), textbook(seed)) is not None for seed in range(20)) >= 5

@@ -113,7 +113,7 @@ def test_single_steps_on_the_whole_batch_are_put_together() -> None:
 # The share of the cost.
 
 
-@pytest.mark.parametrize("build", [perceptron, transformer, physics])
+@pytest.mark.parametrize("build", mostly_slow([perceptron, physics, transformer], quick=2))
 @pytest.mark.parametrize(("share", "steps", "epochs"), mostly_slow([(0.19, 16, 47), (0.053, 8, 105)], quick=1))
 def test_it_keeps_within_its_share_and_measures_as_often_as_that_pays_for(
     build: Callable[[], Loop], share: float, steps: int, epochs: int

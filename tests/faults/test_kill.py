@@ -11,16 +11,20 @@ import pytest
 
 import convexlab as cl
 from tests.faults.killing import contents, differences, leftovers, run_in_child
+from tests.slowly import mostly_slow
 
-pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="processes are not forked here")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="processes are not forked here"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 SMALL = {"objective": "friedman", "train_size": 20, "lr": 1e-2}
 SCENES: dict[str, dict[str, Any]] = {
     "baselines and probe": {"epochs": 5, "switch_epoch": 2},
+    "diverging": {"epochs": 4, "switch_epoch": 2, "lr": 1e25, "probe_every": 0, "checkpoint_every": 1},
     "detector": {"epochs": 6, "detector": "algorithm-1", "probe_every": 0, "checkpoint_every": 1},
     "oracle": {"epochs": 6, "switch_epoch": 2, "oracle_every": 2, "probe_every": 0},
     "seeds": {"epochs": 4, "switch_epoch": 2, "seeds": 2, "no_baseline": True, "probe_every": 0},
-    "diverging": {"epochs": 4, "switch_epoch": 2, "lr": 1e25, "probe_every": 0, "checkpoint_every": 1},
 }
 QUICK = {"max_steps": 2, "density_probes": 1, "slice_points": 3, "plane_points": 3}
 
@@ -64,7 +68,7 @@ def points(asked: bool) -> int:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("due", [True, False], ids=["every epoch stored", "nothing stored"])
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", mostly_slow(SCENES, quick=2))
 def test_train(
     scene: str,
     due: bool,

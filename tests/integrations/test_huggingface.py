@@ -13,13 +13,17 @@ import convexlab as cl
 from convexlab.errors import FailureError, MisuseError
 from convexlab.reporting import write_report
 from convexlab.runs import Run
+from tests.slowly import mostly_slow
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
 from convexlab.integrations.huggingface import TwoPhaseCallback  # noqa: E402 - which imports both
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory", "ignore:::accelerate", "ignore:::transformers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory", "ignore:::accelerate", "ignore:::transformers"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 ROWS, BATCH = 48, 12
 X = torch.linspace(-2, 2, ROWS)[:, None]
@@ -93,7 +97,7 @@ def test_the_trainer_logs_and_saves_on(trained: tuple[Any, Any, Path]) -> None:
     assert len(list((folder / "kept").glob("*/convexlab.pt"))) == 5 + steps
 
 
-@pytest.mark.parametrize("step", [8, 21, 22])
+@pytest.mark.parametrize("step", mostly_slow([21, 8, 22], quick=1))
 def test_a_resumed_run_ends_where_the_whole_one_does(step: int, trained: tuple[Any, Any, Path], tmp_path: Path) -> None:
     _, whole, folder = trained
     kept = folder / "kept" / f"checkpoint-{step}"

@@ -25,7 +25,10 @@ with warnings.catch_warnings(action="ignore"):
 
 from convexlab.integrations.lightning import TwoPhaseCallback
 
-pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore:.*LeafSpec", "ignore:.*litlogger")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::lightning", "ignore:.*LeafSpec", "ignore:.*litlogger"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 ROWS, BATCH = 48, 12
 

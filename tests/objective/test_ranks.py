@@ -149,9 +149,20 @@ def everything(ranks: Ranks, device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def some(ranks: Ranks) -> dict[str, Any]:
+    """Of each kind what takes the least time; ranks beyond the cores wait for each other."""
+    optimizer = OPTIMIZERS["L-BFGS"]
+    return {
+        "classes": measured(classes(ranks, "cpu")),
+        "spectrum": spectrum(squares(ranks, "cpu")),
+        "L-BFGS": stepped(squares(ranks, "cpu"), optimizer, processes="together" if ranks.shared else "alone"),
+    }
+
+
 def same(results: dict[str, Any], expected: dict[str, Any]) -> None:
-    for group, numbers in expected.items():
-        for name, number in numbers.items():
+    for group in results:
+        assert results[group].keys() == expected[group].keys()
+        for name, number in expected[group].items():
             found = results[group][name]
             if isinstance(number, float):
                 assert found == pytest.approx(number, rel=TOLERANCE), (group, name)
@@ -177,11 +188,12 @@ def expected() -> dict[str, Any]:
 @FORKED
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_have_the_numbers_of_one_process(size: int, expected: dict[str, Any], tmp_path: Path) -> None:
-    results = in_ranks(size, everything, tmp_path / "first")
+    results = in_ranks(size, everything if size == 2 else some, tmp_path / "first")
     same(results[0], expected)
     assert all(equal(results[0], other) for other in results[1:])
     if size == 2:
-        assert equal(results[0], in_ranks(size, everything, tmp_path / "second")[0])
+        again = in_ranks(size, some, tmp_path / "second")[0]
+        assert equal(again, results[0])
 
 
 @FORKED

@@ -244,7 +244,7 @@ def test_most_steps_cost_one_evaluation(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", mostly_slow(range(3), quick=1))
-@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("preconditioned", mostly_slow([True, False], quick=1))
 def test_float32_goes_on_to_the_rounding_of_the_loss(seed: int, preconditioned: bool) -> None:
     task = Regression(seed)
     p = torch.linspace(0.1, 10.0, 33) if preconditioned else torch.ones(33)

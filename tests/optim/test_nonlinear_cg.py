@@ -26,6 +26,7 @@ from tests.optim.networks import (
 )
 from tests.optim.problems import PROBLEMS, Problem
 from tests.optim.running import run
+from tests.slowly import mostly_slow
 
 every_beta = pytest.mark.parametrize("beta", beta_names())
 every_search = pytest.mark.parametrize("search", line_search_names())
@@ -150,7 +151,7 @@ def test_evaluations_are_at_most_one_and_a_half_times_those_of_scipy() -> None:
 
 
 @every_problem
-@pytest.mark.parametrize("search", ["hager-zhang", "brent"])
+@pytest.mark.parametrize("search", mostly_slow(["hager-zhang", "brent"], quick=1))
 def test_hager_zhang_descends_in_every_step(problem: Problem, search: str) -> None:
     start = torch.tensor(problem.start, dtype=torch.float64)
     for _, report, optimiser in _run(problem, start, 100, problem.tolerance, beta="hager-zhang", line_search=search):
@@ -194,7 +195,7 @@ def test_scale_of_the_loss_does_not_matter(beta: str, search: str) -> None:
 
 
 @pytest.mark.parametrize("beta", ["polak-ribiere+", "hager-zhang"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_slow(range(2), quick=1))
 def test_float32_goes_on_to_the_rounding_of_the_gradient(beta: str, seed: int) -> None:
     task = Regression(seed)
     floors = []

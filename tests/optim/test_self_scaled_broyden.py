@@ -30,6 +30,7 @@ from tests.optim.running import (
     closure_of,
     run,
 )
+from tests.slowly import mostly_slow
 
 every_update = pytest.mark.parametrize("update", self_scaled_update_names())
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -146,7 +147,7 @@ def test_power_of_two_on_the_loss_changes_no_bit(update: str) -> None:
 
 
 @every_update
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_slow(range(2), quick=1))
 def test_float32_goes_on_with_a_float64_matrix(update: str, seed: int) -> None:
     task = Regression(seed)
     for x, report, optimiser in _run(task, task.start.float(), 400, update=update):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def files(tmp_path: Path) -> list[Path]:
     return write_numbered(tmp_path, FACTORY)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that import nothing anew, which takes seconds each."""
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
 def factory(files: list[Path], name: str = "loss") -> str:
     return f"{files[0].parent / 'factory.py'}:{name}"
 
@@ -95,13 +103,10 @@ def test_rows_are_those_of_one_process(files: list[Path], tmp_path: Path) -> Non
     ("name", "message"),
     [
         ("failing", r"a job failed at .*epoch-00002.* no luck today .*factory\.py"),
-        pytest.param(
-            "dying",
-            r"a job ended at .*epoch-00002.* without a message \(signal 9, SIGKILL\).*--resume",
-            marks=pytest.mark.slow,
-        ),
+        ("dying", r"a job ended at .*epoch-00002.* without a message \(signal 9, SIGKILL\).*--resume"),
     ],
 )
+@pytest.mark.usefixtures("forked")
 def test_what_goes_wrong_in_a_job_is_one_error(name: str, message: str, files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(cl.FailureError, match=message):
         cl.probe(files, objective=factory(files, name), out=tmp_path / "out", jobs=2, **QUICK)
@@ -117,6 +122,7 @@ def test_what_a_job_puts_up_with_is_said_and_its_loader_has_processes(files: lis
     assert all(row["smallest"] is not None for row in result.rows)
 
 
+@pytest.mark.usefixtures("forked")
 def test_where_somebody_asks_to_stop_what_is_at_work_is_kept(files: list[Path], tmp_path: Path) -> None:
     asked = []
 

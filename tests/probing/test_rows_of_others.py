@@ -83,7 +83,7 @@ QUICK = ("--max-steps", "3", "--density-steps", "3")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -170,6 +170,7 @@ def test_a_row_of_lightning(folder: Path) -> None:
     assert [row["train_loss"] for row in rows] == pytest.approx(_losses(made, plain), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_of_torchvisions_resnet(folder: Path) -> None:
     pytest.importorskip("torchvision")
     made = _write(folder, IMAGES)

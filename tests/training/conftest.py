@@ -8,6 +8,11 @@ import pytest
 from tests.tiny import write_problem
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(undrawn: None) -> None:
+    """What charts look like is tested elsewhere."""
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The options of a run that takes a fraction of a second; nothing is probed."""

@@ -20,8 +20,6 @@ from convexlab.reporting import summary_lines, write_report
 from convexlab.training.second_phase import Step
 from convexlab.training.trajectory import Trajectory
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 FAST = {"epochs": 6, "switch_epoch": 3, "lr": 0.1}
 
 

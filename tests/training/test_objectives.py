@@ -240,7 +240,6 @@ def test_a_factory_function_is_the_same_as_its_name(
     assert by_name.config["objective"] == f"{factories}:{factory.__name__}"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_seeds(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 8, "probe_every": None}
     parent = cl.train_two_phase(out=tmp_path / "run", objective=odd, seeds=2, **options)
