@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convexlab.errors import MisuseError
+from convexlab.errors import FailureError, MisuseError
 from convexlab.machine.random_state import spread_rows
 
 __all__ = ["MappedPairs", "native", "open_pairs"]
@@ -97,7 +97,10 @@ class MappedPairs(Dataset[Pair]):
 
     def _opened(self) -> tuple[NDArray[Any], NDArray[Any]]:
         if self._arrays is None:
-            x, y = (np.load(file, mmap_mode="r", allow_pickle=False) for file in self._files)
+            try:
+                x, y = (np.load(file, mmap_mode="r", allow_pickle=False) for file in self._files)
+            except (OSError, ValueError, EOFError) as error:
+                raise FailureError(f"{str(self._files[0].parent)!r} can no longer be read: {error}.") from error
             self._arrays = x, y
         return self._arrays
 
@@ -135,10 +138,13 @@ def _check(file: Path) -> int:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
-        raise MisuseError(f"{str(file)!r} does not fit: {error}. npy:PLACE expects {LAYOUT}.") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise MisuseError(
+            f"{str(file)!r} does not fit: {str(error).rstrip('.')}. npy:PLACE expects {LAYOUT}."
+        ) from error
+    # A long double has more bytes than any number of torch.
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         got = f"type {array.dtype}" if isinstance(array, np.ndarray) else "an archive; that goes by --dataset npz:FILE"
-        raise MisuseError(f"{str(file)!r} must be one array of real numbers, got {got}.")
+        raise MisuseError(f"{str(file)!r} must be one array of real numbers of at most 64 bits, got {got}.")
     if array.ndim == 0 or array.size == 0:
         raise MisuseError(f"{str(file)!r} must hold at least one example, got shape {array.shape}.")
     return len(array)

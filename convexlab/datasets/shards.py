@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,9 @@ _IMAGES = ("jpg", "jpeg", "png", "webp")
 _INPUTS = ("x.npy", *_IMAGES)
 _TARGETS = ("y.npy", "cls")
 # What tarfile, NumPy, Pillow and webdataset raise on a file that is damaged, or on samples of other keys or shapes.
-_UNREADABLE = (tarfile.TarError, OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError)
+_UNREADABLE = (tarfile.TarError, OSError, ValueError, EOFError, RuntimeError, SyntaxError)
+# Bytes of a block in a tar file, and what lies where in a file's first one.
+_BLOCK, _MAGIC, _AT = 512, b"ustar", 257
 
 
 class Shards(IterableDataset[tuple[Tensor, Tensor]]):
@@ -68,8 +71,7 @@ class Shards(IterableDataset[tuple[Tensor, Tensor]]):
         decode, batch = _decoder(self._keys), list[tuple[Any, Any]]()
         try:
             for sample in _samples(files):
-                decoded = decode(sample)
-                batch.append((decoded[self._keys[0]], decoded[self._keys[1]]))
+                batch.append(self._pair(decode, sample))
                 if len(batch) == self.size:
                     yield _collated(batch)
                     batch = []
@@ -77,6 +79,19 @@ class Shards(IterableDataset[tuple[Tensor, Tensor]]):
                 yield _collated(batch)
         except _UNREADABLE as error:
             raise FailureError(f"a shard among {files[0]!r} and others cannot be read: {_words_of(error)}.") from error
+
+    def _pair(self, decode: Callable[[dict[str, Any]], dict[str, Any]], sample: dict[str, Any]) -> tuple[Any, Any]:
+        """Return the input and the target of a sample, decoded."""
+        name = f"the sample {sample['__key__']!r} of {sample['__url__']!r}"
+        for key in self._keys:
+            if key not in sample:
+                raise FailureError(f"{name} has no {key}, as the first one has. Write it anew with both parts.")
+        try:
+            decoded = decode(sample)
+        except _library().autodecode.DecodingError as error:
+            cause = error.__cause__ or error
+            raise FailureError(f"{name} cannot be decoded: {cause}. webdataset:PATTERN expects {LAYOUT}.") from error
+        return decoded[self._keys[0]], decoded[self._keys[1]]
 
 
 def open_shards(pattern: str, size: int) -> Shards:
@@ -87,12 +102,13 @@ def open_shards(pattern: str, size: int) -> Shards:
     """
     files = _files(pattern)
     try:
-        with contextlib.closing(_samples(files[:1])) as samples:
+        for file in files:
+            _check_end(file)
+        file = files[0]
+        with contextlib.closing(_samples([file])) as samples:
             first = next(samples)
     except (*_UNREADABLE, StopIteration) as error:
-        raise MisuseError(
-            f"{files[0]!r} does not fit: {_words_of(error)}. webdataset:PATTERN expects {LAYOUT}."
-        ) from error
+        raise MisuseError(f"{file!r} does not fit: {_words_of(error)}. webdataset:PATTERN expects {LAYOUT}.") from error
     keys = [key for key in first if not key.startswith("__")]
     input, target = (next((key for key in known if key in keys), None) for known in (_INPUTS, _TARGETS))
     if input is None or target is None:
@@ -108,10 +124,21 @@ def _files(pattern: str) -> list[str]:
     expanded = _library().shardlists.expand_urls(pattern) if pattern else []
     # No URLs: one that begins with "pipe:" would run a command.
     paths = [Path(part).expanduser().absolute() for part in expanded]
-    files = [str(file) for path in paths for file in sorted(path.parent.glob(path.name))]
-    if not files:
-        raise MisuseError(f"no file at {pattern!r}; webdataset:PATTERN expects {LAYOUT}.")
-    return files
+    matches = [(path, sorted(path.parent.glob(path.name))) for path in paths]
+    missing = [str(path) for path, there in matches if not there]
+    if missing or not matches:
+        place = missing[0] if len(matches) > 1 else pattern
+        raise MisuseError(f"no file at {place!r}; webdataset:PATTERN expects {LAYOUT}.")
+    return [str(file) for _, there in matches for file in there]
+
+
+def _check_end(file: str) -> None:
+    """Raise a ReadError if a tar file lacks the zeros that end it: cut off between two samples, it reads as a whole."""
+    with Path(file).open("rb") as stream:
+        if stream.read(_BLOCK)[_AT:].startswith(_MAGIC):  # Else it is compressed, and an end is found in reading.
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _BLOCK))
+            if any(stream.read()):
+                raise tarfile.ReadError("it is cut off, as the zeros at the end of a tar file are missing")
 
 
 def _samples(files: Sequence[str]) -> Generator[dict[str, Any], None, None]:
@@ -134,6 +161,8 @@ def _decoder(keys: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def _words_of(error: Exception) -> str:
     """Return what went wrong; the library adds the file as an object behind it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error.args[0]) if error.args else "it holds no sample"
 
 

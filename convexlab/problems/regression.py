@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from convexlab.architectures import Perceptron
+from convexlab.errors import MisuseError
 from convexlab.machine.random_state import drawn_from
 from convexlab.objective import Objective
 from convexlab.problems.minibatches import RandomRows, default_batch_size
@@ -33,10 +34,15 @@ def friedman(
         batch_size: Adam's; None is a twentieth of the examples, from 16 to 512.
         seed: of the examples and the weights.
         device: where to train; None is the CPU.
+
+    Raises:
+        MisuseError: fewer than two examples, whose values have no spread to standardise by.
     """
     from sklearn.datasets import make_friedman1
 
     size = _EXAMPLES if train_size is None else train_size
+    if size < 2:
+        raise MisuseError(f"values are standardised by their spread: expected train_size to be at least 2, got {size}.")
     inputs, values = make_friedman1(size + _VALIDATION, n_features=_INPUTS, noise=_NOISE, random_state=seed)
     values = (values - values[:size].mean()) / values[:size].std()
     x, y = (torch.from_numpy(part).float().to(device) for part in (2 * inputs - 1, values[:, None]))

@@ -17,7 +17,7 @@ import convexlab as cl
 from convexlab.datasets import reading
 from convexlab.datasets.mapped import MappedPairs, open_pairs
 from convexlab.datasets.reading import read_ahead
-from convexlab.errors import MisuseError
+from convexlab.errors import FailureError, MisuseError
 
 CPU = torch.device("cpu")
 
@@ -161,10 +161,11 @@ def test_an_accelerator_is_fed_from_pinned_memory(folder: Path) -> None:
     ("x", "y", "message"),
     [
         (np.zeros((3, 2)), np.zeros(4), "expected one target an input, got 3 inputs .* and 4 targets"),
-        (np.array(["a", "b"]), np.zeros(2), "one array of real numbers, got type <U1"),
+        (np.array(["a", "b"]), np.zeros(2), "one array of real numbers of at most 64 bits, got type <U1"),
         (np.zeros((0, 2)), np.zeros(0), "at least one example"),
         (np.array(1.0), np.zeros(1), "at least one example, got shape"),
         (np.array([object()]), np.zeros(1), "does not fit"),
+        (np.zeros(2, np.longdouble), np.zeros(2), "at most 64 bits"),
     ],
 )
 def test_other_arrays_are_refused(x: Any, y: Any, message: str, tmp_path: Path) -> None:
@@ -185,6 +186,13 @@ def test_files_that_are_not_there_or_damaged_are_named(folder: Path, tmp_path: P
         np.savez(file, x=np.zeros(3))
     with pytest.raises(MisuseError, match="an archive; that goes by --dataset npz:FILE"):
         open_pairs(str(folder), 2)
+
+
+def test_files_that_are_gone_where_a_process_opens_them_are_a_failure(folder: Path) -> None:
+    pairs = pickle.dumps(open_pairs(str(folder), 2))
+    (folder / "y.npy").unlink()
+    with pytest.raises(FailureError, match=r"can no longer be read: .*y\.npy"):
+        next(iter(pickle.loads(pairs)))
 
 
 def test_pairs_are_a_dataset_of_torch(folder: Path) -> None:

@@ -134,3 +134,45 @@ def test_a_shard_that_is_cut_off_is_a_failure(folder: Path) -> None:
     second.write_bytes(second.read_bytes()[:700])
     with pytest.raises(FailureError, match="cannot be read"):
         list(shards)
+
+
+def test_a_shard_that_is_cut_off_between_samples_is_refused(folder: Path) -> None:
+    second = folder / "train-001.tar"
+    whole = second.read_bytes()
+    with tarfile.open(second) as tar:
+        between = tar.getmembers()[2].offset
+    for end in (between, 300):
+        second.write_bytes(whole[:end])
+        with pytest.raises(MisuseError, match=r"train-001\.tar' does not fit: it is cut off"):
+            open_shards(str(folder / "train-*.tar"), 4)
+
+
+def test_every_shard_that_is_named_has_to_be_there(folder: Path) -> None:
+    with pytest.raises(MisuseError, match=r"no file at '.*train-002\.tar'"):
+        open_shards(str(folder / "train-{000..002}.tar"), 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"cls": b"1"}, r"the sample '2' of .*a\.tar' has no x\.npy"),
+        ({"x.npy": b"no numbers", "cls": b"1"}, r"the sample '2' of .*a\.tar' cannot be decoded"),
+        ({"x.npy": None, "cls": b"cat"}, r"the sample '2' of .*a\.tar' cannot be decoded: .*cat"),
+    ],
+)
+def test_a_sample_of_other_parts_is_named(parts: dict[str, Any], message: str, tmp_path: Path) -> None:
+    x = io.BytesIO()
+    np.save(x, np.zeros(2))
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "1", "x.npy": x.getvalue(), "cls": b"1"})
+        writer.write({"__key__": "2"} | {key: part or x.getvalue() for key, part in parts.items()})
+    with pytest.raises(FailureError, match=message):
+        list(open_shards(str(tmp_path / "a.tar"), 4))
+
+
+def test_samples_of_one_name_in_two_shards_are_two(tmp_path: Path) -> None:
+    for k in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"{k}.tar")) as writer:
+            writer.write({"__key__": "1", "x.npy": np.full(2, k, np.float32), "cls": k})
+    ((x, y),) = open_shards(str(tmp_path / "{0..1}.tar"), 4)
+    assert (x[:, 0].tolist(), y.tolist()) == ([0.0, 1.0], [0, 1])

@@ -121,3 +121,8 @@ def test_misuse(name: str, error: type[ConvexLabError], message: str, factories:
 def test_dtype_and_device_are_checked_before_the_factory_runs(options: dict[str, str], factories: Path) -> None:
     with pytest.raises(MisuseError):
         build_objective(f"{factories}:broken", **options)
+
+
+def test_values_of_one_example_have_no_spread() -> None:
+    with pytest.raises(MisuseError, match="train_size to be at least 2, got 1"):
+        build_objective("friedman", train_size=1)
