@@ -1,6 +1,6 @@
 """What ranks save: seconds of a probe and of a second phase, and memory of a Krylov run and of a dense Broyden matrix.
 
-    python benchmarks/ranks.py time --repeats 5
+    python benchmarks/ranks.py time --repeats 5 --examples 2048
     python benchmarks/ranks.py memory
 
 Every figure is of fresh processes of one thread each, started by torchrun, 1 and 2 ranks in turn. Seconds are those of
@@ -31,6 +31,7 @@ from convexlab.probing.point import ProbeOptions, probe_point
 from convexlab.problems import ImageProblem, build_problem
 
 _EXAMPLES, _ADAM_EPOCHS, _SECOND_PHASE_STEPS, _KRYLOV_STEPS = 1_024, 4, 20, 12
+_EXAMPLES_VARIABLE = "RANKS_EXAMPLES"  # It tells the ranks.
 _LANCZOS_STEPS, _LANCZOS_SIZE = 100, (2_000, 10_000)
 _BROYDEN_SIZE, _BROYDEN_STEPS = 8_000, 6
 
@@ -44,8 +45,10 @@ def main() -> None:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--ranks", "sizes", default=(1, 2), multiple=True, type=int, show_default=True)
 @click.option("--only", help="One piece of work: probe, second phase.")
-def seconds(repeats: int, sizes: tuple[int, ...], only: str | None) -> None:
-    """Print seconds of a probe and of a second phase: vit-mlp, 1,024 images of CIFAR-10, float32."""
+@click.option("--examples", default=_EXAMPLES, show_default=True, help="CIFAR-10 images.")
+def seconds(repeats: int, sizes: tuple[int, ...], only: str | None, examples: int) -> None:
+    """Print seconds of a probe and of a second phase: vit-mlp on a subset of CIFAR-10, float32."""
+    os.environ[_EXAMPLES_VARIABLE] = str(examples)
     _table("s", [only] if only else [*_SECONDS], sizes, repeats)
 
 
@@ -71,7 +74,7 @@ def work(name: str) -> None:
 
 def _probe(ranks: Ranks) -> float:
     problem = _trained(ranks)
-    loss = ProbedLoss(problem.objective, problem, _EXAMPLES, _EXAMPLES)
+    loss = ProbedLoss(problem.objective, problem, _examples(), _examples())
     options = ProbeOptions(max_steps=_KRYLOV_STEPS, products="exact", slice_points=7)
     return _timed(ranks, lambda: probe_point(loss, options))
 
@@ -133,7 +136,7 @@ _MEGABYTES: dict[str, Callable[[Ranks], float]] = {"Krylov run": _krylov_run, "d
 
 
 def _trained(ranks: Ranks) -> ImageProblem:
-    problem = build_problem("vit-mlp", cifar10(), "mse", train_size=_EXAMPLES, device="cpu")
+    problem = build_problem("vit-mlp", cifar10(), "mse", train_size=_examples(), device="cpu")
     problem.share_out(ranks)
     adam = torch.optim.Adam(problem.model.parameters(), lr=2e-3)
     order = torch.Generator().manual_seed(0)
@@ -143,6 +146,10 @@ def _trained(ranks: Ranks) -> ImageProblem:
             problem.objective.training_loss(batch).backward()
             adam.step()
     return problem
+
+
+def _examples() -> int:
+    return int(os.environ.get(_EXAMPLES_VARIABLE, _EXAMPLES))
 
 
 def _timed(ranks: Ranks, call: Callable[[], object]) -> float:
