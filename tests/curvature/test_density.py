@@ -72,6 +72,7 @@ def test_moments_are_dense_traces_within_four_standard_errors(spectrum: str, see
             assert error < size
 
 
+@pytest.mark.slow
 def test_a_standard_error_is_neither_too_small_nor_too_large() -> None:
     """Over 100 seeds, a normal variable exceeds two standard deviations in one case out of 20."""
     matrix = random_matrix("isolated negative", 0, least=60)

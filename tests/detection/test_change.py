@@ -72,6 +72,7 @@ def unimodal_in_hindsight(norms: Sequence[float], losses: Sequence[float], facto
     return True
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.9), st.floats(1.0, 6.0))
 def test_unimodal_norm_is_its_rule(seed: int, factor: float, threshold: float) -> None:

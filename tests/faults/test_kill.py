@@ -110,6 +110,7 @@ def test_probe_of_files(trained: Path, points: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_second_probe_of_a_run(trained: Path, points: int, tmp_path: Path) -> None:
     """The first one's rows stay until each is replaced."""

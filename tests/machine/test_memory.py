@@ -38,9 +38,20 @@ def _fill(size: int) -> torch.Tensor:
 SLACK = 8 * MB
 
 
+def _of_files() -> int:
+    return int(psutil.Process().memory_info().shared)
+
+
+def _check(rise: int | None, size: int, of_files: int) -> None:
+    """Compare a rise with what was filled; the system takes pages of libraries back, and reads them, at any time."""
+    moved = _of_files() - of_files
+    assert rise is not None
+    assert min(0, moved) - SLACK <= rise - size <= max(0, moved) + SLACK
+
+
 @needs_linux
 def test_the_peak_is_that_of_the_block_and_counts_from_its_start() -> None:
-    before = _fill(50 * MB)
+    before, of_files = _fill(50 * MB), _of_files()
     with PeakMemory(CPU) as peak:
         kept = _fill(40 * MB)
         more = _fill(60 * MB)
@@ -48,34 +59,31 @@ def test_the_peak_is_that_of_the_block_and_counts_from_its_start() -> None:
         so_far = peak.rise()
     after = _fill(200 * MB)  # No longer of the block.
     for rise in (so_far, peak.rise()):
-        assert rise is not None
-        assert abs(rise - 100 * MB) <= SLACK
+        _check(rise, 100 * MB, of_files)
     assert len(before) + len(kept) + len(after) == 290 * MB
 
 
 @needs_linux
 def test_a_peak_below_the_highest_ever_is_found_by_looking() -> None:
     _fill(300 * MB)
+    of_files = _of_files()
     with PeakMemory(CPU) as peak:
         passing = _fill(80 * MB)
         time.sleep(0.1)  # Twenty looks.
         del passing
-    rise = peak.rise()
-    assert rise is not None
-    assert abs(rise - 80 * MB) <= SLACK
+    _check(peak.rise(), 80 * MB, of_files)
 
 
 @needs_linux
 def test_blocks_can_be_nested() -> None:
+    of_files = _of_files()
     with PeakMemory(CPU) as outer:
         kept = _fill(40 * MB)
         with PeakMemory(CPU) as inner:
             also_kept = _fill(64 * MB)
     assert len(kept) + len(also_kept) == 104 * MB
     for peak, size in ((outer, 104 * MB), (inner, 64 * MB)):
-        rise = peak.rise()
-        assert rise is not None
-        assert abs(rise - size) <= SLACK
+        _check(peak.rise(), size, of_files)
 
 
 def test_no_thread_outlives_the_block_and_errors_pass_through() -> None:

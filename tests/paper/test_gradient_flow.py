@@ -62,6 +62,7 @@ def test_on_the_bell_all_three_moments_are_at_radius_one() -> None:
     assert not inner.is_simple
 
 
+@pytest.mark.slow
 def test_in_the_trough_the_norm_only_falls_and_the_region_is_convex_later() -> None:
     (path,) = descend(trough, [[3.0, 1.5]], length=8.0, samples=800, tolerance=1e-4)
     assert path.along_gradient[0] > 0 > path.smallest[0]

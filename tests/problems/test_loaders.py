@@ -217,10 +217,14 @@ def call(code: Path, *words: str) -> Any:
     return CliRunner().invoke(main, [word.replace("MINE", str(code)) for word in words])
 
 
-@pytest.mark.parametrize("command", ["probe", "train"])
 @pytest.mark.parametrize(
-    ("data", "place"),
-    [("Late", "KeyError: 'the second batch' (MINE:"), ("of_workers", "ValueError: no example 0 (MINE")],
+    ("command", "data", "place"),
+    [
+        ("probe", "Late", "KeyError: 'the second batch' (MINE:"),
+        ("train", "Late", "KeyError: 'the second batch' (MINE:"),
+        ("probe", "of_workers", "ValueError: no example 0 (MINE"),
+        pytest.param("train", "of_workers", "ValueError: no example 0 (MINE", marks=pytest.mark.slow),
+    ],
 )
 def test_an_error_of_the_readers_code_is_one_message(command: str, data: str, place: str, code: Path) -> None:
     torch.save(torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).state_dict(), "c.pt")

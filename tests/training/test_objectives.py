@@ -389,6 +389,7 @@ def test_detectors_see_a_whole_batch(detector: str, tmp_path: Path) -> None:
     assert summary_of(run)["switch"]["detector"] == detector
 
 
+@pytest.mark.slow
 def test_every_switch_of_the_oracle_is_a_run(tmp_path: Path) -> None:
     run = cl.train_two_phase(out=tmp_path / "run", **INFORMED | {"oracle_every": 15})
     assert [row["switch_epoch"] for row in run.oracle] == [15, 30]
@@ -462,6 +463,7 @@ def test_a_thousand_steps_are_recorded_in_at_most_four_hundred_rows(
     assert 10 * evaluations[0] < 1.2 * training[0]
 
 
+@pytest.mark.slow
 def test_many_steps_go_on_the_same_after_an_interruption_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_dropout_buffers_and_frozen_parameters_resume_too(
     assert contents(cl.train_two_phase(out=tmp_path / "run", resume=True)) == contents(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.4])
 def test_several_seeds_resume(
     share: float, tiny: Options, tmp_path: Path, uninterrupted: Callable[[Options], tuple[Run, list[Progress]]]
