@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import convexlab as cl
 from convexlab.curvature.bounds import steps_for
 from convexlab.curvature.lanczos import Lanczos, random_unit_vector
+from convexlab.machine.memory import resident_bytes
 from convexlab.machine.ranks import ALONE, Ranks, of_torchrun
 from convexlab.reporting import Part, Study, write_study
 from convexlab.reporting.charts.style import PALETTE, draw, legend, scale_log
@@ -207,7 +208,7 @@ def _fits(case: Case, ranks: Ranks) -> bool:
 
 
 def _row(case: Case, ranks: Ranks) -> Row:
-    before = psutil.Process().memory_info().rss
+    before = resident_bytes()
     objective = cl.Objective(_network(case.parameters), _Drawn(case.examples), nn.MSELoss(), group=ranks.group)
     operator, size = objective.hessian("exact"), objective.size
     v = torch.ones(size) / size**0.5

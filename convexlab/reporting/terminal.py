@@ -128,7 +128,7 @@ def _print_table(console: Console, table: Table) -> None:
 
 
 def _width_of(grid: RichTable, console: Console) -> int:
-    return max(sum(segment.cell_length for segment in line) for line in Segment.split_lines(console.render(grid)))
+    return max(map(Segment.get_line_length, Segment.split_lines(console.render(grid))))
 
 
 def _print_sentences(console: Console, sentences: Iterable[str]) -> None:
